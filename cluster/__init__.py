@@ -1,0 +1,1 @@
+"""Where jobs run: a local cluster, submission to a remote one."""

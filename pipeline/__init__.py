@@ -1,0 +1,1 @@
+"""The library: catalogue photos to latents, indexes and immutable releases."""

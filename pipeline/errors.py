@@ -1,0 +1,88 @@
+"""Every exception of the project, each with the exit code a scheduler sees."""
+
+from __future__ import annotations
+
+
+class CodebooksError(Exception):
+    """Base of all errors raised on purpose; the text says what, the value, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(CodebooksError, ValueError):
+    """A command line or configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class InputError(CodebooksError, ValueError):
+    """A catalogue, table or bundle that cannot be read as asked."""
+
+    exit_code = 3
+
+
+class GateRefused(CodebooksError):
+    """A release was built and a gate refused to publish it; the channel stays where it was."""
+
+    exit_code = 4
+
+
+class Conflict(CodebooksError):
+    """Another run has won the channel, or this attempt of a run is no longer the live one."""
+
+    exit_code = 5
+
+
+class Unavailable(CodebooksError):
+    """A temporary failure (time-out, 5xx, a live other attempt): the same command may be tried again."""
+
+    exit_code = 6
+
+
+class NotFound(CodebooksError, FileNotFoundError):
+    """A name that the store does not hold."""
+
+    exit_code = 3
+
+
+class Forbidden(CodebooksError, PermissionError):
+    """The store refused access to a name (HTTP 401 or 403, or file permissions)."""
+
+    exit_code = 3
+
+
+class IntegrityError(CodebooksError):
+    """Bytes on the store are not what a manifest, key or footer says they are."""
+
+    exit_code = 3
+
+
+class UnknownItem(CodebooksError, KeyError):
+    """An item_id that the release does not hold; the text says if it is quarantined, delisted or unseen."""
+
+    exit_code = 3
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class NotReconstructing(CodebooksError):
+    """`decode` was called on a model that has no decoder to pixels."""
+
+
+class PhotoRefused(CodebooksError):
+    """One photo cannot be used; it becomes a row of the quarantine table, never a crash.
+
+    stage: fetch | decode. reason: a short fixed word, for example `missing`, `truncated`.
+    """
+
+    exit_code = 3
+
+    def __init__(self, stage: str, reason: str, detail: str) -> None:
+        super().__init__(f"{stage}: {reason}: {detail}")
+        self.stage = stage
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[PhotoRefused], tuple[str, str, str]]:
+        return (type(self), (self.stage, self.reason, self.detail))

@@ -1,0 +1,101 @@
+"""Parts: write-once Parquet files of pixels or latents, named by what was asked for.
+
+The first writer of a part wins and every other attempt uses the winner's bytes, so nothing depends on a second
+computation being equal to the bit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from .errors import IntegrityError, NotFound
+from .keys import digest_of, key_of
+from .storage import Store
+
+
+class PartFile(BaseModel):
+    """One part as a manifest lists it. bytes: file size; rows: rows in the file; sha256: of the file's bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int
+    rows: int
+    sha256: str
+
+
+def pixels_part_name(transform_id: str, part_key: str) -> str:
+    """Return a pixels part's name on the store."""
+    return f"pixels/{transform_id}/{part_key}.parquet"
+
+
+def latents_part_name(model_id: str, part_key: str) -> str:
+    """Return a latents part's name on the store."""
+    return f"latents/{model_id}/{part_key}.parquet"
+
+
+def part_key(schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = "") -> str:
+    """Return the key of the part that answers these photos.
+
+    space_id: model_id or transform_id. photos: columns item_id, uri, token, in the part's order. retry_of: the release
+    whose refused fetches are tried again, so that an older part which holds the refusal does not answer.
+    """
+    asked = list(
+        zip(*(photos.column(name).to_pylist() for name in ("item_id", "uri", "token")), strict=True)
+    )
+    return key_of([schema_version, space_id, precision, retry_of, asked])
+
+
+def write_part(store: Store, name: str, table: pa.Table, key: str) -> PartFile:
+    """Write a part in one `put_if_absent`; when another attempt was first, return that one's part.
+
+    Raises IntegrityError when the winner's part does not hold this key.
+    """
+    meta = {**(table.schema.metadata or {}), b"part_key": key.encode()}
+    sink = io.BytesIO()
+    # One chunk, one write: the bytes of a Parquet file depend on how its rows are chunked.
+    pq.write_table(table.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd", row_group_size=1024)
+    data = sink.getvalue()
+    if store.put_if_absent(name, data):
+        return PartFile(name=name, bytes=len(data), rows=table.num_rows, sha256=digest_of(data))
+    found = find_part(store, name, key)
+    if found is None:
+        raise IntegrityError(f"{name} was there and is gone: something deletes parts while a run is alive")
+    return found
+
+
+def find_part(store: Store, name: str, key: str) -> PartFile | None:
+    """Return a finished part, or None when nothing has this name; its footer and key are checked.
+
+    Raises IntegrityError when the file is no Parquet file or holds another key.
+    """
+    try:
+        data = store.get(name)
+    except NotFound:
+        return None
+    meta = _footer(name, data)
+    held = (meta.metadata or {}).get(b"part_key", b"").decode()
+    if held != key:
+        raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")
+    return PartFile(name=name, bytes=len(data), rows=meta.num_rows, sha256=digest_of(data))
+
+
+def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a part's table (only `columns` where given). Raises NotFound, IntegrityError."""
+    try:
+        with store.open(name) as handle:
+            return pq.read_table(handle, columns=None if columns is None else list(columns))
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+
+
+def _footer(name: str, data: bytes) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a whole Parquet file ({error}); delete it and run again") from error

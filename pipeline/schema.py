@@ -1,0 +1,151 @@
+"""Arrow schemas of every table on the store, each with a version (in the metadata under `schema`).
+
+Item attributes (category, brand, ...) follow the fixed columns of `photos`, `plan` and `items` under their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+PIXELS_VERSION = 1
+LATENTS_VERSION = 1
+ITEMS_VERSION = 1
+QUARANTINE_VERSION = 1
+CHANGES_VERSION = 1
+PLAN_VERSION = 1
+
+# What a catalogue source yields, one row a photo. A photo's bytes lie at `uri`; where they are embedded in a table or
+# a tar file, `source` is that file's URI and `offset` the row number (Parquet, JSON lines: base 0) or the first byte's
+# position (tar), `length` the number of bytes (tar). `token` is null until `catalogue.tokens` has resolved it.
+PHOTOS = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("token", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+
+# A photo that could not be used. `stage`: plan | fetch | decode; `reason`: a fixed word; `detail`: a sentence.
+REFUSAL = pa.schema(
+    [pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
+)
+
+# One row a photo that was asked for. A refused photo has null `digest` and `pixels`, and a stage and reason.
+_PIXELS = [
+    pa.field("item_id", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("token", pa.string(), nullable=False),
+    pa.field("digest", pa.string()),  # sha256 of the photo's bytes as fetched
+]
+
+# What a plan adds to PHOTOS. `status`: added | changed | same | refused. A `same` row names where its pixels and
+# latents already lie; `shard` is null where nothing has to be computed; `retried` marks a photo whose fetch was
+# refused in the parent release and is tried again.
+_PLAN = [
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("shard", pa.int32()),
+    pa.field("retried", pa.bool_(), nullable=False),
+    pa.field("digest", pa.string()),
+    pa.field("latents_part", pa.string()),
+    pa.field("latents_row", pa.int32()),
+    pa.field("pixels_part", pa.string()),
+    pa.field("pixels_row", pa.int32()),
+    *REFUSAL,
+]
+
+ITEMS = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("token", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("latents_part", pa.string(), nullable=False),  # full name on the store
+        pa.field("latents_row", pa.int32(), nullable=False),
+        pa.field("pixels_part", pa.string()),  # null once the pixels have expired
+        pa.field("pixels_row", pa.int32()),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("token", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("first_seen", pa.string(), nullable=False),  # the run that first refused it
+    ]
+)
+
+# `change`: added | changed | removed | relabelled | quarantined.
+CHANGES = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("change", pa.string(), nullable=False),
+    ]
+)
+
+# Names that an attribute column must not have.
+RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
+
+
+def plan_schema(attributes: Sequence[pa.Field]) -> pa.Schema:
+    """Return the schema of `plan.parquet` for these attribute columns."""
+    return _versioned(pa.schema([*PHOTOS, *_PLAN, *attributes]), PLAN_VERSION)
+
+
+def items_schema(attributes: Sequence[pa.Field]) -> pa.Schema:
+    """Return the schema of a release's items table for these attribute columns."""
+    return _versioned(pa.schema([*ITEMS, *attributes]), ITEMS_VERSION)
+
+
+def quarantine_schema() -> pa.Schema:
+    """Return the schema of a release's quarantine table."""
+    return _versioned(QUARANTINE, QUARANTINE_VERSION)
+
+
+def changes_schema() -> pa.Schema:
+    """Return the schema of a release's table of changes against its parent."""
+    return _versioned(CHANGES, CHANGES_VERSION)
+
+
+def pixels_schema(size: int) -> pa.Schema:
+    """Return the schema of a pixels part: `pixels` holds uint8 RGB, row-major [size, size, 3]."""
+    pixels = pa.field("pixels", pa.binary(size * size * 3))
+    return _versioned(pa.schema([*_PIXELS, pixels, *REFUSAL]), PIXELS_VERSION)
+
+
+def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:
+    """Return the schema of a latents part: one row a usable photo, in the order of its pixels part.
+
+    mean and log_var are float32 [dim]; codes (VQ models) are int32 [num_codes], row-major [h * w].
+    """
+    fields = [
+        *_PIXELS[:3],
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("pixels_row", pa.int32(), nullable=False),  # this photo's row in the pixels part of the same shard
+        pa.field("mean", pa.list_(pa.float32(), dim), nullable=False),
+    ]
+    if log_var:
+        fields.append(pa.field("log_var", pa.list_(pa.float32(), dim), nullable=False))
+    if num_codes:
+        fields.append(pa.field("codes", pa.list_(pa.int32(), num_codes), nullable=False))
+    return _versioned(pa.schema(fields), LATENTS_VERSION)
+
+
+def attribute_fields(table: pa.Schema) -> list[pa.Field]:
+    """Return the attribute columns of a photos, plan or items schema, in order."""
+    return [field for field in table if field.name not in RESERVED]
+
+
+def _versioned(fields: pa.Schema, version: int) -> pa.Schema:
+    return fields.with_metadata({b"schema": str(version).encode()})
