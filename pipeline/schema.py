@@ -95,7 +95,9 @@ CHANGES = pa.schema(
 )
 
 # Names that an attribute column must not have.
-RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
+RESERVED = frozenset(
+    {*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"}
+)
 
 
 def plan_schema(attributes: Sequence[pa.Field]) -> pa.Schema:
@@ -132,7 +134,9 @@ def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:
     fields = [
         *_PIXELS[:3],
         pa.field("digest", pa.string(), nullable=False),
-        pa.field("pixels_row", pa.int32(), nullable=False),  # this photo's row in the pixels part of the same shard
+        pa.field(
+            "pixels_row", pa.int32(), nullable=False
+        ),  # this photo's row in the pixels part of the same shard
         pa.field("mean", pa.list_(pa.float32(), dim), nullable=False),
     ]
     if log_var:

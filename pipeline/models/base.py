@@ -80,7 +80,7 @@ class Model(nn.Module, ABC):
         """Return pictures float [B, 3, H, W] in 0..1. Raises NotReconstructing where there is no decoder."""
         raise NotReconstructing(f"{type(self).__name__} has no decoder to pixels")
 
-    def after_step(self) -> None:  # noqa: B027 - most models have nothing to do here
+    def after_step(self) -> None:
         """Run after every optimiser step, on every rank: EMA updates, restarts of dead codes."""
 
     def scalars(self) -> dict[str, float]:

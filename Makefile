@@ -1,0 +1,43 @@
+# `make` alone prints this list of targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DEMO   ?= demo-store
+
+.PHONY: help demo test check format bench install clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
+
+demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (about four minutes with two cores)
+	$(BIN)/codebooks demo store=$(DEMO)
+
+test: $(VENV)/.dev  ## all tests: real Ray, real FAISS, a real S3 server process
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## ruff and mypy (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## small benchmarks; each compares two ways in one run and prints a ratio
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+install: $(VENV)/.dev  ## everything into .venv
+
+clean:  ## remove the environment and the demo's folder
+	rm -rf $(VENV) $(DEMO) .cache build ./*.egg-info
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,dev]'
+	touch $@
