@@ -15,9 +15,7 @@ def canonical_json(value: Any) -> bytes:
     Raises TypeError on a float: its text differs between writers, so a key must never hold one; see `portable`.
     """
     _refuse_floats(value)
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def portable(value: Any) -> Any:

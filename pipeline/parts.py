@@ -39,9 +39,7 @@ def latents_part_name(model_id: str, part_key: str) -> str:
     return f"latents/{model_id}/{part_key}.parquet"
 
 
-def part_key(
-    schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = ""
-) -> str:
+def part_key(schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = "") -> str:
     """Return the key of the part that answers these photos.
 
     space_id: model_id or transform_id. photos: columns item_id, uri, token, in the part's order. retry_of: the release
@@ -59,9 +57,7 @@ def write_part(store: Store, name: str, table: pa.Table, key: str) -> PartFile:
     meta = {**(table.schema.metadata or {}), b"part_key": key.encode()}
     sink = io.BytesIO()
     # One chunk, one write: the bytes of a Parquet file depend on how its rows are chunked.
-    pq.write_table(
-        table.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd", row_group_size=1024
-    )
+    pq.write_table(table.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd", row_group_size=1024)
     data = sink.getvalue()
     if store.put_if_absent(name, data):
         return PartFile(name=name, bytes=len(data), rows=table.num_rows, sha256=digest_of(data))
@@ -83,9 +79,7 @@ def find_part(store: Store, name: str, key: str) -> PartFile | None:
     meta = _footer(name, data)
     held = (meta.metadata or {}).get(b"part_key", b"").decode()
     if held != key:
-        raise IntegrityError(
-            f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again"
-        )
+        raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")
     return PartFile(name=name, bytes=len(data), rows=meta.num_rows, sha256=digest_of(data))
 
 
@@ -102,6 +96,4 @@ def _footer(name: str, data: bytes) -> pq.FileMetaData:
     try:
         return pq.read_metadata(io.BytesIO(data))
     except pa.ArrowInvalid as error:
-        raise IntegrityError(
-            f"{name} is not a whole Parquet file ({error}); delete it and run again"
-        ) from error
+        raise IntegrityError(f"{name} is not a whole Parquet file ({error}); delete it and run again") from error

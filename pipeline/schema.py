@@ -32,9 +32,7 @@ PHOTOS = pa.schema(
 )
 
 # A photo that could not be used. `stage`: plan | fetch | decode; `reason`: a fixed word; `detail`: a sentence.
-REFUSAL = pa.schema(
-    [pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
-)
+REFUSAL = pa.schema([pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 # One row a photo that was asked for. A refused photo has null `digest` and `pixels`, and a stage and reason.
 _PIXELS = [
@@ -95,9 +93,7 @@ CHANGES = pa.schema(
 )
 
 # Names that an attribute column must not have.
-RESERVED = frozenset(
-    {*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"}
-)
+RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
 
 
 def plan_schema(attributes: Sequence[pa.Field]) -> pa.Schema:
@@ -134,9 +130,7 @@ def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:
     fields = [
         *_PIXELS[:3],
         pa.field("digest", pa.string(), nullable=False),
-        pa.field(
-            "pixels_row", pa.int32(), nullable=False
-        ),  # this photo's row in the pixels part of the same shard
+        pa.field("pixels_row", pa.int32(), nullable=False),  # this photo's row in the pixels part of the same shard
         pa.field("mean", pa.list_(pa.float32(), dim), nullable=False),
     ]
     if log_var:

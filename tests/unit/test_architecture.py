@@ -47,9 +47,7 @@ ALLOWED_ANYWHERE = {("jobs/doctor.py", "torch"), ("jobs/doctor.py", "faiss")}
 
 
 def sources() -> list[Path]:
-    return sorted(
-        path for package in ("pipeline", "jobs", "cluster") for path in (ROOT / package).rglob("*.py")
-    )
+    return sorted(path for package in ("pipeline", "jobs", "cluster") for path in (ROOT / package).rglob("*.py"))
 
 
 def room_of(path: Path) -> str:
@@ -94,13 +92,9 @@ def test_imports_point_downwards(path: Path) -> None:
             assert depth == 0, f"{where} inside a function; our own modules are imported at the top"
             order = ["pipeline", "jobs", "cluster"]
             mine = path.relative_to(ROOT).parts[0]
-            assert order.index(top) <= order.index(mine), (
-                f"{where}: imports point cluster -> jobs -> pipeline"
-            )
+            assert order.index(top) <= order.index(mine), f"{where}: imports point cluster -> jobs -> pipeline"
             if top == mine == "pipeline":
-                assert isinstance(statement, ast.ImportFrom), (
-                    f"{where}: inside pipeline, imports are relative"
-                )
+                assert isinstance(statement, ast.ImportFrom), f"{where}: inside pipeline, imports are relative"
                 assert statement.level > 0, f"{where}: inside pipeline, imports are relative"
                 room = rest[0] if rest else ""
                 if own != "__init__" and room in LEVEL and room != own:
@@ -123,9 +117,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_third_parties_stay_in_their_rooms(path: Path) -> None:
-    inside = (
-        str(path.relative_to(ROOT / "pipeline")) if path.is_relative_to(ROOT / "pipeline") else room_of(path)
-    )
+    inside = str(path.relative_to(ROOT / "pipeline")) if path.is_relative_to(ROOT / "pipeline") else room_of(path)
     for statement, name, _ in imported(path):
         top = name.split(".")[0]
         if top not in ONLY_IN or (str(path.relative_to(ROOT)), top) in ALLOWED_ANYWHERE:
@@ -152,6 +144,4 @@ def test_exceptions_are_defined_in_one_place() -> None:
             if isinstance(node, ast.ClassDef):
                 bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
                 bad = {base for base in bases if base.endswith(("Error", "Exception"))}
-                assert not bad, (
-                    f"{path.relative_to(ROOT)}:{node.lineno} defines an exception; move it to errors.py"
-                )
+                assert not bad, f"{path.relative_to(ROOT)}:{node.lineno} defines an exception; move it to errors.py"
