@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import logging
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# The behaviour of Ray's next versions, chosen now so that it does not warn: a worker that asked for no GPU sees
-# those of its machine unchanged.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _load(name: str) -> Any:
+    """Load a file beside this one: with import-mode=importlib the tests folder is on no import path."""
+    spec = importlib.util.spec_from_file_location(f"_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
+def s3_server() -> Iterator[Any]:
+    """A real S3 server process (moto), with the AWS variables of this process and its children set to it.
 
-    Six logical CPUs on any machine: with as many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
+    .endpoint, .make_bucket(name) -> "s3://name", .count_gets() -> [("GET", "/bucket/key")] since .reset_counts().
+    Mark tests that use it with `s3`; it is shared by the session, so give buckets a name of your own.
     """
-    ray = pytest.importorskip("ray")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(
-        num_cpus=6,
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        logging_level="ERROR",
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    context = pytest.importorskip("ray.data").DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = 120
-    yield
-    ray.shutdown()
+    moto = _load("moto_server")
+    with moto.MotoServer() as server, moto.aws_environment(server):
+        yield server
