@@ -1,0 +1,198 @@
+"""The channel log: which release is current. The highest number wins; entries are only ever appended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigError, Conflict, IntegrityError, NotFound
+from ..storage import Store
+from .config import CHANNEL_NAME
+from .manifest import document_bytes, read_hashed_manifest, read_manifest
+
+CHANNELS = "channels/"
+_ENTRY = re.compile(r"^(\d{12})\.json$")
+
+Reason = Literal["publish", "rollback", "promote"]
+
+
+class ChannelEntry(BaseModel):
+    """One line of a channel's log. run, attempt: which made the release; reason: why it became current."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int = Field(ge=1)
+    release_id: str
+    manifest_sha256: str
+    run: str
+    attempt: int
+    reason: Reason
+    created: datetime
+
+
+def entry_name(channel: str, number: int) -> str:
+    """Return the name of a log entry on the store. Raises ConfigError on a name that is no channel's."""
+    return f"{_folder(channel)}{number:012d}.json"
+
+
+def read_head(store: Store, channel: str) -> ChannelEntry | None:
+    """Return the current entry of a channel, or None when nothing was ever published on it."""
+    numbers = list(_numbers(store, channel))
+    return _read_entry(store, channel, max(numbers)) if numbers else None
+
+
+def read_log(store: Store, channel: str) -> list[ChannelEntry]:
+    """Return all entries of a channel, oldest first; the last one is current."""
+    return [_read_entry(store, channel, number) for number in sorted(_numbers(store, channel))]
+
+
+def publish(
+    store: Store,
+    channel: str,
+    *,
+    expected_head: int,
+    release_id: str,
+    manifest_sha256: str,
+    run: str,
+    attempt: int,
+    reason: Reason = "publish",
+) -> ChannelEntry:
+    """Append a release to a channel as entry `expected_head` + 1, and only as that.
+
+    expected_head: the head's number when the run froze its plan, 0 for an empty channel. When that entry already names
+    this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
+    winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan.
+    """
+    # The manifest is read first: what the log names must be whole before any reader can meet it.
+    read_manifest(store, release_id, expect_sha256=manifest_sha256)
+    number = expected_head + 1
+    entry = ChannelEntry(
+        number=number,
+        release_id=release_id,
+        manifest_sha256=manifest_sha256,
+        run=run,
+        attempt=attempt,
+        reason=reason,
+        created=datetime.now(UTC),
+    )
+    name = entry_name(channel, number)
+    if expected_head > 0 and not store.exists(entry_name(channel, expected_head)):
+        raise IntegrityError(
+            f"channel {channel!r} has no entry {expected_head}, so {name} would leave a gap; "
+            "was the log deleted or is this another store? Run again under a new name"
+        )
+    if store.put_if_absent(name, document_bytes(entry)):
+        return entry
+    winner = _read_entry(store, channel, number)
+    if (winner.release_id, winner.manifest_sha256) == (release_id, manifest_sha256):
+        return winner
+    raise Conflict(
+        f"channel {channel!r} moved on while {release_id!r} was made: entry {number} is the {winner.reason} of release "
+        f"{winner.release_id!r} by run {winner.run!r}, attempt {winner.attempt}, at {winner.created:%Y-%m-%d %H:%M:%S} "
+        "UTC. The channel stays as it is; start a new run to build on that release"
+    )
+
+
+def rollback(store: Store, channel: str, *, to: str | None = None) -> ChannelEntry:
+    """Make an earlier release current by appending it to the log, and return the new head.
+
+    to: a release_id, which must still have its manifest; None: the release that was current before this one was
+    published (a second rollback goes one further back). When `to` is current already, nothing is written.
+    A publish at the same moment raises Conflict: look at the log again and decide anew, since "the one before" may have
+    become another. A refresh under way then fails with Conflict too: an operator's rollback wins over a stale plan.
+    """
+    log = read_log(store, channel)
+    if not log:
+        raise NotFound(f"channel {channel!r} on {store.url} has no releases, so there is nothing to roll back")
+    current = log[-1]
+    target = to if to is not None else _before(log)
+    if target is None:
+        raise ConfigError(
+            f"channel {channel!r} has no release before {current.release_id!r}; name one with --to RELEASE_ID"
+        )
+    if target == current.release_id:
+        return current
+    manifest, digest = read_hashed_manifest(store, target, expect_sha256=_published_digest(log, target))
+    return publish(
+        store,
+        channel,
+        expected_head=current.number,
+        release_id=target,
+        manifest_sha256=digest,
+        run=manifest.run,
+        attempt=manifest.attempt,
+        reason="rollback",
+    )
+
+
+def promote(store: Store, from_channel: str, to_channel: str) -> ChannelEntry:
+    """Make the current release of one channel the current one of another, and return that one's head.
+
+    When it is current there already, nothing is written. Raises NotFound when `from_channel` is empty, Conflict when
+    `to_channel` moved meanwhile.
+    """
+    source = read_head(store, from_channel)
+    if source is None:
+        raise NotFound(f"channel {from_channel!r} on {store.url} has no releases to promote")
+    head = read_head(store, to_channel)
+    if head is not None and head.release_id == source.release_id:
+        return head
+    return publish(
+        store,
+        to_channel,
+        expected_head=0 if head is None else head.number,
+        release_id=source.release_id,
+        manifest_sha256=source.manifest_sha256,
+        run=source.run,
+        attempt=source.attempt,
+        reason="promote",
+    )
+
+
+def _before(log: list[ChannelEntry]) -> str | None:
+    """Return the release that was current when the current one was published.
+
+    A rollback repeats an older release, so the search starts where that one was last published, not at the log's end:
+    otherwise two rollbacks in a row would swap the same two releases.
+    """
+    current = log[-1].release_id
+    start = len(log) - 1
+    if log[-1].reason == "rollback":
+        published = [i for i, entry in enumerate(log) if entry.release_id == current and entry.reason != "rollback"]
+        start = published[-1] if published else start
+    return next((entry.release_id for entry in reversed(log[:start]) if entry.release_id != current), None)
+
+
+def _published_digest(log: list[ChannelEntry], release: str) -> str | None:
+    return next((entry.manifest_sha256 for entry in reversed(log) if entry.release_id == release), None)
+
+
+def _folder(channel: str) -> str:
+    if not re.match(CHANNEL_NAME, channel):
+        raise ConfigError(
+            f"{channel!r} is no channel name; use lower-case letters, digits, '.', '_' and '-', for example 'stable'"
+        )
+    return f"{CHANNELS}{channel}/"
+
+
+def _numbers(store: Store, channel: str) -> Iterator[int]:
+    folder = _folder(channel)
+    for entry in store.list(folder):
+        match = _ENTRY.match(entry.name.removeprefix(folder))
+        if match:
+            yield int(match.group(1))
+
+
+def _read_entry(store: Store, channel: str, number: int) -> ChannelEntry:
+    name = entry_name(channel, number)
+    try:
+        entry = ChannelEntry.model_validate_json(store.get(name))
+    except ValidationError as error:
+        raise IntegrityError(f"{name} is not a channel entry: {error}") from error
+    if entry.number != number:
+        raise IntegrityError(f"{name} says that it is number {entry.number}: the log was copied or edited by hand")
+    return entry

@@ -1,0 +1,179 @@
+"""The manifest: the one document that says what a release is made of and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from ..errors import InputError, IntegrityError, NotFound
+from ..keys import SHORT, digest_of, key_of, portable
+from ..parts import PartFile
+from ..storage import Store
+
+FORMAT: Final = 1  # of the manifest and of the store's layout; a reader refuses a newer one
+RELEASES = "releases/"
+
+
+class FileEntry(BaseModel):
+    """One file of a release. name: full name on the store; bytes: its size; rows: of a table or index, else None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int = Field(ge=0)
+    sha256: str
+    rows: int | None = None
+
+
+class Manifest(BaseModel):
+    """What a release holds and its lineage; written last and never changed.
+
+    Every name in it is a full name on the store. files: by role (`items`, `quarantine`, `changes`, `index`, `report`).
+    parts: the latents parts that items names, in name order. counts, measures: by name. inputs: where the catalogue
+    was read from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    release_id: str
+    release_key: str
+    run: str
+    attempt: int = Field(ge=1)
+    created: datetime
+    parent: str | None
+    model_id: str
+    model_kind: str
+    latent_dim: int = Field(ge=1)
+    transform_id: str
+    metric: str
+    index_kind: str
+    index_parameters: dict[str, int | FiniteFloat | str | bool | None] = {}
+    counts: dict[str, int] = {}
+    measures: dict[str, FiniteFloat] = {}
+    files: dict[str, FileEntry]
+    parts: tuple[PartFile, ...]
+    config: dict[str, Any] = {}
+    code_version: str
+    inputs: dict[str, Any] = {}
+
+    def to_bytes(self) -> bytes:
+        """Return the one JSON text of this manifest: sorted keys, no white space, UTF-8."""
+        return document_bytes(self)
+
+
+def document_bytes(document: BaseModel) -> bytes:
+    """Return a stored document's one JSON text: sorted keys, no white space, UTF-8, no NaN.
+
+    Unlike `keys.canonical_json` it takes floats: these bytes are hashed as they lie, never recomputed.
+    """
+    value = document.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def release_key(
+    *,
+    items_digest: str,
+    model_id: str,
+    index: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    gates: Mapping[str, Any],
+    parent: str | None,
+) -> str:
+    """Return the key of a release (64 hex): what is in it, not when or by which code it was made.
+
+    items_digest: sha256 of the items file. index, evaluation, gates: those sections of the config as plain JSON values.
+    """
+    asked = {
+        "format": FORMAT,
+        "items": items_digest,
+        "model": model_id,
+        "index": dict(index),
+        "evaluation": dict(evaluation),
+        "gates": dict(gates),
+        "parent": parent,
+    }
+    return key_of(portable(asked))
+
+
+def release_id(run: str, key: str) -> str:
+    """Return the id of the release that a run makes: `<run>-<first 12 hex of its release_key>`."""
+    return f"{run}-{key[:SHORT]}"
+
+
+def release_folder(release: str) -> str:
+    """Return the folder of a release on the store, with its `/`."""
+    return f"{RELEASES}{release}/"
+
+
+def manifest_name(release: str) -> str:
+    """Return the name of a release's manifest on the store."""
+    return f"{release_folder(release)}manifest.json"
+
+
+def read_manifest(store: Store, release: str, *, expect_sha256: str | None = None) -> Manifest:
+    """Return a release's manifest.
+
+    expect_sha256: what the channel's entry says of it. Raises NotFound when there is no such release, IntegrityError
+    when the bytes are not those expected or no manifest, InputError when a newer version of this library wrote it.
+    """
+    return read_hashed_manifest(store, release, expect_sha256=expect_sha256)[0]
+
+
+def read_hashed_manifest(store: Store, release: str, *, expect_sha256: str | None = None) -> tuple[Manifest, str]:
+    """Return a release's manifest and the sha256 of its bytes; errors as `read_manifest`."""
+    name = manifest_name(release)
+    try:
+        data = store.get(name)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no release {release!r} on {store.url}; `codebooks releases` lists those of a channel"
+        ) from error
+    digest = digest_of(data)
+    if expect_sha256 is not None and digest != expect_sha256:
+        raise IntegrityError(
+            f"{name} has the sha256 {digest}, expected {expect_sha256}: it was changed after it was published; "
+            "roll the channel back to another release"
+        )
+    manifest = parse_manifest(data, name)
+    if manifest.release_id != release:
+        raise IntegrityError(
+            f"{name} is the manifest of {manifest.release_id!r}: releases must not be moved or renamed"
+        )
+    return manifest, digest
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Return the manifest that these bytes hold; `name` is for the error text. Raises IntegrityError, InputError."""
+    check_format(read_document(data, name), name)
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"{name} is not a manifest of format {FORMAT}: {error}") from error
+
+
+def read_document(data: bytes, name: str) -> dict[str, Any]:
+    """Return the JSON object that these bytes hold. Raises IntegrityError when they hold none."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"{name} is not JSON ({error}); its first bytes are {data[:40]!r}") from error
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{name} holds a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def check_format(document: Mapping[str, Any], name: str) -> None:
+    """Raise InputError when a document was written in a newer format than this library knows."""
+    found = document.get("format")
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise IntegrityError(f"{name} has the format {found!r}, expected a whole number from 1 to {FORMAT}")
+    if found > FORMAT:
+        raise InputError(
+            f"{name} has the format {found}, and this version reads formats up to {FORMAT}; "
+            "upgrade visual-codebooks (pip install --upgrade visual-codebooks)"
+        )
