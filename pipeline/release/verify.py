@@ -1,0 +1,95 @@
+"""Checking a release: every file and part that its manifest names, byte for byte."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import IntegrityError, NotFound
+from ..keys import digest_of
+from ..parts import PartFile
+from ..storage import Store
+from .manifest import FileEntry, Manifest, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCheck:
+    """What a check of a release found. files, parts, bytes: how many were read; problems: one sentence each."""
+
+    release_id: str
+    files: int
+    parts: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    def require(self) -> None:
+        """Raise IntegrityError with all problems, when there are any."""
+        if self.problems:
+            lines = "\n".join(f"  {problem}" for problem in self.problems)
+            raise IntegrityError(
+                f"release {self.release_id!r} is not whole; roll back to another one (`codebooks rollback`):\n{lines}"
+            )
+
+
+def verify_release(store: Store, release_id: str, *, expect_sha256: str | None = None) -> ReleaseCheck:
+    """Read every file and part of a release and compare bytes, sha256 and rows with its manifest.
+
+    Also checks that each row of items names a part of the manifest and a row inside it. Problems are returned, all of
+    them; only a missing or unreadable manifest is raised (NotFound, IntegrityError, InputError).
+    """
+    manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
+    problems: list[str] = []
+    size = 0
+    for entry in [*manifest.files.values(), *manifest.parts]:
+        try:
+            data = store.get(entry.name)
+        except NotFound:
+            problems.append(f"{entry.name} is missing")
+            continue
+        size += len(data)
+        problems.extend(_file_problems(entry, data))
+    if not problems:
+        problems.extend(_reference_problems(store, manifest))
+    return ReleaseCheck(release_id, len(manifest.files), len(manifest.parts), size, tuple(problems))
+
+
+def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:
+    if len(data) != entry.bytes:
+        yield f"{entry.name} has {len(data):,} bytes, the manifest says {entry.bytes:,}"
+    digest = digest_of(data)
+    if digest != entry.sha256:
+        yield f"{entry.name} has the sha256 {digest}, the manifest says {entry.sha256}"
+    if entry.rows is None or not entry.name.endswith(".parquet"):
+        return
+    try:
+        rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    except pa.ArrowInvalid as error:
+        yield f"{entry.name} is not a readable Parquet file: {error}"
+        return
+    if rows != entry.rows:
+        yield f"{entry.name} has {rows:,} rows, the manifest says {entry.rows:,}"
+
+
+def _reference_problems(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong between the rows of items and the parts they name; columnar, one group a part."""
+    entry = manifest.files.get("items")
+    if entry is None:
+        yield "the manifest names no items file"
+        return
+    with store.open(entry.name) as handle:
+        items = pq.read_table(handle, columns=["latents_part", "latents_row"])
+    groups = items.group_by("latents_part").aggregate([("latents_row", "min"), ("latents_row", "max")])
+    rows = {part.name: part.rows for part in manifest.parts}
+    for group in groups.to_pylist():
+        part, first, last = group["latents_part"], group["latents_row_min"], group["latents_row_max"]
+        if part not in rows:
+            yield f"items names the part {part}, which the manifest does not list"
+        elif first < 0 or last >= rows[part]:
+            yield f"items names the rows {first} to {last} of {part}, which has {rows[part]:,}"
+    for name in sorted(rows.keys() - set(pc.unique(items.column("latents_part")).to_pylist())):
+        yield f"the manifest lists the part {name}, which items does not name"

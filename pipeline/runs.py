@@ -1,0 +1,345 @@
+"""Runs: who works on a named run now (attempts, heartbeat), and what its first attempt froze for all later ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFound, Unavailable
+from .storage import Store, store_clock
+
+RUNS = "runs/"
+# What schedulers pass as a logical date fits: 2026-11-21, scheduled__2026-11-21T02:00:00+00:00.
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,127}$")
+_ATTEMPT = re.compile(r"^(\d+)\.json$")
+_SHOWN_DIFFERENCES = 20
+_PROC = Path("/proc/self/stat")  # Linux; elsewhere psutil of the extra `run` answers
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: between heartbeats, until one is stale, a newcomer's longest wait, and between its looks."""
+
+    renew_s: float = 15.0
+    stale_s: float = 60.0
+    wait_s: float = 90.0
+    poll_s: float = 3.0
+
+
+class AttemptRecord(BaseModel):
+    """Who began an attempt. pid_started tells a process from a later one of the same pid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt: int
+    host: str
+    boot_id: str
+    pid: int
+    pid_started: str
+    created: datetime
+
+
+class Heartbeat(BaseModel):
+    """The life sign of an attempt; its time is the stored object's own. ended: the attempt has let go by itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt: int
+    ended: bool = False
+
+
+def default_run_name() -> str:
+    """Return the name of a run that was given none: the UTC time to the microsecond."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def check_run_name(name: str) -> str:
+    """Return a run's name. Raises ConfigError when it cannot be part of a name on the store."""
+    if not _NAME.match(name):
+        raise ConfigError(
+            f"{name!r} is no run name; use up to 128 letters, digits and '.', '_', '-', ':', '+', '=', '@', beginning "
+            "with a letter or digit, for example --run 2026-11-21"
+        )
+    return name
+
+
+def open_run(store: Store, name: str, *, timing: Timing | None = None) -> Run:
+    """Return the run of this name, new or old; nothing is written yet. Raises ConfigError on a bad name."""
+    return Run(store, check_run_name(name), timing or Timing())
+
+
+class Run:
+    """One named execution of a job, continued by every retry of the same name; its files lie under `folder`."""
+
+    def __init__(self, store: Store, name: str, timing: Timing) -> None:
+        self.store = store
+        self.name = name
+        self.folder = f"{RUNS}{name}/"
+        self.timing = timing
+
+    def begin(self, config_yaml: str) -> Attempt:
+        """Freeze the config and become the live attempt; use the result as a context manager.
+
+        Raises ConfigError when an earlier attempt froze another config, Unavailable when a living attempt does not let
+        go within `timing.wait_s`.
+        """
+        self._freeze_config(config_yaml)
+        number = self._take_over()
+        attempt = Attempt(self, number)
+        attempt.renew()
+        return attempt
+
+    def frozen(self, name: str) -> bytes | None:
+        """Return a document that an attempt has frozen (`plan.parquet`, `config.yaml`), or None."""
+        try:
+            return self.store.get(self.folder + name)
+        except NotFound:
+            return None
+
+    def freeze(self, name: str, data: bytes) -> bytes:
+        """Write a document once and return what lies there: these bytes, or those of the attempt that was first."""
+        if self.store.put_if_absent(self.folder + name, data):
+            return data
+        return self.store.get(self.folder + name)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return `result.json`, or None when no attempt has finished."""
+        data = self.frozen("result.json")
+        if data is None:
+            return None
+        try:
+            result = json.loads(data)
+        except ValueError as error:
+            raise IntegrityError(f"{self.folder}result.json is not JSON ({error}); delete it and run again") from error
+        if not isinstance(result, dict):
+            raise IntegrityError(f"{self.folder}result.json holds no JSON object; delete it and run again")
+        return result
+
+    def write_result(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json` and return what stands there.
+
+        A result that says `published` stays: an attempt that woke up too late must not hide that another one published.
+        """
+        standing = self.read_result()
+        if standing is not None and standing.get("published") and not result.get("published"):
+            return standing
+        text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+        self.store.put(f"{self.folder}result.json", text.encode())
+        return result
+
+    def highest_attempt(self) -> int:
+        """Return the number of the live attempt, 0 when there was none."""
+        folder = f"{self.folder}attempts/"
+        matches = (_ATTEMPT.match(entry.name.removeprefix(folder)) for entry in self.store.list(folder))
+        return max((int(match.group(1)) for match in matches if match), default=0)
+
+    def read_attempt(self, number: int) -> AttemptRecord:
+        """Return who began an attempt. Raises NotFound, IntegrityError."""
+        name = self.attempt_name(number)
+        try:
+            return AttemptRecord.model_validate_json(self.store.get(name))
+        except ValidationError as error:
+            raise IntegrityError(f"{name} is no attempt record: {error}") from error
+
+    def attempt_name(self, number: int) -> str:
+        """Return the name of an attempt's record on the store."""
+        return f"{self.folder}attempts/{number}.json"
+
+    def _freeze_config(self, config_yaml: str) -> None:
+        standing = self.freeze("config.yaml", config_yaml.encode()).decode()
+        differences = _differences(yaml.safe_load(standing), yaml.safe_load(config_yaml))
+        if differences:
+            shown = differences[:_SHOWN_DIFFERENCES]
+            if len(differences) > len(shown):
+                shown.append(f"  and {len(differences) - len(shown)} more")
+            raise ConfigError(
+                f"run {self.name!r} began with another config; go on with that one, or choose another --run name:\n"
+                + "\n".join(shown)
+            )
+
+    def _take_over(self) -> int:
+        """Return the number of the attempt that this process now holds; waits for a living holder to let go."""
+        deadline = time.monotonic() + self.timing.wait_s
+        while True:
+            holder = self.highest_attempt()
+            if holder and not self._may_take_over(holder):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._held(holder)
+                time.sleep(min(self.timing.poll_s, left))
+                continue
+            record = _this_process(holder + 1)
+            if self.store.put_if_absent(self.attempt_name(record.attempt), record.model_dump_json().encode()):
+                return record.attempt
+            # Another newcomer was quicker: it is the holder now.
+
+    def _may_take_over(self, holder: int) -> bool:
+        record = self.read_attempt(holder)
+        beat = self._read_heartbeat()
+        if beat is not None and beat[0].attempt == holder and beat[0].ended:
+            return True
+        if _is_dead(record):
+            return True
+        # The record itself is the first sign of life; the heartbeat counts only when it is this attempt's.
+        seen = self.store.stat(self.attempt_name(holder)).modified
+        if beat is not None and beat[0].attempt == holder:
+            seen = max(seen, beat[1])
+        return (store_clock(self.store, f"{self.folder}clock") - seen).total_seconds() > self.timing.stale_s
+
+    def _read_heartbeat(self) -> tuple[Heartbeat, datetime] | None:
+        name = f"{self.folder}heartbeat"
+        try:
+            return Heartbeat.model_validate_json(self.store.get(name)), self.store.stat(name).modified
+        except NotFound:
+            return None
+        except ValidationError as error:
+            raise IntegrityError(f"{name} is no heartbeat ({error}); delete it and run again") from error
+
+    def _held(self, holder: int) -> Unavailable:
+        record = self.read_attempt(holder)
+        return Unavailable(
+            f"run {self.name!r} is being worked on by attempt {holder} on host {record.host!r} (pid {record.pid}, "
+            f"since {record.created:%Y-%m-%d %H:%M:%S} UTC), which is alive: waited {self.timing.wait_s:g} s. "
+            "Try again later, or stop that process"
+        )
+
+
+class Attempt:
+    """One process at work on a run: renews the heartbeat while it is entered, and knows when it was superseded."""
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.run = run
+        self.number = number
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{run.name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self.run.timing.renew_s)
+        # Safe to fail: a heartbeat that nobody renews goes stale, only later. The body's own error matters more.
+        with contextlib.suppress(CodebooksError):
+            self.renew(ended=True)
+
+    def check(self) -> None:
+        """Raise Conflict when this attempt is no longer the live one; to be called before each stage and publishing."""
+        highest = self.run.highest_attempt()
+        if highest == self.number:
+            return
+        if highest < self.number:
+            raise Conflict(
+                f"attempt {self.number} of run {self.run.name!r} is no longer on {self.run.store.url}: its folder was "
+                "deleted while it was at work; run again under a new name"
+            )
+        record = self.run.read_attempt(highest)
+        raise Conflict(
+            f"attempt {highest} of run {self.run.name!r} on host {record.host!r} (pid {record.pid}) has taken over "
+            f"from attempt {self.number}, whose heartbeat had stopped; this one ends without publishing"
+        )
+
+    def freeze(self, name: str, data: bytes) -> bytes:
+        """Write a document of the run once and return what lies there; see `Run.freeze`."""
+        return self.run.freeze(name, data)
+
+    def renew(self, *, ended: bool = False) -> None:
+        """Write the heartbeat. Raises Conflict, and writes nothing, when another attempt is the live one."""
+        self.check()
+        beat = Heartbeat(attempt=self.number, ended=ended)
+        self.run.store.put(f"{self.run.folder}heartbeat", beat.model_dump_json().encode())
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.run.timing.renew_s):
+            try:
+                self.renew()
+            except Conflict:
+                return  # the main thread learns of it at its next check()
+            except CodebooksError:
+                continue  # a store that is away for a while; whether someone took over meanwhile, check() tells
+
+
+def _this_process(attempt: int) -> AttemptRecord:
+    pid = os.getpid()
+    return AttemptRecord(
+        attempt=attempt,
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        pid=pid,
+        pid_started=_process_started(pid) or "unknown",
+        created=datetime.now(UTC),
+    )
+
+
+def _is_dead(record: AttemptRecord) -> bool:
+    """Return whether this machine can tell that the holder has died; False where it cannot know."""
+    if record.host != socket.gethostname() or record.boot_id != _boot_id():
+        return False
+    return _process_started(record.pid) != record.pid_started
+
+
+def _boot_id() -> str:
+    """Return what is the same for two processes exactly when one sees the pid of the other since the same boot."""
+    if _PROC.exists():
+        # Two containers of one machine may share its host name, but a pid means another process in each of them.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    import psutil
+
+    return str(round(psutil.boot_time()))
+
+
+def _process_started(pid: int) -> str | None:
+    """Return when a process started, by this machine's own count, or None when there is no living process."""
+    if _PROC.exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = stat.rpartition(")")[2].split()  # after the command name, which may hold anything
+        state, started = fields[0], fields[19]
+        return None if state in "ZX" else started  # a killed process whose parent has not looked yet is dead too
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+_NOTHING = object()
+
+
+def _differences(standing: Any, new: Any) -> list[str]:
+    before, now = dict(_flat(standing)), dict(_flat(new))
+    names = sorted(name for name in {*before, *now} if before.get(name, _NOTHING) != now.get(name, _NOTHING))
+    return [f"  {name}: the run has {_shown(before, name)}, now {_shown(now, name)}" for name in names]
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "nothing"
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [
+            pair for name, member in value.items() for pair in _flat(member, f"{path}.{name}" if path else str(name))
+        ]
+    return [(path, value)]
