@@ -1,0 +1,105 @@
+"""The stages that need Ray: pixels, training, encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.context import Context, StartRay
+from jobs.planning import Plan
+from pipeline.encoding import (
+    EncodeJob,
+    Shard,
+    ShardResult,
+    build_shards,
+    collect_pixels,
+    collect_rows,
+    run_shards,
+    split_done,
+)
+from pipeline.models.bundle import find_bundle
+from pipeline.parts import PartFile
+from pipeline.training import PixelRows, train_bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The photos that live (schema.items_schema), those refused (schema.QUARANTINE but first_seen), the new parts."""
+
+    items: pa.Table
+    refused: pa.Table
+    parts: dict[str, PartFile]
+
+
+def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
+    """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does."""
+    store, config = context.store, context.config
+    found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
+    if found:
+        context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
+        return found
+    shards = shards_of(context, plan, model_id=None)
+    results = compute(context, plan, shards, start_ray, stage="pixels", model_id=None)
+    context.attempt.check()
+    pixels = [PixelRows(part=name, rows=rows) for name, rows in collect_pixels(store, plan.rows, shards, results)]
+    start_ray()
+    with context.watch.stage("train", photos=sum(len(part.rows) for part in pixels) * config.train.epochs):
+        return train_bundle(
+            store,
+            pixels=pixels,
+            model=config.model,
+            images=config.images.model_dump(mode="json"),
+            train=config.train,
+            run_dir=f"runs/{context.run.name}",
+            attempt=context.attempt.number,
+            train_key=plan.summary.train_key,
+            progress=context.progress.training,
+        )
+
+
+def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartRay) -> Encoded:
+    """Return the items of the release: carried rows, and the rest encoded by `model_id`."""
+    context.attempt.check()
+    shards = shards_of(context, plan, model_id=model_id)
+    results = compute(context, plan, shards, start_ray, stage="encode", model_id=model_id)
+    items, refused = collect_rows(context.store, plan.rows, shards, results)
+    parts = {result.latents.name: result.latents for result in results if result.latents is not None}
+    return Encoded(items, refused, parts)
+
+
+def shards_of(context: Context, plan: Plan, *, model_id: str | None) -> list[Shard]:
+    """Return the shards of a plan; without a model only those whose photos have to be fetched."""
+    return build_shards(
+        plan.rows,
+        transform_id=plan.summary.transform_id,
+        model_id=model_id,
+        precision=context.config.encode.precision,
+        retry_of=plan.summary.parent or "",
+    )
+
+
+def compute(
+    context: Context, plan: Plan, shards: list[Shard], start_ray: StartRay, *, stage: str, model_id: str | None
+) -> list[ShardResult]:
+    """Return the results of all shards in their order; Ray is not started when every part is there already."""
+    config, store = context.config, context.store
+    with context.watch.stage(stage):
+        done, todo = split_done(shards, store)
+    if not todo:
+        return done
+    start_ray()
+    context.attempt.check()
+    photos = sum(shard.photos.num_rows for shard in todo)
+    job = EncodeJob(
+        store=store,
+        files=context.files,
+        catalogue=config.catalogue,
+        images=config.images,
+        encode=config.encode,
+        model_id=model_id,
+        transform_id=plan.summary.transform_id,
+    )
+    with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
+        fresh = run_shards(todo, job, on_result=lambda result: advance(result.photos))
+    return sorted([*done, *fresh], key=lambda result: result.number)

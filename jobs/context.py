@@ -1,0 +1,42 @@
+"""What every stage of a run works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from jobs.config import Config
+from jobs.progress import Progress
+from jobs.ray_session import ray_session
+from jobs.watch import Watch
+from pipeline.runs import Attempt, Run
+from pipeline.storage import Files, Store
+
+StartRay = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One live attempt of a run and where it reads, writes and shows what it does."""
+
+    config: Config
+    store: Store
+    files: Files
+    run: Run
+    attempt: Attempt
+    progress: Progress
+    watch: Watch
+
+
+def ray_starter(context: Context, stack: ExitStack) -> StartRay:
+    """Return a function that starts Ray when it is first called; the stack stops it at the end of the run."""
+    started: list[bool] = []
+
+    def start() -> None:
+        if not started:
+            with context.watch.stage("ray"):
+                stack.enter_context(ray_session(context.config))
+            started.append(True)
+
+    return start

@@ -1,0 +1,172 @@
+"""One attempt of one run, stage by stage, up to the stage a command names."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import yaml
+
+from jobs.building import Candidate, build_candidate
+from jobs.command import Arguments, Outcome
+from jobs.computing import encode_photos, train_model
+from jobs.config import Config, load_config
+from jobs.context import Context, ray_starter
+from jobs.planning import Plan, make_plan, nothing_to_do
+from jobs.progress import Progress
+from jobs.watch import Watch
+from pipeline.errors import GateRefused
+from pipeline.release import publish
+from pipeline.runs import Run, open_run
+from pipeline.storage import Files, open_store
+
+Until = Literal["train", "encode", "index", "evaluate", "publish"]
+ORDER: tuple[Until, ...] = ("train", "encode", "index", "evaluate", "publish")
+
+
+def run_until(arguments: Arguments, until: Until) -> Outcome:
+    """Run the stages up to and with `until`, continuing a run of the same name where it stopped.
+
+    Raises ConfigError (exit 2), InputError (3), GateRefused (4), Conflict (5), Unavailable (6).
+    """
+    config = load_config(arguments)
+    name = arguments.run or datetime.now(UTC).strftime("%Y%m%dt%H%M%Sz")
+    return run_config(config, name=name, limit=arguments.limit, until=until, progress=Progress())
+
+
+def run_config(config: Config, *, name: str, limit: int | None, until: Until, progress: Progress) -> Outcome:
+    """Run a validated config; what `run_until` does after reading the command line."""
+    store = open_store(config.store.url, config.store.options())
+    files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
+    run = open_run(store, name)
+    with ExitStack() as stack:
+        attempt = stack.enter_context(run.begin(config_text(config, limit)))
+        done = run.read_result()
+        if done is not None and done["published"]:
+            reason = "this run has already published"
+            return Outcome(run=name, release=done["release"], published=True, reason=reason, details=done, text=reason)
+        watch = stack.enter_context(Watch())
+        context = Context(config, store, files, run, attempt, progress, watch)
+        with watch.stage("plan"):
+            plan = frozen_plan(context, limit)
+        progress.note(plan_line(plan))
+        if until == "publish" and nothing_to_do(plan, store, config):
+            outcome = Outcome(
+                run=name, release=plan.summary.parent, published=False, reason="nothing to do", details={},
+                text=f"nothing has changed since release {plan.summary.parent}; the channel stays as it is",
+            )  # fmt: skip
+            return finish(run, outcome, plan, watch)
+        return work(context, plan, until, stack)
+
+
+def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcome:
+    """Run the stages after the plan; Ray is started by the first one that has something to compute."""
+    start_ray = ray_starter(context, stack)
+    name = context.run.name
+    model_id = train_model(context, plan, start_ray)
+    if until == "train":
+        text = f"bundle {model_id} answers train key {plan.summary.train_key[:12]}"
+        return finish(context.run, _unpublished(name, None, "trained", text), plan, context.watch, model_id=model_id)
+    encoded = encode_photos(context, plan, model_id, start_ray)
+    if until == "encode":
+        usable, refused = encoded.items.num_rows, encoded.refused.num_rows
+        text = f"{usable:,} photos have latents of model {model_id[:12]}, {refused:,} were refused"
+        return finish(context.run, _unpublished(name, None, "encoded", text), plan, context.watch, model_id=model_id)
+    candidate = build_candidate(context, plan, model_id, encoded)
+    release = candidate.manifest.release_id
+    if until == "index":
+        text = f"release {release} is written and on no channel"
+        return finish(context.run, _unpublished(name, release, "indexed", text), plan, context.watch, candidate)
+    failed = [verdict for verdict in candidate.verdicts if not verdict.passed]
+    if failed:
+        outcome = _unpublished(name, release, "refused by a gate", "")
+        finish(context.run, outcome, plan, context.watch, candidate)
+        listed = "; ".join(f"{verdict.name} is {verdict.value}, limit {verdict.limit}" for verdict in failed)
+        raise GateRefused(
+            f"release {release} is written and not published: {listed}. The channel "
+            f"{plan.summary.channel!r} stays as it was. Look at {candidate.report_name}, mend the catalogue, or change "
+            "the gate's limit under `gates` and start a run of another name"
+        )
+    if until == "evaluate":
+        text = f"release {release} passes its gates and is on no channel"
+        return finish(context.run, _unpublished(name, release, "evaluated", text), plan, context.watch, candidate)
+    return publish_candidate(context, plan, candidate)
+
+
+def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Outcome:
+    """Append the candidate to the channel as the entry after the plan's head, and only as that one."""
+    context.attempt.check()
+    with context.watch.stage("publish"):
+        entry = publish(
+            context.store,
+            plan.summary.channel,
+            expected_head=plan.summary.head,
+            release_id=candidate.manifest.release_id,
+            manifest_sha256=candidate.manifest_sha256,
+            run=context.run.name,
+            attempt=context.attempt.number,
+        )
+    text = f"published {entry.release_id} as number {entry.number} of channel {plan.summary.channel}"
+    outcome = Outcome(
+        run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
+    )
+    return finish(context.run, outcome, plan, context.watch, candidate)
+
+
+def frozen_plan(context: Context, limit: int | None) -> Plan:
+    """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
+    held = context.run.read_frozen("plan.parquet")
+    if held is None:
+        context.attempt.check()
+        plan = make_plan(context.config, context.store, context.files, run=context.run.name, limit=limit)
+        held = context.run.freeze("plan.parquet", plan.to_bytes())
+    return Plan.from_bytes(held)
+
+
+def config_text(config: Config, limit: int | None) -> str:
+    """Return what a run freezes of its config: the same for the same settings, wherever they came from."""
+    settings: dict[str, Any] = config.model_dump(mode="json")
+    if limit is not None:
+        settings["limit"] = limit
+    return str(yaml.safe_dump(settings, sort_keys=True))
+
+
+def plan_line(plan: Plan) -> str:
+    """Return a plan's counts as one line for people."""
+    counts = plan.summary.counts
+    named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
+    return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
+
+
+def finish(
+    run: Run,
+    outcome: Outcome,
+    plan: Plan,
+    watch: Watch,
+    candidate: Candidate | None = None,
+    *,
+    model_id: str | None = None,
+) -> Outcome:
+    """Write result.json and return the outcome with what was measured."""
+    details: dict[str, Any] = {
+        "plan": plan.summary.model_dump(mode="json"),
+        "model_id": candidate.manifest.model_id if candidate else model_id or plan.summary.model_id,
+        **watch.summary(),
+    }
+    if candidate is not None:
+        details["counts"] = candidate.manifest.counts
+        details["measures"] = candidate.manifest.measures
+        details["report"] = candidate.report_name
+    result = {
+        "run": outcome.run, "release": outcome.release, "published": outcome.published, "reason": outcome.reason, **details,
+    }  # fmt: skip
+    run.write_result(result)
+    return Outcome(
+        run=outcome.run, release=outcome.release, published=outcome.published, reason=outcome.reason, details=details,
+        text=outcome.text,
+    )  # fmt: skip
+
+
+def _unpublished(run: str, release: str | None, reason: str, text: str) -> Outcome:
+    return Outcome(run=run, release=release, published=False, reason=reason, details={}, text=text)

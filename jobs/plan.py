@@ -1,0 +1,72 @@
+"""Show what a refresh would do and cost; writes nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pyarrow.compute as pc
+
+from jobs.command import Arguments, Outcome
+from jobs.config import load_config
+from jobs.pipeline_run import plan_line
+from jobs.planning import Plan, make_plan, nothing_to_do
+from pipeline.storage import Files, open_store
+
+_SHOWN = 5
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Read the catalogue, resolve tokens, compare with the channel's release and say what that means."""
+    config = load_config(arguments)
+    store = open_store(config.store.url, config.store.options())
+    files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
+    name = arguments.run or datetime.now(UTC).strftime("%Y%m%dt%H%M%Sz")
+    plan = make_plan(config, store, files, run=name, limit=arguments.limit)
+    idle = nothing_to_do(plan, store, config)
+    reason = "nothing to do" if idle else "planned"
+    details = {
+        "plan": plan.summary.model_dump(mode="json"),
+        "photos": first_photos(plan),
+        "refused": first_refused(plan),
+    }
+    return Outcome(
+        run=name,
+        release=plan.summary.parent,
+        published=False,
+        reason=reason,
+        details=details,
+        text=describe(plan, idle=idle),
+    )
+
+
+def describe(plan: Plan, *, idle: bool) -> str:
+    """Return the plan as text for people."""
+    summary, counts = plan.summary, plan.summary.counts
+    model = f"bundle {summary.model_id[:12]}" if summary.model_id else "a new one will be trained"
+    lines = [
+        plan_line(plan),
+        f"channel: {summary.channel}, parent {summary.parent or 'none'} (number {summary.head})",
+        f"model: {model}; train key {summary.train_key[:12]}",
+        f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
+        f"planning cost {summary.seconds:.1f} s, {summary.listed:,} listed names and {summary.heads:,} HEAD requests",
+        "first photos:",
+        *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),
+    ]
+    refused = first_refused(plan)
+    if refused:
+        lines.append("first refused:")
+        lines.extend(f"  {row['item_id']}  {row['uri']}  {row['reason']}: {row['detail']}" for row in refused)
+    if idle:
+        lines.append("nothing has changed: a refresh would end at once")
+    return "\n".join(lines)
+
+
+def first_photos(plan: Plan) -> list[dict[str, object]]:
+    """Return the first five photos as resolved: item_id, uri, token, status."""
+    return list(plan.rows.slice(0, _SHOWN).select(["item_id", "uri", "token", "status"]).to_pylist())
+
+
+def first_refused(plan: Plan) -> list[dict[str, object]]:
+    """Return the first five photos that cannot be used: item_id, uri, reason, detail."""
+    refused = plan.rows.filter(pc.equal(plan.rows["status"], "refused"))
+    return list(refused.slice(0, _SHOWN).select(["item_id", "uri", "reason", "detail"]).to_pylist())

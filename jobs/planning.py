@@ -1,0 +1,203 @@
+"""Work out what a run has to do, once, and freeze it: the photos, their tokens, the shards, the parent release."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from jobs.config import Config
+from pipeline.catalogue import Difference, compare, read_photos, resolve_tokens
+from pipeline.encoding import assign_shards
+from pipeline.errors import InputError, IntegrityError
+from pipeline.images import transform_id
+from pipeline.models import build_model
+from pipeline.models.bundle import find_bundle, train_key
+from pipeline.release import Manifest, read_head, read_manifest, read_table
+from pipeline.schema import attribute_fields, plan_schema
+from pipeline.storage import Files, Store
+from pipeline.training import train_period
+
+_META = b"plan"
+
+
+class PlanSummary(BaseModel):
+    """What a plan decided, beside its rows.
+
+    head: the channel's head number when the plan was frozen; only head + 1 may be published. model_id: the bundle that
+    answers `train_key`, or null when one has to be trained. encode_all: carried photos are encoded again too, because
+    the parent release has another model. listed, heads: requests that the tokens cost. seconds: what planning took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel: str
+    head: int
+    parent: str | None
+    transform_id: str
+    train_key: str
+    model_id: str | None
+    encode_all: bool
+    counts: dict[str, int]
+    listed: int
+    heads: int
+    limit: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A frozen plan: `rows` has schema.plan_schema, sorted by (item_id, view)."""
+
+    rows: pa.Table
+    summary: PlanSummary
+
+    def to_bytes(self) -> bytes:
+        """Return the plan as one Parquet file, the summary in its metadata."""
+        meta = {**(self.rows.schema.metadata or {}), _META: self.summary.model_dump_json().encode()}
+        sink = io.BytesIO()
+        pq.write_table(self.rows.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd")
+        return sink.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Plan:
+        """Return the plan that `to_bytes` wrote. Raises IntegrityError on anything else."""
+        try:
+            rows = pq.read_table(io.BytesIO(data))
+        except pa.ArrowInvalid as error:
+            raise IntegrityError(
+                f"plan.parquet is not a whole Parquet file ({error}); start a run of another name"
+            ) from error
+        meta = rows.schema.metadata or {}
+        if _META not in meta:
+            raise IntegrityError("plan.parquet has no plan in its metadata; start a run of another name")
+        return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
+
+
+def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: int | None) -> Plan:
+    """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
+
+    Raises InputError when the catalogue cannot be read or is empty, Unavailable on temporary failures.
+    """
+    began = time.monotonic()
+    head = read_head(store, config.publish.channel)
+    parent = read_manifest(store, head.release_id) if head else None
+    transform = transform_id(config.images)
+    key = train_key(
+        config.model,
+        config.images.model_dump(mode="json"),
+        config.train.key_values(),
+        config.train.seed,
+        config.train.version,
+        train_period(config.train, run=run, now=time.time()),
+    )
+    model_id = find_bundle(store, key)
+    encode_all = parent is None or model_id is None or parent.model_id != model_id or parent.transform_id != transform
+
+    photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
+    items = read_table(store, parent, "items") if parent else None
+    quarantine = read_table(store, parent, "quarantine") if parent else None
+    photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
+    difference = compare(photos, items, quarantine)
+    rows = difference.rows
+    if parent is not None and encode_all:
+        rows = _drop_missing_pixels(store, rows, usable=parent.transform_id == transform)
+    rows = assign_shards(
+        rows, image_size=config.images.size, shard_rows=config.encode.shard_rows, encode_all=encode_all
+    )
+    if not any(rows.num_rows - count for count in [difference.counts.get("refused", 0)]):
+        raise InputError(_nothing_usable(rows))
+    summary = PlanSummary(
+        channel=config.publish.channel,
+        head=head.number if head else 0,
+        parent=parent.release_id if parent else None,
+        transform_id=transform,
+        train_key=key,
+        model_id=model_id,
+        encode_all=encode_all,
+        counts=_counts(difference, rows, parent),
+        listed=cost.listed,
+        heads=cost.heads,
+        limit=limit,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
+
+
+def nothing_to_do(plan: Plan, store: Store, config: Config) -> bool:
+    """Return whether the channel's release already is what this plan would publish."""
+    summary = plan.summary
+    if summary.parent is None or summary.encode_all:
+        return False
+    if any(summary.counts[name] for name in ("added", "changed", "removed", "relabelled")):
+        return False
+    parent = read_manifest(store, summary.parent)
+    if parent.config != release_config(config):
+        return False
+    refused = plan.rows.filter(pc.equal(plan.rows["status"], "refused"))
+    before = read_table(store, parent, "quarantine")
+    names = ["item_id", "uri", "reason"]
+    return _keys(refused, names) == _keys(before, names)
+
+
+def release_config(config: Config) -> dict[str, object]:
+    """Return the parts of a config that a release depends on beside its items and model."""
+    return {
+        "index": config.index.model_dump(mode="json"),
+        "gates": config.gates.model_dump(mode="json"),
+    }
+
+
+def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:
+    # Refused photos only: gates keep them a small share of a catalogue.
+    return set(zip(*(table[name].to_pylist() for name in names), strict=True)) if table.num_rows else set()
+
+
+def _drop_missing_pixels(store: Store, rows: pa.Table, *, usable: bool) -> pa.Table:
+    """Clear the pixels part of carried rows where it has expired or was made by another transform."""
+    parts = pc.unique(rows["pixels_part"]).to_pylist()
+    folders = {name.rsplit("/", 1)[0] + "/" for name in parts if name}
+    there = {entry.name for folder in folders for entry in store.list(folder)} if usable else set()
+    keep = pc.fill_null(pc.is_in(rows["pixels_part"], value_set=pa.array(sorted(there), pa.string())), False)
+    for name in ("pixels_part", "pixels_row"):
+        column = rows[name]
+        cleared = pc.if_else(keep, column, pa.scalar(None, column.type))
+        rows = rows.set_column(rows.schema.get_field_index(name), name, cleared)
+    return rows
+
+
+def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> dict[str, int]:
+    shards = pc.max(rows["shard"]).as_py()
+    computed = rows.num_rows - rows["shard"].null_count
+    fetched = pc.sum(pc.and_(pc.is_valid(rows["shard"]), pc.is_null(rows["pixels_part"]))).as_py() or 0
+    return {
+        **difference.counts,
+        "photos": rows.num_rows,
+        "items": pc.count_distinct(rows["item_id"]).as_py(),
+        "to_fetch": int(fetched),
+        "to_encode": int(computed),
+        "shards": 0 if shards is None else shards + 1,
+        "parent_photos": parent.counts.get("photos", 0) if parent else 0,
+    }
+
+
+def _nothing_usable(rows: pa.Table) -> str:
+    reasons = json.dumps({v["values"]: v["counts"] for v in pc.value_counts(rows["reason"]).to_pylist()})
+    first = rows.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
+    return (
+        f"none of the catalogue's {rows.num_rows} photos can be used: {reasons}; first rows: {first}. "
+        "Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
+    )
+
+
+def model_latent_bytes(config: Config) -> int:
+    """Return how many bytes one photo's latents take, uncompressed."""
+    model = build_model(config.model, image_size=config.images.size)
+    floats = model.latent_dim * (2 if model.has_log_var else 1)
+    return 4 * (floats + model.num_latent_codes)

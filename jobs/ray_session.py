@@ -1,0 +1,58 @@
+"""Connect to the cluster a config names, or start one on this machine, for as long as a job needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from jobs.config import Config
+from pipeline.errors import Unavailable
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Hold a Ray cluster open; a local one is stopped at the end, a remote one only disconnected from.
+
+    A local cluster gets more logical CPUs than actors and training workers need: with none left over, Ray Data's own
+    tasks would wait for ever without a word. Raises Unavailable when the named cluster does not answer.
+    """
+    # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The behaviour of Ray's next versions: a worker that asked for no GPU sees its machine's unchanged.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                num_cpus=config.cluster.num_cpus or local_cpus(config),
+                include_dashboard=False,
+                object_store_memory=config.cluster.object_store_memory_mb * 2**20,
+                **quiet,
+            )
+    except ConnectionError as error:
+        raise Unavailable(
+            f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
+        ) from error
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_cpus(config: Config) -> int:
+    """Return how many logical CPUs a local cluster is started with."""
+    return max(os.cpu_count() or 1, config.encode.actors + 2, config.train.workers + 2)

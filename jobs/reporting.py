@@ -1,0 +1,164 @@
+"""Choose what a release's page shows: neighbours, reconstructions, gates, quarantine, changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from jobs.context import Context
+from jobs.planning import Plan
+from pipeline.errors import NotReconstructing
+from pipeline.evaluation import GateVerdict
+from pipeline.index import BuiltIndex, LatentArrays, open_index
+from pipeline.models import Bundle
+from pipeline.parts import read_part
+from pipeline.report import GateRow, NeighbourRow, Picture, ReportData, render_page
+from pipeline.storage import Store
+
+_QUERIES = 8
+_NEIGHBOURS = 10
+_OVERFETCH = 40  # photos asked for so that ten distinct other items are among them
+
+
+def report_page(
+    context: Context,
+    plan: Plan,
+    bundle: Bundle,
+    items: pa.Table,
+    latents: LatentArrays,
+    built: BuiltIndex,
+    quarantine: pa.Table,
+    counts: dict[str, int],
+    measures: dict[str, float],
+    verdicts: Sequence[GateVerdict],
+) -> bytes:
+    """Return the release's self-contained HTML page."""
+    shown = choose_queries(items, seed=context.config.train.seed)
+    found = [neighbours_of(row, items, latents, built, context) for row in shown]
+    wanted = sorted({row for row, near in zip(shown, found, strict=True) for row in [row, *(r for r, _ in near)]})
+    pixels = read_pixels(context.store, items, wanted, size=context.config.images.size)
+    data = ReportData(
+        title=f"Release of run {context.run.name}",
+        facts=facts(context, plan, bundle, counts, measures),
+        gates=[GateRow(v.name, _text(v.value), _text(v.limit), v.passed) for v in verdicts],
+        neighbours=neighbour_rows(items, shown, found, pixels, category=context.config.catalogue.category),
+        reconstructions=reconstructions(bundle, [pixels[row] for row in shown if row in pixels]),
+        quarantine=quarantine_rows(quarantine),
+        changes=[(name, counts[name]) for name in ("added", "changed", "removed", "relabelled", "quarantined")],
+    )
+    return render_page(data)
+
+
+def choose_queries(items: pa.Table, *, seed: int) -> list[int]:
+    """Return up to eight rows of items, spread over the table, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return sorted(generator.choice(items.num_rows, size=min(_QUERIES, items.num_rows), replace=False).tolist())
+
+
+def neighbours_of(
+    row: int, items: pa.Table, latents: LatentArrays, built: BuiltIndex, context: Context
+) -> list[tuple[int, float]]:
+    """Return (row, score) of the ten nearest photos of other items, the best photo of each item, nearest first."""
+    index = open_index(built.data, context.config.index.metric)
+    ids, scores = index.search(latents.take([row]), min(_OVERFETCH, items.num_rows))
+    own = items["item_id"][row].as_py()
+    best: dict[str, tuple[int, float]] = {}
+    for found, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True):
+        if found < 0:
+            break
+        item = items["item_id"][found].as_py()
+        if item != own and item not in best:
+            best[item] = (found, score)
+    return list(best.values())[:_NEIGHBOURS]
+
+
+def read_pixels(store: Store, items: pa.Table, rows: Sequence[int], *, size: int) -> dict[int, np.ndarray]:
+    """Return row -> uint8 [size, size, 3] of those rows of items whose pixels are still on the store."""
+    by_part: dict[str, list[tuple[int, int]]] = {}
+    for row in rows:
+        part = items["pixels_part"][row].as_py()
+        if part is not None:
+            by_part.setdefault(part, []).append((row, items["pixels_row"][row].as_py()))
+    found: dict[int, np.ndarray] = {}
+    for part, places in by_part.items():
+        column = read_part(store, part, ["pixels"])["pixels"]
+        for row, place in places:
+            found[row] = np.frombuffer(column[place].as_py(), np.uint8).reshape(size, size, 3)
+    return found
+
+
+def neighbour_rows(
+    items: pa.Table,
+    shown: Sequence[int],
+    found: Sequence[Sequence[tuple[int, float]]],
+    pixels: dict[int, np.ndarray],
+    *,
+    category: str | None,
+) -> list[NeighbourRow]:
+    """Return the grid: a query and its neighbours; those without pixels are left out."""
+    rows = []
+    for query, near in zip(shown, found, strict=True):
+        if query not in pixels:
+            continue
+        label = items[category][query].as_py() if category else None
+        pictures = []
+        for row, score in near:
+            if row in pixels:
+                other = items[category][row].as_py() if category else None
+                detail = f"{score:.3f}" if other is None else f"{other}, {score:.3f}"
+                same = None if label is None or other is None else other == label
+                pictures.append(Picture(pixels[row], items["item_id"][row].as_py(), detail, same))
+        caption = items["item_id"][query].as_py()
+        rows.append(NeighbourRow(Picture(pixels[query], caption, str(label or ""), None), pictures))
+    return rows
+
+
+def reconstructions(bundle: Bundle, photos: Sequence[np.ndarray]) -> list[tuple[Picture, Picture]]:
+    """Return (original, reconstruction) pairs; none for a model without a decoder."""
+    if not photos:
+        return []
+    images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+    try:
+        with torch.inference_mode():
+            decoded = bundle.model.decode(bundle.model.encode(images))
+    except NotReconstructing:
+        return []
+    made = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pairs = zip(photos, made, strict=True)
+    return [(Picture(a, "original", "", None), Picture(b, "reconstruction", "", None)) for a, b in pairs]
+
+
+def quarantine_rows(quarantine: pa.Table) -> list[tuple[str, int, str]]:
+    """Return (reason, count, one example) of the refused photos, most frequent first."""
+    counted = sorted(pc.value_counts(quarantine["reason"]).to_pylist(), key=lambda entry: -entry["counts"])
+    rows = []
+    for entry in counted:
+        first = quarantine.filter(pc.equal(quarantine["reason"], entry["values"])).slice(0, 1).to_pylist()[0]
+        rows.append((entry["values"], entry["counts"], f"{first['item_id']}: {first['detail']}"))
+    return rows
+
+
+def facts(
+    context: Context, plan: Plan, bundle: Bundle, counts: dict[str, int], measures: dict[str, float]
+) -> list[tuple[str, str]]:
+    """Return what the head of the page says."""
+    config = context.config
+    rates = context.watch.summary()["photos_per_s"]
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in context.watch.summary()["seconds"].items())
+    return [
+        ("photos, items", f"{counts['photos']:,} photos of {counts['items']:,} items; {counts['refused']:,} refused"),
+        ("model", f"{config.model.kind}, {bundle.model.latent_dim} dimensions, {bundle.model_id[:12]}"),
+        ("index", f"{config.index.kind}, {config.index.metric}, recall {measures['recall']:.3f}"),
+        ("parent", plan.summary.parent or "none: the first release of this channel"),
+        ("category k-NN", f"{measures['category_knn']:.3f}" if "category_knn" in measures else "no category named"),
+        ("stages", seconds),
+        ("photos per second", ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()) or "nothing computed"),
+    ]
+
+
+def _text(value: float | None) -> str:
+    return "off" if value is None else f"{value:.4g}"
