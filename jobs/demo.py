@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs.command import Arguments, Outcome
@@ -14,6 +13,7 @@ from jobs.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.images.render import render_catalogue
 from pipeline.reader import Release, open_release
+from pipeline.runs import default_run_name
 
 _SHOWN = 3
 
@@ -39,7 +39,7 @@ def run(arguments: Arguments) -> Outcome:
     config = load_config(
         arguments.with_preset("demo").with_overrides(f"catalogue.source={catalogue / 'catalogue.csv'}")
     )
-    name = arguments.run or datetime.now(UTC).strftime("demo-%Y%m%dt%H%M%Sz")
+    name = arguments.run or default_run_name()
     outcome = run_config(config, name=name, limit=arguments.limit, until="publish", progress=progress)
     release = open_release(config.store.url, channel=config.publish.channel)
     page = (folder / release.manifest.files["report"].name).resolve()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import yaml
@@ -18,7 +17,7 @@ from jobs.progress import Progress
 from jobs.watch import Watch
 from pipeline.errors import GateRefused
 from pipeline.release import publish
-from pipeline.runs import Run, open_run
+from pipeline.runs import Run, default_run_name, open_run
 from pipeline.storage import Files, open_store
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
@@ -31,7 +30,7 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     Raises ConfigError (exit 2), InputError (3), GateRefused (4), Conflict (5), Unavailable (6).
     """
     config = load_config(arguments)
-    name = arguments.run or datetime.now(UTC).strftime("%Y%m%dt%H%M%Sz")
+    name = arguments.run or default_run_name()
     return run_config(config, name=name, limit=arguments.limit, until=until, progress=Progress())
 
 
@@ -116,7 +115,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
 
 def frozen_plan(context: Context, limit: int | None) -> Plan:
     """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
-    held = context.run.read_frozen("plan.parquet")
+    held = context.run.frozen("plan.parquet")
     if held is None:
         context.attempt.check()
         plan = make_plan(context.config, context.store, context.files, run=context.run.name, limit=limit)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
 from jobs.pipeline_run import plan_line
 from jobs.planning import Plan, make_plan, nothing_to_do
+from pipeline.runs import default_run_name
 from pipeline.storage import Files, open_store
 
 _SHOWN = 5
@@ -20,7 +19,7 @@ def run(arguments: Arguments) -> Outcome:
     config = load_config(arguments)
     store = open_store(config.store.url, config.store.options())
     files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
-    name = arguments.run or datetime.now(UTC).strftime("%Y%m%dt%H%M%Sz")
+    name = arguments.run or default_run_name()
     plan = make_plan(config, store, files, run=name, limit=arguments.limit)
     idle = nothing_to_do(plan, store, config)
     reason = "nothing to do" if idle else "planned"
