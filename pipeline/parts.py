@@ -39,14 +39,18 @@ def latents_part_name(model_id: str, part_key: str) -> str:
     return f"latents/{model_id}/{part_key}.parquet"
 
 
-def part_key(schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = "") -> str:
+def part_key(
+    schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = "", pixels_part: str = ""
+) -> str:
     """Return the key of the part that answers these photos.
 
     space_id: model_id or transform_id. photos: columns item_id, uri, token, in the part's order. retry_of: the release
-    whose refused fetches are tried again, so that an older part which holds the refusal does not answer.
+    whose refused fetches are tried again, so that an older part which holds the refusal does not answer. pixels_part:
+    the part that latents are encoded from, so that latents of the same photos under another transform do not answer.
     """
     asked = list(zip(*(photos.column(name).to_pylist() for name in ("item_id", "uri", "token")), strict=True))
-    return key_of([schema_version, space_id, precision, retry_of, asked])
+    source = [pixels_part] if pixels_part else []
+    return key_of([schema_version, space_id, precision, retry_of, asked, *source])
 
 
 def write_part(store: Store, name: str, table: pa.Table, key: str) -> PartFile:
@@ -54,17 +58,23 @@ def write_part(store: Store, name: str, table: pa.Table, key: str) -> PartFile:
 
     Raises IntegrityError when the winner's part does not hold this key.
     """
+    return put_part(store, name, table, key)[0]
+
+
+def put_part(store: Store, name: str, table: pa.Table, key: str) -> tuple[PartFile, bool]:
+    """Do what `write_part` does; also return whether the bytes on the store are those of `table`."""
     meta = {**(table.schema.metadata or {}), b"part_key": key.encode()}
     sink = io.BytesIO()
     # One chunk, one write: the bytes of a Parquet file depend on how its rows are chunked.
     pq.write_table(table.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd", row_group_size=1024)
     data = sink.getvalue()
+    ours = PartFile(name=name, bytes=len(data), rows=table.num_rows, sha256=digest_of(data))
     if store.put_if_absent(name, data):
-        return PartFile(name=name, bytes=len(data), rows=table.num_rows, sha256=digest_of(data))
+        return ours, True
     found = find_part(store, name, key)
     if found is None:
         raise IntegrityError(f"{name} was there and is gone: something deletes parts while a run is alive")
-    return found
+    return found, found == ours
 
 
 def find_part(store: Store, name: str, key: str) -> PartFile | None:
@@ -76,11 +86,16 @@ def find_part(store: Store, name: str, key: str) -> PartFile | None:
         data = store.get(name)
     except NotFound:
         return None
-    meta = _footer(name, data)
-    held = (meta.metadata or {}).get(b"part_key", b"").decode()
-    if held != key:
-        raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")
-    return PartFile(name=name, bytes=len(data), rows=meta.num_rows, sha256=digest_of(data))
+    return _checked(name, data, key)
+
+
+def load_part(store: Store, name: str, key: str) -> tuple[PartFile, pa.Table] | None:
+    """Do what `find_part` does, and return the part's table too, from the same one request."""
+    try:
+        data = store.get(name)
+    except NotFound:
+        return None
+    return _checked(name, data, key), pq.read_table(io.BytesIO(data))
 
 
 def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -90,6 +105,14 @@ def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> 
             return pq.read_table(handle, columns=None if columns is None else list(columns))
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+
+
+def _checked(name: str, data: bytes, key: str) -> PartFile:
+    meta = _footer(name, data)
+    held = (meta.metadata or {}).get(b"part_key", b"").decode()
+    if held != key:
+        raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")
+    return PartFile(name=name, bytes=len(data), rows=meta.num_rows, sha256=digest_of(data))
 
 
 def _footer(name: str, data: bytes) -> pq.FileMetaData:
