@@ -84,7 +84,9 @@ def phase_at(store: Path) -> str:
     return "nothing"
 
 
-def series(base: Path, catalogue: Path, *, kills: int, epochs: int, prepared: Path | None, dice: random.Random) -> list[dict]:
+def series(
+    base: Path, catalogue: Path, *, kills: int, epochs: int, prepared: Path | None, dice: random.Random
+) -> list[dict]:
     def fresh(name: str) -> Path:
         store = base / name
         shutil.rmtree(store, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""Refresh real catalogues and measure: seconds per stage, photos/s, memory, k-NN of held-out items.
+
+Fashion-MNIST's 60,000 embedded training pictures, and the clothing photos from a folder and from a real S3 server
+process, one in five contributors held out. The k-NN protocol is cosine, k=10, unweighted majority, ties to the nearest;
+the held-out photos are encoded by the bundle's ONNX encoder, as a recommender team would.
+
+    python tests/benchmarks/bench_refresh.py --data ../shared/data --json refresh.json [--only fashion,clothing,s3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.evaluation import knn_accuracy
+from pipeline.reader import open_release
+
+DROPPED = {"Not sure", "Skip", "Other"}
+
+
+def refresh(store: str, *arguments: str) -> dict[str, Any]:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "jobs", "refresh", "--json", f"store={store}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"exit {done.returncode}: {done.stdout}")
+    return {**json.loads(done.stdout), "wall_s": round(time.monotonic() - began, 1)}
+
+
+def accuracy(store: str, label: str, queries: Iterable[tuple[bytes, str]]) -> dict[str, float]:
+    """Return the k-NN accuracy of held-out photos against the release's items."""
+    release = open_release(store)
+    ids = release.item_ids()
+    table = release.latents(ids)
+    labels = {item: str(release.attributes(item)[label]) for item in ids}
+    bank = np.stack(table["mean"].to_numpy(zero_copy_only=False))
+    bank_labels = np.asarray([labels[item] for item in table["item_id"].to_pylist()])
+    photos, wanted = zip(*queries, strict=True)
+    vectors = np.concatenate([release.encode_photo(photo) for photo in photos])
+    found = knn_accuracy(bank, bank_labels, vectors, np.asarray(wanted), k=10)
+    return {"knn_accuracy": round(float(found), 4), "bank": len(bank), "queries": len(vectors)}
+
+
+def fashion(data: Path, work: Path) -> dict[str, Any]:
+    store = str(work / "fashion-store")
+    preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_fashion_mnist.yaml"
+    source = f"catalogue.source={data / 'fashion-mnist' / 'train.parquet'}"
+    result = refresh(store, "--config", str(preset), "--run", "night-1", source)
+    test = pq.read_table(data / "fashion-mnist" / "test.parquet", columns=["image", "category"])
+    queries = zip(test["image"].to_pylist(), test["category"].to_pylist(), strict=True)
+    result["held_out"] = accuracy(store, "category", queries)
+    result["again"] = refresh(store, "--config", str(preset), "--run", "night-2", source)
+    return result
+
+
+def split(data: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the clothing rows of four in five contributors, and of the others."""
+    with (data / "clothing" / "catalogue.csv").open() as handle:
+        rows = [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+    held = [row for row in rows if zlib.crc32(row["sender_id"].encode()) % 5 == 0]
+    kept = [row for row in rows if zlib.crc32(row["sender_id"].encode()) % 5 != 0]
+    return kept, held
+
+
+def held_out(data: Path, rows: Sequence[dict[str, str]]) -> Iterable[tuple[bytes, str]]:
+    return (((data / "clothing" / row["image"]).read_bytes(), row["category"]) for row in rows)
+
+
+def clothing_folder(data: Path, work: Path) -> dict[str, Any]:
+    kept, held = split(data)
+    for row in kept:
+        target = work / "clothing" / row["category"] / Path(row["image"]).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data / "clothing" / row["image"], target)
+    store = str(work / "clothing-store")
+    preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
+    arguments = ["--config", str(preset), f"catalogue.source={work / 'clothing'}", "catalogue.format=folder"]
+    result = refresh(store, *arguments, "--run", "night-1")
+    result["held_out"] = accuracy(store, "category", held_out(data, held))
+    result["again"] = refresh(store, *arguments, "--run", "night-2")
+    return result
+
+
+def clothing_s3(data: Path, work: Path) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("moto_server", Path(__file__).parents[1] / "moto_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    moto = importlib.util.module_from_spec(spec)
+    sys.modules["moto_server"] = moto
+    spec.loader.exec_module(moto)
+    from pipeline.storage import open_store
+
+    kept, held = split(data)
+    with moto.MotoServer() as server, moto.aws_environment(server):
+        bucket = server.make_bucket("bench-clothing")
+        shop = open_store(f"{bucket}/shop")
+        for row in kept:
+            shop.put(row["image"], (data / "clothing" / row["image"]).read_bytes())
+        text = work / "catalogue.csv"
+        with text.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(kept[0]))
+            writer.writeheader()
+            writer.writerows(kept)
+        shop.put("catalogue.csv", text.read_bytes())
+        store = f"{bucket}/visual"
+        preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
+        arguments = ["--config", str(preset), f"catalogue.source={bucket}/shop/catalogue.csv"]
+        server.reset_counts()
+        result = refresh(store, *arguments, "--run", "night-1")
+        result["photo_gets"] = sum("/shop/images/" in path for _, path in server.count_gets())
+        result["held_out"] = accuracy(store, "category", held_out(data, held))
+        server.reset_counts()
+        result["again"] = refresh(store, *arguments, "--run", "night-2")
+        result["again"]["photo_gets"] = sum("/shop/images/" in path for _, path in server.count_gets())
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
+    parser.add_argument("--only", default="fashion,clothing,s3")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not options.data.exists():
+        print(f"no catalogues at {options.data}: nothing measured; name their folder with --data")
+        return 0
+    ways = {"fashion": fashion, "clothing": clothing_folder, "s3": clothing_s3}
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="refresh-") as folder:
+        for name in options.only.split(","):
+            results[name] = ways[name](options.data, Path(folder))
+            shown = {
+                key: results[name].get(key)
+                for key in ("wall_s", "seconds", "photos_per_s", "peak_memory_mb", "measures", "held_out")
+            }
+            again = {key: results[name]["again"][key] for key in ("wall_s", "reason", "seconds")}
+            print(f"{name}: {json.dumps(shown)}\n  again: {json.dumps(again)}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The whole way, as a scheduler runs it: real commands, real Ray, a folder and a real S3 server process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.images.render import render_catalogue
+from pipeline.reader import open_release
+from pipeline.release import read_head, read_manifest
+from pipeline.release.tables import read_table
+from pipeline.storage import open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL = [
+    "catalogue.category=category", "model.kind=vae", "model.latent_dim=8", "images.size=32", "train.epochs=1",
+    "train.batch_size=32", "encode.actors=1", "encode.shard_rows=40",
+]  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs", *arguments, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
+    assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
+    return dict(json.loads(out))
+
+
+def refresh(store: str, catalogue: str, *more: str, expect: int = 0) -> dict[str, Any]:
+    return finish(start("refresh", f"store={store}", f"catalogue.source={catalogue}", *SMALL, *more), expect=expect)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalogue")
+    render_catalogue(folder, items=80, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """A store on disk after its first refresh, and what that printed."""
+    store = str(tmp_path_factory.mktemp("store"))
+    return store, refresh(store, str(rendered / "catalogue.csv"), "--run", "night-1")
+
+
+def test_first_refresh_publishes_and_loses_no_photo(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
+    store_url, result = local
+    assert result["published"]
+    assert result["run"] == "night-1"
+    assert result["reason"] == "published"
+    with (rendered / "catalogue.csv").open() as handle:
+        wanted = sum(
+            len(json.loads(row["image"])) if row["image"].startswith("[") else 1 for row in csv.DictReader(handle)
+        )
+    assert result["counts"]["photos"] + result["counts"]["refused"] == wanted
+    assert result["counts"]["refused"] > 0, "the rendered catalogue has broken files"
+    store = open_store(store_url)
+    manifest = read_manifest(store, result["release"])
+    quarantine = read_table(store, manifest, "quarantine").to_pylist()
+    assert all(row["stage"] and row["reason"] and row["detail"] for row in quarantine)
+    page = store.get(manifest.files["report"].name).decode()
+    assert "<html" in page
+    assert str(Path.cwd()) not in page
+
+
+def test_neighbours_are_those_of_a_plain_computation(local: tuple[str, dict[str, Any]]) -> None:
+    store_url, result = local
+    release = open_release(store_url)
+    table = release.latents(release.item_ids())
+    first = table["item_id"][0].as_py()
+    vectors = np.stack(table["mean"].to_numpy(zero_copy_only=False)).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    owners = np.asarray(table["item_id"].to_pylist())
+    scores = (vectors @ vectors[owners == first].T).max(axis=1)
+    best = {owner: scores[owners == owner].max() for owner in set(owners.tolist()) - {first}}
+    expected = sorted(best, key=lambda owner: (-best[owner], owner))[:5]
+    found = release.similar(first, k=5)
+    assert [near.item_id for near in found] == expected
+    assert np.allclose([near.score for near in found], [best[owner] for owner in expected], atol=1e-6)
+    assert result["measures"]["recall"] == 1.0
+
+
+def test_without_our_code_items_join_latents_on_part_and_row(local: tuple[str, dict[str, Any]]) -> None:
+    store_url, result = local
+    store = open_store(store_url)
+    manifest = read_manifest(store, result["release"])
+    items = Path(store_url) / manifest.files["items"].name
+    parts = str(Path(store_url) / f"latents/{manifest.model_id}/*.parquet")
+    joined = duckdb.sql(f"""
+        SELECT i.item_id, i.uri, l.mean
+        FROM '{items}' i
+        JOIN read_parquet('{parts}', filename = true, file_row_number = true) l
+          ON l.filename = '{store_url}/' || i.latents_part AND l.file_row_number = i.latents_row
+        WHERE l.item_id = i.item_id AND l.uri = i.uri
+        ORDER BY i.item_id, i.view
+    """).fetchall()
+    assert len(joined) == manifest.counts["photos"]
+    index = faiss.deserialize_index(np.frombuffer(store.get(manifest.files["index"].name), np.uint8))
+    vector = np.asarray([joined[0][2]], np.float32)
+    vector /= np.linalg.norm(vector)
+    assert index.search(vector, 1)[1][0, 0] == 0, "index rows are rows of the items file"
+
+
+def test_again_with_nothing_changed_ends_without_ray(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
+    store_url, first = local
+    again = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-2")
+    assert (again["published"], again["reason"], again["release"]) == (False, "nothing to do", first["release"])
+    assert set(again["seconds"]) == {"plan"}
+    head = read_head(open_store(store_url), "stable")
+    assert head is not None
+    assert head.number == 1
+
+
+def test_the_same_name_again_does_nothing_and_with_another_config_is_refused(
+    local: tuple[str, dict[str, Any]], rendered: Path
+) -> None:
+    store_url, first = local
+    same = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-1")
+    assert (same["published"], same["release"]) == (True, first["release"])
+    other = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-1", "index.kind=hnsw", expect=2)
+    assert "hnsw" in other["error"]
+    assert "flat" in other["error"]
+
+
+def test_a_gate_keeps_yesterday_live(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
+    store_url, first = local
+    store = open_store(store_url)
+    before = read_head(store, "stable")
+    strict = ["gates.max_quarantine_share=0.001", "--run", "strict"]
+    result = refresh(store_url, str(rendered / "catalogue.csv"), *strict, expect=4)
+    assert "quarantine" in result["error"]
+    assert not result["published"]
+    assert read_head(store, "stable") == before
+
+
+def upload(store_url: str, folder: Path) -> None:
+    store = open_store(store_url)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put(str(path.relative_to(folder)), path.read_bytes())
+
+
+@pytest.mark.s3
+def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(s3_server: Any, rendered: Path) -> None:
+    bucket = s3_server.make_bucket("refresh-delta")
+    upload(f"{bucket}/shop", rendered)
+    store_url, catalogue = f"{bucket}/visual", f"{bucket}/shop/catalogue.csv"
+    first = refresh(store_url, catalogue, "--run", "night-1")
+    shop = open_store(f"{bucket}/shop")
+    rows = list(csv.DictReader(io.StringIO(shop.get("catalogue.csv").decode())))
+    store = open_store(store_url)
+    before = read_table(store, read_manifest(store, first["release"]), "items").to_pylist()
+    usable = sorted({row["item_id"] for row in before})
+    changed, removed = usable[3], usable[10]
+    photo = next(row["uri"] for row in before if row["item_id"] == changed).removeprefix(f"{bucket}/shop/")
+    other = next(row["uri"] for row in before if row["item_id"] == usable[20]).removeprefix(f"{bucket}/shop/")
+    shop.put(photo, shop.get(other))
+    shop.put("photos/new.jpg", shop.get(other))
+    kept = [row for row in rows if row["item_id"] != removed]
+    kept.append({**kept[0], "item_id": "zz-new", "image": "photos/new.jpg"})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(kept)
+    shop.put("catalogue.csv", text.getvalue().encode())
+
+    s3_server.reset_counts()
+    second = refresh(store_url, catalogue, "--run", "night-2")
+    photos = sorted(path for _, path in s3_server.count_gets() if "/shop/photos/" in path)
+    assert photos == sorted([f"/refresh-delta/shop/{photo}", "/refresh-delta/shop/photos/new.jpg"])
+    counts = second["plan"]["counts"]
+    removed_photos = sum(row["item_id"] == removed for row in before)
+    assert (counts["added"], counts["changed"], counts["removed"]) == (1, 1, removed_photos)
+
+    manifest = read_manifest(store, second["release"])
+    after = {(row["item_id"], row["uri"]): row for row in read_table(store, manifest, "items").to_pylist()}
+    for row in before:
+        if row["item_id"] not in (changed, removed):
+            assert after[row["item_id"], row["uri"]] == row, "an untouched row names the same part and row"
+    assert removed not in {item for item, _ in after}
+    assert ("zz-new", f"{bucket}/shop/photos/new.jpg") in after
+    release = open_release(store_url)
+    assert removed not in {near.item_id for near in release.similar("zz-new", k=200)}
+    changes = {(r["item_id"], r["change"]) for r in read_table(store, manifest, "changes").to_pylist()}
+    assert {("zz-new", "added"), (changed, "changed"), (removed, "removed")} == changes
+
+    s3_server.reset_counts()
+    third = refresh(store_url, catalogue, "--run", "night-3")
+    assert third["reason"] == "nothing to do"
+    assert not [path for _, path in s3_server.count_gets() if "/shop/photos/" in path]
+
+
+def test_two_refreshes_at_once_one_publishes_the_other_says_who_won(
+    local: tuple[str, dict[str, Any]], rendered: Path, tmp_path: Path
+) -> None:
+    shared = [f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
+    runs = {name: start("refresh", "--run", name, *shared) for name in ("one", "two")}
+    codes = {}
+    outputs = {}
+    for name, process in runs.items():
+        out, _ = process.communicate(timeout=300)
+        codes[name], outputs[name] = process.returncode, json.loads(out)
+    assert sorted(codes.values()) == [0, 5], outputs
+    winner = next(name for name, code in codes.items() if code == 0)
+    loser = next(name for name, code in codes.items() if code == 5)
+    assert f"'{winner}'" in outputs[loser]["error"]
+    head = read_head(open_store(str(tmp_path)), "stable")
+    assert head is not None
+    assert (head.number, head.run) == (1, winner)
+
+
+def test_a_run_stopped_before_publishing_and_woken_later_does_not_publish(rendered: Path, tmp_path: Path) -> None:
+    shared = [f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
+    sleeper = start("refresh", "--run", "sleeper", *shared)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("latents/*/*.parquet")):
+        assert time.monotonic() < deadline
+        assert sleeper.poll() is None
+        time.sleep(0.02)
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    other = finish(start("refresh", "--run", "other", *shared))
+    assert other["published"]
+    os.kill(sleeper.pid, signal.SIGCONT)
+    late = finish(sleeper, expect=5)
+    assert "'other'" in late["error"]
+    head = read_head(open_store(str(tmp_path)), "stable")
+    assert head is not None
+    assert (head.number, head.release_id) == (1, other["release"])
+
+
+def test_sigterm_ends_with_6_and_the_same_command_goes_on(rendered: Path, tmp_path: Path) -> None:
+    shared = ["--run", "night", f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
+    process = start("refresh", *shared)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("pixels/*/*.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    stopped = time.monotonic()
+    result = finish(process, expect=6)
+    assert time.monotonic() - stopped < 30
+    assert not result["published"]
+    again = finish(start("refresh", *shared))
+    assert again["published"]
+
+
+def test_parquet_files_of_a_release_are_open_formats(local: tuple[str, dict[str, Any]]) -> None:
+    store_url, result = local
+    manifest = json.loads((Path(store_url) / "releases" / result["release"] / "manifest.json").read_text())
+    for part in manifest["parts"]:
+        assert pq.read_metadata(Path(store_url) / part["name"]).num_rows == part["rows"]
