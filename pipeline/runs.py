@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFound, Unavailable
+from .release import claim_store
 from .storage import Store, store_clock
 
 RUNS = "runs/"
@@ -94,15 +95,16 @@ class Run:
         """Freeze the config and become the live attempt; use the result as a context manager.
 
         Raises ConfigError when an earlier attempt froze another config, Unavailable when a living attempt does not let
-        go within `timing.wait_s`.
+        go within `timing.wait_s`, InputError when a newer version of this library has the store.
         """
+        claim_store(self.store)
         self._freeze_config(config_yaml)
         number = self._take_over()
         attempt = Attempt(self, number)
         attempt.renew()
         return attempt
 
-    def frozen(self, name: str) -> bytes | None:
+    def read_frozen(self, name: str) -> bytes | None:
         """Return a document that an attempt has frozen (`plan.parquet`, `config.yaml`), or None."""
         try:
             return self.store.get(self.folder + name)
@@ -117,7 +119,7 @@ class Run:
 
     def read_result(self) -> dict[str, Any] | None:
         """Return `result.json`, or None when no attempt has finished."""
-        data = self.frozen("result.json")
+        data = self.read_frozen("result.json")
         if data is None:
             return None
         try:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
 from ..storage import Store
 from .config import CHANNEL_NAME
+from .format import check_store
 from .manifest import document_bytes, read_hashed_manifest, read_manifest
 
 CHANNELS = "channels/"
@@ -65,8 +66,10 @@ def publish(
 
     expected_head: the head's number when the run froze its plan, 0 for an empty channel. When that entry already names
     this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
-    winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan.
+    winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan. After
+    Unavailable the outcome is unknown; the same call again finds out.
     """
+    check_store(store)
     # The manifest is read first: what the log names must be whole before any reader can meet it.
     read_manifest(store, release_id, expect_sha256=manifest_sha256)
     number = expected_head + 1
