@@ -1,0 +1,11 @@
+"""Photos to pixels: `decode` (Pillow and NumPy, no torch) and the demo catalogue's pictures (`render`).
+
+Importing this room needs neither Pillow nor torch: the reader imports it for photo queries and works without both.
+"""
+
+from __future__ import annotations
+
+from .config import TRANSFORM_VERSION, ImagesConfig, transform_id
+from .decode import REASONS, decode
+
+__all__ = ["REASONS", "TRANSFORM_VERSION", "ImagesConfig", "decode", "transform_id"]

@@ -1,0 +1,35 @@
+"""How photos become pixels: the configuration of the evaluation transform, and its id."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..keys import key_of, portable
+
+# To be raised by hand whenever `decode` may return other pixels, or refuse other photos, for the same bytes and config.
+TRANSFORM_VERSION = 1
+
+Fit = Literal["pad", "crop", "stretch"]
+
+
+class ImagesConfig(BaseModel):
+    """How photos are decoded to pixels, uint8 [size, size, 3]; larger photos than the two limits are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(default=64, ge=8, le=1024, description="side of the square pixels, in pixels")
+    fit: Fit = Field(
+        default="pad",
+        description="pad: the longest side becomes `size`, edge pixels fill the rest; "
+        "crop: the central square; stretch: both sides become `size`",
+    )
+    # The upper bound lies below the size at which Pillow itself refuses (178,956,970), so that only this limit decides.
+    max_pixels: int = Field(default=64_000_000, ge=1, le=170_000_000, description="width x height in the header")
+    max_bytes: int = Field(default=64 * 2**20, ge=1, le=2**31 - 1, description="length of the file")
+
+
+def transform_id(config: ImagesConfig) -> str:
+    """Return the id of the evaluation transform: 16 hex of the key of (TRANSFORM_VERSION, config)."""
+    return key_of([TRANSFORM_VERSION, portable(config.model_dump(mode="json"))])[:16]

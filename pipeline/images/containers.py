@@ -1,0 +1,143 @@
+"""What the bytes of a picture file say before anything is decoded: format, completeness, size, orientation."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+READABLE = ("JPEG", "PNG", "APNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+
+_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
+_SHORT = 3
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+# First bytes, format. Formats that are not READABLE are listed so that the refusal can name them.
+_STARTS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (_PNG_START, "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"8BPS", "Photoshop"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"\x00\x00\x01\x00", "icon"),
+    (b"BM", "BMP"),
+)
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF"}
+
+
+def recognise(data: bytes) -> str | None:
+    """Return the picture format by content (names never count), or None for anything else."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(bytes(data[8:12]))
+    for start, kind in _STARTS:
+        if data.startswith(start):
+            return "APNG" if kind == "PNG" and b"acTL" in data else kind
+    return None
+
+
+def incomplete(kind: str, data: bytes) -> tuple[str, str] | None:
+    """Return (reason, detail) where the container's own lengths or checksums do not fit, else None.
+
+    Pillow passes over a PNG's checksums after the first data chunk and over the length of a WebP.
+    """
+    if kind == "WebP":
+        length = 8 + int.from_bytes(data[4:8], "little")
+        if length > len(data):
+            return "truncated", f"WebP: the header names {length:,} bytes, the file has {len(data):,}"
+    if kind in {"PNG", "APNG"}:
+        return _png_problem(data)
+    return None
+
+
+def _png_problem(data: bytes) -> tuple[str, str] | None:
+    position = len(_PNG_START)
+    view = memoryview(data)
+    while position + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        # Critical chunks have an upper-case name (PNG, section 5.4); of the others, Pillow checks what it uses.
+        if name[:1].isupper() and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return "broken", f"PNG: wrong checksum of chunk {name!r} at byte {position:,}"
+        if name == b"IEND":
+            return None
+        position = end + 4
+    return "truncated", f"PNG: the file ends after {len(data):,} bytes, inside the chunk at byte {position:,}"
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a WebP's canvas (RFC 9649, sections 2.5 to 2.7), None where the start is damaged."""
+    name = data[12:16]
+    if name == b"VP8X" and len(data) >= 30:
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if name == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if name == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation 1 to 8 of an EXIF block; 1 where it is missing or damaged.
+
+    Read here because Pillow's reader warns about every other damaged tag of the block.
+    """
+    tiff = exif[6:] if exif.startswith(b"Exif\x00\x00") else exif
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
+    if order is None or len(tiff) < 10:
+        return 1
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    if start + 2 > len(tiff):
+        return 1
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+        if tag == _ORIENTATION:
+            return value if kind == _SHORT and 1 <= value <= 8 else 1
+    return 1
+
+
+@functools.cache
+def pillow_class(kind: str) -> type[ImageFile]:
+    """Return Pillow's reader of a READABLE format."""
+    from PIL import (
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    class JpegFile(JpegImagePlugin.JpegImageFile):
+        """Leaves out the search for a print resolution, which warns about damaged EXIF blocks and takes time."""
+
+        def _read_dpi_from_exif(self) -> None:
+            pass
+
+    classes: dict[str, type[ImageFile]] = {
+        "JPEG": JpegFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "APNG": PngImagePlugin.PngImageFile,
+        "WebP": WebPImagePlugin.WebPImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "TIFF": TiffImagePlugin.TiffImageFile,
+        "AVIF": AvifImagePlugin.AvifImageFile,
+    }
+    return classes[kind]
