@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO
 
+from ..errors import NotFound
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -70,4 +72,8 @@ class Store(ABC):
 
     def exists(self, name: str) -> bool:
         """Return whether a name is there."""
-        return next((True for entry in self.list(name) if entry.name == name), False)
+        try:
+            self.stat(name)
+        except NotFound:
+            return False
+        return True

@@ -1,0 +1,100 @@
+"""Reading photos and tables by their URIs, wherever they are."""
+
+from __future__ import annotations
+
+import io
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from ..errors import ConfigError, NotFound
+from .base import Entry, Store
+from .local import local_path
+from .options import StorageOptions
+from .urls import open_store, scheme_of, split_uri
+from .web import Revalidated, WebReader
+
+WEB = ("https", "http")
+
+
+class Files:
+    """Reads any URI: s3://, local paths, file://, memory:// and, under given prefixes only, https://.
+
+    Safe to pickle and to use from several threads. https_prefixes: for example ("https://cdn.shop.example/photos/",).
+    """
+
+    def __init__(self, options: StorageOptions | None = None, https_prefixes: tuple[str, ...] = ()) -> None:
+        self._options = options
+        self._web = WebReader(tuple(https_prefixes))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stores: dict[str, Store] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_options": self._options, "_web": self._web}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def read(self, uri: str) -> bytes:
+        """Return the bytes behind a URI; raises NotFound, Forbidden, Unavailable, ConfigError."""
+        if scheme_of(uri) in WEB:
+            return self._web.read(uri)
+        store, name = self._locate(uri)
+        return store.get(name)
+
+    def open(self, uri: str) -> BinaryIO:
+        """Open a URI for reading, with seek; https is read whole into memory."""
+        if scheme_of(uri) in WEB:
+            return io.BytesIO(self._web.read(uri))
+        store, name = self._locate(uri)
+        return store.open(name)
+
+    def stat(self, uri: str) -> Entry:
+        """Return the entry of a URI; its name is relative to the root that `split_uri` gives (https: the URI)."""
+        if scheme_of(uri) in WEB:
+            return self._web.stat(uri)
+        store, name = self._locate(uri)
+        return store.stat(name)
+
+    def revalidate(self, uri: str, token: str | None) -> Revalidated:
+        """Return ("same" | "changed", token) of an https URI by a GET with If-None-Match."""
+        return self._web.revalidate(uri, token)
+
+    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+        """Yield (URI, entry) of every file under a folder URI, in name order; an entry's name is relative to the root.
+
+        Raises NotFound when a local folder or a bucket does not exist, ConfigError for https.
+        """
+        scheme = scheme_of(uri_prefix)
+        if scheme in WEB:
+            raise ConfigError(
+                f"{uri_prefix} cannot be listed: give a table of https URIs, or a folder on s3:// or a disk"
+            )
+        if scheme in {"", "file"}:
+            if not local_path(uri_prefix).is_dir():
+                raise NotFound(f"{uri_prefix} is not a folder of this machine")
+            root, prefix = uri_prefix.rstrip("/") or "/", ""
+        else:
+            root, folder = split_uri(uri_prefix.rstrip("/") + "/.")
+            prefix = folder.removesuffix(".")
+        for entry in self._store(root).list(prefix):
+            name = urllib.parse.quote(entry.name) if scheme == "file" else entry.name
+            yield f"{root.rstrip('/')}/{name}", entry
+
+    def _locate(self, uri: str) -> tuple[Store, str]:
+        root, name = split_uri(uri)
+        return self._store(root), urllib.parse.unquote(name) if root.startswith("file:") else name
+
+    def _store(self, root: str) -> Store:
+        if scheme_of(root) in {"", "file"}:
+            return open_store(root)  # as many roots as folders: made afresh, which costs nothing
+        with self._lock:
+            found = self._stores.get(root)
+            if found is None:
+                found = self._stores[root] = open_store(root, self._options)
+            return found

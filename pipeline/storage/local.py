@@ -1,0 +1,271 @@
+"""A store in a folder of a local disk or a network mount."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat as modes
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow.fs as pafs
+
+from ..errors import CodebooksError, ConfigError, Forbidden, InputError, NotFound, Unavailable
+from .base import Entry, Store
+from .names import check_name, check_prefix, check_range, clip_range
+from .retry import Retry, retrying
+
+# Files on their way to a name; `list` never shows them and whatever a killed process left there is harmless.
+ASIDE = ".codebooks-aside"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_TEMPORARY = {
+    errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+class LocalStore(Store):
+    """Names as files under a root folder, which is made by the first write.
+
+    url: a path or file:// URL. A name cannot be a file and a folder at once: `d` beside `d/x` raises InputError.
+    """
+
+    def __init__(self, url: str, *, retry: Retry | None = None) -> None:
+        self._root = local_path(url)
+        self.url = str(self._root)
+        self._retry = retry or Retry(attempts=5, first_s=0.05, cap_s=2.0, total_s=15.0)
+
+    def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        check_range(start, end)
+        path = self._path(name)
+
+        def read() -> bytes:
+            with _translated(path), path.open("rb") as handle:
+                if start is None and end is None:
+                    return handle.read()
+                first, last = clip_range(start, end, os.fstat(handle.fileno()).st_size)
+                handle.seek(first)
+                return handle.read(last - first)
+
+        return retrying(read, self._retry)
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        path = self._path(name)
+
+        def write() -> None:
+            with self._aside(data) as aside, _translated(path, writing=True):
+                _make_folder(path.parent)
+                aside.replace(path)
+                _sync_folder(path.parent)
+
+        retrying(write, self._retry)
+
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+        path = self._path(name)
+        with _translated(path):
+            if path.is_file():  # spares writing aside what could not win; the link below is what decides
+                return False
+        # One file aside for all tries: its link count says whether any of them won.
+        with self._aside(data) as aside:
+            return retrying(lambda: _link(aside, path), self._retry)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        base, slash, stem = check_prefix(prefix).rpartition("/")
+        if slash and "" in base.split("/"):
+            return  # no file has an empty part in its name
+        yield from self._walk(base + slash, stem, ())
+
+    def stat(self, name: str) -> Entry:
+        path = self._path(name)
+        with _translated(path):
+            found = path.stat()
+        if not modes.S_ISREG(found.st_mode):
+            raise NotFound(f"{path} is a folder, not a file")
+        return _entry(name, found)
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with contextlib.suppress(NotFound), _translated(path):
+            if not path.is_dir():
+                path.unlink()
+
+    def open(self, name: str) -> BinaryIO:
+        path = self._path(name)
+        with _translated(path):
+            return path.open("rb")
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        return pafs.LocalFileSystem(), str(self._root)
+
+    def _path(self, name: str) -> Path:
+        first, *rest = check_name(name).split("/")
+        if "" in rest:
+            raise InputError(f"the name {name!r} has an empty part ('//'), which a folder cannot hold")
+        if first == ASIDE:
+            raise InputError(f"the name {name!r} begins with {ASIDE!r}, where files on their way to a name live")
+        return self._root / name
+
+    @contextlib.contextmanager
+    def _aside(self, data: bytes | memoryview) -> Iterator[Path]:
+        path = self._root / ASIDE / f"{os.getpid()}-{uuid.uuid4().hex}"
+
+        def write() -> None:
+            with _translated(path, writing=True):
+                _make_folder(path.parent)
+                with io.FileIO(path, "w") as handle:
+                    rest = memoryview(data).cast("B")
+                    while rest:
+                        rest = rest[handle.write(rest) :]
+                    os.fsync(handle.fileno())
+
+        try:
+            retrying(write, self._retry)
+            yield path
+        finally:
+            with contextlib.suppress(OSError):  # harmless where it stays
+                path.unlink()
+
+    def _walk(self, base: str, stem: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+        """Yield the files under the folder `base` whose names in it begin with `stem`."""
+        folder = self._root / base
+        with _translated(folder):
+            try:
+                here = folder.stat()
+                with os.scandir(folder) as found:
+                    names = [
+                        entry.name + "/" if _is_folder(entry) else entry.name
+                        for entry in found
+                        if entry.name.startswith(stem)
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            return  # a symbolic link to a folder that is being walked
+        # A folder sorts with its slash: `a-b` comes before `a/x` in the order of whole names.
+        for name in sorted(names):
+            if name == f"{ASIDE}/" and not base:
+                continue
+            if name.endswith("/"):
+                yield from self._walk(base + name, "", (*above, identity))
+                continue
+            details = _details(folder / name)
+            if details is not None:
+                yield _entry(check_name(base + name), details)
+
+
+def local_path(url: str) -> Path:
+    """Return the absolute path of a path or file:// URL (whose %-escapes are resolved; a path has none).
+
+    Raises ConfigError when the URL is empty or names another machine.
+    """
+    if not url:
+        raise ConfigError("the path is empty; give a folder or s3://BUCKET/PREFIX")
+    if not url.startswith("file:"):
+        return Path(url).expanduser().absolute()
+    host, slash, path = url.removeprefix("file:").removeprefix("//").partition("/")
+    if host not in {"", "localhost"} or not slash:
+        raise ConfigError(f"{url!r} does not name a file of this machine; write file:///absolute/path")
+    return Path("/" + urllib.parse.unquote(path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a symbolic link to itself reaches nothing, as a dangling one
+            return False
+        raise
+
+
+def _details(path: Path) -> os.stat_result | None:
+    """Return what is known of a regular file; None for anything else and for what has just been deleted."""
+    with _translated(path):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+    return found if modes.S_ISREG(found.st_mode) else None
+
+
+def _entry(name: str, found: os.stat_result) -> Entry:
+    modified = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC)
+    return Entry(name, found.st_size, f"stat:{found.st_size}:{found.st_mtime_ns}", modified)
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give the file aside its name; return whether it now has it."""
+    with _translated(path, writing=True):
+        _make_folder(path.parent)
+        try:
+            path.hardlink_to(aside)
+            won = True
+        except OSError as error:
+            # A network mount may report a failure, even EEXIST, of a link that it made: the link count is the truth.
+            won = aside.stat().st_nlink == 2
+            if not won and error.errno in _NO_LINKS:
+                raise ConfigError(
+                    f"{path} could not be made by a hard link ({error.strerror}), which is how this store "
+                    "writes a name once; use a folder on a file system with hard links, or s3://"
+                ) from error
+            if not won and not isinstance(error, FileExistsError):
+                raise
+        if not won and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder has this name", str(path))
+        _sync_folder(path.parent)  # the loser too: it goes on with the winner's file, which must outlive a power cut
+    return won
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, each of them durable."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file has the name of a folder", str(path)) from None
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _translated(path: Path, *, writing: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except CodebooksError:
+        raise
+    except OSError as error:
+        raise _meaning(path, error, writing=writing) from error
+
+
+def _meaning(path: Path, error: OSError, *, writing: bool) -> CodebooksError:
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        if writing:
+            return InputError(f"{path}: on a disk a name cannot be a file and a folder at once; choose another name")
+        return NotFound(f"{path} is not there as a file")
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{path} is not there")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return Forbidden(f"{path}: {error.strerror}; check the owner and the mode of the file and its folders")
+    if error.errno in _TEMPORARY:
+        return Unavailable(f"{path}: {error.strerror} (errno {error.errno})")
+    return InputError(f"{path}: {error.strerror or error} (errno {error.errno})")

@@ -1,0 +1,92 @@
+"""A store in this process's memory, for tests and dry runs."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from ..errors import ConfigError, NotFound
+from ..keys import digest_of
+from .arrow import filesystem_over
+from .base import Entry, Store
+from .names import check_name, check_prefix, clip_range
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The bytes of one name and when they were written."""
+
+    data: bytes
+    modified: datetime
+
+
+# All stores of a name in one process are one store, as all clients of a bucket see one bucket.
+SPACES: dict[str, dict[str, Held]] = {}
+_LOCK = threading.Lock()
+
+
+class MemoryStore(Store):
+    """Names in a dict of this process; a pickled one finds the same dict, or an empty one in another process.
+
+    url: memory://NAME or memory://NAME/PREFIX.
+    """
+
+    def __init__(self, url: str) -> None:
+        space, _, prefix = url.removeprefix("memory://").strip("/").partition("/")
+        if not url.startswith("memory://") or not space:
+            raise ConfigError(f"the store {url!r} is not of the form memory://NAME")
+        self.url = f"memory://{space}/{prefix}".rstrip("/")
+        self._space = space
+        self._prefix = check_name(prefix) + "/" if prefix else ""
+
+    @property
+    def _held(self) -> dict[str, Held]:
+        return SPACES.setdefault(self._space, {})
+
+    def _find(self, name: str) -> Held:
+        try:
+            return self._held[self._prefix + check_name(name)]
+        except KeyError:
+            raise NotFound(f"{self.url}/{name} is not there") from None
+
+    def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        data = self._find(name).data
+        first, last = clip_range(start, end, len(data))
+        return data[first:last]
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        with _LOCK:
+            self._held[self._prefix + check_name(name)] = Held(bytes(data), datetime.now(UTC))
+
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+        mine = Held(bytes(data), datetime.now(UTC))
+        with _LOCK:
+            return self._held.setdefault(self._prefix + check_name(name), mine) is mine
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        begin = self._prefix + check_prefix(prefix)
+        for key in sorted(self._held.copy()):
+            held = self._held.get(key) if key.startswith(begin) else None
+            if held is not None:
+                yield self._entry(key.removeprefix(self._prefix), held)
+
+    def stat(self, name: str) -> Entry:
+        return self._entry(name, self._find(name))
+
+    def delete(self, name: str) -> None:
+        with _LOCK:
+            self._held.pop(self._prefix + check_name(name), None)
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self._find(name).data)
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        root = self.url.removeprefix("memory://")
+        return filesystem_over(self, root), root
+
+    def _entry(self, name: str, held: Held) -> Entry:
+        return Entry(name, len(held.data), f"etag:{digest_of(held.data)[:32]}", held.modified)

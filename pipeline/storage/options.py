@@ -1,0 +1,21 @@
+"""How a store is reached."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class StorageOptions(BaseModel):
+    """Where and as whom S3 is reached; what is not set here comes from the usual AWS variables and files.
+
+    endpoint: URL of an S3-compatible server (else AWS_ENDPOINT_URL). region: else AWS_REGION or AWS_DEFAULT_REGION.
+    profile: a section of the AWS config and credentials files (else AWS_PROFILE). anonymous: sign nothing, for public
+    buckets. Secrets are never part of a config: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or use a role.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False

@@ -1,0 +1,83 @@
+"""The s3fs file systems of this process: one for each way of reaching S3, made on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import s3fs
+from fsspec.asyn import sync
+
+from .options import StorageOptions
+
+CONNECTIONS = 64  # at once, of one process; the catalogue's reader uses 16 threads, Ray tasks a few more
+CONNECT_TIMEOUT_S = 10.0
+# Part of the key under which a file system is kept: another value means another server or another user.
+_VARIABLES = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE",
+)  # fmt: skip
+_made: dict[tuple[Any, ...], Any] = {}
+_lock = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    # A forked child shares its parent's sockets and has lost the thread that serves them, and perhaps holds its lock.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _INHERITED.append(dict(_made))
+    _made.clear()
+
+
+# Kept, so that no finaliser of a forked child closes the parent's connections.
+_INHERITED: list[dict[tuple[Any, ...], Any]] = []
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def file_system(options: StorageOptions, read_timeout_s: float) -> Any:
+    """Return this process's s3fs file system for these options, without caches and without tries of its own."""
+    key = (options, read_timeout_s, *(os.environ.get(name) for name in _VARIABLES))
+    with _lock:
+        found = _made.get(key)
+        if found is None:
+            found = _made[key] = _make(options, read_timeout_s)
+        return found
+
+
+def _make(options: StorageOptions, read_timeout_s: float) -> Any:
+    made = s3fs.S3FileSystem(
+        anon=options.anonymous,
+        endpoint_url=options.endpoint,
+        client_kwargs={"region_name": options.region} if options.region else {},
+        config_kwargs={
+            "max_pool_connections": CONNECTIONS,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": read_timeout_s,
+            # A try that botocore or s3fs repeats by itself would turn a write whose reply was lost into "taken".
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        **({"profile": options.profile} if options.profile else {}),
+    )
+    made.retries = 1
+    return made
+
+
+def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:
+    """Return the answer of one S3 request; raises what s3fs raises."""
+    answer: dict[str, Any] = sync(fs.loop, fs._call_s3, method, **arguments)
+    return answer
+
+
+def read(fs: Any, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+    """Return the answer of one get_object request and its whole body."""
+
+    async def request() -> tuple[dict[str, Any], bytes]:
+        answer = await fs._call_s3("get_object", **arguments)
+        async with answer["Body"] as body:
+            return answer, await body.read()
+
+    answer: tuple[dict[str, Any], bytes] = sync(fs.loop, request)
+    return answer
