@@ -1,0 +1,98 @@
+"""What a training run is asked to do, and which of it decides the trained bundle."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import ConfigError
+
+_SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
+
+# Fields that change how a training runs, never what it learns: two trainings that differ only here share a bundle.
+_NOT_IN_KEY = frozenset({"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures"})
+
+
+class OlderThan(BaseModel):
+    """Train anew once per period, for example `30d`, `2w`, `12h`; periods are counted from 1970, not from a bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    older_than: str
+
+    @field_validator("older_than")
+    @classmethod
+    def _is_a_period(cls, text: str) -> str:
+        if not re.fullmatch(r"[1-9]\d{0,4}[hdw]", text):
+            raise ValueError(f"older_than is {text!r}; write a number and h, d or w, for example 30d")
+        return text
+
+    @property
+    def seconds(self) -> int:
+        """Return the period in seconds."""
+        return int(self.older_than[:-1]) * _SECONDS[self.older_than[-1]]
+
+
+class TrainConfig(BaseModel):
+    """How a model is trained.
+
+    when: `missing` (only when no bundle answers the train key), `always` (once a run), or `{older_than: 30d}`.
+    version: raise it to train again with the same settings. batch_size: photos per optimiser step over all workers.
+    warmup: share of all steps over which the learning rate rises; afterwards `schedule` rules. grad_clip: largest norm
+    of the whole gradient, null for none. threads: torch threads per worker. window_parts: pixel parts whose rows are
+    shuffled together; a worker holds at most two such windows in memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    when: Literal["missing", "always"] | OlderThan = "missing"
+    version: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(256, ge=1)
+    optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    warmup: float = Field(0.02, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    grad_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    window_parts: int = Field(4, ge=1)
+    checkpoint_every_s: float = Field(30.0, ge=0, allow_inf_nan=False)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        if self.batch_size % self.workers:
+            below = self.batch_size - self.batch_size % self.workers
+            near = f"{below} or {below + self.workers}" if below else str(self.workers)
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}; try {near}")
+        return self
+
+    @property
+    def worker_batch_size(self) -> int:
+        """Return the photos per optimiser step of one worker."""
+        return self.batch_size // self.workers
+
+    def key_values(self) -> dict[str, Any]:
+        """Return what goes into the train key: every field that can change the weights but seed and version."""
+        return self.model_dump(mode="json", exclude=set(_NOT_IN_KEY))
+
+
+def train_period(config: TrainConfig, *, run: str, now: float) -> str:
+    """Return the nonce that `when` adds to the train key: empty, this run's name, or the number of the period.
+
+    now: seconds since 1970 (UTC).
+    """
+    if config.when == "missing":
+        return ""
+    if config.when == "always":
+        return f"run:{run}"
+    if not isinstance(config.when, OlderThan):
+        raise ConfigError(f"train.when is {config.when!r}; allowed: missing, always, {{older_than: 30d}}")
+    return f"{config.when.older_than}:{int(now // config.when.seconds)}"

@@ -1,0 +1,178 @@
+"""Runs a training on a Ray cluster: as many workers as asked for, restarted when one dies, watched from here."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import CodebooksError, ConfigError, Unavailable
+from ..keys import SHORT
+from ..models.base import ModelConfig
+from ..models.bundle import find_bundle
+from ..storage import Store
+from .config import TrainConfig
+from .loader import PixelRows
+from .progress import TrainProgress
+from .worker import Board, TrainJob, train_worker
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_STOP_S = 20.0  # how long an interrupted driver waits for the workers' last checkpoint
+_CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never start
+
+ProgressCallback = Callable[[TrainProgress], None]
+
+
+def train_bundle(
+    store: Store,
+    *,
+    pixels: Sequence[PixelRows],
+    model: ModelConfig,
+    images: dict[str, Any],
+    train: TrainConfig,
+    run_dir: str,
+    attempt: int,
+    train_key: str,
+    progress: ProgressCallback | None = None,
+) -> str:
+    """Train a model on the living rows of pixel parts and return the model_id of the bundle that answers train_key.
+
+    images: the images config as JSON values, `size` among them. run_dir: `runs/<run>`; checkpoints and TensorBoard
+    files lie below it, and an earlier attempt's newest checkpoint is continued. progress is called in this thread.
+    `ray.init` was done by the caller. Raises ConfigError when the cluster cannot hold the workers, Unavailable when
+    workers died more than train.max_failures times, CodebooksError when the training itself failed.
+    """
+    import ray
+
+    where = _placement(train)
+    job = TrainJob(
+        store=store,
+        pixels=tuple(sorted(pixels, key=lambda part: part.part)),
+        model=model,
+        images=images,
+        train=train,
+        run_dir=run_dir.rstrip("/"),
+        train_key=train_key,
+    )
+    board = ray.remote(num_cpus=0)(Board).remote()
+    # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
+    name = f"{train_key[:SHORT]}-{attempt}-{uuid.uuid4().hex[:8]}"
+    scratch = tempfile.mkdtemp(prefix="ray-train-")
+    try:
+        fit = _Fit({"job": ray.put(job), "board": board}, where, train, _storage(job, scratch), name)
+        _watch(fit, board, progress)
+    finally:
+        ray.kill(board)
+        shutil.rmtree(scratch, ignore_errors=True)
+    model_id = find_bundle(store, train_key)
+    if model_id is None:
+        raise CodebooksError(f"the training ended, but no bundle answers its key {train_key}; see the workers' logs")
+    return model_id
+
+
+class _Fit(threading.Thread):
+    """Ray Train's blocking call, in a thread of its own so that this process stays free to watch and to stop.
+
+    In the main thread Ray would also replace the handler of SIGINT for good.
+    """
+
+    def __init__(
+        self, setup: dict[str, Any], where: dict[str, Any], train: TrainConfig, storage: dict[str, Any], name: str
+    ) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        failures = FailureConfig(max_failures=train.max_failures, controller_failure_limit=_CONTROLLER_FAILURES)
+        self._trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=setup,
+            torch_config=TorchConfig(backend="nccl" if where["use_gpu"] else "gloo"),
+            scaling_config=ScalingConfig(num_workers=train.workers, **where),
+            run_config=RunConfig(name=name, failure_config=failures, **storage),
+        )
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Train; what went wrong is kept in `error`."""
+        try:
+            self._trainer.fit()
+        except Exception as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
+            self.error = error
+
+
+def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
+    """Wait for the end of a training, passing on its progress; when interrupted let it write a checkpoint first."""
+    import ray
+
+    seen: TrainProgress | None = None
+    fatal: CodebooksError | None = None
+    fit.start()
+    try:
+        ended = False
+        while not ended:
+            fit.join(_POLL_S)
+            ended = not fit.is_alive()
+            try:
+                latest, fatal = ray.get(board.read.remote(), timeout=5.0)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                continue  # without the board there is no progress to show; the training goes on
+            if progress and latest is not None and latest != seen:
+                seen = latest
+                progress(latest)
+    except BaseException:
+        board.stop.remote()
+        fit.join(_STOP_S)
+        raise
+    if fatal is not None:
+        raise fatal
+    if fit.error is not None:
+        raise _explained(fit.error) from fit.error
+
+
+def _explained(error: Exception) -> CodebooksError:
+    """Return Ray Train's error in this project's terms: temporary when processes or machines died."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    raised = [failure for failure in failures if hasattr(failure, "_base_exc")]
+    if failures and len(raised) == len(failures) and not _lost_a_peer(raised):
+        return CodebooksError(f"the training failed: {raised[0]._base_exc!r}")
+    return Unavailable(
+        f"training workers died more often than train.max_failures allows; run again to continue: {error}"
+    )
+
+
+def _lost_a_peer(raised: list[Any]) -> bool:
+    return any("Connection closed by peer" in str(failure._base_exc) for failure in raised)
+
+
+def _placement(train: TrainConfig) -> dict[str, Any]:
+    """Return use_gpu and resources_per_worker. Raises ConfigError when a cluster of one machine cannot hold them."""
+    import ray
+
+    resources = ray.cluster_resources()
+    on_gpu = resources.get("GPU", 0) > 0
+    each = {"GPU": 1, "CPU": 1} if on_gpu else {"CPU": train.threads}
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    for kind, number in each.items():
+        if alone and number * train.workers > resources.get(kind, 0):
+            raise ConfigError(
+                f"train.workers {train.workers} need {number * train.workers} {kind}, this machine's Ray has "
+                f"{resources.get(kind, 0):g}; lower train.workers or train.threads, or start Ray with more"
+            )
+    return {"use_gpu": on_gpu, "resources_per_worker": each}
+
+
+def _storage(job: TrainJob, scratch: str) -> dict[str, Any]:
+    """Return where Ray Train keeps its own small files: a local folder, or the store when there are more machines."""
+    import ray
+
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        return {"storage_path": scratch}
+    filesystem, root = job.store.arrow_filesystem()
+    return {"storage_path": f"{root.rstrip('/')}/{job.run_dir}/ray", "storage_filesystem": filesystem}

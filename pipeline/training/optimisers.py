@@ -1,0 +1,46 @@
+"""The optimisers by name and the learning rate as a pure function of the step, so a resume needs no schedule state."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from .config import TrainConfig
+
+_MOMENTUM = 0.9  # of sgd, with Nesterov's form
+
+
+def build_optimiser(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return the optimiser of a config. Weight decay spares biases, norms and other one-dimensional parameters."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimiser == "sgd":
+        return SGD(groups, lr=config.learning_rate, momentum=_MOMENTUM, nesterov=True)
+    kind = AdamW if config.optimiser == "adamw" else Adam
+    return kind(groups, lr=config.learning_rate)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Return the learning rate of a step (from 0) of `total`.
+
+    Linear warm-up over the first `warmup` share of the steps, then constant or half a cosine down to 0 (Loshchilov and
+    Hutter 2017, equation 5, without restarts).
+    """
+    rising = int(config.warmup * total)
+    if step < rising:
+        return config.learning_rate * (step + 1) / (rising + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def set_learning_rate(optimiser: Optimizer, value: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimiser.param_groups:
+        group["lr"] = value

@@ -1,0 +1,143 @@
+"""Pixel parts as local files: each is fetched once per machine, and kept while the disk has room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from ..errors import IntegrityError
+from ..storage import Store
+
+_STALE_S = 3 * 86_400  # a folder that no training has touched for so long was left by a killed one
+
+
+class PartCache:
+    """Local paths of parts. Parts of a store on this machine's disk are read where they lie.
+
+    folder: shared by all workers of a machine. limit_bytes: how much the folder may hold (default: half of the space
+    that is free now); a part beyond that is fetched for each use and removed after it.
+    """
+
+    def __init__(self, store: Store, folder: Path, *, limit_bytes: int | None = None) -> None:
+        self._store = store
+        self._folder = folder
+        filesystem, root = store.arrow_filesystem()
+        self._local_root = Path(root) if isinstance(filesystem, fs.LocalFileSystem) else None
+        if self._local_root is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._limit = limit_bytes
+
+    @contextmanager
+    def path(self, name: str) -> Iterator[Path]:
+        """Lend the local file of a part. Raises NotFound, Unavailable."""
+        if self._local_root is not None:
+            path = self._local_root / name
+            self._store.stat(name)  # NotFound with the store's own words
+            yield path
+            return
+        path = self._folder / f"{sha256(name.encode()).hexdigest()[:32]}.parquet"
+        if path.exists():
+            yield path
+            return
+        data = self._store.get(name)
+        keep = self._used() + len(data) <= self._room()
+        aside = self._folder / f"{path.name}.{os.getpid()}.{time.monotonic_ns()}"
+        aside.write_bytes(data)
+        del data
+        if keep:
+            # Atomic: another worker of this machine may have fetched the same part, with the same bytes.
+            aside.replace(path)
+            yield path
+            return
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the folder and all that is cached in it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _used(self) -> int:
+        return sum(entry.stat().st_size for entry in os.scandir(self._folder) if entry.name.endswith(".parquet"))
+
+    def _room(self) -> int:
+        if self._limit is None:
+            self._limit = (self._used() + shutil.disk_usage(self._folder).free) // 2
+        return self._limit
+
+
+def cache_folder(name: str) -> Path:
+    """Return this user's cache folder for one training on this machine, and delete those long abandoned."""
+    base = Path(tempfile.gettempdir()) / f"visual-codebooks-{os.getuid()}"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for other in base.iterdir():
+        if other.name != name and time.time() - other.stat().st_mtime > _STALE_S:
+            shutil.rmtree(other, ignore_errors=True)
+    folder = base / name
+    folder.mkdir(exist_ok=True)
+    os.utime(folder)
+    return folder
+
+
+class PartReader:
+    """Reads chosen rows of pixel parts into channel-first arrays; image_size: height and width in pixels."""
+
+    def __init__(self, cache: PartCache, image_size: int) -> None:
+        self.image_size = image_size
+        self._cache = cache
+        self._width = image_size * image_size * 3
+
+    def read_into(self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
+        """Copy the pixels of `rows` of a part to out[at], out uint8 [n, 3, H, W].
+
+        Only row groups that hold asked rows are read, one at a time. Raises IntegrityError when the part has no such
+        rows, pixels of another size, or a refused photo among them.
+        """
+        order = np.argsort(rows, kind="stable")
+        rows, at = rows[order], at[order]
+        with self._cache.path(name) as path, _open(path, name) as part:
+            first = 0
+            for group in range(part.metadata.num_row_groups):
+                last = first + part.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(rows, [first, last])
+                if high > low:
+                    column = part.read_row_group(group, columns=["pixels"], use_threads=False).column("pixels")
+                    pixels = self._view(column, name, rows[low:high] - first)
+                    out[at[low:high]] = pixels.transpose(0, 3, 1, 2)
+                first = last
+            if len(rows) and (rows[-1] >= first or rows[0] < 0):
+                raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
+
+    def _view(self, column: pa.ChunkedArray, name: str, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Return pixels uint8 [n, H, W, 3] of some rows of a row group."""
+        if column.type != pa.binary(self._width):
+            size = self.image_size
+            raise IntegrityError(f"{name} holds pixels of type {column.type}, expected {size} x {size} x 3 bytes a row")
+        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if chunk.null_count:
+            refused = rows[~chunk.is_valid().to_numpy(zero_copy_only=False)[rows]]
+            if len(refused):
+                raise IntegrityError(f"{name} has no pixels in row {refused[0]} of a row group: the photo was refused")
+        # The Arrow buffer itself, not a copy.
+        flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * self._width, chunk.offset * self._width)
+        return flat.reshape(len(chunk), self.image_size, self.image_size, 3)[rows]
+
+
+def _open(path: Path, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error

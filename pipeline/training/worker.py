@@ -1,0 +1,155 @@
+"""What one training process does, from a job's description to the saved bundle; Ray Train runs it on every worker."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import CodebooksError, Unavailable
+from ..keys import SHORT
+from ..models import build_model
+from ..models.base import ModelConfig
+from ..models.bundle import save_bundle
+from ..storage import Store
+from .checkpoints import Checkpoints
+from .config import TrainConfig
+from .loader import PixelLoader, PixelRows, inputs_digest
+from .loop import Loop, Report
+from .part_cache import PartCache, PartReader, cache_folder
+from .progress import Scalars, TrainProgress
+from .ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker needs to know. images: the images config as JSON values; run_dir: `runs/<run>`."""
+
+    store: Store
+    pixels: tuple[PixelRows, ...]
+    model: ModelConfig
+    images: dict[str, Any]
+    train: TrainConfig
+    run_dir: str
+    train_key: str
+
+
+def run_rank(job: TrainJob, ranks: Ranks, *, report: Report | None = None, first_here: bool = True) -> str | None:
+    """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
+
+    first_here: this rank cleans up its machine's cache of parts.
+    """
+    torch.manual_seed(job.train.seed)  # every rank builds the same weights
+    model = build_model(job.model, image_size=job.images["size"])
+    cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
+    loader = PixelLoader(
+        PartReader(cache, job.images["size"]),
+        job.pixels,
+        batch_size=job.train.worker_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=job.train.seed,
+        window_parts=job.train.window_parts,
+    )
+    identity = {"train_key": job.train_key, "inputs": inputs_digest(job.pixels), **job.train.key_values()}
+    folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
+    loop = Loop(
+        model,
+        loader,
+        job.train,
+        ranks,
+        checkpoints=Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints),
+        report=report,
+        open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
+    )
+    trained = loop.run().to("cpu")
+    ranks.wait_for_all()
+    if first_here:
+        cache.remove()
+    if not ranks.is_first:
+        return None
+    card = {"photos": loader.num_photos, "steps": loop.total_steps, "train": job.train.model_dump(mode="json")}
+    return save_bundle(job.store, trained, job.model, job.images, train_key=job.train_key, card=card)
+
+
+class Board:
+    """An actor on which rank 0 writes how far it is, and the driver writes that it shall stop."""
+
+    def __init__(self) -> None:
+        self._latest: TrainProgress | None = None
+        self._error: CodebooksError | None = None
+        self._stop = False
+
+    def tell(self, progress: TrainProgress) -> bool:
+        """Keep the latest progress; return whether the training shall stop."""
+        self._latest = progress
+        return self._stop
+
+    def fail(self, error: CodebooksError) -> None:
+        """Keep an error that a restart of the workers would only meet again."""
+        self._error = self._error or error
+
+    def stop(self) -> None:
+        """Ask the training to stop."""
+        self._stop = True
+
+    def read(self) -> tuple[TrainProgress | None, CodebooksError | None]:
+        """Return the latest progress and the error that ended the training."""
+        return self._latest, self._error
+
+
+class BoardReport:
+    """Tells a board of progress without ever waiting for it; a lost board costs the progress, not the training."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+        self._stop = False
+
+    def __call__(self, progress: TrainProgress) -> bool:
+        """Send progress unless the last one is still on its way; return the board's last known wish to stop."""
+        import ray
+
+        if self._answer is not None:
+            if not ray.wait([self._answer], timeout=0)[0] and progress.step < progress.total_steps:
+                return self._stop
+            try:
+                self._stop = ray.get(self._answer, timeout=0.1)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                self._stop = False
+        self._answer = self._board.tell.remote(progress)
+        return self._stop
+
+
+def train_worker(setup: dict[str, Any]) -> str | None:
+    """Run this Ray Train worker's rank. setup: `job`, a reference to a TrainJob, and `board`, the Board actor."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    _, error = ray.get(setup["board"].read.remote())
+    if error is not None:
+        return None  # the driver raises it; this restart has nothing to mend
+    job: TrainJob = ray.get(setup["job"])
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    fix_process(job.train, ranks.device)
+    try:
+        return run_rank(job, ranks, report=BoardReport(setup["board"]), first_here=context.get_local_rank() == 0)
+    except Unavailable:
+        raise
+    except CodebooksError as error:
+        ray.get(setup["board"].fail.remote(error))
+        raise
+
+
+def fix_process(config: TrainConfig, device: torch.device) -> None:
+    """Set this process so that a training repeats bit for bit on a CPU: fixed threads, deterministic kernels."""
+    torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling fresh memory would find bugs, not repeat results, and costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation", UserWarning)
