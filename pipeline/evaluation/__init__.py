@@ -1,0 +1,17 @@
+"""Measures, one a file, and the gates that look at them before a release is published."""
+
+from __future__ import annotations
+
+from .gates import GATES, GatesConfig, GateVerdict, check_gates, refusal
+from .knn import knn_accuracy, knn_labels, label_knn
+
+__all__ = [
+    "GATES",
+    "GateVerdict",
+    "GatesConfig",
+    "check_gates",
+    "knn_accuracy",
+    "knn_labels",
+    "label_knn",
+    "refusal",
+]

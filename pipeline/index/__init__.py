@@ -1,0 +1,45 @@
+"""Metrics as FAISS geometries, building, tuning and searching an index, and gathering the latents it is built from.
+
+Pure functions of arrays; nothing here knows of Ray, releases or channels. `faiss` itself is imported only by
+`faiss_module`, and only when an index is built or opened.
+"""
+
+from __future__ import annotations
+
+from .build import KINDS, BuiltIndex, Kind, build_index, estimate_bytes
+from .config import IndexConfig
+from .exact import nearest_exact
+from .faiss_module import load_faiss
+from .fusion import FUSIONS, RRF_K, reciprocal_ranks
+from .gather import gather_latents
+from .groups import GroupHits, nearest_groups
+from .items import ItemTable
+from .latents import LatentArrays
+from .metrics import METRICS, Metric
+from .search import Hits, SearchIndex, open_index
+from .where import matching_rows
+
+__all__ = [
+    "FUSIONS",
+    "KINDS",
+    "METRICS",
+    "RRF_K",
+    "BuiltIndex",
+    "GroupHits",
+    "Hits",
+    "IndexConfig",
+    "ItemTable",
+    "Kind",
+    "LatentArrays",
+    "Metric",
+    "SearchIndex",
+    "build_index",
+    "estimate_bytes",
+    "gather_latents",
+    "load_faiss",
+    "matching_rows",
+    "nearest_exact",
+    "nearest_groups",
+    "open_index",
+    "reciprocal_ranks",
+]

@@ -1,0 +1,83 @@
+"""Accuracy of the k nearest neighbours' labels: cosine, k = 10, unweighted majority, ties to the nearest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError, InputError
+from ..index import METRICS, LatentArrays, nearest_exact
+
+_K = 10
+_QUERIES = 1000
+
+
+def knn_labels(
+    bank: ArrayLike,
+    bank_labels: ArrayLike,
+    queries: ArrayLike,
+    *,
+    k: int = _K,
+    exclude: NDArray[np.int64] | None = None,
+) -> NDArray[Any]:
+    """Return the label [q] that most of the k nearest bank vectors have.
+
+    bank: float [n, d] with labels [n]; queries: float [q, d]. Of labels with equally many votes the one whose member is
+    nearest wins; of equally near vectors the earlier one counts as nearer. exclude: one bank row a query [q] that has
+    no vote (the query itself), or None. Raises InputError for an empty bank or arrays that do not fit together.
+    """
+    vectors, asked, labels = _matrix(bank), _matrix(queries), np.asarray(bank_labels)
+    if k < 1:
+        raise ConfigError(f"k is {k}; it must be at least 1")
+    if len(labels) != len(vectors) or vectors.shape[1] != asked.shape[1]:
+        raise InputError(
+            f"a bank of {list(vectors.shape)} with {len(labels)} labels and queries of {list(asked.shape)} do not fit"
+        )
+    if len(vectors) - (exclude is not None) < 1:
+        raise InputError("the bank holds no vector that could vote; give it at least one besides the query")
+    classes, numbers = np.unique(labels, return_inverse=True)
+    rows, _ = nearest_exact(METRICS["cosine"], LatentArrays(mean=vectors), LatentArrays(mean=asked), k, exclude=exclude)
+    voted = numbers[rows]  # [q, k], nearest first
+    # The votes that each neighbour's own label has; the first of the largest is the nearest of the most frequent.
+    votes = np.sum(voted[:, :, None] == voted[:, None, :], axis=2)
+    winners = voted[np.arange(len(voted)), np.argmax(votes, axis=1)]
+    won: NDArray[Any] = classes[winners]
+    return won
+
+
+def knn_accuracy(bank: ArrayLike, bank_labels: ArrayLike, queries: ArrayLike, labels: ArrayLike, k: int = _K) -> float:
+    """Return the share of queries [q, d] whose label is that of their k nearest bank vectors, in 0..1.
+
+    The one protocol of the project: cosine, unweighted majority, ties to the nearest. The queries must not be in the
+    bank: a query that votes for itself measures nothing.
+    """
+    truth = np.asarray(labels)
+    if len(truth) == 0:
+        raise InputError("there are no queries to measure k-NN accuracy with; give at least one")
+    return float(np.mean(knn_labels(bank, bank_labels, queries, k=k) == truth))
+
+
+def label_knn(
+    vectors: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: int = _K,
+    queries: int = _QUERIES,
+    seed: int = 0,
+) -> float:
+    """Return the accuracy over a seeded sample of the vectors [n, d], each asked against all others, in 0..1.
+
+    By row, not by item: other photos of the query's item may vote.
+    """
+    bank, known = _matrix(vectors), np.asarray(labels)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(bank))[:queries]).astype(np.int64)
+    return float(np.mean(knn_labels(bank, known, bank[rows], k=k, exclude=rows) == known[rows]))
+
+
+def _matrix(vectors: ArrayLike) -> NDArray[np.float32]:
+    matrix = np.asarray(vectors, np.float32)
+    if matrix.ndim != 2:
+        raise InputError(f"vectors of shape {list(matrix.shape)} are no matrix [n, d]")
+    return matrix

@@ -1,0 +1,73 @@
+"""Exact nearest rows by NumPy alone: the truth that recall is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .latents import Float32, Float64, LatentArrays, Rows
+from .metrics import Metric
+
+_QUERIES = 256  # queries and
+_ROWS = 1 << 15  # rows multiplied at a time: 64 MiB of float64 values
+_SPARE = 16  # rows kept beyond k, so that rounding of the matrix product cannot push a true neighbour out
+
+
+def nearest_exact(
+    metric: Metric,
+    items: LatentArrays,
+    queries: LatentArrays,
+    k: int,
+    *,
+    exclude: Rows | None = None,
+) -> tuple[Rows, Float64]:
+    """Return the k nearest rows of every query, ids int64 [q, k] and exact scores float64 [q, k], nearest first.
+
+    Ties go to the lower row. exclude: one row a query [q] that must not be returned (the query itself), or None.
+    A k above the number of rows left gives that many columns.
+    """
+    k = max(0, min(k, len(items) - (exclude is not None)))
+    ids = np.zeros((len(queries), k), np.int64)
+    scores = np.zeros(ids.shape, np.float64)
+    if k == 0:
+        return ids, scores
+    item_features, query_features = metric.item_features(items), metric.query_features(queries)
+    for start in range(0, len(queries), _QUERIES):
+        block = np.s_[start : start + _QUERIES]
+        left_out = None if exclude is None else exclude[block]
+        found = _likely(metric, item_features, query_features[block], k + _SPARE, left_out)
+        exact = metric.pair_scores(queries.take(block).take(np.s_[:, None]), items.take(found))
+        if left_out is not None:
+            exact = np.where(found == left_out[:, None], -np.inf, exact)
+        order = np.lexsort((found, -exact), axis=-1)[:, :k]
+        ids[block] = np.take_along_axis(found, order, axis=1)
+        scores[block] = np.take_along_axis(exact, order, axis=1)
+    return ids, scores
+
+
+def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclude: Rows | None) -> Rows:
+    """Return the `count` rows (or all) nearest by a float64 matrix product, int64 [q, <= count], in no order."""
+    wide = queries.astype(np.float64)
+    best = np.empty((len(queries), 0), np.float64)
+    rows = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(items), _ROWS):
+        block = items[start : start + _ROWS].astype(np.float64)
+        near: Float64 = wide @ block.T
+        if metric.geometry == "l2":
+            near = 2.0 * near - np.sum(block * block, axis=1)
+        if exclude is not None:
+            inside = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
+            near[inside, exclude[inside] - start] = -np.inf
+        picked = _largest(near, count)
+        best = np.concatenate([best, np.take_along_axis(near, picked, axis=1)], axis=1)
+        rows = np.concatenate([rows, picked + start], axis=1)
+        kept = _largest(best, count)
+        best, rows = np.take_along_axis(best, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
+    return rows
+
+
+def _largest(values: Float64, count: int) -> Rows:
+    """Return the positions of the `count` largest values of every row (all, where there are no more)."""
+    width = values.shape[1]
+    if count >= width:
+        return np.broadcast_to(np.arange(width), values.shape)
+    return np.argpartition(values, width - count, axis=1)[:, width - count :]

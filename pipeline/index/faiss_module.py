@@ -1,0 +1,63 @@
+"""The only import of FAISS, after a check that exactly one of its wheels is installed.
+
+faiss-cpu and the faiss-gpu wheels install the same module `faiss`; with two of them the files of one overwrite the
+other's, and what then happens depends on the order of installation, up to a crash of the interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import ConfigError
+
+_WHEEL = re.compile(r"faiss(-cpu.*|-gpu.*)?")
+
+
+def faiss_wheels() -> list[str]:
+    """Return the names of the installed distributions that provide the module `faiss`, sorted."""
+    # A distribution whose metadata was half deleted has no name.
+    named = [str(distribution.metadata["Name"] or "") for distribution in importlib.metadata.distributions()]
+    return sorted({name for name in (re.sub(r"[-_.]+", "-", raw).lower() for raw in named) if _WHEEL.fullmatch(name)})
+
+
+@functools.cache
+def load_faiss() -> Any:
+    """Return the module `faiss`. Raises ConfigError when no wheel, or more than one, is installed."""
+    wheels = faiss_wheels()
+    if len(wheels) > 1:
+        raise ConfigError(
+            f"{len(wheels)} FAISS wheels are installed ({', '.join(wheels)}) and they overwrite each other's files; "
+            f"run `pip uninstall -y {' '.join(wheels)}`, then install one of the extras: "
+            "`pip install 'visual-codebooks[cpu]'` or `pip install 'visual-codebooks[gpu]'`"
+        )
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        if not wheels:
+            raise ConfigError(
+                "FAISS is not installed; install one of the extras: `pip install 'visual-codebooks[cpu]'`, or "
+                "`pip install 'visual-codebooks[gpu]'` on a machine with CUDA"
+            ) from error
+        raise ConfigError(
+            f"{wheels[0]} is installed but cannot be imported ({error}); reinstall it with "
+            f"`pip install --force-reinstall --no-deps {wheels[0]}`"
+        ) from error
+
+
+@contextmanager
+def faiss_threads(threads: int | None) -> Iterator[None]:
+    """Run FAISS with this many OpenMP threads (None: as it is), then put the process's setting back."""
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -1,0 +1,36 @@
+"""Answers to several items at once: how their separate answers become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .groups import GroupHits
+from .latents import Float64
+
+# rrf: ranks of the separate answers are summed (serves mixed baskets). min: the score to the nearest of the items.
+# barycentre: one query in the middle of the items; for items of one kind only.
+FUSIONS = ("rrf", "min", "barycentre")
+RRF_K = 60  # Cormack, Clarke, Buettcher 2009
+
+
+def reciprocal_ranks(answers: Sequence[GroupHits], weights: Float64, k: int) -> GroupHits:
+    """Return the k groups with the largest sum of weight / (60 + rank), ranks from 1; ties to the lower group.
+
+    answers: one ranked list an item; a group that a list does not name gets nothing from it. weights: float64, one a
+    list.
+    """
+    if not answers:
+        return GroupHits(groups=np.empty(0, np.int64), scores=np.empty(0))
+    named = np.concatenate([answer.groups for answer in answers])
+    votes = np.concatenate(
+        [
+            weight / (RRF_K + np.arange(1, len(answer.groups) + 1))
+            for answer, weight in zip(answers, weights, strict=True)
+        ]
+    )
+    groups, places = np.unique(named, return_inverse=True)
+    scores = np.bincount(places, weights=votes, minlength=len(groups)).astype(np.float64)
+    order = np.lexsort((groups, -scores))[:k]
+    return GroupHits(groups=groups[order], scores=scores[order])

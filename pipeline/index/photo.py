@@ -1,0 +1,62 @@
+"""A photo as a query: decoded and encoded by the release's own encoder, on the CPU, without torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, IntegrityError, NotFound
+from ..images import ImagesConfig, decode
+from ..storage import Store
+from .latents import Float32
+
+
+class PhotoEncoder:
+    """The ONNX encoder of one bundle; safe to use from several threads."""
+
+    def __init__(self, store: Store, model_id: str) -> None:
+        """Read the encoder and how photos are decoded for it.
+
+        Raises ConfigError when onnxruntime is not installed, IntegrityError when the bundle is not whole.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ConfigError(
+                "a query by photo needs the encoder, and onnxruntime is not installed; run "
+                "`pip install 'visual-codebooks[run]'`, or only `pip install onnxruntime pillow`"
+            ) from error
+        folder = f"models/{model_id}"
+        try:
+            config: dict[str, Any] = json.loads(store.get(f"{folder}/config.json"))
+            network = store.get(f"{folder}/encoder.onnx")
+        except NotFound as error:
+            raise IntegrityError(
+                f"{folder} on {store.url} is not whole ({error}): the model has expired or was damaged; query by "
+                "item_id or by vector, or open a newer release"
+            ) from error
+        self._images = ImagesConfig.model_validate(config["images"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
+        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+        names = [output.name for output in self._session.get_outputs()]
+        self._output = "mean" if "mean" in names else names[0]
+
+    def __call__(self, data: bytes) -> Float32:
+        """Return the mean of a photo's latents, float32 [1, d]; data: the bytes of its file.
+
+        Raises PhotoRefused for bytes that are no usable photo, ConfigError when Pillow is not installed.
+        """
+        try:
+            pixels = decode(data, self._images)
+        except ImportError as error:
+            raise ConfigError(
+                "a query by photo needs Pillow to decode it, which is not installed; run `pip install pillow`, or "
+                "`pip install 'visual-codebooks[run]'`"
+            ) from error
+        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # uint8 [1, 3, size, size]
+        mean: Float32 = self._session.run([self._output], {self._input: batch})[0]
+        return mean.astype(np.float32, copy=False)

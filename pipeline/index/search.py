@@ -1,0 +1,210 @@
+"""Searching a FAISS index: candidates in float32, then exact scores in float64."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, IntegrityError
+from .faiss_module import load_faiss
+from .latents import Float32, Float64, LatentArrays, Rows
+from .metrics import METRICS, Metric
+
+_PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
+_FEW = 1 / 16  # below this share of allowed rows, only they are visited, one by one
+_GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
+
+
+class Hits(NamedTuple):
+    """The nearest rows of q queries, nearest first, ties by row.
+
+    ids: int64 [q, k], -1 where there is none. scores: float64 [q, k], larger is nearer, -inf where there is none.
+    """
+
+    ids: Rows
+    scores: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedHits:
+    """As `Hits`; ceilings: float64 [q], no row that is missing from `ids` scores higher, as far as the index is exact.
+
+    A ceiling is -inf when every allowed row is there.
+    """
+
+    ids: Rows
+    scores: Float64
+    ceilings: Float64
+
+
+class RowFilter:
+    """The rows a search may return, as the bitmap FAISS tests them by; build one and use it for many searches."""
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        """mask: bool [n], true where a row may be returned."""
+        self.rows: Rows = np.flatnonzero(mask)
+        self.size = len(mask)
+        self._bitmap = np.packbits(mask, bitorder="little")
+
+    @classmethod
+    def of_rows(cls, rows: Rows, size: int) -> RowFilter:
+        """Return the filter that allows these row numbers of an index of `size` rows."""
+        mask = np.zeros(size, np.bool_)
+        mask[rows] = True
+        return cls(mask)
+
+    def __len__(self) -> int:
+        """Return the number of allowed rows."""
+        return len(self.rows)
+
+    def selector(self) -> Any:
+        """Return the FAISS selector; it points into this object's arrays."""
+        faiss = load_faiss()
+        if len(self) < self.size * _FEW:
+            return faiss.IDSelectorArray(self.rows)
+        return faiss.IDSelectorBitmap(self._bitmap)
+
+
+class SearchIndex:
+    """A FAISS index and its metric; safe to search from several threads at once.
+
+    Row i of the index is row i of the latents it was built from. The index must store its features (flat, or a
+    graph over a flat storage), from which the exact scores are computed.
+    """
+
+    def __init__(self, index: Any, metric: Metric) -> None:
+        """index: a CPU FAISS index. Raises IntegrityError when it does not fit the metric or stores no features."""
+        faiss = load_faiss()
+        wanted = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
+        if index.metric_type != wanted:
+            raise IntegrityError(
+                f"the FAISS index was built for metric type {index.metric_type}, but {metric.name!r} searches by "
+                f"{metric.geometry} (type {wanted}); the manifest and the index do not belong together"
+            )
+        self.metric = metric
+        self._index = index
+        self._storage = _flat_storage(index)
+        self._graph = self._storage is not index
+        size = index.ntotal * index.d
+        # A view, no copy; `self._storage` keeps the memory alive.
+        view = faiss.rev_swig_ptr(self._storage.get_xb(), size) if size else np.empty(0, np.float32)
+        self.features: Float32 = view.reshape(index.ntotal, index.d)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """The number of features a row."""
+        return int(self._index.d)
+
+    def latents(self, rows: Any) -> LatentArrays:
+        """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
+
+        For `l2` the means themselves, for `cosine` the means at length 1.
+        """
+        return self.metric.recover(self.features[rows])
+
+    def search(self, queries: LatentArrays, k: int, *, allowed: Rows | RowFilter | None = None) -> Hits:
+        """Return the k nearest rows of every query; arguments and errors as `search_bounded`."""
+        hits = self.search_bounded(queries, k, allowed=allowed)
+        return Hits(hits.ids, hits.scores)
+
+    def search_bounded(self, queries: LatentArrays, k: int, *, allowed: Rows | RowFilter | None = None) -> BoundedHits:
+        """Return the k nearest rows of every query, and how near a row beyond them could be.
+
+        allowed: the row numbers that may be returned, or None for all. Raises ConfigError for queries of another
+        dimension or not finite, or a filter made for another number of rows.
+        """
+        features = self._query_features(queries)
+        if isinstance(allowed, np.ndarray):
+            allowed = RowFilter.of_rows(allowed, self.rows)
+        if allowed is not None and allowed.size != self.rows:
+            raise ConfigError(f"the filter was made for {allowed.size} rows, the index has {self.rows}")
+        count = min(k, self.rows if allowed is None else len(allowed))
+        ids = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float64)
+        ceilings = np.full(len(queries), -np.inf, np.float64)
+        if count <= 0 or len(queries) == 0:
+            return BoundedHits(ids, scores, ceilings)
+        values, found = self._candidates(features, count, allowed)
+        if count < (self.rows if allowed is None else len(allowed)):
+            ceilings = self.metric.ceiling(values[:, -1].astype(np.float64), queries, features)
+        step = max(1, _PAIR_BLOCK // (count * self.dim))
+        for start in range(0, len(queries), step):
+            block = np.s_[start : start + step]
+            near, exact = self._ordered(queries.take(block), found[block])
+            ids[block, :count], scores[block, :count] = near, exact
+        return BoundedHits(ids, scores, ceilings)
+
+    def _query_features(self, queries: LatentArrays) -> Float32:
+        features = self.metric.query_features(queries)
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise ConfigError(
+                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.dim} features a row; "
+                "pass rows [q, d] of the release's own model's latents"
+            )
+        if not np.isfinite(features).all():
+            raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
+        return features
+
+    def _candidates(self, features: Float32, count: int, allowed: RowFilter | None) -> tuple[Float32, Rows]:
+        faiss = load_faiss()
+        selector = None if allowed is None else allowed.selector()
+        scan = faiss.SearchParameters(sel=selector) if selector is not None else None
+        if not self._graph:
+            return _searched(self._index, features, count, scan)
+        share = 1.0 if allowed is None else len(allowed) / self.rows
+        if share < _GRAPH_SHARE or count > self.rows * _GRAPH_SHARE:
+            return _searched(self._storage, features, count, scan)
+        ef = max(count, int(self._index.hnsw.efSearch))
+        walk = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+        values, found = _searched(self._index, features, count, walk)
+        short = np.flatnonzero(found[:, -1] < 0)
+        if len(short):  # the graph did not reach enough rows: scan rather than return fewer than there are
+            values[short], found[short] = _searched(self._storage, features[short], count, scan)
+        return values, found
+
+    def _ordered(self, queries: LatentArrays, found: Rows) -> tuple[Rows, Float64]:
+        exact = self.metric.pair_scores(queries.take(np.s_[:, None]), self.latents(found))
+        order = np.lexsort((found, -exact), axis=-1)
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(exact, order, axis=1)
+
+
+def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str) -> SearchIndex:
+    """Return an index from its serialised bytes, or from a local file, which is then mapped and not read.
+
+    Raises ConfigError for an unknown metric, IntegrityError when the bytes are no index or do not fit the metric.
+    """
+    faiss = load_faiss()
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}; one of {', '.join(METRICS)}")
+    try:
+        if isinstance(source, bytes | memoryview):
+            index = faiss.deserialize_index(np.frombuffer(source, np.uint8))
+        else:
+            index = faiss.read_index(os.fspath(Path(source)), faiss.IO_FLAG_MMAP_IFC)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
+    return SearchIndex(index, METRICS[metric])
+
+
+def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
+    values, found = index.search(features, count, params=parameters)
+    return values, found
+
+
+def _flat_storage(index: Any) -> Any:
+    """Return the flat index that holds the features: the index itself, or what its graph is built over."""
+    faiss = load_faiss()
+    storage = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
+    if not isinstance(storage, faiss.IndexFlat):
+        raise IntegrityError(f"a {type(index).__name__} does not store its features; use an index over a flat storage")
+    return storage
