@@ -24,8 +24,8 @@ from .storage import Store, store_clock
 
 RUNS = "runs/"
 # What schedulers pass as a logical date fits: 2026-11-21, scheduled__2026-11-21T02:00:00+00:00.
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,127}$")
-_ATTEMPT = re.compile(r"^(\d+)\.json$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,127}")
+_ATTEMPT = re.compile(r"(\d+)\.json")
 _SHOWN_DIFFERENCES = 20
 _PROC = Path("/proc/self/stat")  # Linux; elsewhere psutil of the extra `run` answers
 
@@ -69,7 +69,7 @@ def default_run_name() -> str:
 
 def check_run_name(name: str) -> str:
     """Return a run's name. Raises ConfigError when it cannot be part of a name on the store."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no run name; use up to 128 letters, digits and '.', '_', '-', ':', '+', '=', '@', beginning "
             "with a letter or digit, for example --run 2026-11-21"
@@ -145,7 +145,7 @@ class Run:
     def highest_attempt(self) -> int:
         """Return the number of the live attempt, 0 when there was none."""
         folder = f"{self.folder}attempts/"
-        matches = (_ATTEMPT.match(entry.name.removeprefix(folder)) for entry in self.store.list(folder))
+        matches = (_ATTEMPT.fullmatch(entry.name.removeprefix(folder)) for entry in self.store.list(folder))
         return max((int(match.group(1)) for match in matches if match), default=0)
 
     def read_attempt(self, number: int) -> AttemptRecord:

@@ -16,7 +16,7 @@ from .format import check_store
 from .manifest import document_bytes, read_hashed_manifest, read_manifest
 
 CHANNELS = "channels/"
-_ENTRY = re.compile(r"^(\d{12})\.json$")
+_ENTRY = re.compile(r"(\d{12})\.json")
 
 Reason = Literal["publish", "rollback", "promote"]
 
@@ -175,7 +175,7 @@ def _published_digest(log: list[ChannelEntry], release: str) -> str | None:
 
 
 def _folder(channel: str) -> str:
-    if not re.match(CHANNEL_NAME, channel):
+    if not re.fullmatch(CHANNEL_NAME, channel):
         raise ConfigError(
             f"{channel!r} is no channel name; use lower-case letters, digits, '.', '_' and '-', for example 'stable'"
         )
@@ -185,7 +185,7 @@ def _folder(channel: str) -> str:
 def _numbers(store: Store, channel: str) -> Iterator[int]:
     folder = _folder(channel)
     for entry in store.list(folder):
-        match = _ENTRY.match(entry.name.removeprefix(folder))
+        match = _ENTRY.fullmatch(entry.name.removeprefix(folder))
         if match:
             yield int(match.group(1))
 
