@@ -1,0 +1,321 @@
+"""The loop without Ray: it learns, repeats and resumes to the bit, stops on a loss that is no number."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.errors import CodebooksError, ConfigError, Unavailable
+from pipeline.keys import digest_of
+from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
+from pipeline.schema import pixels_schema
+from pipeline.storage import Store, open_store
+from pipeline.training import Loop, PixelLoader, PixelRows, TrainConfig, TrainProgress
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.loop import SETTLE_EVERY
+from pipeline.training.optimisers import build_optimiser, learning_rate
+from pipeline.training.part_cache import PartCache, PartReader
+from pipeline.training.progress import Scalars
+from pipeline.training.ranks import Ranks
+
+SIZE = 8
+PHOTOS = 120
+
+
+class TinyAutoencoder(Model):
+    """Noise in training (torch, numpy), batch statistics, a buffer moved by after_step: all a resume must restore."""
+
+    has_log_var = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_size = SIZE
+        self.latent_dim = 6
+        # The decoder first: gradients then arrive in another order than the parameters have, which DDP would follow.
+        self.up = nn.Linear(6, 3 * SIZE * SIZE)
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6))
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
+        self.fail_at: int | None = None
+
+    def forward(self, batch: Batch, step: Step) -> Losses:
+        images = to_float(batch.images)
+        latents = self.encode(batch.images).mean
+        latents = latents + 0.1 * torch.randn_like(latents) * float(np.random.random())
+        mse = (self.up(latents).sigmoid() - images.flatten(1)).square().mean()
+        size = 1e-4 * latents.square().mean()
+        total = mse + size
+        if step.number == self.fail_at:
+            total = total * float("nan")
+        return Losses(total, {"mse": mse.detach(), "size": size.detach()})
+
+    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
+        return Latents(self.down(to_float(images)))
+
+    def after_step(self) -> None:
+        self.steps_seen += 1
+
+    def scalars(self) -> dict[str, float]:
+        return {"steps_seen": float(self.steps_seen)}
+
+
+def fill(store: Store) -> list[PixelRows]:
+    """Write three parts of smooth pictures: a colour and a gradient each."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, SIZE)
+    colours = rng.random((PHOTOS, 1, 1, 3))
+    angles = rng.random((PHOTOS, 1, 1, 1)) * 2 * math.pi
+    slope = np.cos(angles) * ramp[None, :, None, None] + np.sin(angles) * ramp[None, None, :, None]
+    images = (255 * np.clip(colours + 0.5 * slope - 0.25, 0, 1)).astype(np.uint8)
+    schema = pixels_schema(SIZE)
+    pixels = []
+    for part in range(3):
+        rows = images[part::3]
+        columns = {"pixels": pa.array([row.tobytes() for row in rows], schema.field("pixels").type)}
+        for name in ("item_id", "uri", "token"):
+            columns[name] = pa.array([f"{row}" for row in range(len(rows))])
+        table = pa.table([columns.get(field.name, pa.nulls(len(rows), field.type)) for field in schema], schema=schema)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        store.put(f"pixels/t/{part}.parquet", sink.getvalue())
+        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(len(rows), dtype=np.int32)))
+    return pixels
+
+
+def config(**values: object) -> TrainConfig:
+    base = {"epochs": 6, "batch_size": 12, "learning_rate": 1e-2, "window_parts": 2, "checkpoint_every_s": 0}
+    return TrainConfig(**{**base, **values})
+
+
+def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **options: object) -> Loop:
+    ranks = ranks or Ranks()
+    torch.manual_seed(train.seed)
+    names = sorted(entry.name for entry in store.list("pixels/"))
+    pixels = [PixelRows(name, np.arange(PHOTOS // 3, dtype=np.int32)) for name in names]
+    # Every store of this test has the same parts; a store on disk is read in place.
+    reader = PartReader(PartCache(store, Path(options.pop("cache", "."))), SIZE)
+    loader = PixelLoader(
+        reader,
+        pixels,
+        batch_size=train.worker_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=train.seed,
+        window_parts=train.window_parts,
+    )
+    saved = Checkpoints(store, "runs/r/checkpoints/k", ranks, identity=train.key_values(), keep=train.keep_checkpoints)
+    return Loop(TinyAutoencoder(), loader, train, ranks, **{"checkpoints": saved, **options})
+
+
+def weights(model: Model) -> str:
+    state = {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+    return digest_of(b"".join(name.encode() + state[name] for name in sorted(state)))
+
+
+def new_store(folder: Path) -> Store:
+    store = open_store(str(folder / uuid.uuid4().hex))
+    fill(store)
+    return store
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The pictures are small: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return new_store(tmp_path)
+
+
+def test_the_loss_goes_down(store):
+    seen: list[TrainProgress] = []
+    loop = loop_over(store, config(epochs=30), report=lambda progress: seen.append(progress) or False)
+    trained = loop.run()
+    assert not trained.training
+    assert seen[-1].loss < 0.5 * seen[0].loss
+    assert int(trained.steps_seen) == loop.total_steps == 30 * PHOTOS // 12
+
+
+def test_progress_says_where_it_is(store):
+    seen: list[TrainProgress] = []
+    loop_over(store, config(), report=lambda progress: seen.append(progress) or False).run()
+    assert [progress.step for progress in seen] == list(range(SETTLE_EVERY, 61, SETTLE_EVERY))
+    last = seen[-1]
+    assert (last.step, last.total_steps, last.epoch, last.epochs) == (60, 60, 6, 6)
+    assert last.seconds_left == 0
+    assert last.images_per_s > 0
+    assert last.resumed_from is None
+    assert set(last.parts) == {"mse", "size"}
+    assert last.loss == pytest.approx(sum(last.parts.values()), rel=1e-6)
+
+
+def test_two_trainings_give_the_same_bits_and_another_seed_does_not(tmp_path):
+    first, second = (weights(loop_over(new_store(tmp_path), config()).run()) for _ in range(2))
+    assert first == second
+    assert weights(loop_over(new_store(tmp_path), config(seed=1)).run()) != first
+
+
+@pytest.mark.parametrize("stop_at", [10, 30, 50])
+def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(store, tmp_path, stop_at):
+    undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
+    stopping = loop_over(store, config(), report=lambda progress: progress.step >= stop_at - SETTLE_EVERY)
+    if stop_at == SETTLE_EVERY:  # killed rather than stopped: the next step fails after the checkpoint of this one
+        stopping = loop_over(store, config())
+        stopping.model.fail_at = stop_at
+    with pytest.raises((Unavailable, CodebooksError), match=f"step {stop_at}"):
+        stopping.run()
+    torch.randn(7), np.random.random(7)  # another process would not have this one's generators
+    seen: list[TrainProgress] = []
+    resumed = loop_over(store, config(), report=lambda progress: seen.append(progress) or False)
+    assert weights(resumed.run()) == undisturbed
+    assert seen[0].resumed_from == stop_at
+    assert seen[0].step == stop_at + SETTLE_EVERY
+
+
+def test_without_its_random_generators_a_resume_differs(store, tmp_path, monkeypatch):
+    """Negative control: the comparison above sees a single generator that is not restored."""
+    undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
+    with pytest.raises(Unavailable):
+        loop_over(store, config(), report=lambda _: True).run()
+    monkeypatch.setattr("pipeline.training.checkpoints.restore_random", lambda state, device: None)
+    assert weights(loop_over(store, config()).run()) != undisturbed
+
+
+def test_a_finished_training_is_not_repeated(store):
+    done = weights(loop_over(store, config()).run())
+    seen: list[TrainProgress] = []
+    again = loop_over(store, config(), report=lambda progress: seen.append(progress) or False)
+    assert weights(again.run()) == done
+    assert seen == []
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_parts(store):
+    loop = loop_over(store, config())
+    loop.model.fail_at = 17
+    with pytest.raises(CodebooksError, match=re.escape("at step 17: total nan, mse 0.")) as raised:
+        loop.run()
+    assert "size" in str(raised.value)
+    assert loop._checkpoints.newest() == 10  # nothing after the bad step was saved
+
+
+def test_weights_that_are_no_numbers_are_not_saved(store):
+    loop = loop_over(store, config())
+    after = loop.model.after_step
+    loop.model.after_step = lambda: (
+        after() or (loop.model.steps_seen == 20 and loop.model.up.bias.data.fill_(float("inf")))
+    )
+    with pytest.raises(CodebooksError, match="not finite after step 19"):
+        loop.run()
+    assert loop._checkpoints.newest() == 10
+
+
+def test_scalars_reach_the_store(store):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop_over(store, config(), open_scalars=lambda step: Scalars(store, "runs/r/tensorboard", purge_step=step)).run()
+    [entry] = store.list("runs/r/tensorboard/")
+    folder = Path(store.url) / entry.name
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"loss/total", "loss/mse", "steps_seen", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(10, 61, 10))
+
+
+def test_bf16_and_clipping_train(store):
+    loop_over(store, config(precision="bf16", grad_clip=0.01, optimiser="sgd")).run()
+
+
+def test_gradients_are_clipped(store):
+    loop = loop_over(store, config(epochs=1, grad_clip=1e-3, optimiser="sgd", schedule="constant", warmup=0))
+    norms: list[float] = []
+    original = loop.model.after_step
+
+    def note() -> None:
+        grads = [parameter.grad.norm() for parameter in loop.model.parameters()]
+        norms.append(float(torch.stack(grads).norm()))
+        original()
+
+    loop.model.after_step = note
+    loop.run()
+    assert max(norms) <= 1e-3 * 1.001
+
+
+def test_a_model_of_two_views_is_refused(store, monkeypatch):
+    monkeypatch.setattr(TinyAutoencoder, "views", 2)
+    with pytest.raises(ConfigError, match="2 views"):
+        loop_over(store, config())
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    train = config(warmup=0.1, learning_rate=1.0)
+    rates = [learning_rate(train, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert 0 < rates[-1] < 1e-3
+    assert learning_rate(config(schedule="constant", learning_rate=1.0), 99, 100) == 1.0
+
+
+def test_weight_decay_spares_vectors():
+    optimiser = build_optimiser(TinyAutoencoder(), config(weight_decay=0.1))
+    decay = {
+        parameter.ndim > 1: group["weight_decay"] for group in optimiser.param_groups for parameter in group["params"]
+    }
+    assert decay == {True: 0.1, False: 0.0}
+
+
+# --- several ranks, as processes of their own: this file run as a program
+
+
+def train_as(rank: int, world_size: int, folder: str, meeting: str, stop_at: int, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
+    ranks = Ranks(rank, world_size)
+    train = config(workers=world_size)
+    store = open_store(folder)
+    try:
+        if stop_at:
+            with pytest.raises(Unavailable):
+                loop_over(store, train, ranks, report=lambda progress: progress.step >= stop_at).run()
+        Path(f"{out}-{rank}").write_text(weights(loop_over(store, train, ranks).run()))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_ranks_resume_to_the_bits_of_an_undisturbed_training(tmp_path):
+    """Three: only from there on does the order of a sum over ranks matter."""
+    results = []
+    for name, stop_at in (("undisturbed", 0), ("stopped", 20)):
+        store = new_store(tmp_path)
+        out = tmp_path / name
+        arguments = [store.url, str(tmp_path / f"{name}-meeting"), str(stop_at), str(out)]
+        command = [sys.executable, __file__]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        ranks = [subprocess.Popen([*command, str(rank), "3", *arguments], env=environment) for rank in range(3)]
+        assert [process.wait(timeout=240) for process in ranks] == [0, 0, 0]
+        results.append([Path(f"{out}-{rank}").read_text() for rank in range(3)])
+    assert results[0] == results[1]
+
+
+if __name__ == "__main__":
+    _, rank, world_size, folder, meeting, stop_at, out = sys.argv
+    train_as(int(rank), int(world_size), folder, meeting, int(stop_at), out)
