@@ -45,7 +45,8 @@ def verify_release(store: Store, release_id: str, *, expect_sha256: str | None =
     manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
     problems: list[str] = []
     size = 0
-    for entry in [*manifest.files.values(), *manifest.parts]:
+    named: list[FileEntry | PartFile] = [*manifest.files.values(), *manifest.parts]
+    for entry in named:
         try:
             data = store.get(entry.name)
         except NotFound:
