@@ -1,0 +1,25 @@
+"""The catalogue: reading it from tables, folders and tar shards, tokens, and what differs from the parent release."""
+
+from __future__ import annotations
+
+from .changes import changes_between
+from .compare import Difference, compare
+from .config import CatalogueConfig
+from .notes import CatalogueNotes, catalogue_notes
+from .photo_reader import PhotoReader
+from .photos import SOURCES, read_photos
+from .tokens import TokenCost, resolve_tokens
+
+__all__ = [
+    "SOURCES",
+    "CatalogueConfig",
+    "CatalogueNotes",
+    "Difference",
+    "PhotoReader",
+    "TokenCost",
+    "catalogue_notes",
+    "changes_between",
+    "compare",
+    "read_photos",
+    "resolve_tokens",
+]

@@ -40,12 +40,15 @@ class Files:
         self.__dict__.update(state)
         self._begin()
 
-    def read(self, uri: str) -> bytes:
-        """Return the bytes behind a URI; raises NotFound, Forbidden, Unavailable, ConfigError."""
+    def read(self, uri: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes behind a URI, or those in [start, end).
+
+        Raises NotFound, Forbidden, Unavailable, ConfigError.
+        """
         if scheme_of(uri) in WEB:
-            return self._web.read(uri)
+            return self._web.read(uri)[start:end]
         store, name = self._locate(uri)
-        return store.get(name)
+        return store.get(name, start=start, end=end)
 
     def open(self, uri: str) -> BinaryIO:
         """Open a URI for reading, with seek; https is read whole into memory."""

@@ -1,0 +1,132 @@
+"""Tokens of photos that lie together, from listings of their folders."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import ConfigError, Forbidden, InputError, NotFound
+from ..storage import Files
+
+# A listing may return this many names a wanted photo, and so many more, before it is given up for HEADs.
+NAMES_PER_PHOTO = 4
+NAMES_MORE = 1000
+_LIST_THREADS = 16
+_FEW_FOLDERS = 64
+_MANY_FOLDERS = 100_000
+_FLUSH = 65_536
+_LAST_PART = r"[^/]+/?$"
+_ROOT = r"^([A-Za-z][A-Za-z0-9+.\-]*://[^/]*)?/$"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What listings say of photos. tokens: text, null where a photo was not listed; covered: bool [n], whether the
+    folder of each photo was listed to its end; listed: names that the listings returned."""
+
+    tokens: pa.Array
+    covered: np.ndarray
+    listed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    names: pa.Table
+    complete: bool
+    listed: int
+
+
+_NAMES = pa.schema([pa.field("uri", pa.large_string()), pa.field("token", pa.string())])
+
+
+def list_tokens(uris: pa.Array, files: Files) -> Listing:
+    """List the folders of these distinct URIs (large_string, of stores that list). Raises Unavailable.
+
+    Folders with few wanted photos each are listed by the folder above them. A listing that returns more than 4 names a
+    wanted photo and 1,000 more is stopped; so is one that may not be made. Their photos are then not `covered`.
+    """
+    if not len(uris):
+        return Listing(pa.nulls(0, pa.string()), np.zeros(0, dtype=np.bool_), 0)
+    folders = _grouped(pc.replace_substring_regex(uris, r"[^/]*$", ""))
+    counted = pc.value_counts(folders)
+    distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
+    if len(distinct) > _most_folders(len(uris)):
+        return Listing(pa.nulls(len(uris), pa.string()), np.zeros(len(uris), dtype=np.bool_), 0)
+    wanted, group = _merged(distinct.to_pylist(), counts)
+    with ThreadPoolExecutor(_LIST_THREADS) as pool:
+        found = list(pool.map(lambda pair: _list(pair[0], pair[1], files), wanted.items()))
+    names = pa.concat_tables(folder.names for folder in found)
+    place = pc.index_in(uris, value_set=names.column("uri"))
+    tokens = names.column("token").take(place)
+    complete = np.array([folder.complete for folder in found], dtype=np.bool_)
+    folder_of = pc.index_in(folders, value_set=distinct).to_numpy(zero_copy_only=False)
+    return Listing(
+        tokens=pa.concat_arrays(tokens.chunks) if tokens.num_chunks != 1 else tokens.chunk(0),
+        covered=complete[group[folder_of]],
+        listed=sum(folder.listed for folder in found),
+    )
+
+
+def _most_folders(photos: int) -> int:
+    return max(_FEW_FOLDERS, min(photos // NAMES_PER_PHOTO, _MANY_FOLDERS))
+
+
+def _grouped(folders: pa.Array) -> pa.Array:
+    """Replace folders by those above them until a listing of each is worth its request."""
+    while pc.count_distinct(folders).as_py() > _most_folders(len(folders)):
+        # On a disk asking for one file costs no more than its part of a listing.
+        remote = pc.match_substring(folders, "://")
+        above = pc.replace_substring_regex(folders, _LAST_PART, "")
+        movable = pc.and_(remote, pc.invert(pc.match_substring_regex(folders, _ROOT)))
+        if not pc.any(movable).as_py():
+            break
+        folders = pc.if_else(movable, above, folders)
+    return folders
+
+
+def _merged(folders: list[str], counts: np.ndarray) -> tuple[dict[str, int], np.ndarray]:
+    """Leave out folders that lie in others; return the wanted photos of each one listed, and each folder's place."""
+    wanted: dict[str, int] = {}
+    group = np.empty(len(folders), dtype=np.int64)
+    last = None
+    for number in sorted(range(len(folders)), key=lambda place: folders[place]):
+        folder = folders[number]
+        if last is None or not folder.startswith(last):
+            last = folder
+            wanted[folder] = 0
+        wanted[last] += int(counts[number])
+        group[number] = len(wanted) - 1
+    return wanted, group
+
+
+def _list(folder: str, wanted: int, files: Files) -> _Folder:
+    tables: list[pa.Table] = [_NAMES.empty_table()]
+    uris: list[str] = []
+    tokens: list[str] = []
+    listed = 0
+    complete = True
+    try:
+        for uri, entry in files.list(folder):
+            listed += 1
+            if listed > NAMES_PER_PHOTO * wanted + NAMES_MORE:
+                complete = False
+                break
+            uris.append(uri)
+            tokens.append(entry.token)
+            if len(uris) == _FLUSH:
+                tables.append(_names(uris, tokens))
+                uris, tokens = [], []
+    except NotFound:
+        pass  # no such folder or bucket: its photos are missing, which is what an empty listing says
+    except (Forbidden, InputError, ConfigError):
+        complete = False  # a key that may read its photos need not be allowed to list them
+    tables.append(_names(uris, tokens))
+    return _Folder(pa.concat_tables(tables), complete, listed)
+
+
+def _names(uris: list[str], tokens: list[str]) -> pa.Table:
+    return pa.table([pa.array(uris, pa.large_string()), pa.array(tokens, pa.string())], schema=_NAMES)

@@ -1,0 +1,128 @@
+"""Fetching the bytes of photos, wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotFound, PhotoRefused
+from ..keys import digest_of
+from ..storage import Files
+from .config import CatalogueConfig
+from .embedded import EmbeddedPhotos
+from .rows import decode_data_uri
+
+Fetched = bytes | PhotoRefused
+_COLUMNS = ("uri", "token", "source", "offset", "length")
+
+
+class PhotoReader:
+    """Reads photos of a catalogue, many at a time; safe to pickle to workers. threads: concurrent requests."""
+
+    def __init__(self, files: Files, config: CatalogueConfig, threads: int = 16) -> None:
+        self._files = files
+        self._config = config
+        self._threads = threads
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._embedded = EmbeddedPhotos(self._files, self._config.image)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": self._files, "_config": self._config, "_threads": self._threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def read(self, photos: pa.Table) -> list[Fetched]:
+        """Return the bytes of each photo (schema.PHOTOS; one entry a row, in order), or why it is refused.
+
+        Refusals have the stage `fetch` and the reason `missing`, `forbidden`, `changed` (the bytes do not fit a
+        `sha256:` token), `bad_uri` or `unreadable`. Raises Unavailable when a temporary failure outlasts the retries.
+        """
+        asked = photos.select(_COLUMNS).to_pylist()
+        fetched: list[Fetched | None] = [None] * len(asked)
+        in_tables: dict[str, list[tuple[int, int]]] = {}
+        single: list[int] = []
+        for number, row in enumerate(asked):
+            if row["source"] is not None and row["length"] is None:
+                in_tables.setdefault(row["source"], []).append((row["offset"], number))
+            else:
+                single.append(number)
+        for number, answer in zip(single, self._map(self._one, [asked[number] for number in single]), strict=True):
+            fetched[number] = answer
+        for source, places in in_tables.items():
+            with self._lock:  # open tables and their cached rows are shared
+                found = self._in_table(source, [offset for offset, _ in places])
+            for (offset, number), data in zip(places, found, strict=True):
+                lacking = _changed(f"row {offset + 1} of {source} holds no photo any more")
+                fetched[number] = lacking if data is None else _verified(data, asked[number])
+        return [answer if answer is not None else _changed("it was not read") for answer in fetched]
+
+    def _map(self, read: Callable[[dict[str, Any]], Fetched], rows: list[dict[str, Any]]) -> list[Fetched]:
+        if len(rows) < 2 or self._threads < 2:
+            return [read(row) for row in rows]
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="photos")
+        return list(self._pool.map(read, rows))
+
+    def _one(self, row: dict[str, Any]) -> Fetched:
+        fetched = _refusing(row["uri"], lambda: self._bytes_of(row))
+        return fetched if isinstance(fetched, PhotoRefused) else _verified(fetched, row)
+
+    def _bytes_of(self, row: dict[str, Any]) -> bytes:
+        if row["source"] is None:
+            return self._files.read(row["uri"])
+        first = row["offset"]
+        data = self._files.read(row["source"], start=first, end=first + row["length"])
+        if not row["uri"].startswith("sha256:"):
+            return data  # a member of a tar shard
+        try:
+            return decode_data_uri(json.loads(data)[self._config.image])
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
+
+    def _in_table(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
+        try:
+            return list(self._embedded.read(source, rows))
+        except (NotFound, Forbidden, ConfigError, InputError, IntegrityError, pa.ArrowInvalid, KeyError) as error:
+            return [_refusal(source, error)] * len(rows)
+
+
+def _refusing(uri: str, read: Callable[[], bytes]) -> Fetched:
+    try:
+        return read()
+    except (NotFound, Forbidden, ConfigError, InputError, IntegrityError) as error:
+        return _refusal(uri, error)
+
+
+def _refusal(uri: str, error: Exception) -> PhotoRefused:
+    if isinstance(error, NotFound):
+        return PhotoRefused("fetch", "missing", str(error))
+    if isinstance(error, Forbidden):
+        return PhotoRefused("fetch", "forbidden", str(error))
+    if isinstance(error, ConfigError):
+        return PhotoRefused("fetch", "bad_uri", str(error))
+    if isinstance(error, InputError):
+        return PhotoRefused("fetch", "unreadable", str(error))
+    return _changed(f"{uri} is not what the plan saw: {error}")
+
+
+def _changed(detail: str) -> PhotoRefused:
+    return PhotoRefused("fetch", "changed", detail)
+
+
+def _verified(data: Fetched, row: dict[str, Any]) -> Fetched:
+    """Hold the bytes against a token that is a digest; any other token says nothing about bytes."""
+    token = row["token"] or ""
+    if isinstance(data, PhotoRefused) or not token.startswith("sha256:") or token == f"sha256:{digest_of(data)}":
+        return data
+    return _changed(f"{row['uri']}: the bytes are not those the plan saw; the next run takes the new ones")

@@ -1,0 +1,262 @@
+"""From a batch of a table's rows to rows of photos, all in Arrow."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import InputError
+from .columns import Columns, as_text, null_text, plain_column, same_text
+from .config import CatalogueConfig
+from .formats import Place
+from .ordering import as_numpy, take_rows
+from .uris import absolute_uris, shown_rows
+
+# A photo on its way into schema.PHOTOS. `uri` is null where a row holds no photo; `row` is the number of the file
+# times 2^40 plus the row in it, counted from 0.
+ROWS = pa.schema(
+    [
+        pa.field("item_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("token", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("row", pa.int64()),
+    ]
+)
+ROW_BITS = 40
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a source passed over, so that nothing is dropped in silence.
+
+    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed.
+    """
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_columns: set[str] = field(default_factory=set)
+    listed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Where in a JSON lines file the rows of a batch lie. start, length: int64 [n], bytes."""
+
+    start: np.ndarray
+    length: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Photos of a batch. parent: int64 [m], the batch row of each, ascending; the arrays are as in ROWS."""
+
+    parent: np.ndarray
+    uri: pa.Array
+    token: pa.Array
+    offset: pa.Array
+    length: pa.Array
+    embedded: np.ndarray
+
+
+def photo_rows(
+    batch: pa.Table,
+    columns: Columns,
+    place: Place,
+    config: CatalogueConfig,
+    *,
+    first_row: int,
+    lines: Lines | None = None,
+) -> pa.Table:
+    """Return one row a photo (schema ROWS, then the attributes); a row without a photo gives one with a null uri.
+
+    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError as
+    `absolute_uris` does, for an image cell that begins a JSON list and is none, and for a null version.
+    """
+    cells = _cells(batch.column(columns.image), columns, place, config, first_row=first_row, lines=lines)
+    token = cells.token
+    if columns.version is not None:
+        token = _version_tokens(batch.column(columns.version), columns.version, cells, place, first_row)
+    key = as_text(batch.column(columns.item_id))
+    count = len(cells.parent)
+    held = {
+        "item_id": pc.if_else(pc.equal(key, ""), pa.scalar(None, pa.string()), key),
+        **{name: plain_column(batch.column(name)) for name in columns.attributes},
+    }
+    parents = pa.table(held)
+    if count != batch.num_rows or not np.array_equal(cells.parent, np.arange(count)):
+        parents = take_rows(parents, pa.array(cells.parent))
+    source = null_text(count)
+    if cells.embedded.any():
+        source = pc.if_else(pa.array(cells.embedded), same_text(place.uri, count), source)
+    numbers = (place.number << ROW_BITS) + first_row + cells.parent
+    made = [
+        parents.column("item_id"),
+        cells.uri,
+        token,
+        source,
+        cells.offset,
+        cells.length,
+        pa.array(numbers, pa.int64()),
+        *(parents.column(name) for name in columns.attributes),
+    ]
+    return pa.table(made, names=[*ROWS.names, *columns.attributes])
+
+
+def _cells(
+    column: pa.ChunkedArray,
+    columns: Columns,
+    place: Place,
+    config: CatalogueConfig,
+    *,
+    first_row: int,
+    lines: Lines | None,
+) -> _Cells:
+    if columns.image_kind in ("bytes", "struct"):
+        if columns.image_kind == "struct":
+            column = pc.struct_field(column, "bytes")
+        digests = [_digest(value) for chunk in column.chunks for value in chunk]
+        return _embedded(digests, np.arange(len(digests)), first_row=first_row)
+    if columns.image_kind == "uris":
+        parent, texts = _flatten(column.combine_chunks())
+    else:
+        texts = _one(plain_column(column))
+        texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        parent, texts = _lists_in_text(texts, place, first_row)
+        data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
+        if data is not None and data.any() and lines is not None:
+            return _with_data(parent, texts, data, lines, place, config, first_row)
+    uris = _resolved(parent, texts, place, config, first_row)
+    return _plain_cells(parent, uris)
+
+
+def _plain_cells(parent: np.ndarray, uris: pa.Array) -> _Cells:
+    none = pa.nulls(len(uris), pa.int64())
+    return _Cells(parent, uris, pa.nulls(len(uris), pa.string()), none, none, np.zeros(len(uris), dtype=np.bool_))
+
+
+def _embedded(digests: list[str | None], offsets: np.ndarray, *, first_row: int) -> _Cells:
+    names = pa.array([None if digest is None else f"sha256:{digest}" for digest in digests], pa.string())
+    held = np.array([digest is not None for digest in digests], dtype=np.bool_)
+    offset = pa.array(offsets + first_row, pa.int64(), mask=~held)
+    return _Cells(np.arange(len(digests)), names, names, offset, pa.nulls(len(digests), pa.int64()), held)
+
+
+def _with_data(
+    parent: np.ndarray,
+    texts: pa.Array,
+    data: np.ndarray,
+    lines: Lines,
+    place: Place,
+    config: CatalogueConfig,
+    first_row: int,
+) -> _Cells:
+    """JSON lines may hold photos as base64 `data:` URIs, each found again by its line's bytes."""
+    names: list[str | None] = []
+    for number, text in zip(parent[data], texts.filter(pa.array(data)).to_pylist(), strict=True):
+        try:
+            names.append(f"sha256:{hashlib.sha256(decode_data_uri(text)).hexdigest()}")
+        except ValueError as error:
+            raise InputError(f"row {first_row + number + 1} of {place.uri}: {error}") from error
+    others = pc.if_else(pa.array(data), pa.scalar(None, pa.string()), texts)
+    uris = _resolved(parent, others, place, config, first_row)
+    embedded = pc.replace_with_mask(pa.nulls(len(texts), pa.string()), pa.array(data), pa.array(names, pa.string()))
+    return _Cells(
+        parent,
+        pc.coalesce(embedded, uris),
+        embedded,
+        pa.array(lines.start[parent], pa.int64(), mask=~data),
+        pa.array(lines.length[parent], pa.int64(), mask=~data),
+        data,
+    )
+
+
+def decode_data_uri(text: str) -> bytes:
+    """Return the bytes of a `data:image/jpeg;base64,...` URI. Raises ValueError when it is not one."""
+    head, _, body = text.partition(",")
+    if not head.endswith(";base64"):
+        raise ValueError(f"the data: URI {text[:60]!r} is not base64; write it as data:image/jpeg;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the data: URI {text[:60]!r} is not valid base64 ({error})") from error
+
+
+def _digest(value: Any) -> str | None:
+    buffer = value.as_buffer()
+    return None if buffer is None else hashlib.sha256(buffer).hexdigest()
+
+
+def _resolved(parent: np.ndarray, texts: pa.Array, place: Place, config: CatalogueConfig, first_row: int) -> pa.Array:
+    valid = pc.is_valid(texts)
+    if pc.all(valid).as_py():
+        return absolute_uris(texts, place.base, config, parent + first_row, place.uri)
+    rows = parent[as_numpy(valid)] + first_row
+    uris = absolute_uris(texts.drop_null(), place.base, config, rows, place.uri)
+    return pc.replace_with_mask(texts, valid, uris)
+
+
+def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Return (batch row, text) of every member of a column of lists, in order; a list without any text gives a null."""
+    rows = len(lists)
+    parent = as_numpy(pc.list_parent_indices(lists)).astype(np.int64)
+    texts = _one(pa.chunked_array([pc.list_flatten(lists)]).cast(pa.string()))
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    valid = as_numpy(pc.is_valid(texts))
+    without = np.setdiff1d(np.arange(rows), parent[valid])
+    texts = pa.concat_arrays([texts.drop_null(), pa.nulls(len(without), pa.string())])
+    parent = np.concatenate([parent[valid], without])
+    order = np.argsort(parent, kind="stable")
+    return parent[order], texts.take(pa.array(order))
+
+
+def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.ndarray, pa.Array]:
+    """A table of text (CSV) holds several photos as a JSON list: `["a.jpg", "b.jpg"]`."""
+    listed = pc.fill_null(pc.match_substring_regex(texts, r"^\s*\["), False)
+    if not pc.any(listed).as_py():
+        return np.arange(len(texts)), texts
+    members: list[list[str | None]] = []
+    for row, text in enumerate(texts.to_pylist()):
+        if text is None or not text.lstrip().startswith("["):
+            members.append([text])
+            continue
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if found is None or not all(isinstance(member, str | None) for member in found):
+            raise InputError(
+                f"row {first_row + row + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
+                'JSON list of texts; write ["a.jpg", "b.jpg"]'
+            )
+        members.append(found)
+    return _flatten(pa.array(members, pa.list_(pa.string())))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+
+
+def _version_tokens(column: pa.ChunkedArray, name: str, cells: _Cells, place: Place, first_row: int) -> pa.Array:
+    """Tokens of URIs are `version:<value>`; embedded photos keep their digests, which say more."""
+    values = _one(as_text(column)).take(pa.array(cells.parent))
+    lacking = as_numpy(pc.and_(pc.is_null(values), pc.is_valid(cells.uri))) & ~cells.embedded
+    if lacking.any():
+        raise InputError(
+            f"{shown_rows(cells.parent + first_row, lacking, place.uri)}: the version column {name!r} is null; fill "
+            "it, or take catalogue.version away to have photos listed instead"
+        )
+    named = pc.binary_join_element_wise(pa.scalar("version:"), values, pa.scalar(""))
+    named = pc.if_else(pc.is_valid(cells.uri), named, pa.scalar(None, pa.string()))
+    return pc.coalesce(cells.token, named)

@@ -1,0 +1,150 @@
+"""Tar shards in WebDataset naming: members that share a name up to the first dot are one item."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from ..errors import ConfigError, InputError
+from ..storage import Files
+from .columns import refuse_reserved, unknown_column
+from .config import CatalogueConfig
+from .formats import IMAGE_SUFFIXES, Place, opened, suffix_of
+from .rows import ROW_BITS, ROWS, Tally
+
+_BATCH_ITEMS = 4096
+_TEXT_FIELDS = ("cls", "txt")
+
+Plain = str | int | float | bool | None
+
+
+@dataclass(slots=True)
+class _Item:
+    """The members of one key. photos: (number in the name or -1, member name, digest, first byte, bytes)."""
+
+    key: str
+    photos: list[tuple[int, str, str, int, int]] = field(default_factory=list)
+    attributes: dict[str, Plain] = field(default_factory=dict)
+
+
+def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) -> Iterator[pa.Table]:
+    """Yield the photos of one tar shard as tables of rows.ROWS and attributes. Raises InputError.
+
+    `key.jpg`, `key.0.jpg`, `key.1.jpg` are photos of the item `key` (numbered ones by number, then in order); `key.cls`
+    and `key.txt` become attributes `cls` and `txt`, and so do the plain fields of `key.json`. Other members are counted
+    in `tally`. Every byte is read once, for the digests that are the tokens.
+    """
+    if config.version is not None:
+        raise ConfigError(
+            f"catalogue.version names the column {config.version!r}, but tar shards have none; take it away"
+        )
+    if place.uri.lower().endswith((".gz", ".tgz")):
+        raise InputError(f"{place.uri} is packed, so single photos cannot be read from it; write plain .tar shards")
+    with opened(files, place.uri, "a tar shard") as handle, tarfile.open(fileobj=handle, mode="r:") as shard:
+        batch: list[_Item] = []
+        number = 0
+        for item in _items(shard, place, tally):
+            batch.append(item)
+            if len(batch) == _BATCH_ITEMS:
+                yield _table(batch, place, config, number)
+                number += len(batch)
+                batch = []
+        if batch:
+            yield _table(batch, place, config, number)
+
+
+def _items(shard: tarfile.TarFile, place: Place, tally: Tally) -> Iterator[_Item]:
+    item: _Item | None = None
+    while (member := shard.next()) is not None:
+        shard.members = []  # type: ignore[attr-defined]  # tarfile would keep every header of the shard
+        name = member.name.removeprefix("./")
+        folder, _, last = name.rpartition("/")
+        stem, dot, rest = last.partition(".")
+        if member.isdir():
+            continue
+        if not member.isreg() or not stem or not dot or last.startswith("_"):
+            tally.skipped[suffix_of(name) or last] += 1
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        if item is None or item.key != key:
+            if item is not None:
+                yield item
+            item = _Item(key)
+        _add(item, rest.lower(), shard, member, place, tally)
+    if item is not None:
+        yield item
+
+
+def _add(item: _Item, rest: str, shard: tarfile.TarFile, member: tarfile.TarInfo, place: Place, tally: Tally) -> None:
+    suffix = suffix_of(f".{rest}")
+    if suffix not in IMAGE_SUFFIXES and rest not in (*_TEXT_FIELDS, "json"):
+        tally.skipped[suffix] += 1
+        return
+    handle = shard.extractfile(member)
+    data = b"" if handle is None else handle.read()
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"it ends within the member {member.name!r}")
+    if suffix in IMAGE_SUFFIXES:
+        view = rest.removesuffix(suffix).rpartition(".")[2]
+        number = int(view) if view.isdecimal() else -1
+        digest = hashlib.sha256(data).hexdigest()
+        item.photos.append((number, member.name, digest, member.offset_data, member.size))
+    elif rest == "json":
+        item.attributes.update(_plain_fields(data, member.name, place, tally))
+    else:
+        item.attributes[rest] = data.decode().strip()
+
+
+def _plain_fields(data: bytes, member: str, place: Place, tally: Tally) -> dict[str, Plain]:
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"the member {member!r} of {place.uri} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"the member {member!r} of {place.uri} must hold a JSON object of attributes")
+    plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool | None)}
+    tally.skipped_columns.update(fields.keys() - plain.keys())
+    return plain
+
+
+def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int) -> pa.Table:
+    names = list(dict.fromkeys(name for item in items for name in item.attributes))
+    if config.attributes is not None:
+        named = {*config.attributes, *([config.category] if config.category else [])}
+        names = [name for name in names if name in named]
+    refuse_reserved(names, place.uri)
+    rows: list[tuple[object, ...]] = []
+    owners: list[_Item] = []
+    for number, item in enumerate(items, first):
+        row = (place.number << ROW_BITS) + number
+        # Without a photo the item still becomes a row, with its reason, in the quarantine.
+        for _, member, digest, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
+            rows.append((item.key, f"{place.uri}#{member}", f"sha256:{digest}", place.uri, offset, length, row))
+            owners.append(item)
+        if not item.photos:
+            rows.append((item.key, None, None, None, None, None, row))
+            owners.append(item)
+    columns = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), ROWS, strict=True)]
+    columns += [_attribute([owner.attributes.get(name) for owner in owners], name, place) for name in names]
+    return pa.table(columns, names=[*ROWS.names, *names])
+
+
+def _attribute(values: list[Plain], name: str, place: Place) -> pa.Array:
+    try:
+        made = pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"the attribute {name!r} of {place.uri} mixes types ({error}); give it one") from error
+    return made.cast(pa.string()) if pa.types.is_null(made.type) else made
+
+
+def require_tar_columns(names: list[str], config: CatalogueConfig) -> None:
+    """Raise InputError when no member of any shard gave an attribute that the config names."""
+    for role, wanted in (("catalogue.category", [config.category]), ("catalogue.attributes", config.attributes or ())):
+        for name in wanted:
+            if name is not None and name not in names:
+                raise unknown_column(name, role, names, config.source)

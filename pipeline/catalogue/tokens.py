@@ -1,0 +1,186 @@
+"""Tokens: what says, without reading a photo, whether it is still the photo it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import ConfigError, Forbidden, InputError, NotFound
+from ..schema import PHOTOS, REFUSAL
+from ..storage import Files
+from .config import CatalogueConfig
+from .listing import list_tokens
+from .notes import NOTES_KEY, catalogue_notes
+from .ordering import as_numpy
+
+HEAD_THREADS = 32
+_HEAD_BATCH = 8192
+# Photos that a listing lacks and that are asked for one by one all the same, in case a URI is spelled in another way
+# than the store lists it.
+_CONFIRMED = 1000
+
+NO_IMAGE = "the catalogue names no photo for this item"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCost:
+    """Requests that tokens took. listed: names listed, by a folder source too; heads: HEADs of single photos; revalidated: conditional GETs."""
+
+    listed: int = 0
+    heads: int = 0
+    revalidated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is known of one photo: a token, or the reason why it cannot be used."""
+
+    token: str | None
+    reason: str | None = None
+    detail: str | None = None
+
+
+def resolve_tokens(
+    photos: pa.Table, config: CatalogueConfig, files: Files, *, known: pa.Table | None = None
+) -> tuple[pa.Table, TokenCost]:
+    """Fill `token` of every photo and add the columns of schema.REFUSAL; return the table and what it cost.
+
+    Photos that lie together are found by listing their folders while that returns at most about four names a photo,
+    others by HEADs. https photos are asked for by HEAD, or, where `known` (columns uri, token: the parent's items)
+    has an ETag, by a GET with If-None-Match. What is missing, forbidden or cannot be read gets stage `plan` and a
+    reason (`missing`, `forbidden`, `unreadable`, `bad_uri`, `no_image`) and the token "". Raises Unavailable.
+    """
+    open_rows = as_numpy(pc.and_(pc.is_null(photos.column("token")), pc.not_equal(photos.column("uri"), "")))
+    uris = pc.unique(photos.column("uri").filter(pa.array(open_rows)).cast(pa.large_string()))
+    web = pc.starts_with(uris, "https://")
+    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files)
+    asked, web_cost = _resolve_web(uris.filter(web), files, known)
+    resolved = pa.concat_tables([found, asked])
+    reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
+    cost = TokenCost(cost.listed + reading, cost.heads + web_cost.heads, web_cost.revalidated)
+    place = pc.index_in(photos.column("uri").cast(pa.large_string()), value_set=resolved.column("uri"))
+    place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
+    answers = resolved.take(place)
+    empty = pc.equal(photos.column("uri"), "")
+    token = pc.coalesce(photos.column("token"), answers.column("token"))
+    table = photos.set_column(
+        photos.schema.get_field_index("token"), PHOTOS.field("token"), pc.fill_null(token, "").cast(pa.string())
+    )
+    reason = pc.if_else(empty, "no_image", answers.column("reason"))
+    detail = pc.if_else(empty, NO_IMAGE, answers.column("detail"))
+    stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
+    for field, column in zip(REFUSAL, (stage, reason, detail), strict=True):
+        table = table.append_column(field, column.cast(field.type))
+    return table, cost
+
+
+_RESOLVED = pa.schema(
+    [
+        pa.field("uri", pa.large_string()),
+        pa.field("token", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+def _resolve_stored(uris: pa.Array, files: Files) -> tuple[pa.Table, TokenCost]:
+    listing = list_tokens(uris, files)
+    lacking = as_numpy(pc.is_null(listing.tokens))
+    unlisted = lacking & ~listing.covered
+    gone = np.flatnonzero(lacking & listing.covered)
+    heads = np.flatnonzero(unlisted)
+    confirmed = gone[:_CONFIRMED]
+    answers = _ask(uris, np.concatenate([heads, confirmed]), lambda uri: _head(uri, files))
+    asked = len(heads) + len(confirmed)
+    if len(gone) > len(confirmed) and pc.count(answers.slice(len(heads)).column("token")).as_py():
+        # The store has photos that its listing does not show under these URIs, so the listing proves nothing.
+        rest = gone[len(confirmed) :]
+        answers = pa.concat_tables([answers, _ask(uris, rest, lambda uri: _head(uri, files))])
+        asked += len(rest)
+    settled = np.zeros(len(uris), dtype=np.bool_)
+    settled[heads] = True
+    settled[gone[: asked - len(heads)]] = True
+    by_listing = _from_listing(uris.filter(pa.array(~settled)), listing.tokens.filter(pa.array(~settled)))
+    return pa.concat_tables([by_listing, answers]), TokenCost(listing.listed, asked)
+
+
+def _from_listing(uris: pa.Array, tokens: pa.Array) -> pa.Table:
+    missing = pc.is_null(tokens)
+    none = pa.scalar(None, pa.string())
+    said = pc.binary_join_element_wise(
+        uris.cast(pa.large_string()),
+        pa.scalar("is not in the listing of its folder", pa.large_string()),
+        pa.scalar(" ", pa.large_string()),
+    )
+    detail = pc.if_else(missing, said, pa.scalar(None, pa.large_string())).cast(pa.string())
+    return pa.table([uris, tokens, pc.if_else(missing, "missing", none), detail], schema=_RESOLVED)
+
+
+def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[pa.Table, TokenCost]:
+    if not len(uris):
+        return _RESOLVED.empty_table(), TokenCost()
+    tokens: pa.Array = pa.nulls(len(uris), pa.string())
+    if known is not None and known.num_rows:
+        place = pc.index_in(uris, value_set=known.column("uri").cast(pa.large_string()))
+        tokens = known.column("token").take(place).combine_chunks()
+    # A digest comes from a server without ETags, which sends the whole photo either way.
+    again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|sha256):"), False)
+    before = dict(zip(uris.filter(again).to_pylist(), tokens.filter(again).to_pylist(), strict=True))
+    new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files))
+    old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files))
+    return pa.concat_tables([new, old]), TokenCost(heads=new.num_rows, revalidated=old.num_rows)
+
+
+def _ask(uris: pa.Array, places: np.ndarray, question: Callable[[str], _Answer]) -> pa.Table:
+    """Ask for some photos one by one, on 32 threads, and return their answers as a table (_RESOLVED)."""
+    if not len(places):
+        return _RESOLVED.empty_table()
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:
+        return pa.concat_tables(_batches(uris.take(pa.array(places)), question, pool))
+
+
+def _batches(uris: pa.Array, question: Callable[[str], _Answer], pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+    for start in range(0, len(uris), _HEAD_BATCH):
+        batch = uris.slice(start, _HEAD_BATCH)
+        answers = list(pool.map(question, batch.to_pylist()))
+        columns = [
+            batch,
+            pa.array([answer.token for answer in answers], pa.string()),
+            pa.array([answer.reason for answer in answers], pa.string()),
+            pa.array([answer.detail for answer in answers], pa.string()),
+        ]
+        yield pa.table(columns, schema=_RESOLVED)
+
+
+def _head(uri: str, files: Files) -> _Answer:
+    return _answered(lambda: files.stat(uri).token)
+
+
+def _first_look(uri: str, files: Files) -> _Answer:
+    answer = _head(uri, files)
+    if answer.reason == "unreadable":  # no ETag: the digest of its bytes is the token
+        return _answered(lambda: files.revalidate(uri, None)[1])
+    return answer
+
+
+def _revalidate(uri: str, token: str, files: Files) -> _Answer:
+    return _answered(lambda: files.revalidate(uri, token)[1])
+
+
+def _answered(question: Callable[[], str]) -> _Answer:
+    try:
+        return _Answer(question())
+    except NotFound as error:
+        return _Answer(None, "missing", str(error))
+    except Forbidden as error:
+        return _Answer(None, "forbidden", str(error))
+    except ConfigError as error:
+        return _Answer(None, "bad_uri", str(error))
+    except InputError as error:
+        return _Answer(None, "unreadable", str(error))
