@@ -1,0 +1,104 @@
+"""One self-contained HTML page about a release: no scripts, no files beside it, nothing fetched from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_JPEG_QUALITY = 92  # a page of a hundred pictures of 64 px then has about a quarter of the bytes of lossless ones
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture and its words. pixels: uint8 RGB [h, w, 3]; same: of the query's category, None where unknown."""
+
+    pixels: npt.NDArray[np.uint8]
+    caption: str
+    detail: str = ""
+    same: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourRow:
+    """A query and its neighbours, nearest first."""
+
+    query: Picture
+    neighbours: Sequence[Picture]
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A gate's verdict; value and limit as people read them."""
+
+    name: str
+    value: str
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """All that a page shows; an empty member leaves its section out.
+
+    facts: (name, value); reconstructions: (original, reconstruction); quarantine: (reason, count, an example);
+    changes: (name, count).
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    gates: Sequence[GateRow] = ()
+    neighbours: Sequence[NeighbourRow] = ()
+    reconstructions: Sequence[tuple[Picture, Picture]] = ()
+    quarantine: Sequence[tuple[str, int, str]] = ()
+    changes: Sequence[tuple[str, int]] = field(default=())
+
+
+def render_page(data: ReportData) -> bytes:
+    """Return the page, UTF-8; the same bytes for the same data.
+
+    Raises ValueError for pixels that are not uint8 [h, w, 3].
+    """
+    marked = any(picture.same is not None for row in data.neighbours for picture in row.neighbours)
+    text = _template().render(data=data, marked=marked, refused=sum(not gate.passed for gate in data.gates))
+    return text.encode("utf-8")
+
+
+def _data_uri(picture: Picture) -> str:
+    from PIL import Image
+
+    pixels = np.asarray(picture.pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ValueError(
+            f"pixels of {picture.caption!r} are {pixels.dtype} {list(pixels.shape)}; a page takes uint8 [h, w, 3]"
+        )
+    buffer = io.BytesIO()
+    # 4:4:4: colour at half resolution would blur what a reconstruction is judged by.
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4")
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelt name is an error, not an empty place
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment.get_template("page.html.j2")
