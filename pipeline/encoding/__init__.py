@@ -1,0 +1,28 @@
+"""Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
+
+from .actors import Encoder, LatentArrays, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
+from .collect import collect_pixels, collect_rows
+from .config import EncodeConfig, EncodeJob
+from .driver import run_shards
+from .shards import PART_BYTES, Shard, ShardResult, assign_shards, build_shards, split_done
+
+__all__ = [
+    "PART_BYTES",
+    "EncodeConfig",
+    "EncodeJob",
+    "Encoder",
+    "LatentArrays",
+    "PhotoDecoder",
+    "Reader",
+    "Shard",
+    "ShardResult",
+    "ShardWorker",
+    "assign_shards",
+    "build_shards",
+    "collect_pixels",
+    "collect_rows",
+    "make_encoder",
+    "make_worker",
+    "run_shards",
+    "split_done",
+]

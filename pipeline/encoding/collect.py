@@ -1,0 +1,170 @@
+"""After encoding: which photos live and where their latents and pixels lie, and which were refused and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import IntegrityError
+from ..parts import PartFile, read_part
+from ..schema import ITEMS, QUARANTINE, attribute_fields, items_schema
+from ..storage import Store
+from .rows import Positions, ranks, take_rows, to_numpy
+from .shards import Shard, ShardResult, in_threads, shard_order
+
+_KEYS = ["item_id", "uri"]
+_PLACE = ["digest", "latents_part", "latents_row", "pixels_part", "pixels_row"]
+_REFUSAL = ["stage", "reason", "detail"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a shard's parts say of its rows: positions in the shard, with their place or their refusal."""
+
+    live: Positions
+    places: pa.Table
+    refused: Positions
+    refusals: pa.Table
+
+
+def collect_rows(
+    store: Store, plan: pa.Table, shards: Sequence[Shard], results: Iterable[ShardResult]
+) -> tuple[pa.Table, pa.Table]:
+    """Return (items, refused) of a plan whose shards are all encoded.
+
+    items: schema.items_schema with the plan's attributes; refused: schema.QUARANTINE without `first_seen`; both in the
+    plan's order (item_id, view). Of the new parts only key columns are read. Raises IntegrityError when a photo of the
+    plan would be in neither table or in both, or when a part does not hold the photos of its shard.
+    """
+    spans = _spans(plan, shards, results)
+    answers = in_threads(lambda span: _answer(store, span[0], span[1]), [(shard, made) for shard, made, _ in spans])
+    untouched = to_numpy(pc.is_null(plan["shard"])).astype(np.bool_)
+    carried = np.flatnonzero(untouched & _is(plan, "same") & to_numpy(pc.is_valid(plan["latents_part"])))
+    known = np.flatnonzero(untouched & _is(plan, "refused"))
+
+    live = [rows[answer.live] for answer, (_, _, rows) in zip(answers, spans, strict=True)]
+    refused = [rows[answer.refused] for answer, (_, _, rows) in zip(answers, spans, strict=True)]
+    live_rows, refused_rows = np.concatenate([carried, *live]), np.concatenate([known, *refused])
+    _check_conserved(plan, live_rows, refused_rows)
+
+    schema = items_schema(attribute_fields(plan.schema))
+    places = pa.concat_tables([take_rows(plan.select(_PLACE), carried), *(answer.places for answer in answers)])
+    refusals = pa.concat_tables([take_rows(plan.select(_REFUSAL), known), *(answer.refusals for answer in answers)])
+    items = _in_plan_order(plan, live_rows, places, schema)
+    quarantine = pa.schema([field for field in QUARANTINE if field.name != "first_seen"])
+    return items, _in_plan_order(plan, refused_rows, refusals, quarantine)
+
+
+def collect_pixels(
+    store: Store, plan: pa.Table, shards: Sequence[Shard], results: Iterable[ShardResult]
+) -> list[tuple[str, npt.NDArray[np.int32]]]:
+    """Return (pixels part, its living rows ascending) by part name: every usable photo of a plan, for training.
+
+    Carried photos are there while their pixels are kept. Raises IntegrityError when a shard has no result.
+    """
+    done = {result.number: result for result in results}
+    fetched = [shard for shard in shards if shard.from_pixels is None]
+    if missing := [shard.number for shard in fetched if shard.number not in done]:
+        raise IntegrityError(f"{len(missing)} of {len(fetched)} shards have no result (first: {missing[0]}); run again")
+    usable = in_threads(lambda shard: _usable_rows(store, shard, done[shard.number]), fetched)
+    parts = {shard.pixels_name: rows.astype(np.int32) for shard, rows in zip(fetched, usable, strict=True) if len(rows)}
+
+    number = to_numpy(plan["shard"], missing=-1)
+    again = np.isin(number, [shard.number for shard in fetched])
+    kept = np.flatnonzero(~again & _is(plan, "same") & to_numpy(pc.is_valid(plan["pixels_part"])))
+    named = plan.select(["pixels_part", "pixels_row"])
+    codes, names = ranks(named["pixels_part"])
+    rows = to_numpy(named["pixels_row"], missing=-1).astype(np.int32)[kept]
+    order = np.lexsort((rows, codes[kept]))
+    found, first = np.unique(codes[kept][order], return_index=True)
+    for code, members in zip(found.tolist(), np.split(rows[order], first[1:]), strict=True):
+        parts[names[code]] = members
+    return sorted(parts.items())
+
+
+def _spans(
+    plan: pa.Table, shards: Sequence[Shard], results: Iterable[ShardResult]
+) -> list[tuple[Shard, PartFile, Positions]]:
+    """Return each encoded shard with its latents part and its rows of the plan."""
+    latents = {result.number: result.latents for result in results}
+    by_number = {shard.number: shard for shard in shards}
+    numbers, starts, order = shard_order(plan)
+    spans = []
+    for number, start, end in zip(numbers.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        shard, made = by_number.get(number), latents.get(number)
+        if shard is not None and made is not None:  # what is left out here is found by _check_conserved
+            spans.append((shard, made, order[start:end]))
+    return spans
+
+
+def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
+    photos = shard.photos
+    live = np.arange(photos.num_rows, dtype=np.int64)
+    refused, refusals = live[:0], pa.schema([field for field in QUARANTINE if field.name in _REFUSAL]).empty_table()
+    if shard.from_pixels is None and made.rows != photos.num_rows:
+        said = read_part(store, shard.pixels_name, [*_KEYS, *_REFUSAL])
+        _check_keys(shard.pixels_name, said, photos)
+        usable = to_numpy(pc.is_null(said["stage"])).astype(np.bool_)
+        live, refused = np.flatnonzero(usable), np.flatnonzero(~usable)
+        refusals = said.select(_REFUSAL).take(pa.array(refused))
+    latents = read_part(store, made.name, [*_KEYS, "digest", "pixels_row"])
+    asked = photos.take(pa.array(live))
+    _check_keys(made.name, latents, asked)
+    pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
+    if not np.array_equal(to_numpy(latents["pixels_row"]), np.asarray(pixels_row.to_numpy())):
+        raise IntegrityError(f"{made.name} names other rows than {shard.pixels_name} has; delete both and run again")
+    count = len(live)
+    columns = [
+        latents["digest"],
+        pa.repeat(pa.scalar(made.name), count),
+        pa.array(np.arange(count), pa.int32()),
+        pa.repeat(pa.scalar(shard.pixels_name), count),
+        pixels_row,
+    ]
+    places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))
+    return _Answer(live, places, refused, refusals)
+
+
+def _usable_rows(store: Store, shard: Shard, result: ShardResult) -> Positions:
+    if not result.refused:
+        return np.arange(result.photos, dtype=np.int64)
+    return np.flatnonzero(to_numpy(pc.is_null(read_part(store, shard.pixels_name, ["stage"])["stage"])))
+
+
+def _check_keys(name: str, held: pa.Table, asked: pa.Table) -> None:
+    if held.num_rows != asked.num_rows or not all(
+        held[key].combine_chunks().equals(asked[key].combine_chunks()) for key in _KEYS
+    ):
+        raise IntegrityError(f"{name} does not hold the photos its name was made from; delete the file and run again")
+
+
+def _check_conserved(plan: pa.Table, live: Positions, refused: Positions) -> None:
+    """Refuse to lose or double a photo: a release built on such tables would be wrong without a sign of it."""
+    times = np.bincount(np.concatenate([live, refused]), minlength=plan.num_rows)
+    if (times == 1).all():
+        return
+    lost, twice = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
+    first = int(np.concatenate([lost, twice])[0])
+    raise IntegrityError(
+        f"of {plan.num_rows} photos of the plan {len(live)} are in items and {len(refused)} in quarantine: {len(lost)} "
+        f"in neither and {len(twice)} more than once; the first is item {plan['item_id'][first].as_py()!r} with status "
+        f"{plan['status'][first].as_py()!r} and shard {plan['shard'][first].as_py()}. Are all shards encoded?"
+    )
+
+
+def _in_plan_order(plan: pa.Table, rows: Positions, beside: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the plan's `rows` with the columns of `beside`, sorted by the plan's order, as `schema` says."""
+    order = np.argsort(rows, kind="stable")
+    own = [name for name in schema.names if name not in beside.column_names]
+    taken, placed = take_rows(plan.select(own), rows[order]), take_rows(beside, order)
+    columns = [placed[name] if name in beside.column_names else taken[name] for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _is(plan: pa.Table, word: str) -> npt.NDArray[np.bool_]:
+    return to_numpy(pc.equal(plan["status"], word)).astype(np.bool_)

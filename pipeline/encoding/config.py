@@ -1,0 +1,53 @@
+"""How photos are fetched, decoded and encoded, and what every actor is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..catalogue import CatalogueConfig, PhotoReader
+from ..images import ImagesConfig
+from ..storage import Files, Store
+
+Precision = Literal["fp32", "bf16"]
+
+
+class EncodeConfig(BaseModel):
+    """Settings of the pixels and encode stages; `batch_size`, `threads` and `precision` reach the latents' bits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=256, ge=1, description="photos in each forward pass; the last one is padded")
+    precision: Precision = Field(default="fp32", description="bf16: autocast, on GPUs that have it")
+    actors: int = Field(default=2, ge=1, description="processes that fetch, decode and encode")
+    threads: int = Field(default=1, ge=1, description="decoding and torch threads of one actor")
+    fetch_threads: int = Field(default=16, ge=1, description="concurrent requests of one actor")
+    shard_rows: int | None = Field(
+        default=None, ge=1, description="photos in a part at most; null: from their number and size"
+    )
+    gpus_per_actor: float = Field(default=0.0, ge=0.0, description="0: on CPUs; a fraction shares a GPU")
+    no_progress_s: int = Field(
+        default=1800, ge=1, description="seconds without a finished shard after which the stage fails as temporary"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """What an actor needs beside its shards; picklable.
+
+    model_id: the bundle that encodes, or None when only pixels are wanted. transform_id: that of `images`.
+    """
+
+    store: Store
+    files: Files
+    catalogue: CatalogueConfig
+    images: ImagesConfig
+    encode: EncodeConfig
+    model_id: str | None
+    transform_id: str
+
+    def reader(self) -> PhotoReader:
+        """Return what turns rows of photos into bytes."""
+        return PhotoReader(self.files, self.catalogue, threads=self.encode.fetch_threads)

@@ -1,0 +1,253 @@
+"""Shards: the photos of one part each, cut from a plan, named by their keys, and found again when already done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import InputError, IntegrityError
+from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
+from ..schema import LATENTS_VERSION, PHOTOS, PIXELS_VERSION
+from ..storage import Store
+from .rows import Positions, ranks, take_rows, to_numpy
+
+PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
+_USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
+_LEAST_ROWS = 500  # but a part is not made smaller than this for it
+_FIND_THREADS = 8  # each holds one part of up to PART_BYTES while its digest is taken
+
+Flags = npt.NDArray[np.bool_]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The photos of one part: what one actor call turns into a pixels part and a latents part.
+
+    photos: columns of schema.PHOTOS in the parts' row order (item_id, view), and `pixels_row` where `from_pixels` is
+    set. from_pixels: the existing pixels part these carried photos are encoded from (then also `pixels_name`); None:
+    the photos are fetched. latents_name: None when no model is asked.
+    """
+
+    number: int
+    photos: pa.Table
+    pixels_name: str
+    pixels_key: str
+    latents_name: str | None
+    latents_key: str | None
+    from_pixels: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What became of a shard; its photos are in the parts.
+
+    pixels: None for a shard that was encoded from an existing pixels part. latents: None when no model was asked.
+    fetched: photos whose bytes were asked for. reused: every wanted part was there already.
+    """
+
+    number: int
+    pixels: PartFile | None
+    latents: PartFile | None
+    photos: int
+    refused: int
+    fetched: int
+    reused: bool
+
+
+def assign_shards(
+    plan: pa.Table,
+    *,
+    image_size: int,
+    shard_rows: int | None = None,
+    encode_all: bool = False,
+    latent_bytes: int = 0,
+    transform_id: str = "",
+) -> pa.Table:
+    """Return the plan with its int32 column `shard` filled: null where nothing has to be computed.
+
+    Added and changed photos are cut into shards in plan order, photos embedded in files in the order of those files,
+    so that each stretch of a file is read by about one shard; photos tried again (`retried`) get shards of their own.
+    encode_all: a new model has to encode the carried photos too, those whose pixels are kept (`pixels_part`, under
+    `transform_id` where given) pixels part by pixels part, the others fetched once more. image_size: pixels a side.
+    latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
+    or more and at most 128 MiB of pixels and of latents.
+    """
+    status, retried = plan["status"], to_numpy(plan["retried"], missing=False)
+    fetch = _is(status, "added") | _is(status, "changed")
+    kept = np.zeros(plan.num_rows, dtype=np.bool_)
+    if encode_all:
+        kept = _has_pixels(plan, transform_id)
+        fetch |= _is(status, "same") & ~kept
+    shard = np.full(plan.num_rows, -1, dtype=np.int32)
+    limit = shard_rows or _rows_of_part(int(fetch.sum()), image_size, latent_bytes)
+    begun = 0
+    for again in (False, True):
+        rows = _by_source(plan, np.flatnonzero(fetch & (retried == again)))
+        count = -(-len(rows) // limit)
+        shard[rows] = begun + np.arange(len(rows)) * count // max(len(rows), 1)
+        begun += count
+    if kept.any():
+        shard[kept] = begun + _by_part(plan["pixels_part"].filter(pa.array(kept)), latent_bytes)
+    column = pa.array(shard, pa.int32(), mask=shard < 0)
+    index = plan.schema.get_field_index("shard")
+    return (
+        plan.append_column("shard", column) if index < 0 else plan.set_column(index, plan.schema.field(index), column)
+    )
+
+
+def build_shards(
+    plan: pa.Table, *, transform_id: str, model_id: str | None, precision: str, retry_of: str = ""
+) -> list[Shard]:
+    """Return the shards of a plan in number order, with the names and keys of their parts.
+
+    Without a model_id only the shards whose photos are fetched. retry_of: the parent release, whose refused fetches
+    are tried again. Raises InputError when a photo has no token.
+    """
+    numbers, starts, order = shard_order(plan)
+    prefix = f"pixels/{transform_id}/"
+    columns = [*PHOTOS.names, "status", "retried", "pixels_part", "pixels_row"]
+    rows = take_rows(plan.select(columns), order)
+    if rows["token"].null_count:
+        missing = rows.filter(pc.is_null(rows["token"]))["item_id"][0].as_py()
+        raise InputError(
+            f"item {missing!r} has a photo without a token; pass the catalogue through resolve_tokens first"
+        )
+    shards = []
+    for number, start, end in zip(numbers.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        members = rows.slice(start, end - start).combine_chunks()
+        kept = members["pixels_part"][0].as_py() if members["status"][0].as_py() == "same" else None
+        from_pixels = kept if kept is not None and kept.startswith(prefix) else None
+        if from_pixels is not None and model_id is None:
+            continue
+        again = retry_of if members["retried"][0].as_py() else ""
+        photos = members.select([*PHOTOS.names, "pixels_row"] if from_pixels else PHOTOS.names)
+        shards.append(_named(number, photos, transform_id, model_id, precision, again, from_pixels))
+    return shards
+
+
+def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Positions]:
+    """Return (numbers [s], starts [s + 1], order [n]): the plan's rows at `order[starts[i]:starts[i + 1]]`, ascending,
+    are shard `numbers[i]`.
+    """
+    shard = to_numpy(plan["shard"], missing=-1).astype(np.int32)
+    rows = np.flatnonzero(shard >= 0)
+    order = rows[np.argsort(shard[rows], kind="stable")]
+    numbers, first = np.unique(shard[order], return_index=True)
+    return numbers, np.append(first, len(order)).astype(np.int64), order.astype(np.int64)
+
+
+def split_done(shards: Sequence[Shard], store: Store) -> tuple[list[ShardResult], list[Shard]]:
+    """Return the results of shards whose wanted parts are all there, and the shards that are left to do.
+
+    Two listings say which parts exist; those of done shards are then checked (footer, key, rows), several at once.
+    Raises IntegrityError when a part is not what its name says.
+    """
+    wanted = {name.rsplit("/", 1)[0] + "/" for shard in shards for name in _wanted(shard)}
+    there = {entry.name for prefix in sorted(wanted) for entry in store.list(prefix)}
+    there_all = [shard for shard in shards if there.issuperset(_wanted(shard))]
+    found = dict(in_threads(lambda shard: (shard.number, _finished(store, shard)), there_all))
+    done = [result for result in found.values() if result is not None]
+    return done, [shard for shard in shards if found.get(shard.number) is None]
+
+
+def in_threads(make: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:
+    """Return `make` of each, in order, several at a time: most of each is waiting for the store."""
+    with ThreadPoolExecutor(_FIND_THREADS) as pool:
+        return list(pool.map(make, given))
+
+
+def check_rows(part: PartFile, rows: int) -> PartFile:
+    """Return the part. Raises IntegrityError when it does not hold `rows` rows."""
+    if part.rows != rows:
+        raise IntegrityError(f"{part.name} holds {part.rows} rows, expected {rows}; delete the file and run again")
+    return part
+
+
+def _named(
+    number: int,
+    photos: pa.Table,
+    transform_id: str,
+    model_id: str | None,
+    precision: str,
+    retry_of: str,
+    from_pixels: str | None,
+) -> Shard:
+    if from_pixels is not None:
+        pixels_name, pixels_key = from_pixels, from_pixels.rsplit("/", 1)[1].removesuffix(".parquet")
+    else:
+        pixels_key = part_key(PIXELS_VERSION, transform_id, "uint8", photos, retry_of=retry_of)
+        pixels_name = pixels_part_name(transform_id, pixels_key)
+    if model_id is None:
+        return Shard(number, photos, pixels_name, pixels_key, None, None, from_pixels)
+    # The pixels part's name is in the key: `pixels_row` of a latents part counts in exactly that part.
+    latents_key = part_key(LATENTS_VERSION, model_id, precision, photos, retry_of=retry_of, pixels_part=pixels_name)
+    name = latents_part_name(model_id, latents_key)
+    return Shard(number, photos, pixels_name, pixels_key, name, latents_key, from_pixels)
+
+
+def _wanted(shard: Shard) -> list[str]:
+    made = [] if shard.from_pixels is not None else [shard.pixels_name]
+    return made if shard.latents_name is None else [*made, shard.latents_name]
+
+
+def _finished(store: Store, shard: Shard) -> ShardResult | None:
+    photos, pixels, latents = shard.photos.num_rows, None, None
+    if shard.from_pixels is None:
+        pixels = find_part(store, shard.pixels_name, shard.pixels_key)
+        if pixels is None:
+            return None
+        check_rows(pixels, photos)
+    if shard.latents_name is not None and shard.latents_key is not None:
+        latents = find_part(store, shard.latents_name, shard.latents_key)
+        if latents is None:
+            return None
+        refused = photos - latents.rows
+    else:
+        stages = read_part(store, shard.pixels_name, ["stage"])["stage"]
+        refused = len(stages) - stages.null_count
+    return ShardResult(shard.number, pixels, latents, photos, refused, fetched=0, reused=True)
+
+
+def _is(status: pa.ChunkedArray, word: str) -> Flags:
+    return to_numpy(pc.equal(status, word)).astype(np.bool_)
+
+
+def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
+    """Return which carried rows have pixels that can be encoded."""
+    prefix = f"pixels/{transform_id}/" if transform_id else "pixels/"
+    usable = to_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
+    return usable & _is(plan["status"], "same")
+
+
+def _rows_of_part(photos: int, image_size: int, latent_bytes: int) -> int:
+    most = PART_BYTES // max(image_size * image_size * 3, latent_bytes)
+    return max(1, min(most, max(_LEAST_ROWS, -(-photos // _USUAL_SHARDS))))
+
+
+def _by_source(plan: pa.Table, rows: Positions) -> Positions:
+    """Return plan rows ordered by (source, offset, plan order); photos with a URI of their own come first."""
+    if plan["source"].null_count == plan.num_rows:
+        return rows
+    offsets = to_numpy(plan["offset"], missing=-1)[rows]
+    return rows[np.lexsort((rows, offsets, ranks(plan["source"])[0][rows]))]
+
+
+def _by_part(parts: pa.ChunkedArray, latent_bytes: int) -> npt.NDArray[np.int64]:
+    """Return a shard number from 0 for each row: one a pixels part, more where its latents would pass PART_BYTES."""
+    codes, _ = ranks(parts)
+    rows = np.bincount(codes)
+    most = PART_BYTES // latent_bytes if latent_bytes else PART_BYTES
+    pieces = -(-rows // max(1, most))
+    order = np.argsort(codes, kind="stable")
+    within = np.empty(len(codes), dtype=np.int64)
+    within[order] = np.arange(len(codes)) - np.repeat(np.cumsum(rows) - rows, rows)
+    return np.asarray((np.cumsum(pieces) - pieces)[codes] + within * pieces[codes] // rows[codes])
