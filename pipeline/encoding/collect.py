@@ -12,14 +12,13 @@ import pyarrow.compute as pc
 
 from ..errors import IntegrityError
 from ..parts import PartFile, read_part
-from ..schema import ITEMS, QUARANTINE, attribute_fields, items_schema
+from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .rows import Positions, ranks, take_rows, to_numpy
 from .shards import Shard, ShardResult, in_threads, shard_order
 
 _KEYS = ["item_id", "uri"]
 _PLACE = ["digest", "latents_part", "latents_row", "pixels_part", "pixels_row"]
-_REFUSAL = ["stage", "reason", "detail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,9 @@ def collect_rows(
 
     schema = items_schema(attribute_fields(plan.schema))
     places = pa.concat_tables([take_rows(plan.select(_PLACE), carried), *(answer.places for answer in answers)])
-    refusals = pa.concat_tables([take_rows(plan.select(_REFUSAL), known), *(answer.refusals for answer in answers)])
+    refusals = pa.concat_tables(
+        [take_rows(plan.select(REFUSAL.names), known), *(answer.refusals for answer in answers)]
+    )
     items = _in_plan_order(plan, live_rows, places, schema)
     quarantine = pa.schema([field for field in QUARANTINE if field.name != "first_seen"])
     return items, _in_plan_order(plan, refused_rows, refusals, quarantine)
@@ -105,13 +106,13 @@ def _spans(
 def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     photos = shard.photos
     live = np.arange(photos.num_rows, dtype=np.int64)
-    refused, refusals = live[:0], pa.schema([field for field in QUARANTINE if field.name in _REFUSAL]).empty_table()
+    refused, refusals = live[:0], REFUSAL.empty_table()
     if shard.from_pixels is None and made.rows != photos.num_rows:
-        said = read_part(store, shard.pixels_name, [*_KEYS, *_REFUSAL])
+        said = read_part(store, shard.pixels_name, [*_KEYS, *REFUSAL.names])
         _check_keys(shard.pixels_name, said, photos)
         usable = to_numpy(pc.is_null(said["stage"])).astype(np.bool_)
         live, refused = np.flatnonzero(usable), np.flatnonzero(~usable)
-        refusals = said.select(_REFUSAL).take(pa.array(refused))
+        refusals = said.select(REFUSAL.names).take(pa.array(refused))
     latents = read_part(store, made.name, [*_KEYS, "digest", "pixels_row"])
     asked = photos.take(pa.array(live))
     _check_keys(made.name, latents, asked)
