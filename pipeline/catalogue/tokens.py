@@ -29,7 +29,10 @@ NO_IMAGE = "the catalogue names no photo for this item"
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """Requests that tokens took. listed: names listed, by a folder source too; heads: HEADs of single photos; revalidated: conditional GETs."""
+    """Requests that tokens took.
+
+    listed: names listed, those of a folder source too; heads: HEADs of single photos; revalidated: conditional GETs.
+    """
 
     listed: int = 0
     heads: int = 0
