@@ -1,0 +1,217 @@
+"""`codebooks COMMAND ...`, the same as `python -m jobs COMMAND ...`: finds the command, runs it, says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TextIO
+
+from jobs.command import Outcome
+from jobs.parser import parse_arguments
+from jobs.stopping import STOPPING, stopping_on_signals
+from pipeline.errors import CodebooksError, ConfigError, Unavailable
+from pipeline.runs import check_run_name, default_run_name
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One line of the table. module: imported when the command is asked for; makes_run: has a name in `runs/`."""
+
+    group: str
+    module: str
+    help: str
+    makes_run: bool = False
+
+
+# Modules are named, not imported: `releases` must work where neither torch nor ray is installed.
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "Start here", "jobs.demo", "the whole way on a generated catalogue, on this machine, in a folder", True
+    ),
+    "init": Command("Start here", "jobs.init", "write a commented config from a table's columns or a folder of photos"),
+    "doctor": Command(
+        "Start here", "jobs.doctor", "check this machine, the store and the config, and say how to mend them"
+    ),
+    "plan": Command("Every night", "jobs.plan", "show what a refresh would do and cost; writes nothing"),
+    "refresh": Command("Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", True),
+    "train": Command("One stage at a time", "jobs.train", "train the model, unless the store has it already", True),
+    "encode": Command("One stage at a time", "jobs.encode", "encode the photos into latents", True),
+    "index": Command("One stage at a time", "jobs.index", "build the index and write a release, on no channel", True),
+    "evaluate": Command("One stage at a time", "jobs.evaluate", "measure that release and check the gates", True),
+    "releases": Command("Releases", "jobs.releases", "list what a channel has published, the current one marked"),
+    "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again"),
+    "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item"),
+    "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file"),
+}
+
+EXIT_CODES: dict[int, tuple[str, str]] = {
+    0: ("done", "done, or nothing to do"),
+    1: ("unexpected error", "unexpected; please report it"),
+    2: ("usage or config", "the command line or the config is wrong"),
+    3: ("input unreadable", "the catalogue, the store or a release cannot be read"),
+    4: ("refused by a gate", "a gate refused the new release; yesterday's stays live"),
+    5: ("another run won", "another run has won the channel, or this one was superseded"),
+    6: ("temporary, try again", "temporary, or stopped by SIGTERM; try the same command again"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; argv: without the program's name, None for this process's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0 if words else ConfigError.exit_code
+    if words[0] == "--version":
+        sys.stdout.write(f"visual-codebooks {_version()}\n")
+        return 0
+    answer = _Answer(sys.stdout, as_json="--json" in words)
+    with stopping_on_signals(answer.stopped):
+        try:
+            outcome = _run(words, answer)
+        except (KeyboardInterrupt, SystemExit):  # a library's own handler of SIGTERM may call sys.exit
+            return answer.failed(STOPPING.text, Unavailable.exit_code)
+        except CodebooksError as error:
+            return answer.failed(str(error), error.exit_code)
+        except Exception:  # noqa: BLE001  the last line of defence: traceback for people, exit code for schedulers
+            traceback.print_exc()
+            return answer.failed(traceback.format_exc(limit=0).strip(), CodebooksError.exit_code)
+        return 0 if outcome is None else answer.done(outcome)
+
+
+def overview() -> str:
+    """Return the text of `codebooks --help`."""
+    lines = [
+        "codebooks COMMAND [--config FILE.yaml|PRESET] [--run NAME] [--json] [key.path=value ...]",
+        "",
+        "Turns the photos of a product catalogue into latents and a FAISS index, and publishes both as releases.",
+    ]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<10}{command.help}" for name, command in COMMANDS.items() if command.group == group]
+    lines += [
+        "",
+        "Examples:",
+        "  codebooks demo",
+        "  codebooks init catalogue.parquet --store s3://shop/visual",
+        "  codebooks refresh --config codebooks.yaml --run 2026-11-21",
+        "  codebooks similar sku-1 -k 5 store=s3://shop/visual",
+        "",
+        "Settings come from a preset or YAML file, then CODEBOOKS__SECTION__KEY variables, then key.path=value; later",
+        "ones win. `codebooks COMMAND --help` tells more about one command.",
+        "",
+        "Exit codes:",
+        *(f"  {code}  {meaning}" for code, (_, meaning) in EXIT_CODES.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run(words: Sequence[str], answer: _Answer) -> Outcome | None:
+    """Return what the command answers, None after `--help`."""
+    command = COMMANDS.get(words[0])
+    if command is None:
+        raise ConfigError(_unknown_command(words[0]))
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("jobs", "pipeline", "cluster"):
+            raise
+        raise ConfigError(
+            f"`codebooks {words[0]}` needs {error.name!r}, which is not installed; "
+            "run `pip install 'visual-codebooks[run,cpu]'` (or [run,gpu] on a machine with CUDA)"
+        ) from error
+    arguments = parse_arguments(words, command.help, module)
+    if arguments is None:
+        return None
+    if arguments.run is not None:
+        check_run_name(arguments.run)
+    elif command.makes_run:
+        arguments = arguments.with_run(default_run_name())
+    answer.run = arguments.run
+    # Only the answer goes to standard output, whatever a library prints.
+    with contextlib.redirect_stdout(sys.stderr):
+        return _checked(module.run(arguments))
+
+
+def _checked(outcome: Any) -> Outcome:
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"a command returned {type(outcome).__name__}, expected Outcome")
+    return outcome
+
+
+def _unknown_command(word: str) -> str:
+    near = get_close_matches(word, list(COMMANDS), n=1)
+    if word.startswith("-"):
+        return f"{word!r} stands before the command; write `codebooks COMMAND {word}`"
+    hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+    return f"there is no command {word!r}; {hint} See `codebooks --help`"
+
+
+def _version() -> str:
+    try:
+        return version("visual-codebooks")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"
+
+
+class _Answer:
+    """Says how a command ended: text on standard error, with --json one object on standard output."""
+
+    def __init__(self, stdout: TextIO, *, as_json: bool) -> None:
+        self.run: str | None = None
+        self._stdout = stdout
+        self._as_json = as_json
+
+    def done(self, outcome: Outcome) -> int:
+        if outcome.text:
+            sys.stderr.write(outcome.text + "\n")
+        self._object(
+            {
+                **outcome.details,
+                "run": outcome.run,
+                "release": outcome.release,
+                "published": outcome.published,
+                "reason": outcome.reason,
+            }
+        )
+        return 0
+
+    def failed(self, text: str, code: int) -> int:
+        sys.stderr.write(f"codebooks: {text}\n")
+        reason = EXIT_CODES[code][0]
+        self._object(
+            {"run": self.run, "release": None, "published": False, "reason": reason, "error": text, "exit_code": code}
+        )
+        return code
+
+    def stopped(self) -> None:
+        """Say that the process ends on the spot; nothing is left to say it later."""
+        self.failed(STOPPING.text, Unavailable.exit_code)
+
+    def _object(self, values: Mapping[str, Any]) -> None:
+        if self._as_json:
+            self._stdout.write(json.dumps(values, default=str, ensure_ascii=False) + "\n")
+            self._stdout.flush()
+        self._as_json = False  # exactly one object, whatever happens after it
+
+
+def _exit() -> None:
+    """End the process with main's exit code; a reader that closed our output early is no error."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _exit()

@@ -1,0 +1,80 @@
+"""What `similar` and `search` share: opening a release, filters, and how neighbours are shown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.command import Arguments, Outcome
+from jobs.place import load_light
+from jobs.sources import parse_value
+from pipeline.errors import ConfigError
+from pipeline.reader import Neighbour, Release, open_release
+
+_SHOWN_ATTRIBUTES = 4
+_WIDEST = 40
+
+
+def add_query_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a question to a release."""
+    parser.add_argument("-k", metavar="K", type=int, default=10, help="how many items (default 10)")
+    parser.add_argument(
+        "--where",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="only items with this attribute; a [list] means any, {min: a, max: b} a range; may be given several times",
+    )
+    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
+    parser.add_argument(
+        "--release", metavar="RELEASE_ID", help="a certain release, instead of the channel's current one"
+    )
+
+
+def open_asked(arguments: Arguments) -> Release:
+    """Return the release that the options name."""
+    config = load_light(arguments)
+    return open_release(
+        config.store.url,
+        channel=arguments.options.channel or config.publish.channel,
+        release_id=arguments.options.release,
+        options=config.store.options(),
+    )
+
+
+def parse_where(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Return the filter of `--where NAME=VALUE` options, None when there is none.
+
+    Values are YAML: a text that looks like a number is written in quotes, --where 'size="42"'. Raises ConfigError.
+    """
+    where: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--where {text!r} is not of the form NAME=VALUE, for example --where category=Shoes")
+        if name in where:
+            raise ConfigError(f"--where names {name!r} twice; write --where '{name}=[a, b]' for any of several values")
+        where[name] = parse_value(value, f"--where {text!r}")
+    return where or None
+
+
+def answer(release: Release, asked: str, neighbours: Sequence[Neighbour]) -> Outcome:
+    """Return neighbours as an outcome; asked: what they are near to."""
+    rows = [{"item_id": near.item_id, "score": near.score, "attributes": dict(near.attributes)} for near in neighbours]
+    lines = [f"nearest to {asked} in {release.release_id} (metric {release.manifest.metric}, larger is nearer)"]
+    width = max((len(near.item_id) for near in neighbours), default=0)
+    lines += [
+        f"  {near.score:8.4f}  {near.item_id:<{width}}  {_short(near.attributes)}".rstrip() for near in neighbours
+    ]
+    if not neighbours:
+        lines.append("  none")
+    details = {"asked": asked, "metric": release.manifest.metric, "model_id": release.model_id, "neighbours": rows}
+    return Outcome(release=release.release_id, reason="answered", details=details, text="\n".join(lines))
+
+
+def _short(attributes: dict[str, Any]) -> str:
+    shown = [(name, str(value)) for name, value in attributes.items() if value is not None][:_SHOWN_ATTRIBUTES]
+    return ", ".join(
+        f"{name}={value if len(value) <= _WIDEST else value[: _WIDEST - 1] + '…'}" for name, value in shown
+    )

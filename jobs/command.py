@@ -1,0 +1,52 @@
+"""What a command is given and what it answers; the same for all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A parsed command line.
+
+    config: a YAML file or the name of a preset. overrides: the `key.path=value` arguments, in order; later ones win.
+    options: what the command's own `add_arguments` added.
+    """
+
+    config: str | None = None
+    run: str | None = None
+    limit: int | None = None
+    overrides: tuple[str, ...] = ()
+    json: bool = False
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+
+    def with_overrides(self, *overrides: str) -> Arguments:
+        """Return these arguments with more `key.path=value`, which yield to those that the user gave."""
+        return replace(self, overrides=(*overrides, *self.overrides))
+
+    def with_run(self, name: str) -> Arguments:
+        """Return these arguments with a run's name."""
+        return replace(self, run=name)
+
+    def with_preset(self, name: str) -> Arguments:
+        """Return these arguments with a preset for a user who named no config."""
+        return self if self.config is not None else replace(self, config=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command that did not fail answers.
+
+    run, release: their names where there are any. published: did this run move a channel. reason: a few words for a
+    scheduler's log. details: more fields of the JSON object. text: for people.
+    """
+
+    run: str | None = None
+    release: str | None = None
+    published: bool = False
+    reason: str = "done"
+    details: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""

@@ -1,0 +1,72 @@
+"""The whole config of a refresh: the rooms' own configs, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from jobs.checking import check_and_build
+from jobs.command import Arguments
+from jobs.place import StoreConfig, absolute
+from jobs.sources import merge, read_sources
+from pipeline.catalogue import CatalogueConfig
+from pipeline.encoding import EncodeConfig
+from pipeline.evaluation import GatesConfig
+from pipeline.images import ImagesConfig
+from pipeline.index import IndexConfig
+from pipeline.models import AnyModelConfig
+from pipeline.release import PublishConfig
+from pipeline.training import TrainConfig
+
+
+class ClusterConfig(BaseModel):
+    """Which Ray cluster computes.
+
+    address: of a running cluster (else RAY_ADDRESS; else one is started on this machine and stopped at the end).
+    num_cpus: logical CPUs of a cluster started here; null: this machine's, and at least what the actors need.
+    object_store_memory_mb: its shared memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = None
+    num_cpus: int | None = Field(default=None, ge=1)
+    object_store_memory_mb: int = Field(default=512, ge=80)
+
+
+class Config(BaseModel):
+    """Everything a refresh is told; the three sections without a default make the smallest useful file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: StoreConfig
+    catalogue: CatalogueConfig
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+    model: AnyModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    encode: EncodeConfig = Field(default_factory=EncodeConfig)
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    gates: GatesConfig = Field(default_factory=GatesConfig)
+    publish: PublishConfig = Field(default_factory=PublishConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @field_validator("catalogue")
+    @classmethod
+    def _absolute_source(cls, catalogue: CatalogueConfig) -> CatalogueConfig:
+        return catalogue.model_copy(update={"source": absolute(catalogue.source)})
+
+
+def load_config(arguments: Arguments, environment: Mapping[str, str] | None = None) -> Config:
+    """Return the config of a command line: preset, file, environment, `key=value`; later ones win.
+
+    environment: instead of this process's. Raises ConfigError naming each wrong key, where it stands and what is
+    allowed.
+    """
+    return check_and_build(merge(read_sources(arguments, environment)), Config)
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """Return a config as plain JSON values."""
+    return config.model_dump(mode="json")

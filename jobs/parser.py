@@ -1,0 +1,63 @@
+"""One command's options: those that all commands have, and its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from jobs.command import Arguments
+from pipeline.errors import ConfigError
+
+_COMMON = ("config", "run", "limit", "json", "overrides")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that --json gets its object on a usage error too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def parse_arguments(words: Sequence[str], summary: str, module: ModuleType) -> Arguments | None:
+    """Return the arguments of `COMMAND ...`, or None after it has answered `--help`.
+
+    module: the command's; its `add_arguments` may add options. Raises ConfigError on a usage error.
+    """
+    parser = _Parser(
+        prog=f"codebooks {words[0]}",
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="Exit codes: 0 done, 2 usage or config, 3 input unreadable, 4 a gate refused, 5 another run won, "
+        "6 temporary, 1 unexpected.",
+        allow_abbrev=False,
+    )
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    parser.add_argument("--config", metavar="FILE|PRESET", help="a YAML file, or the name of a preset")
+    parser.add_argument("--run", metavar="NAME", help="name of the run; a retry with the same name goes on with it")
+    parser.add_argument("--limit", metavar="N", type=_positive, help="only a seeded sample of N items")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="a setting, for example train.epochs=20")
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return None
+    found = parser.parse_intermixed_args(list(words[1:]))
+    for text in found.overrides:
+        if "=" not in text:
+            raise ConfigError(f"{text!r} is no option and not of the form key.path=value; see `{parser.prog} --help`")
+    return Arguments(
+        config=found.config,
+        run=found.run,
+        limit=found.limit,
+        overrides=tuple(found.overrides),
+        json=found.json,
+        options=argparse.Namespace(**{name: value for name, value in vars(found).items() if name not in _COMMON}),
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value

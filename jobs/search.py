@@ -1,0 +1,28 @@
+"""Ask a release which items are nearest to a photo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jobs.asking import add_query_arguments, answer, open_asked, parse_where
+from jobs.command import Arguments, Outcome
+from pipeline.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `search`."""
+    parser.add_argument("photo", metavar="PHOTO", help="an image file on this machine")
+    add_query_arguments(parser)
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Encode a photo with the release's own encoder and show the items nearest to it."""
+    options = arguments.options
+    where = parse_where(options.where)
+    try:
+        data = Path(options.photo).expanduser().read_bytes()
+    except OSError as error:
+        raise InputError(f"the photo {options.photo!r} cannot be read: {error}") from error
+    release = open_asked(arguments)
+    return answer(release, options.photo, release.similar_photo(data, k=options.k, where=where))
