@@ -151,20 +151,19 @@ def recall_at_k(index: SearchIndex, truth: Truth, k: int) -> float:
 
 
 def _item_features(latents: LatentArrays, metric: Metric) -> Float32:
-    missing = [name for name in metric.needs if getattr(latents, name) is None]
+    missing = latents.missing(metric.needs)
     if missing:
         raise InputError(
             f"the metric {metric.name!r} needs {', '.join(missing)}, which these latents do not have; "
             "choose another index.metric or a model that yields them"
         )
-    features = metric.item_features(latents)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    bad = latents.not_finite(metric.needs)
     if len(bad):
         raise InputError(
-            f"{len(bad)} of {len(features)} latents hold NaN or infinity (first: row {bad[0]}); "
+            f"{len(bad)} of {len(latents)} latents hold NaN or infinity (first: row {bad[0]}); "
             "the model has diverged: train again with a lower train.learning_rate"
         )
-    return features
+    return metric.item_features(latents)
 
 
 def _check_memory(features: Float32, config: IndexConfig) -> None:

@@ -21,10 +21,8 @@ def cloned_to_gpu(index: Any) -> Any:
     if num_gpus() == 0:
         return index
     faiss = load_faiss()
-    resources = faiss.StandardGpuResources()
-    moved = faiss.index_cpu_to_gpu(resources, 0, index)
-    moved.resources = resources  # the GPU index points to it without keeping it alive
-    return moved
+    # The GPU index shares ownership of what these resources manage, so they need not be kept.
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 
 
 def cloned_to_cpu(index: Any) -> Any:

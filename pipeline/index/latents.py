@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,17 @@ class LatentArrays:
     def __len__(self) -> int:
         """Return n."""
         return int(self.mean.shape[0])
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Return which of these arrays (mean, log_var, codes) are not here."""
+        return [name for name in names if getattr(self, name) is None]
+
+    def not_finite(self, names: Sequence[str]) -> Rows:
+        """Return the rows where one of these arrays holds NaN or infinity."""
+        bad = np.zeros(len(self), np.bool_)
+        for name in names:
+            bad |= ~np.isfinite(getattr(self, name)).all(axis=1)
+        return np.flatnonzero(bad)
 
     def take(self, rows: Any) -> LatentArrays:
         """Return the latents of `rows`: a slice, an integer array of any shape [...], or a mask [n]."""

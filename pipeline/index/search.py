@@ -90,10 +90,7 @@ class SearchIndex:
         self._index = index
         self._storage = _flat_storage(index)
         self._graph = self._storage is not index
-        size = index.ntotal * index.d
-        # A view, no copy; `self._storage` keeps the memory alive.
-        view = faiss.rev_swig_ptr(self._storage.get_xb(), size) if size else np.empty(0, np.float32)
-        self.features: Float32 = view.reshape(index.ntotal, index.d)
+        self.features: Float32 = _stored_features(index, self._storage)
 
     @property
     def rows(self) -> int:
@@ -145,14 +142,17 @@ class SearchIndex:
         return BoundedHits(ids, scores, ceilings)
 
     def _query_features(self, queries: LatentArrays) -> Float32:
+        missing = queries.missing(self.metric.needs)
+        if missing:
+            raise ConfigError(f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack")
+        if len(queries.not_finite(self.metric.needs)):
+            raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
         features = self.metric.query_features(queries)
-        if features.ndim != 2 or features.shape[1] != self.dim:
+        if features.shape[1] != self.dim:
             raise ConfigError(
                 f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.dim} features a row; "
                 "pass rows [q, d] of the release's own model's latents"
             )
-        if not np.isfinite(features).all():
-            raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
         return features
 
     def _candidates(self, features: Float32, count: int, allowed: RowFilter | None) -> tuple[Float32, Rows]:
@@ -199,6 +199,25 @@ def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str)
 def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
     values, found = index.search(features, count, params=parameters)
     return values, found
+
+
+class _Memory:
+    """What NumPy asks for memory that FAISS owns; an array made of it keeps the index alive."""
+
+    def __init__(self, index: Any, interface: dict[str, Any]) -> None:
+        self.index = index
+        self.__array_interface__ = interface
+
+
+def _stored_features(index: Any, storage: Any) -> Float32:
+    """Return the features [n, f] as FAISS stores them, without a copy; read only."""
+    rows, dim = int(index.ntotal), int(index.d)
+    if rows * dim == 0:
+        return np.empty((rows, dim), np.float32)
+    interface = load_faiss().rev_swig_ptr(storage.get_xb(), rows * dim).__array_interface__
+    features = np.asarray(_Memory(index, interface)).reshape(rows, dim)
+    features.flags.writeable = False  # a mapped file cannot be written, and the graph would no longer fit
+    return features
 
 
 def _flat_storage(index: Any) -> Any:

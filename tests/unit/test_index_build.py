@@ -1,0 +1,191 @@
+"""Building: recall against brute force, tuning, determinism, memory, sizes, GPU path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.index import IndexConfig, LatentArrays, build_index, estimate_bytes, open_index
+from pipeline.index import build as build_module
+from pipeline.index import gpu as gpu_module
+
+
+def latents(count: int, dim: int = 16, *, seed: int = 0) -> LatentArrays:
+    return LatentArrays(mean=np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32))
+
+
+def brute_recall(built: Any, vectors: np.ndarray, rows: np.ndarray, k: int, metric: str) -> float:
+    """Recall by definition: other rows only, by row number (random vectors have no ties)."""
+    wide = vectors.astype(np.float64)
+    if metric == "cosine":
+        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    shares = []
+    for row in rows:
+        distances = np.linalg.norm(wide - wide[row], axis=1)
+        distances[row] = np.inf
+        truth = set(np.argsort(distances)[:k].tolist())
+        found = built.index.search(LatentArrays(mean=vectors[row : row + 1]), k + 1).ids[0].tolist()
+        shares.append(len(truth & set([other for other in found if other != row][:k])) / k)
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_flat_has_recall_one_and_its_bytes_open_with_plain_faiss(metric: str) -> None:
+    data = latents(700)
+    built = build_index(data, IndexConfig(metric=metric))
+    assert built.recall == 1.0
+    plain = faiss.deserialize_index(np.frombuffer(built.data, np.uint8))
+    assert (type(plain).__name__, plain.ntotal, plain.d) == (f"IndexFlat{'L2' if metric == 'l2' else 'IP'}", 700, 16)
+    np.testing.assert_array_equal(plain.reconstruct_n(0, 700), built.index.features)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_hnsw_is_tuned_to_the_target_and_recall_is_honest(metric: str) -> None:
+    data = latents(4_000)
+    config = IndexConfig(metric=metric, kind="hnsw", m=4, ef_construction=12, target_recall=0.9, queries=600)
+    built = build_index(data, config)
+    assert built.parameters["ef_search"] > 11, "this graph is poor enough to need tuning"
+    assert built.recall == pytest.approx(0.9, abs=0.03), "held-out queries, least ef_search that reaches the target"
+    rows = np.random.default_rng(5).permutation(4_000)[:300]
+    assert brute_recall(built, data.mean, rows, 10, metric) == pytest.approx(built.recall, abs=0.03)
+    reopened = faiss.deserialize_index(np.frombuffer(built.data, np.uint8))
+    assert reopened.hnsw.efSearch == built.parameters["ef_search"], "the file carries the tuned value"
+
+
+def test_tuning_gives_up_at_its_limit_and_reports_what_it_reached() -> None:
+    config = IndexConfig(kind="hnsw", m=2, ef_construction=8, target_recall=1.0, max_ef_search=16, queries=200)
+    built = build_index(latents(3_000), config)
+    assert built.parameters["ef_search"] == 16
+    assert built.recall < 0.9
+
+
+def test_negative_control_recall_that_counts_the_query_itself() -> None:
+    data = latents(3_000)
+    config = IndexConfig(kind="hnsw", m=2, ef_construction=8, target_recall=0.1, max_ef_search=1, queries=200, k=1)
+    built = build_index(data, config)
+    asked = data.take(np.arange(200))
+    itself = np.mean(built.index.search(asked, 1).ids[:, 0] == np.arange(200))
+    assert itself > built.recall + 0.1, "finding oneself is easier than finding one's neighbour"
+
+
+def test_copies_of_one_photo_do_not_lower_recall() -> None:
+    one = latents(30)
+    copies = LatentArrays(mean=np.repeat(one.mean, 40, axis=0))  # 39 equal neighbours each, any 10 are right
+    assert build_index(copies, IndexConfig(metric="l2")).recall == 1.0
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_the_same_latents_give_the_same_bytes(kind: str) -> None:
+    data = latents(3_000)
+    once, again, other = (
+        build_index(data, IndexConfig(kind=kind, ef_construction=40, threads=threads)) for threads in (1, 1, 2)
+    )
+    assert once.data == again.data == other.data
+    assert once.recall == again.recall == other.recall
+    assert once.parameters == again.parameters
+
+
+def test_rows_are_added_in_fixed_blocks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = latents(1_000)
+    whole = build_index(data, IndexConfig(kind="hnsw", ef_construction=40)).data
+    monkeypatch.setattr(build_module, "ADD_BLOCK", 300)
+    split = build_index(data, IndexConfig(kind="hnsw", ef_construction=40))
+    np.testing.assert_allclose(split.index.features, open_index(whole, "cosine").features)
+    assert split.data != whole, "the block size is part of the bytes, so it must not vary"
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("flat", 5_000), ("hnsw", 5_000), ("hnsw", 300)])
+def test_the_memory_estimate_fits(kind: str, rows: int) -> None:
+    config = IndexConfig(kind=kind, m=12, ef_construction=20, target_recall=0.1)
+    assert len(build_index(latents(rows), config).data) == pytest.approx(estimate_bytes(rows, 16, config), rel=0.05)
+
+
+def test_an_index_above_the_memory_budget_is_refused_before_it_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"hnsw index of 100000 rows .* index\.memory_gib allows 0.001"):
+        build_index(latents(100_000), IndexConfig(kind="hnsw", memory_gib=0.001))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_hardly_any_photos(kind: str, count: int) -> None:
+    built = build_index(latents(count), IndexConfig(kind=kind))
+    assert built.recall == 1.0
+    ids, scores = open_index(built.data, "cosine").search(latents(3), 4)
+    assert ids.shape == scores.shape == (3, 4)
+    assert ((ids >= 0).sum(axis=1) == min(count, 4)).all()
+    assert np.isneginf(scores[ids < 0]).all()
+
+
+def test_no_photos_at_all_from_gathering_no_rows() -> None:
+    built = build_index(LatentArrays(mean=np.empty((0, 0), np.float32)), IndexConfig())
+    assert built.index.rows == 0
+
+
+def test_latents_that_are_not_finite_are_refused_with_their_row() -> None:
+    data = latents(10)
+    data.mean[7, 3] = np.nan
+    with pytest.raises(InputError, match=r"1 of 10 .* row 7"):
+        build_index(data, IndexConfig())
+
+
+def test_a_diverged_model_with_infinite_latents_is_refused_under_cosine_too() -> None:
+    data = latents(10)
+    data.mean[2, 0] = np.inf
+    with pytest.raises(InputError, match="row 2"):
+        build_index(data, IndexConfig(metric="cosine"))
+
+
+def test_the_config_refuses_what_cannot_be() -> None:
+    for wrong in ({"metric": "euclid"}, {"kind": "ivf"}, {"target_recall": 1.1}, {"m": 1}, {"ef": 3}):
+        with pytest.raises(ValidationError):
+            IndexConfig(**wrong)
+
+
+class GpuFaiss:
+    """FAISS with one pretended GPU: what is cloned there is marked, and only comes back through index_gpu_to_cpu."""
+
+    def __init__(self) -> None:
+        self.moves: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(faiss, name)
+
+    def get_num_gpus(self) -> int:
+        return 1
+
+    class StandardGpuResources:
+        pass
+
+    def index_cpu_to_gpu(self, resources: object, device: int, index: Any) -> Any:
+        self.moves.append(f"to gpu {device}")
+        return faiss.clone_index(index)
+
+    def index_gpu_to_cpu(self, index: Any) -> Any:
+        self.moves.append(f"to cpu with {index.ntotal}")
+        return faiss.clone_index(index)
+
+
+@pytest.mark.parametrize(("gpu", "moves"), [("auto", ["to gpu 0", "to cpu with 500"]), ("never", [])])
+def test_a_flat_index_is_filled_on_the_gpu_and_written_from_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpu: str, moves: list[str]
+) -> None:
+    data = latents(500)
+    plain = build_index(data, IndexConfig(gpu="never"))
+    pretended = GpuFaiss()
+    monkeypatch.setattr(gpu_module, "load_faiss", lambda: pretended)
+    built = build_index(data, IndexConfig(gpu=gpu))
+    assert pretended.moves == moves
+    assert built.data == plain.data
+
+
+@pytest.mark.gpu
+def test_a_gpu_build_gives_the_bytes_of_a_cpu_build() -> None:
+    if gpu_module.num_gpus() == 0:
+        pytest.skip("the installed FAISS sees no GPU")
+    data = latents(20_000)
+    assert build_index(data, IndexConfig(gpu="auto")).data == build_index(data, IndexConfig(gpu="never")).data
