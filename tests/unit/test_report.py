@@ -1,0 +1,183 @@
+"""The page: well-formed, escaped, self-contained, repeatable, readable in both colour schemes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.report import GateRow, NeighbourRow, Picture, ReportData, render_page
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+HOSTILE = "</figcaption><script>alert('x')</script>\"'&{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """Collects elements and text, and complains about tags that do not nest."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(data.decode())
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def picture(level: int, caption: str = "sku-1", detail: str = "", same: bool | None = None) -> Picture:
+    pixels = np.full((16, 16, 3), (level, 90, 160), np.uint8)
+    return Picture(pixels, caption, detail, same)
+
+
+def full() -> ReportData:
+    neighbours = [picture(10 * k, f"sku-{k}", f"hat, 0.{k}", k % 2 == 0) for k in range(10)]
+    return ReportData(
+        title="Release of run 2026-06-01",
+        facts=[("model", "vae, 64 dimensions"), ("photos", "2,490")],
+        gates=[GateRow("min_recall", "1", "0.95", passed=True), GateRow("max_quarantine", "0.3", "0.2", passed=False)],
+        neighbours=[NeighbourRow(picture(200, "query-1", "hat"), neighbours)],
+        reconstructions=[(picture(30, "original"), picture(34, "reconstruction"))],
+        quarantine=[("truncated", 12_345, "sku-9: image file is truncated")],
+        changes=[("added", 2_490), ("removed", 0)],
+    )
+
+
+def test_everything_is_shown() -> None:
+    page = Page(render_page(full()))
+    for text in ("Release of run 2026-06-01", "vae, 64 dimensions", "min_recall", "0.95", "passed", "refused",
+                 "refused by 1 of 2 gates", "query-1", "sku-3", "hat, 0.3", "original", "reconstruction", "truncated",
+                 "12,345", "sku-9: image file is truncated", "2,490", "removed"):  # fmt: skip
+        assert text in page.text, text
+    assert len(page.all("img")) == 1 + 10 + 2
+    assert page.text.count("same category:") == 5
+
+
+def test_pictures_decode_to_their_pixels_in_order() -> None:
+    data = full()
+    sources = [attributes["src"] or "" for attributes in Page(render_page(data)).all("img")]
+    given = [data.neighbours[0].query, *data.neighbours[0].neighbours, *data.reconstructions[0]]
+    for source, wanted in zip(sources, given, strict=True):
+        kind, _, encoded = source.partition(";base64,")
+        assert kind == "data:image/jpeg"
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))))
+        assert np.abs(shown.astype(int) - wanted.pixels).max() <= 3
+
+
+def test_hostile_words_are_only_words() -> None:
+    data = replace(
+        full(),
+        title=HOSTILE,
+        facts=[(HOSTILE, HOSTILE)],
+        gates=[GateRow(HOSTILE, HOSTILE, HOSTILE, passed=True)],
+        neighbours=[NeighbourRow(picture(1, HOSTILE, HOSTILE), [picture(2, HOSTILE, HOSTILE, same=True)])],
+        quarantine=[(HOSTILE, 1, HOSTILE)],
+        changes=[(HOSTILE, 1)],
+    )
+    page = Page(render_page(data))
+    assert not page.all("script")
+    assert page.text.count(HOSTILE) == 1 + 1 + 2 + 3 + 4 + 2 + 1  # title twice: in the head and as heading
+    assert all(HOSTILE in (attributes["alt"] or "") for attributes in page.all("img")[:2])
+    hostile_free = {tag for tag, _ in Page(render_page(full())).elements}
+    assert {tag for tag, _ in page.elements} <= hostile_free
+
+
+def test_nothing_is_fetched() -> None:
+    data = render_page(full())
+    page = Page(data)
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+    assert not re.search(rb"https?://|url\(|@import|//cdn", data)
+    assert not page.all("script")
+    assert not page.all("link")
+
+
+def test_bytes_repeat() -> None:
+    assert render_page(full()) == render_page(full())
+
+
+def test_empty_sections_are_left_out() -> None:
+    headings = {"neighbours", "reconstructions", "gates", "changes", "quarantine"}
+    whole = {attributes["id"] for attributes in Page(render_page(full())).all("h2")}
+    assert whole == headings
+    bare = Page(render_page(ReportData("nothing yet")))
+    assert not bare.all("h2")
+    assert not bare.all("dl")
+    for name in headings:
+        shown = {attributes["id"] for attributes in Page(render_page(replace(full(), **{name: []}))).all("h2")}
+        assert shown == headings - {name}
+
+
+def test_without_known_categories_nothing_is_marked() -> None:
+    row = NeighbourRow(picture(1), [picture(2)])
+    page = Page(render_page(replace(full(), neighbours=[row])))
+    assert "✓" not in page.text
+
+
+def test_page_is_accessible() -> None:
+    page = Page(render_page(full()))
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all(attributes.get("scope") in {"col", "row"} for attributes in page.all("th"))
+    labels = {attributes["aria-labelledby"] for attributes in page.all("section")}
+    assert labels == {attributes["id"] for attributes in page.all("h2")}
+    assert any(attributes.get("name") == "viewport" for attributes in page.all("meta"))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_sufficient_in_both_schemes() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    schemes = re.findall(r":root \{([^}]*--page[^}]*)\}", render_page(full()).decode())
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", scheme))
+        pairs = [("text", "page"), ("text", "card"), ("quiet", "card"), ("quiet", "page"), ("good", "good-tint"),
+                 ("bad", "bad-tint"), ("good", "card"), ("accent", "card")]  # fmt: skip
+        for ink, ground in pairs:
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)], ids=str
+)
+def test_pixels_of_another_kind_are_an_error(pixels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"'sku-7' .*takes uint8"):
+        render_page(ReportData("wrong", reconstructions=[(Picture(pixels, "sku-7"), picture(1))]))
