@@ -7,9 +7,10 @@ import logging
 import math
 import pickle
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ import ray.data
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, UserCodeException
 
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..parts import PartFile
@@ -28,9 +29,9 @@ from .shards import Shard, ShardResult
 
 _log = logging.getLogger(__name__)
 
-# How often Ray starts a shard again whose actor died (a lost node, memory, a crash in native code). Ray's own default
-# is for ever, and a photo that crashes the decoder's native code would be tried all night.
-SHARD_RETRIES = 5
+# How often a shard is begun whose actor dies (a lost node, memory, a crash in native code). Ray Data begins it again
+# for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted.
+MOST_BEGINS = 6
 # Below this share of a CPU for each of its threads an actor only takes time from the others.
 _LEAST_SHARE = 0.5
 
@@ -109,59 +110,75 @@ def plan_seats(config: EncodeConfig, shards: int, resources: dict[str, float]) -
     return Seats(seated, max(0.01, min(share, float(config.threads))))
 
 
+class _Begins:
+    """Counts how often each shard was begun, in a Ray actor of its own: it outlives those that die."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        self.counts[number] += 1
+        return self.counts[number]
+
+
 class _BlockActor:
     """Unpacks a block into its shard; what it returns is one small row, whatever the shard's size."""
 
-    def __init__(self, job: EncodeJob, headers: dict[int, Shard]) -> None:
+    def __init__(self, job: EncodeJob, headers: dict[int, Shard], begins: Any, most_begins: int) -> None:
         self.job = job
         self.headers = headers
+        self.begins = begins
+        self.most_begins = most_begins
         self.worker: ShardWorker | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         try:
+            shard = self._shard(block)
+            self._count(shard)
             # Here and not in the constructor: Ray hides what a constructor raises behind the death of its actor.
             self.worker = self.worker or make_worker(self.job)
-            result = self.worker(self._shard(block))
+            result = self.worker(shard)
         except CodebooksError as error:
             # As a row: raised through Ray it would arrive without its class, hence without its exit code.
             error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
             return _row(result=None, error=pickle.dumps(error))
         return _row(result=_text_of(result), error=None)
 
+    def _count(self, shard: Shard) -> None:
+        if ray.get(self.begins.begin.remote(shard.number)) > self.most_begins:
+            raise CodebooksError(
+                f"the actor of shard {shard.number} died {self.most_begins} times: it ran out of memory (lower "
+                f"encode.shard_rows) or one of its {shard.photos.num_rows} photos, from item "
+                f"{shard.photos['item_id'][0].as_py()!r} on, crashes the decoder; finished parts are kept"
+            )
+
     def _shard(self, block: pa.Table) -> Shard:
         numbers = set(block[_NUMBER].to_pylist())
         if len(numbers) != 1:
             raise RuntimeError(f"Ray Data mixed shards {sorted(numbers)} in one block")
         header = self.headers[numbers.pop()]
-        photos = block.select(header.photos.column_names).cast(header.photos.schema)
-        return Shard(
-            number=header.number,
-            photos=photos.combine_chunks(),
-            pixels_name=header.pixels_name,
-            pixels_key=header.pixels_key,
-            latents_name=header.latents_name,
-            latents_key=header.latents_key,
-            from_pixels=header.from_pixels,
-        )
+        photos = block.select(header.photos.column_names).cast(header.photos.schema).combine_chunks()
+        return replace(header, photos=photos)
 
 
 def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict[str, Any]]:
     """Yield the rows that actors return, as they come."""
-    headers = {shard.number: _header(shard) for shard in shards}
+    # Without their photos, which travel as the blocks.
+    headers = {shard.number: replace(shard, photos=shard.photos.schema.empty_table()) for shard in shards}
     blocks = [
         shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
         for shard in shards
     ]
+    begins = ray.remote(num_cpus=0)(_Begins).remote()
     dataset = ray.data.from_arrow(blocks).map_batches(
         _BlockActor,
-        fn_constructor_args=(job, ray.put(headers)),
+        fn_constructor_args=(job, headers, begins, MOST_BEGINS),
         batch_size=None,
         batch_format="pyarrow",
         # One shard in flight an actor: a second one would wait behind a slow one while other actors have nothing to do.
         compute=ActorPoolStrategy(size=seats.actors, max_tasks_in_flight_per_actor=1),
         num_cpus=seats.cpus,
         num_gpus=job.encode.gpus_per_actor or None,
-        ray_remote_args_fn=lambda: {"max_task_retries": SHARD_RETRIES},
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -171,18 +188,12 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
             f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s): {error}; finished parts are "
             "kept, run again"
         ) from error
-    except RayActorError as error:
-        raise CodebooksError(
-            f"the actor of one shard died {SHARD_RETRIES + 1} times ({error}); it ran out of memory (lower "
-            "encode.shard_rows) or a photo crashes the decoder; finished parts are kept"
-        ) from error
-    except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:  # a CodebooksError raised where `_BlockActor` does not catch it
-            if isinstance(cause, CodebooksError):
-                raise cause from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    except UserCodeException:  # not a CodebooksError, so a mistake in our own code: as it is, with its traceback
         raise
+    except RayError as error:
+        raise Unavailable(
+            f"the Ray cluster failed while encoding ({error}); finished parts are kept, run again"
+        ) from error
 
 
 def _context(config: EncodeConfig) -> DataContext:
@@ -192,15 +203,6 @@ def _context(config: EncodeConfig) -> DataContext:
     context.execution_no_progress_timeout_s = config.no_progress_s
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return context
-
-
-def _header(shard: Shard) -> Shard:
-    """Return a shard without its photos: those travel as the block."""
-    photos = shard.photos.schema.empty_table()
-    return Shard(
-        shard.number, photos, shard.pixels_name, shard.pixels_key, shard.latents_name, shard.latents_key,
-        shard.from_pixels,
-    )  # fmt: skip
 
 
 def _row(*, result: str | None, error: bytes | None) -> pa.Table:
