@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .changes import changes_between
-from .compare import Difference, compare
 from .config import CatalogueConfig
+from .difference import Difference, compare
 from .notes import CatalogueNotes, catalogue_notes
 from .photo_reader import PhotoReader
 from .photos import SOURCES, read_photos

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,6 @@ from ..errors import IntegrityError
 from ..storage import Files
 from .parquet import is_under
 
-_OPEN_TABLES = 4
 # A row group whose photos fill no more than this is kept for the next call; a larger one is streamed.
 _KEPT_BYTES = 256 << 20
 _READ_AHEAD_BYTES = 1 << 20
@@ -23,59 +21,61 @@ _STREAMED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    """An open table. ends: int64 [row groups], the row after the last of each."""
+class _Table:
+    """What is kept of a table. footer: its metadata; ends: int64 [row groups], the row after the last of each."""
 
-    handle: BinaryIO
-    table: pq.ParquetFile
+    footer: pq.FileMetaData
     ends: np.ndarray
 
 
 class EmbeddedPhotos:
-    """Reads rows of Parquet tables' image column, keeping the last row group. Not safe to share between threads."""
+    """Reads rows of Parquet tables' image column, keeping footers and the last row group.
+
+    No file stays open between calls. Not safe to share between threads.
+    """
 
     def __init__(self, files: Files, image: str) -> None:
         self._files = files
         self._image = image
-        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._tables: dict[str, _Table] = {}
         self._last: tuple[tuple[str, int], pa.ChunkedArray] | None = None
 
     def read(self, source: str, rows: list[int]) -> list[bytes | None]:
-        """Return the bytes in these rows of a table, in the order asked; None where a row is gone or null."""
-        opened = self._table(source)
+        """Return the bytes in these rows of a table, in the order asked; None where a row is gone or null.
+
+        Raises what `Files.open` does; IntegrityError, OSError or ArrowInvalid when the table is not what it was.
+        """
+        table = self._table(source)
         places = np.asarray(rows, dtype=np.int64)
-        groups = np.searchsorted(opened.ends, places, side="right")
+        groups = np.searchsorted(table.ends, places, side="right")
         found: list[bytes | None] = [None] * len(rows)
-        for group in np.unique(groups[groups < len(opened.ends)]):
+        for group in np.unique(groups[groups < len(table.ends)]):
             members = np.flatnonzero(groups == group)
-            first = opened.ends[group - 1] if group else 0
-            values = self._group(source, opened, int(group), places[members] - first)
+            first = table.ends[group - 1] if group else 0
+            values = self._rows(source, table.footer, int(group), places[members] - first)
             for member, value in zip(members, values, strict=True):
                 found[member] = value
         return found
 
-    def _table(self, source: str) -> _Open:
-        found = self._open.pop(source, None)
-        if found is None:
-            handle = self._files.open(source)
-            table = pq.ParquetFile(handle, pre_buffer=False, buffer_size=_READ_AHEAD_BYTES)
-            if self._image not in table.schema_arrow.names:
-                raise IntegrityError(f"{source} has no column {self._image!r} any more")
-            sizes = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
-            found = _Open(handle, table, np.cumsum(sizes, dtype=np.int64))
-        self._open[source] = found
-        while len(self._open) > _OPEN_TABLES:
-            _, oldest = self._open.popitem(last=False)
-            oldest.handle.close()
-        return found
+    def _table(self, source: str) -> _Table:
+        if source not in self._tables:
+            with self._files.open(source) as handle:
+                table = pq.ParquetFile(handle)
+                if self._image not in table.schema_arrow.names:
+                    raise IntegrityError(f"{source} has no column {self._image!r} any more")
+                sizes = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
+                self._tables[source] = _Table(table.metadata, np.cumsum(sizes, dtype=np.int64))
+        return self._tables[source]
 
-    def _group(self, source: str, opened: _Open, group: int, rows: np.ndarray) -> list[bytes | None]:
+    def _rows(self, source: str, footer: pq.FileMetaData, group: int, rows: np.ndarray) -> list[bytes | None]:
         if self._last is None or self._last[0] != (source, group):
-            size = _bytes_of(opened.table, group, self._image)
-            if size > _KEPT_BYTES:
-                return self._streamed(opened.table, group, rows, size)
             self._last = None  # before the next is read: never two at a time
-            column = opened.table.read_row_group(group, columns=[self._image], use_threads=False).column(0)
+            size = _bytes_of(footer, group, self._image)
+            with self._files.open(source) as handle:
+                table = pq.ParquetFile(handle, metadata=footer, pre_buffer=False, buffer_size=_READ_AHEAD_BYTES)
+                if size > _KEPT_BYTES:
+                    return self._streamed(table, group, rows, size)
+                column = table.read_row_group(group, columns=[self._image], use_threads=False).column(0)
             self._last = ((source, group), _photo_bytes(column))
         return list(self._last[1].take(pa.array(rows)).to_pylist())
 
@@ -100,7 +100,7 @@ def _photo_bytes(column: pa.ChunkedArray) -> Any:
     return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
-def _bytes_of(table: pq.ParquetFile, group: int, image: str) -> int:
-    meta = table.metadata.row_group(group)
+def _bytes_of(footer: pq.FileMetaData, group: int, image: str) -> int:
+    meta = footer.row_group(group)
     chunks = (meta.column(number) for number in range(meta.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in chunks if is_under(chunk.path_in_schema, image))

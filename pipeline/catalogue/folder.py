@@ -73,8 +73,7 @@ def check_folder_config(config: CatalogueConfig) -> str:
 def _item_and_category(stem: str, key: str, *, photos: bool) -> tuple[str | None, str | None]:
     folder, _, name = stem.rpartition("/")
     if key == "folder":
-        above, _, last = folder.rpartition("/")
-        return last and folder, above or None
+        return folder or None, folder.rpartition("/")[0] or None
     if photos:
         name = _VIEW.sub("", name)
     return (f"{folder}/{name}" if key == "path" and folder else name), folder or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,10 +115,15 @@ def reading(uri: str, what: str = "") -> Iterator[None]:
         raise InputError(
             f"catalogue.source {uri} may not be read ({error}); check the credentials and the bucket's policy"
         ) from error
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri} cannot be read as {what or 'a catalogue'}: {error}") from error
-    except (tarfile.ReadError, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.ReadError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"{uri} is damaged or not {what or 'what its suffix says'}: {error}; write it anew") from error
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+        UnicodeDecodeError,
+        OSError,
+    ) as error:  # Arrow raises OSError too
+        raise InputError(f"{uri} cannot be read as {what or 'a catalogue'}: {error}; write it anew") from error
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class PhotoReader:
     def _in_table(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
         try:
             return list(self._embedded.read(source, rows))
-        except (NotFound, Forbidden, ConfigError, InputError, IntegrityError, pa.ArrowInvalid, KeyError) as error:
+        except (NotFound, Forbidden, ConfigError, InputError, IntegrityError, pa.ArrowInvalid, OSError) as error:
             return [_refusal(source, error)] * len(rows)
 
 

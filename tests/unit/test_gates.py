@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.evaluation import GATES, GatesConfig, GateVerdict, check_gates, refusal
+from pipeline.evaluation import GATES, GatesConfig, GateVerdict, check_gates
 
 GOOD = {"recall": 0.99, "quarantine_share": 0.01, "removed_share": 0.02, "items": 500.0}
 
@@ -21,7 +21,6 @@ def test_good_measures_pass_every_gate() -> None:
     verdicts = check_gates(GOOD, GatesConfig())
     assert [found.name for found in verdicts] == list(GatesConfig.model_fields)
     assert all(found.passed for found in verdicts)
-    assert refusal(verdicts) is None
 
 
 @pytest.mark.parametrize(
@@ -52,14 +51,6 @@ def test_a_gate_without_a_value_is_an_error_unless_it_is_off() -> None:
     with pytest.raises(InputError, match=r"min_recall.*'recall'.*gates\.min_recall=null"):
         check_gates(measures, GatesConfig())
     assert math.isnan(verdict("min_recall", measures, min_recall=None).value)
-
-
-def test_a_refusal_names_gates_values_and_limits() -> None:
-    text = refusal(check_gates({**GOOD, "recall": 0.5, "items": 3.0}, GatesConfig(min_items=10)))
-    assert text is not None
-    assert "2 of 4" in text
-    assert "min_recall: 0.5 (limit 0.95)" in text
-    assert "min_items: 3 (limit 10)" in text
 
 
 def test_limits_are_checked_when_the_config_is_read() -> None:
