@@ -1,0 +1,92 @@
+"""Photos per second: `decode` against a plain `Image.open().convert("RGB").resize()`, in one process.
+
+    python tests/benchmarks/bench_decode.py [--photos FOLDER] [--count N] [--pairs N] [--size N] [--json]
+
+Runs alternate A B A B; printed are the median ratio of a pair and the range of the middle half. Without a folder, JPEGs
+of 400 x 533 pixels are made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.images import ImagesConfig, decode
+
+
+def plain(data: bytes, size: int) -> np.ndarray:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = size / max(picture.size)
+    return np.asarray(picture.resize((round(picture.width * scale), round(picture.height * scale))))
+
+
+def synthetic(count: int) -> list[bytes]:
+    """JPEGs of about 25 kB: smooth areas, edges and some noise, as product photos have."""
+    generator = np.random.default_rng(0)
+    photos = []
+    for _ in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((400, 533), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = smooth + generator.normal(0, 6, smooth.shape).astype(np.int16)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=80)
+        photos.append(buffer.getvalue())
+    return photos
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.photos is None:
+        photos = synthetic(options.count)
+    else:
+        files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+        photos = [path.read_bytes() for path in files[: options.count]]
+    config = ImagesConfig(size=options.size)
+
+    def seconds(*, ours: bool) -> float:
+        start = time.perf_counter()
+        for data in photos:
+            if ours:
+                decode(data, config)
+            else:
+                plain(data, options.size)
+        return time.perf_counter() - start
+
+    seconds(ours=True)  # imports and caches
+    pairs = [(seconds(ours=True), seconds(ours=False)) for _ in range(options.pairs)]
+    ratios = [theirs / mine for mine, theirs in pairs]
+    result = {
+        "photos": len(photos),
+        "size": options.size,
+        "decode_per_s": round(float(len(photos) / np.median([mine for mine, _ in pairs]))),
+        "plain_per_s": round(float(len(photos) / np.median([theirs for _, theirs in pairs]))),
+        "ratio": round(float(np.median(ratios)), 2),
+        "ratio_middle_half": [round(float(value), 2) for value in np.percentile(ratios, [25, 75])],
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{result['photos']} photos to {options.size} px: decode {result['decode_per_s']:,}/s, plain "
+            f"{result['plain_per_s']:,}/s, median ratio of {options.pairs} pairs {result['ratio']} "
+            f"(middle half {result['ratio_middle_half'][0]} to {result['ratio_middle_half'][1]})"
+        )
+
+
+if __name__ == "__main__":
+    main()
