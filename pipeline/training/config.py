@@ -48,23 +48,23 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     when: Literal["missing", "always"] | OlderThan = "missing"
-    version: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(256, ge=1)
+    version: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    warmup: float = Field(0.02, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.02, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"
-    grad_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    grad_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     precision: Literal["fp32", "bf16"] = "fp32"
-    workers: int = Field(1, ge=1)
-    threads: int = Field(1, ge=1)
-    window_parts: int = Field(4, ge=1)
-    checkpoint_every_s: float = Field(30.0, ge=0, allow_inf_nan=False)
-    keep_checkpoints: int = Field(2, ge=1)
-    max_failures: int = Field(3, ge=0)
+    workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    window_parts: int = Field(default=4, ge=1)
+    checkpoint_every_s: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_failures: int = Field(default=3, ge=0)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
