@@ -61,9 +61,10 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     key = release_key(
         items_digest=digest_of(items_bytes),
         model_id=model_id,
+        index=release_config(config)["index"],
         evaluation={},
+        gates=release_config(config)["gates"],
         parent=plan.summary.parent,
-        **release_config(config),
     )
     written = write_release(
         store,

@@ -101,5 +101,5 @@ def compute(
         transform_id=plan.summary.transform_id,
     )
     with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
-        fresh = run_shards(todo, job, on_result=lambda result: advance(result.photos))
+        fresh = run_shards(todo, job, on_result=lambda result, _done, _total: advance(result.photos))
     return sorted([*done, *fresh], key=lambda result: result.number)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
 from jobs.pipeline_run import run_config
+from jobs.place import load_light
 from jobs.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.images.render import render_catalogue
@@ -25,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> Outcome:
     """Render a catalogue, refresh, and show the neighbours of three items."""
-    if not any(override.startswith("store=") for override in arguments.overrides):
-        arguments = arguments.with_overrides("store=demo-store")
-    folder = Path(next(o for o in arguments.overrides if o.startswith("store=")).removeprefix("store="))
-    if "://" in str(folder):
+    arguments = arguments.with_preset("demo").with_overrides("store=demo-store")
+    folder = Path(load_light(arguments).store.url)
+    if "://" in str(load_light(arguments).store.url):
         raise ConfigError(f"the demo works in a local folder, not in {folder}; leave store= out or name a folder")
     items = arguments.options.items
     progress = Progress()
@@ -36,19 +37,13 @@ def run(arguments: Arguments) -> Outcome:
     if not (catalogue / "catalogue.csv").exists():
         progress.note(f"demo: rendering {items:,} products into {catalogue}")
         render_catalogue(catalogue, items=items, seed=0)
-    config = load_config(
-        arguments.with_preset("demo").with_overrides(f"catalogue.source={catalogue / 'catalogue.csv'}")
-    )
+    config = load_config(arguments.with_overrides(f"catalogue.source={catalogue / 'catalogue.csv'}"))
     name = arguments.run or default_run_name()
     outcome = run_config(config, name=name, limit=arguments.limit, until="publish", progress=progress)
     release = open_release(config.store.url, channel=config.publish.channel)
     page = (folder / release.manifest.files["report"].name).resolve()
     text = "\n".join([outcome.text, *neighbour_lines(release), f"look at it: {page.as_uri()}"])
-    details = {**outcome.details, "page": str(page)}
-    return Outcome(
-        run=outcome.run, release=release.release_id, published=outcome.published, reason=outcome.reason,
-        details=details, text=text,
-    )  # fmt: skip
+    return replace(outcome, text=text, details={**outcome.details, "page": str(page)})
 
 
 def neighbour_lines(release: Release) -> Sequence[str]:

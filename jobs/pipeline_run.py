@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import yaml
@@ -18,7 +19,7 @@ from jobs.watch import Watch
 from pipeline.errors import GateRefused
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
-from pipeline.storage import Files, open_store
+from pipeline.storage import Files
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
 ORDER: tuple[Until, ...] = ("train", "encode", "index", "evaluate", "publish")
@@ -36,7 +37,7 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
 
 def run_config(config: Config, *, name: str, limit: int | None, until: Until, progress: Progress) -> Outcome:
     """Run a validated config; what `run_until` does after reading the command line."""
-    store = open_store(config.store.url, config.store.options())
+    store = config.store.open()
     files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
     run = open_run(store, name)
     with ExitStack() as stack:
@@ -51,11 +52,8 @@ def run_config(config: Config, *, name: str, limit: int | None, until: Until, pr
             plan = frozen_plan(context, limit)
         progress.note(plan_line(plan))
         if until == "publish" and nothing_to_do(plan, store, config):
-            outcome = Outcome(
-                run=name, release=plan.summary.parent, published=False, reason="nothing to do", details={},
-                text=f"nothing has changed since release {plan.summary.parent}; the channel stays as it is",
-            )  # fmt: skip
-            return finish(run, outcome, plan, watch)
+            text = f"nothing has changed since release {plan.summary.parent}; the channel stays as it is"
+            return finish(run, _unpublished(name, plan.summary.parent, "nothing to do", text), plan, watch)
         return work(context, plan, until, stack)
 
 
@@ -69,23 +67,21 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
         return finish(context.run, _unpublished(name, None, "trained", text), plan, context.watch, model_id=model_id)
     encoded = encode_photos(context, plan, model_id, start_ray)
     if until == "encode":
-        usable, refused = encoded.items.num_rows, encoded.refused.num_rows
-        text = f"{usable:,} photos have latents of model {model_id[:12]}, {refused:,} were refused"
+        usable, unusable = encoded.items.num_rows, encoded.refused.num_rows
+        text = f"{usable:,} photos have latents of model {model_id[:12]}, {unusable:,} were refused"
         return finish(context.run, _unpublished(name, None, "encoded", text), plan, context.watch, model_id=model_id)
     candidate = build_candidate(context, plan, model_id, encoded)
     release = candidate.manifest.release_id
     if until == "index":
         text = f"release {release} is written and on no channel"
         return finish(context.run, _unpublished(name, release, "indexed", text), plan, context.watch, candidate)
-    failed = [verdict for verdict in candidate.verdicts if not verdict.passed]
-    if failed:
-        outcome = _unpublished(name, release, "refused by a gate", "")
-        finish(context.run, outcome, plan, context.watch, candidate)
-        listed = "; ".join(f"{verdict.name} is {verdict.value}, limit {verdict.limit}" for verdict in failed)
+    refused = [verdict for verdict in candidate.verdicts if not verdict.passed]
+    if refused:
+        listed = "; ".join(f"gates.{verdict.name}: {verdict.value:.6g}, limit {verdict.limit:g}" for verdict in refused)
+        finish(context.run, _unpublished(name, release, "refused by a gate", listed), plan, context.watch, candidate)
         raise GateRefused(
-            f"release {release} is written and not published: {listed}. The channel "
-            f"{plan.summary.channel!r} stays as it was. Look at {candidate.report_name}, mend the catalogue, or change "
-            "the gate's limit under `gates` and start a run of another name"
+            f"release {release} is written and not published, {len(refused)} gates refused it: {listed}. The channel "
+            f"stays as it is; look at {candidate.report_name}, or change the limits and start a run of another name"
         )
     if until == "evaluate":
         text = f"release {release} passes its gates and is on no channel"
@@ -115,7 +111,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
 
 def frozen_plan(context: Context, limit: int | None) -> Plan:
     """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
-    held = context.run.frozen("plan.parquet")
+    held = context.run.read_frozen("plan.parquet")
     if held is None:
         context.attempt.check()
         plan = make_plan(context.config, context.store, context.files, run=context.run.name, limit=limit)
@@ -157,14 +153,9 @@ def finish(
         details["counts"] = candidate.manifest.counts
         details["measures"] = candidate.manifest.measures
         details["report"] = candidate.report_name
-    result = {
-        "run": outcome.run, "release": outcome.release, "published": outcome.published, "reason": outcome.reason, **details,
-    }  # fmt: skip
-    run.write_result(result)
-    return Outcome(
-        run=outcome.run, release=outcome.release, published=outcome.published, reason=outcome.reason, details=details,
-        text=outcome.text,
-    )  # fmt: skip
+    names = ("run", "release", "published", "reason")
+    run.write_result({**{name: getattr(outcome, name) for name in names}, **details})
+    return replace(outcome, details=details)
 
 
 def _unpublished(run: str, release: str | None, reason: str, text: str) -> Outcome:

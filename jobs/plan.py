@@ -9,7 +9,7 @@ from jobs.config import load_config
 from jobs.pipeline_run import plan_line
 from jobs.planning import Plan, make_plan, nothing_to_do
 from pipeline.runs import default_run_name
-from pipeline.storage import Files, open_store
+from pipeline.storage import Files
 
 _SHOWN = 5
 
@@ -17,7 +17,7 @@ _SHOWN = 5
 def run(arguments: Arguments) -> Outcome:
     """Read the catalogue, resolve tokens, compare with the channel's release and say what that means."""
     config = load_config(arguments)
-    store = open_store(config.store.url, config.store.options())
+    store = config.store.open()
     files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
     name = arguments.run or default_run_name()
     plan = make_plan(config, store, files, run=name, limit=arguments.limit)

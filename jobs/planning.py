@@ -6,6 +6,7 @@ import io
 import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,8 @@ from pipeline.errors import InputError, IntegrityError
 from pipeline.images import transform_id
 from pipeline.models import build_model
 from pipeline.models.bundle import find_bundle, train_key
-from pipeline.release import Manifest, read_head, read_manifest, read_table
+from pipeline.release import Manifest, read_head, read_manifest
+from pipeline.release.tables import read_table
 from pipeline.schema import attribute_fields, plan_schema
 from pipeline.storage import Files, Store
 from pipeline.training import train_period
@@ -109,9 +111,14 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
     if parent is not None and encode_all:
         rows = _drop_missing_pixels(store, rows, usable=parent.transform_id == transform)
     rows = assign_shards(
-        rows, image_size=config.images.size, shard_rows=config.encode.shard_rows, encode_all=encode_all
+        rows,
+        image_size=config.images.size,
+        shard_rows=config.encode.shard_rows,
+        encode_all=encode_all,
+        latent_bytes=latent_bytes(config),
+        transform_id=transform,
     )
-    if not any(rows.num_rows - count for count in [difference.counts.get("refused", 0)]):
+    if difference.counts["refused"] == rows.num_rows:
         raise InputError(_nothing_usable(rows))
     summary = PlanSummary(
         channel=config.publish.channel,
@@ -146,7 +153,7 @@ def nothing_to_do(plan: Plan, store: Store, config: Config) -> bool:
     return _keys(refused, names) == _keys(before, names)
 
 
-def release_config(config: Config) -> dict[str, object]:
+def release_config(config: Config) -> dict[str, Any]:
     """Return the parts of a config that a release depends on beside its items and model."""
     return {
         "index": config.index.model_dump(mode="json"),
@@ -196,8 +203,7 @@ def _nothing_usable(rows: pa.Table) -> str:
     )
 
 
-def model_latent_bytes(config: Config) -> int:
+def latent_bytes(config: Config) -> int:
     """Return how many bytes one photo's latents take, uncompressed."""
     model = build_model(config.model, image_size=config.images.size)
-    floats = model.latent_dim * (2 if model.has_log_var else 1)
-    return 4 * (floats + model.num_latent_codes)
+    return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)

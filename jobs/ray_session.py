@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.data import DataContext
 
 from jobs.config import Config
+from jobs.stopping import restore_handlers
 from pipeline.errors import Unavailable
 
 
@@ -27,7 +29,7 @@ def ray_session(config: Config) -> Iterator[None]:
     # The behaviour of Ray's next versions: a worker that asked for no GPU sees its machine's unchanged.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
@@ -43,6 +45,7 @@ def ray_session(config: Config) -> Iterator[None]:
         raise Unavailable(
             f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
         ) from error
+    restore_handlers()  # ray.init has set its own, which end the process with 1
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
