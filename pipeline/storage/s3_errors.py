@@ -23,8 +23,9 @@ _TEMPORARY_CODES = {
 _REFUSED_CODES = {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
 _ELSEWHERE_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _BROKEN_CONNECTION = (
-    boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError, ResponseParserError, FSTimeoutError,
-    aiohttp.ClientError, asyncio.TimeoutError, TimeoutError, ConnectionError, EOFError,
+    boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ResponseStreamingError,
+    ResponseParserError, FSTimeoutError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutError, ConnectionError,
+    EOFError,
 )  # fmt: skip
 _NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 _NO_SUCH_PROFILE = (boto.ProfileNotFound, boto.ConfigNotFound, boto.ConfigParseError)

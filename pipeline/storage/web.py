@@ -24,6 +24,14 @@ _PORTS = {"https": 443, "http": 80}
 _BROKEN = (http.client.HTTPException, OSError)
 
 
+class _Connections(dict[Address, http.client.HTTPConnection]):
+    """The open connections of one thread, closed when the thread or the reader ends."""
+
+    def __del__(self) -> None:
+        for connection in self.values():
+            connection.close()
+
+
 class WebReader:
     """GETs of https (and http) URIs that begin with one of the prefixes; redirects may not lead out of them.
 
@@ -124,7 +132,7 @@ class WebReader:
         return answer.status, answer.headers, body
 
     def _connection(self, address: Address) -> http.client.HTTPConnection:
-        open_now: dict[Address, http.client.HTTPConnection] = self._mine.__dict__.setdefault("connections", {})
+        open_now: _Connections = self._mine.__dict__.setdefault("connections", _Connections())
         found = open_now.get(address)
         if found is None:
             found = open_now[address] = _connect(address, self._timeout_s)
