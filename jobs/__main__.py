@@ -23,33 +23,52 @@ from pipeline.runs import check_run_name, default_run_name
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One line of the table. module: imported when the command is asked for; makes_run: has a name in `runs/`."""
+    """One line of the table.
+
+    module: imported when the command is asked for. options: which of the common options mean something to it.
+    makes_run: it has a name in `runs/`, a time stamp where none is given.
+    """
 
     group: str
     module: str
     help: str
+    options: tuple[str, ...]
     makes_run: bool = False
 
+
+NONE: tuple[str, ...] = ()
+CONFIG = ("config", "overrides")
+RUN = ("config", "overrides", "run", "limit")
 
 # Modules are named, not imported: `releases` must work where neither torch nor ray is installed.
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "Start here", "jobs.demo", "the whole way on a generated catalogue, on this machine, in a folder", True
+        "Start here", "jobs.demo", "the whole way on a generated catalogue, on this machine", RUN, makes_run=True
     ),
-    "init": Command("Start here", "jobs.init", "write a commented config from a table's columns or a folder of photos"),
+    "init": Command("Start here", "jobs.init", "write a commented config from a table's columns or a folder", NONE),
     "doctor": Command(
-        "Start here", "jobs.doctor", "check this machine, the store and the config, and say how to mend them"
+        "Start here", "jobs.doctor", "check this machine, the store and the config; says how to mend", CONFIG
     ),
-    "plan": Command("Every night", "jobs.plan", "show what a refresh would do and cost; writes nothing"),
-    "refresh": Command("Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", True),
-    "train": Command("One stage at a time", "jobs.train", "train the model, unless the store has it already", True),
-    "encode": Command("One stage at a time", "jobs.encode", "encode the photos into latents", True),
-    "index": Command("One stage at a time", "jobs.index", "build the index and write a release, on no channel", True),
-    "evaluate": Command("One stage at a time", "jobs.evaluate", "measure that release and check the gates", True),
-    "releases": Command("Releases", "jobs.releases", "list what a channel has published, the current one marked"),
-    "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again"),
-    "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item"),
-    "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file"),
+    "plan": Command("Every night", "jobs.plan", "show what a refresh would do and cost; writes nothing", RUN),
+    "refresh": Command(
+        "Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", RUN, makes_run=True
+    ),
+    "train": Command(
+        "One stage at a time", "jobs.train", "train the model, unless the store has it already", RUN, makes_run=True
+    ),
+    "encode": Command("One stage at a time", "jobs.encode", "encode the photos into latents", RUN, makes_run=True),
+    "index": Command(
+        "One stage at a time", "jobs.index", "build the index and write a release, on no channel", RUN, makes_run=True
+    ),
+    "evaluate": Command(
+        "One stage at a time", "jobs.evaluate", "measure that release and check the gates", RUN, makes_run=True
+    ),
+    "releases": Command(
+        "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
+    ),
+    "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
+    "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
+    "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
 }
 
 EXIT_CODES: dict[int, tuple[str, str]] = {
@@ -127,7 +146,7 @@ def _run(words: Sequence[str], answer: _Answer) -> Outcome | None:
             f"`codebooks {words[0]}` needs {error.name!r}, which is not installed; "
             "run `pip install 'visual-codebooks[run,cpu]'` (or [run,gpu] on a machine with CUDA)"
         ) from error
-    arguments = parse_arguments(words, command.help, module)
+    arguments = parse_arguments(words, command.help, command.options, module)
     if arguments is None:
         return None
     if arguments.run is not None:
@@ -181,7 +200,7 @@ class _Answer:
                 "reason": outcome.reason,
             }
         )
-        return 0
+        return outcome.exit_code
 
     def failed(self, text: str, code: int) -> int:
         sys.stderr.write(f"codebooks: {text}\n")

@@ -41,7 +41,8 @@ class Outcome:
     """What a command that did not fail answers.
 
     run, release: their names where there are any. published: did this run move a channel. reason: a few words for a
-    scheduler's log. details: more fields of the JSON object. text: for people.
+    scheduler's log. details: more fields of the JSON object. text: for people. exit_code: other than 0 only where the
+    answer itself is bad news, as with `doctor`.
     """
 
     run: str | None = None
@@ -50,3 +51,4 @@ class Outcome:
     reason: str = "done"
     details: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    exit_code: int = 0

@@ -20,10 +20,11 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
-def parse_arguments(words: Sequence[str], summary: str, module: ModuleType) -> Arguments | None:
+def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], module: ModuleType) -> Arguments | None:
     """Return the arguments of `COMMAND ...`, or None after it has answered `--help`.
 
-    module: the command's; its `add_arguments` may add options. Raises ConfigError on a usage error.
+    common: which of the options that commands share it takes. module: the command's; its `add_arguments` may add
+    options of its own. Raises ConfigError on a usage error.
     """
     parser = _Parser(
         prog=f"codebooks {words[0]}",
@@ -34,26 +35,38 @@ def parse_arguments(words: Sequence[str], summary: str, module: ModuleType) -> A
     )
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
-    parser.add_argument("--config", metavar="FILE|PRESET", help="a YAML file, or the name of a preset")
-    parser.add_argument("--run", metavar="NAME", help="name of the run; a retry with the same name goes on with it")
-    parser.add_argument("--limit", metavar="N", type=_positive, help="only a seeded sample of N items")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="a setting, for example train.epochs=20")
+    parser.set_defaults(config=None, run=None, limit=None)
+    _add_common(parser, common)
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
     found = parser.parse_intermixed_args(list(words[1:]))
-    for text in found.overrides:
+    overrides = tuple(getattr(found, "overrides", ()))
+    for text in overrides:
         if "=" not in text:
             raise ConfigError(f"{text!r} is no option and not of the form key.path=value; see `{parser.prog} --help`")
     return Arguments(
         config=found.config,
         run=found.run,
         limit=found.limit,
-        overrides=tuple(found.overrides),
+        overrides=overrides,
         json=found.json,
         options=argparse.Namespace(**{name: value for name, value in vars(found).items() if name not in _COMMON}),
     )
+
+
+def _add_common(parser: argparse.ArgumentParser, common: Sequence[str]) -> None:
+    if "config" in common:
+        parser.add_argument("--config", metavar="FILE|PRESET", help="a YAML file, or the name of a preset")
+    if "run" in common:
+        parser.add_argument("--run", metavar="NAME", help="name of the run; a retry with the same name goes on with it")
+    if "limit" in common:
+        parser.add_argument("--limit", metavar="N", type=_positive, help="only a seeded sample of N items")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    if "overrides" in common:
+        parser.add_argument(
+            "overrides", metavar="key.path=value", nargs="*", help="a setting, for example train.epochs=20"
+        )
 
 
 def _positive(text: str) -> int:
