@@ -68,7 +68,7 @@ def train_bundle(
         fit = _Fit({"job": ray.put(job), "board": board}, where, train, _storage(job, scratch), name)
         _watch(fit, board, progress)
     finally:
-        ray.kill(board)
+        ray.kill(board)  # type: ignore[arg-type]
         shutil.rmtree(scratch, ignore_errors=True)
     model_id = find_bundle(store, train_key)
     if model_id is None:
@@ -89,9 +89,13 @@ class _Fit(threading.Thread):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        failures = FailureConfig(max_failures=train.max_failures, controller_failure_limit=_CONTROLLER_FAILURES)
+        # mypy sees the signatures of Ray's first train API, not those of the second, which is the default.
+        failures = FailureConfig(
+            max_failures=train.max_failures,
+            controller_failure_limit=_CONTROLLER_FAILURES,  # type: ignore[call-arg]
+        )
         self._trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config=setup,
             torch_config=TorchConfig(backend="nccl" if where["use_gpu"] else "gloo"),
             scaling_config=ScalingConfig(num_workers=train.workers, **where),
@@ -148,17 +152,19 @@ def _explained(error: Exception) -> CodebooksError:
 
 
 def _lost_a_peer(raised: list[Any]) -> bool:
-    return any("Connection closed by peer" in str(failure._base_exc) for failure in raised)
+    """Return whether errors say that another rank went away: gloo and NCCL report that as a RuntimeError."""
+    signs = ("gloo", "nccl", "by peer")
+    return any(sign in str(failure._base_exc).lower() for failure in raised for sign in signs)
 
 
 def _placement(train: TrainConfig) -> dict[str, Any]:
     """Return use_gpu and resources_per_worker. Raises ConfigError when a cluster of one machine cannot hold them."""
     import ray
 
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     on_gpu = resources.get("GPU", 0) > 0
     each = {"GPU": 1, "CPU": 1} if on_gpu else {"CPU": train.threads}
-    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    alone = _machines() == 1
     for kind, number in each.items():
         if alone and number * train.workers > resources.get(kind, 0):
             raise ConfigError(
@@ -170,9 +176,13 @@ def _placement(train: TrainConfig) -> dict[str, Any]:
 
 def _storage(job: TrainJob, scratch: str) -> dict[str, Any]:
     """Return where Ray Train keeps its own small files: a local folder, or the store when there are more machines."""
-    import ray
-
-    if sum(node["Alive"] for node in ray.nodes()) == 1:
+    if _machines() == 1:
         return {"storage_path": scratch}
     filesystem, root = job.store.arrow_filesystem()
     return {"storage_path": f"{root.rstrip('/')}/{job.run_dir}/ray", "storage_filesystem": filesystem}
+
+
+def _machines() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]

@@ -99,6 +99,10 @@ class Board:
         """Return the latest progress and the error that ended the training."""
         return self._latest, self._error
 
+    def is_over(self) -> bool:
+        """Return whether the workers have nothing left to do, or shall do nothing more."""
+        return self._stop or self._error is not None
+
 
 class BoardReport:
     """Tells a board of progress without ever waiting for it; a lost board costs the progress, not the training."""
@@ -124,24 +128,29 @@ class BoardReport:
 
 
 def train_worker(setup: dict[str, Any]) -> str | None:
-    """Run this Ray Train worker's rank. setup: `job`, a reference to a TrainJob, and `board`, the Board actor."""
+    """Run this Ray Train worker's rank and return the model_id, or None on the other ranks and when stopped.
+
+    setup: `job`, a reference to a TrainJob, and `board`, the Board actor.
+    """
     import ray
     import ray.train
     import ray.train.torch
 
-    _, error = ray.get(setup["board"].read.remote())
-    if error is not None:
-        return None  # the driver raises it; this restart has nothing to mend
+    board = setup["board"]
+    if ray.get(board.is_over.remote()):
+        return None  # a restart would only meet the same error again; the driver raises it
     job: TrainJob = ray.get(setup["job"])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
     try:
-        return run_rank(job, ranks, report=BoardReport(setup["board"]), first_here=context.get_local_rank() == 0)
+        return run_rank(job, ranks, report=BoardReport(board), first_here=context.get_local_rank() == 0)
     except Unavailable:
+        if ray.get(board.is_over.remote()):
+            return None  # stopped as asked, on every rank; raising would have Ray start the workers anew
         raise
     except CodebooksError as error:
-        ray.get(setup["board"].fail.remote(error))
+        ray.get(board.fail.remote(error))
         raise
 
 

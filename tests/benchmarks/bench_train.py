@@ -1,0 +1,122 @@
+"""Our loop on pixel parts against a plain PyTorch loop of the same model on pixels already in memory, one process.
+
+Alternates A B A B and prints the median ratio of images/s with its interval:
+
+    python tests/benchmarks/bench_train.py [--pairs 7] [--photos 4096] [--size 64] [--kind vae] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import TypeAdapter
+
+from pipeline.models import AnyModelConfig, build_model
+from pipeline.models.base import Batch, Model, Step
+from pipeline.schema import pixels_schema
+from pipeline.storage import Store, open_store
+from pipeline.training import Loop, PixelLoader, PixelRows, TrainConfig
+from pipeline.training.optimisers import build_optimiser
+from pipeline.training.part_cache import PartCache, PartReader
+
+
+def fill(store: Store, photos: int, size: int) -> list[PixelRows]:
+    """Write four parts of blocky noise pictures."""
+    rng = np.random.default_rng(0)
+    schema = pixels_schema(size)
+    pixels = []
+    for part in range(4):
+        count = photos // 4
+        images = rng.integers(0, 256, (count, size // 4, size // 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+        columns = {"pixels": pa.array([image.tobytes() for image in images], schema.field("pixels").type)}
+        columns |= {name: pa.array([str(row) for row in range(count)]) for name in ("item_id", "uri", "token")}
+        table = pa.table([columns.get(field.name, pa.nulls(count, field.type)) for field in schema], schema=schema)
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd", row_group_size=1024)
+        store.put(f"pixels/bench/{part}.parquet", sink.getvalue())
+        pixels.append(PixelRows(f"pixels/bench/{part}.parquet", np.arange(count, dtype=np.int32)))
+    return pixels
+
+
+def ours(model: Model, loader: PixelLoader, config: TrainConfig) -> float:
+    """Return images/s of our loop over all epochs."""
+    loop = Loop(model, loader, config)
+    begun = time.perf_counter()
+    loop.run()
+    return loop.total_steps * config.batch_size / (time.perf_counter() - begun)
+
+
+def plain(model: Model, images: torch.Tensor, config: TrainConfig) -> float:
+    """Return images/s of the shortest loop that trains the same model."""
+    model.train()
+    optimiser = build_optimiser(model, config)
+    steps = config.epochs * len(images) // config.batch_size
+    begun = time.perf_counter()
+    for number in range(steps):
+        batch = images[torch.randperm(len(images))[: config.batch_size]]
+        optimiser.zero_grad(set_to_none=True)
+        losses = model(Batch(batch), Step(number, steps))
+        losses.total.backward()
+        optimiser.step()
+        model.after_step()
+    return steps * config.batch_size / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--photos", type=int, default=4096)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--kind", default="vae")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    kind = TypeAdapter(AnyModelConfig).validate_python({"kind": asked.kind})
+    config = TrainConfig(epochs=1, batch_size=128)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        pixels = fill(store, asked.photos, asked.size)
+        reader = PartReader(PartCache(store, Path(folder) / "cache"), asked.size)
+        loader = PixelLoader(reader, pixels, batch_size=128, rank=0, world_size=1, seed=0, window_parts=4)
+        memory = torch.cat(list(loader.batches(0, loader.steps_per_epoch)))
+        pairs = []
+        for _ in range(asked.pairs):
+            torch.manual_seed(0)
+            mine = ours(build_model(kind, image_size=asked.size), loader, config)
+            torch.manual_seed(0)
+            pairs.append((mine, plain(build_model(kind, image_size=asked.size), memory, config)))
+            print(
+                f"ours {pairs[-1][0]:.0f} images/s, plain {pairs[-1][1]:.0f}, ratio {pairs[-1][0] / pairs[-1][1]:.3f}"
+            )
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    result = {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        **{name: value for name, value in vars(asked).items() if name != "json"},
+        "ours_images_per_s": statistics.median(mine for mine, _ in pairs),
+        "plain_images_per_s": statistics.median(theirs for _, theirs in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_interval": [ratios[0], ratios[-1]],
+    }
+    print(json.dumps(result, indent=2))
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
