@@ -1,0 +1,51 @@
+"""Models: photos to latents and back. The table of kinds, the union of their configurations, bundles on the store.
+
+To add a model: its file, one line in MODELS, one member in AnyModelConfig, a preset and a golden file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ..errors import ConfigError
+from .base import Batch, Latents, Losses, Model, ModelConfig, Step
+from .bundle import Bundle, find_bundle, load_bundle, save_bundle, train_key
+from .vae import VAE, VAEConfig
+from .vqvae import VQVAE, VQVAEConfig
+
+MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
+    "vae": (VAEConfig, VAE),
+    "vqvae": (VQVAEConfig, VQVAE),
+}
+
+AnyModelConfig = Annotated[VAEConfig | VQVAEConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "MODELS",
+    "AnyModelConfig",
+    "Batch",
+    "Bundle",
+    "Latents",
+    "Losses",
+    "Model",
+    "ModelConfig",
+    "Step",
+    "build_model",
+    "find_bundle",
+    "load_bundle",
+    "save_bundle",
+    "train_key",
+]
+
+
+def build_model(config: ModelConfig, *, image_size: int) -> Model:
+    """Return a new model on the CPU, in training mode, its weights drawn from torch's global generator.
+
+    image_size: side of the photos in pixels. Raises ConfigError for an unknown kind or a size the model cannot take.
+    """
+    if config.kind not in MODELS:
+        raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
+    _, model_class = MODELS[config.kind]
+    return model_class(config, image_size)

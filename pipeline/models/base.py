@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -91,6 +92,13 @@ class Model(nn.Module, ABC):
 def to_float(images: Tensor) -> Tensor:
     """Return uint8 pixels as float32 in 0..1."""
     return images.to(torch.float32) / 255.0
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast; one that does nothing where none is on, as when an encoder is exported."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:

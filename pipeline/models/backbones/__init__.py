@@ -1,0 +1,7 @@
+"""Networks that two models share."""
+
+from __future__ import annotations
+
+from .conv import ConvDecoder, ConvEncoder, check_image_size, initialise, map_sizes
+
+__all__ = ["ConvDecoder", "ConvEncoder", "check_image_size", "initialise", "map_sizes"]

@@ -1,0 +1,60 @@
+"""The model card: what a person should know of a bundle before using it, as Markdown."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = ("visual-codebooks", "torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+
+def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key: str, card: Mapping[str, Any]) -> str:
+    """Return the card's text.
+
+    facts: what config.json holds. numbers: how many numbers the tensors hold. card: what the training has to say; a
+    mapping becomes a section of its own (for example `train`, `measures`), anything else a line.
+    """
+    lines = [f"# Model {model_id[:12]}: {facts['model']['kind']}", ""]
+    lines += [
+        "Encodes product photos for similarity search. Trained on one catalogue's own photos without labels: it knows",
+        "what differs among them, and says little about photos of another kind. The latents of two models cannot be",
+        "compared.",
+        "",
+        "## Bundle",
+        "",
+        *_table({"model_id": model_id, "train_key": train_key, "numbers in the tensors": numbers}),
+    ]
+    plain = {name: value for name, value in card.items() if not isinstance(value, Mapping)}
+    sections: dict[str, Mapping[str, Any]] = {
+        "model": facts["model"],
+        "images": {"image_size": facts["image_size"], **facts["images"]},
+        **({"training data": plain} if plain else {}),
+        **{name: value for name, value in card.items() if isinstance(value, Mapping)},
+        "versions": _versions(),
+    }
+    for title, values in sections.items():
+        lines += ["", f"## {title[:1].upper()}{title[1:]}", "", *_table(values)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(values: Mapping[str, Any]) -> list[str]:
+    rows = [f"| {name} | {_text(value)} |" for name, value in values.items()]
+    return ["| name | value |", "|---|---|", *rows]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,159 @@
+"""The encoder as an ONNX file: what a reader needs to encode a photo without torch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import CodebooksError
+from .base import Model
+
+TOLERANCE = 1e-4  # of a mean, relative to its size where that is above 1
+_CODES_TOLERANCE = 0.01  # share of codes that rounding may move between two nearly equal neighbours
+_OPSET = 18
+_PREFIX = "latents_"
+
+
+class _Encoder(nn.Module):
+    """A model's `encode` as a `forward` with a plain tuple, in the order of `output_names`."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        latents = self.model.encode(images)
+        return tuple(part for part in (latents.mean, latents.log_var, latents.codes) if part is not None)
+
+
+def output_names(model: Model) -> list[str]:
+    """Return the names of the exported encoder's outputs: mean, then log_var and codes where the model has them."""
+    return ["mean", *(["log_var"] if model.has_log_var else []), *(["codes"] if model.num_latent_codes else [])]
+
+
+def export_encoder(model: Model) -> bytes:
+    """Return the ONNX file of a model's encoder: input `images` uint8 [batch, 3, H, W], any batch size.
+
+    Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
+    Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
+    """
+    example = _example(model.image_size, photos=2)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Encoder(model).eval(),
+            (torch.from_numpy(example),),
+            input_names=["images"],
+            output_names=[_PREFIX + name for name in output_names(model)],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    proto = program.model_proto  # type: ignore[union-attr]
+    _name_outputs(proto.graph)
+    _strip(proto)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    _check(model, data)
+    return data
+
+
+def run_encoder(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the outputs of an exported encoder by name for photos, uint8 [B, 3, H, W]; on the CPU, by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _check(model: Model, data: bytes) -> None:
+    """Compare onnxruntime with torch on another batch size than the exporter saw."""
+    images = _example(model.image_size, photos=5)
+    exported = run_encoder(data, images)
+    with torch.no_grad():
+        latents = model.encode(torch.from_numpy(images))
+    same = np.ones(len(images), dtype=bool)
+    if latents.codes is not None:
+        moved = exported["codes"] != latents.codes.numpy()
+        if moved.mean() > _CODES_TOLERANCE:
+            raise CodebooksError(
+                f"the exported encoder chooses {moved.mean():.1%} other codes than torch; do not use it"
+            )
+        same = ~moved.any(axis=1)
+    for name, expected in (("mean", latents.mean), ("log_var", latents.log_var)):
+        if expected is None:
+            continue
+        wanted = expected.numpy()[same]
+        apart = np.abs(exported[name][same] - wanted) / np.maximum(1.0, np.abs(wanted))
+        if apart.size and not apart.max() <= TOLERANCE:
+            raise CodebooksError(
+                f"the exported encoder's {name} differs from torch by {apart.max():.2g}, more than {TOLERANCE}; "
+                "check the versions of torch, onnxscript and onnxruntime"
+            )
+
+
+def _example(size: int, photos: int) -> np.ndarray:
+    """Return made-up photos, uint8 [photos, 3, size, size]; torch's generator stays untouched."""
+    return np.random.default_rng(0).integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+
+
+def _name_outputs(graph: Any) -> None:
+    """Give the outputs their names; inner values that already have one of these (`mean` is also an operator) lose it."""
+    wanted = {output.name.removeprefix(_PREFIX) for output in graph.output}
+    renamed = {name: f"{name}_inner" for name in wanted} | {_PREFIX + name: name for name in wanted}
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value in (*graph.output, *graph.value_info, *graph.initializer):
+        value.name = renamed.get(value.name, value.name)
+
+
+def _strip(proto: Any) -> None:
+    """Remove stack traces, doc strings and metadata: they hold absolute paths of the machine that exported."""
+    proto.doc_string = ""
+    proto.producer_name, proto.producer_version = "visual-codebooks", ""
+    del proto.metadata_props[:]
+    for function in proto.functions:
+        _strip_nodes(function)
+    _strip_nodes(proto.graph)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _strip_nodes(graph: Any) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            if attribute.HasField("g"):
+                _strip_nodes(attribute.g)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about itself; its errors are raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

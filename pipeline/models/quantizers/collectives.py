@@ -1,0 +1,53 @@
+"""What a quantizer asks of its peers: sums, rank 0's word, rows that lie on other ranks.
+
+Whether there are peers is asked at every call: a quantizer that is built before the process group joins it all the same.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; (0, 1) where torch.distributed is not running."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks, the same bits on every rank; the tensor itself may be overwritten."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def from_first(values: Tensor) -> Tensor:
+    """Return rank 0's tensor on every rank; the others' may be overwritten."""
+    if rank_and_world()[1] > 1:
+        dist.broadcast(values, src=0)
+    return values
+
+
+def rows_per_rank(rows: Tensor) -> Tensor:
+    """Return how many rows each rank holds, int64 [world_size], on every rank."""
+    rank, world = rank_and_world()
+    numbers = torch.zeros(world, dtype=torch.int64, device=rows.device)
+    numbers[rank] = rows.shape[0]
+    return sum_over_ranks(numbers)
+
+
+def pick_rows(rows: Tensor, chosen: Tensor, per_rank: Tensor) -> Tensor:
+    """Return rows [R, d] of the concatenation of every rank's `rows` [N, d], in rank order, on every rank.
+
+    chosen: positions in the concatenation, int64 [R], the same on every rank; per_rank: `rows_per_rank(rows)`. Only the
+    chosen rows travel.
+    """
+    rank, _ = rank_and_world()
+    local = chosen - per_rank[:rank].sum()
+    mine = (local >= 0) & (local < rows.shape[0])
+    picked = rows.new_zeros(len(chosen), rows.shape[1])
+    picked[mine] = rows[local[mine]]
+    return sum_over_ranks(picked)

@@ -1,0 +1,21 @@
+"""Pictures through a model and back, for people to look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .base import Model
+
+
+def reconstruct(model: Model, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return photos, uint8 [B, H, W, 3], as the model's decoder draws them from their latents, same shape.
+
+    Raises NotReconstructing where the model has no decoder to pixels.
+    """
+    images = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
+    with torch.inference_mode():
+        decoded = model.decode(model.encode(images))
+    made = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return np.ascontiguousarray(made.numpy())
