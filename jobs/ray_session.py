@@ -29,6 +29,8 @@ def ray_session(config: Config) -> Iterator[None]:
     # The behaviour of Ray's next versions: a worker that asked for no GPU sees its machine's unchanged.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Ray's C++ side writes to standard error past every Python setting; what fails reaches us as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     try:

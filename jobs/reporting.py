@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from jobs.context import Context
 from jobs.planning import Plan
@@ -15,6 +14,7 @@ from pipeline.errors import NotReconstructing
 from pipeline.evaluation import GateVerdict
 from pipeline.index import BuiltIndex, LatentArrays, open_index
 from pipeline.models import Bundle
+from pipeline.models.reconstruct import reconstruct
 from pipeline.parts import read_part
 from pipeline.report import GateRow, NeighbourRow, Picture, ReportData, render_page
 from pipeline.storage import Store
@@ -119,17 +119,12 @@ def neighbour_rows(
 
 def reconstructions(bundle: Bundle, photos: Sequence[np.ndarray]) -> list[tuple[Picture, Picture]]:
     """Return (original, reconstruction) pairs; none for a model without a decoder."""
-    if not photos:
-        return []
-    images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
     try:
-        with torch.inference_mode():
-            decoded = bundle.model.decode(bundle.model.encode(images))
+        made = reconstruct(bundle.model, np.stack(photos)) if photos else np.empty(0)
     except NotReconstructing:
         return []
-    made = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     pairs = zip(photos, made, strict=True)
-    return [(Picture(a, "original", "", None), Picture(b, "reconstruction", "", None)) for a, b in pairs]
+    return [(Picture(a, "original"), Picture(b, "reconstruction")) for a, b in pairs]
 
 
 def quarantine_rows(quarantine: pa.Table) -> list[tuple[str, int, str]]:

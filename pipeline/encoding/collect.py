@@ -83,8 +83,9 @@ def collect_pixels(
     rows = to_numpy(named["pixels_row"], missing=-1).astype(np.int32)[kept]
     order = np.lexsort((rows, codes[kept]))
     found, first = np.unique(codes[kept][order], return_index=True)
-    for code, members in zip(found.tolist(), np.split(rows[order], first[1:]), strict=True):
-        parts[names[code]] = members
+    bounds = np.append(first, len(order)).tolist()
+    for code, start, end in zip(found.tolist(), bounds[:-1], bounds[1:], strict=True):
+        parts[names[code]] = rows[order][start:end]
     return sorted(parts.items())
 
 
