@@ -43,6 +43,12 @@ def s3_server() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def maker() -> Any:
+    """The module `release_maker`: writes small releases on a store, and answers for them by brute force."""
+    return _load("release_maker")
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .gates import GATES, GatesConfig, GateVerdict, check_gates, refusal
+from .gates import GATES, GatesConfig, GateVerdict, check_gates
 from .knn import knn_accuracy, knn_labels, label_knn
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "knn_accuracy",
     "knn_labels",
     "label_knn",
-    "refusal",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,14 +74,3 @@ def check_gates(measures: Mapping[str, float], config: GatesConfig) -> list[Gate
         passed = value >= limit if gate.side == "least" else value <= limit
         verdicts.append(GateVerdict(gate.field, float(value), float(limit), passed=bool(passed)))
     return verdicts
-
-
-def refusal(verdicts: Sequence[GateVerdict]) -> str | None:
-    """Return the sentence that says which gates refused, for GateRefused; None when all passed."""
-    failed = [f"{v.name}: {v.value:.6g} (limit {v.limit:g})" for v in verdicts if not v.passed and v.limit is not None]
-    if not failed:
-        return None
-    return (
-        f"{len(failed)} of {len(verdicts)} gates refused the release: {'; '.join(failed)}. "
-        "The channel stays as it is; look at the report, or change the limits under `gates`"
-    )

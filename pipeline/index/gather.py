@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import InputError, IntegrityError
+from ..errors import IntegrityError
 from ..parts import read_part
 from ..storage import Store
 from .latents import LatentArrays, Rows
@@ -26,8 +26,7 @@ def gather_latents(
 
     items: columns item_id, latents_part, latents_row. columns: of mean, log_var, codes (`mean` always comes along).
     Each part is read once, by at most `threads` readers; memory is the result and that many parts. No rows give
-    mean [0, 0]. Raises IntegrityError when a part lacks a named row or holds another item there, InputError when it
-    lacks a column.
+    mean [0, 0]. Raises IntegrityError when a part lacks a column or a named row, or holds another item there.
     """
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
     if items.num_rows == 0:
@@ -73,13 +72,7 @@ def _by_part(parts: pa.DictionaryArray) -> list[tuple[str, Rows]]:
 def _read(
     store: Store, part: str, rows: Rows, expected: pa.ChunkedArray, wanted: Sequence[str]
 ) -> dict[str, NDArray[np.generic]]:
-    try:
-        table = read_part(store, part, ["item_id", *wanted])
-    except KeyError as error:
-        raise InputError(f"{part} lacks a column of {', '.join(wanted)}: {error}") from error
-    missing = [name for name in wanted if name not in table.column_names]
-    if missing:
-        raise InputError(f"{part} has no {', '.join(missing)}; the model that wrote it does not yield them")
+    table = read_part(store, part, ["item_id", *wanted])
     if rows.max() >= table.num_rows or rows.min() < 0:
         raise IntegrityError(f"{part} has {table.num_rows} rows, but items names its row {rows.max()}")
     held = table.column("item_id").take(pa.array(rows))

@@ -75,7 +75,7 @@ class FileCache:
             if path.stat().st_size != size:
                 return False
             os.utime(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except PermissionError:  # a shared folder that this process may only read
             return True

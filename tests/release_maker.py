@@ -1,0 +1,217 @@
+"""Small releases on a store, written as a refresh writes them, and the brute force that their answers are held to.
+
+Loaded by `conftest.py`; the fixture `maker` is this module.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.index import IndexConfig, LatentArrays, build_index, gather_latents
+from pipeline.parts import PartFile, latents_part_name, write_part
+from pipeline.reader import Neighbour
+from pipeline.release import publish, read_head, write_release
+from pipeline.schema import changes_schema, items_schema, latents_schema, quarantine_schema
+from pipeline.storage import Store
+
+MODEL, DIM = "ab" * 32, 6
+ATTRIBUTES = [pa.field("category", pa.string()), pa.field("price", pa.float64()), pa.field("stock", pa.int64())]
+PART_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Photo:
+    item_id: str
+    uri: str
+    view: int
+    mean: np.ndarray
+    category: str | None = "Shoes"
+    price: float | None = 1.0
+    stock: int | None = 1
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a test wrote: the photos in items order, and the release's id."""
+
+    photos: list[Photo]
+    release_id: str
+
+    def means(self, item_id: str) -> np.ndarray:
+        return np.stack([photo.mean for photo in self.photos if photo.item_id == item_id]).astype(np.float64)
+
+
+def some_photos(items: int, *, seed: int = 0, most: int = 4) -> list[Photo]:
+    """Return photos of items sku-000, sku-001, ..., one to `most` each, with attributes that are sometimes null."""
+    generator = np.random.default_rng(seed)
+    photos = []
+    for number in range(items):
+        category = ["Shoes", "Hats", None, "Bags"][generator.integers(4)]
+        price = None if number % 7 == 0 else float(generator.integers(1, 50))
+        centre, stock = generator.normal(size=DIM), int(generator.integers(5))
+        for view in range(generator.integers(1, most + 1)):
+            mean = (centre + generator.normal(0, 0.7, DIM)).astype(np.float32)
+            uri = f"s3://photos/{number}/{view}.jpg"
+            photos.append(Photo(f"sku-{number:03d}", uri, view, mean, category, price, stock))
+    return photos
+
+
+def make_release(
+    store: Store,
+    photos: Sequence[Photo],
+    *,
+    run: str = "night",
+    index: IndexConfig | None = None,
+    refused: Sequence[tuple[str, str, str, str]] = (),
+    removed: Sequence[str] = (),
+    channel: str = "stable",
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
+    **fields: Any,
+) -> Made:
+    """Write parts, items and the rest of a release, and publish it.
+
+    refused: (item_id, uri, stage, reason) of photos in quarantine; removed: item_ids. fields: of the manifest, and
+    `change` may alter whatever is handed to `write_release`.
+    """
+    config = index or IndexConfig()
+    photos = sorted(photos, key=lambda photo: (photo.item_id, photo.view))
+    model = fields.get("model_id", MODEL)
+    parts = write_parts(store, photos, model, run)
+    items = items_table(photos, [part.name for part in parts])
+    latents = gather_latents(store, items) if photos else LatentArrays(mean=np.empty((0, DIM), np.float32))
+    built = build_index(latents, config)
+    quarantine, changes = quarantine_table(refused, run), changes_table(removed)
+    given: dict[str, Any] = {
+        "release_id": f"{run}-0123456789ab",
+        "files": {
+            "items": (table_bytes(items), ".parquet", items.num_rows),
+            "quarantine": (table_bytes(quarantine), ".parquet", quarantine.num_rows),
+            "changes": (table_bytes(changes), ".parquet", changes.num_rows),
+            "index": (built.data, ".faiss", items.num_rows),
+        },
+        "release_key": "0123456789ab" + "0" * 52,
+        "run": run,
+        "attempt": 1,
+        "parent": None,
+        "model_id": model,
+        "model_kind": "vae",
+        "latent_dim": DIM,
+        "transform_id": "cd" * 8,
+        "metric": config.metric,
+        "index_kind": config.kind,
+        "index_parameters": built.parameters,
+        "parts": tuple(parts),
+        "code_version": "test",
+        **fields,
+    }
+    written = write_release(store, **change(given))
+    head = read_head(store, channel)
+    publish(
+        store,
+        channel,
+        expected_head=0 if head is None else head.number,
+        release_id=written.manifest.release_id,
+        manifest_sha256=written.manifest_sha256,
+        run=run,
+        attempt=1,
+    )
+    return Made(list(photos), written.manifest.release_id)
+
+
+def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> list[PartFile]:
+    parts = []
+    for start in range(0, len(photos), PART_ROWS):
+        chunk = photos[start : start + PART_ROWS]
+        columns = {
+            "item_id": [photo.item_id for photo in chunk],
+            "uri": [photo.uri for photo in chunk],
+            "token": [f"etag:{photo.uri}" for photo in chunk],
+            "digest": ["0" * 64] * len(chunk),
+            "pixels_row": list(range(len(chunk))),
+            "mean": [photo.mean.tolist() for photo in chunk],
+        }
+        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=False))
+        parts.append(write_part(store, latents_part_name(model, f"{run}-{start}"), table, f"{run}-{start}"))
+    return parts
+
+
+def items_table(photos: Sequence[Photo], parts: Sequence[str]) -> pa.Table:
+    return pa.table(
+        {
+            "item_id": [photo.item_id for photo in photos],
+            "uri": [photo.uri for photo in photos],
+            "view": [photo.view for photo in photos],
+            "token": [f"etag:{photo.uri}" for photo in photos],
+            "digest": ["0" * 64] * len(photos),
+            "latents_part": [parts[row // PART_ROWS] for row in range(len(photos))],
+            "latents_row": [row % PART_ROWS for row in range(len(photos))],
+            "pixels_part": [None] * len(photos),
+            "pixels_row": [None] * len(photos),
+            **{field.name: [getattr(photo, field.name) for photo in photos] for field in ATTRIBUTES},
+        },
+        items_schema(ATTRIBUTES),
+    )
+
+
+def quarantine_table(refused: Sequence[tuple[str, str, str, str]], run: str) -> pa.Table:
+    names = ("item_id", "uri", "stage", "reason")
+    columns: dict[str, list[Any]] = {name: [row[at] for row in refused] for at, name in enumerate(names)}
+    columns |= {
+        "token": ["t"] * len(refused),
+        "detail": ["a sentence"] * len(refused),
+        "first_seen": [run] * len(refused),
+    }
+    schema = quarantine_schema()
+    return pa.table({name: columns[name] for name in schema.names}, schema)
+
+
+def changes_table(removed: Sequence[str]) -> pa.Table:
+    uris = [f"u/{item_id}" for item_id in removed]
+    return pa.table({"item_id": list(removed), "uri": uris, "change": ["removed"] * len(removed)}, changes_schema())
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def pair_scores(metric: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    if metric == "l2":
+        return -np.linalg.norm(left[:, None] - right[None], axis=-1)
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right)]
+    return unit[0] @ unit[1].T
+
+
+def brute_force(
+    made: Made,
+    metric: str,
+    query: np.ndarray,
+    k: int,
+    *,
+    left_out: Sequence[str] = (),
+    keep: Callable[[Photo], bool] = lambda photo: True,
+) -> list[tuple[str, float]]:
+    """Return (item_id, score) of the k nearest: best pair of photos per item, ties by item_id; from the definition."""
+    first: dict[str, Photo] = {}
+    for photo in made.photos:
+        first.setdefault(photo.item_id, photo)
+    scores = {
+        item_id: float(pair_scores(metric, query, made.means(item_id)).max())
+        for item_id, photo in first.items()
+        if item_id not in left_out and keep(photo)
+    }
+    return sorted(scores.items(), key=lambda pair: (-round(pair[1], 7), pair[0]))[:k]
+
+
+def check(answer: Sequence[Neighbour], expected: Sequence[tuple[str, float]]) -> None:
+    """Assert that an answer names these items in this order, with these scores."""
+    assert [near.item_id for near in answer] == [item_id for item_id, _ in expected]
+    np.testing.assert_allclose([near.score for near in answer], [score for _, score in expected], atol=1e-6)

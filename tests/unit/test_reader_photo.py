@@ -1,0 +1,108 @@
+"""A photo as a query: the release's own encoder, by ONNX, on bytes of a picture."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import ConfigError, IntegrityError, PhotoRefused
+from pipeline.images import ImagesConfig, decode
+from pipeline.reader import open_release
+from pipeline.storage import Store, open_store
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, maker: Any) -> Store:
+    opened = open_store(str(tmp_path / "store"))
+    maker.make_release(opened, maker.some_photos(40))
+    return opened
+
+
+def projection(dim: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(3 * SIZE * SIZE, dim)).astype(np.float32)
+
+
+def write_encoder(store: Store, model_id: str, dim: int) -> None:
+    """Write a bundle whose encoder is one matrix over the pixels; `mean` is its second output."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weights = onnx.numpy_helper.from_array(projection(dim), "weights")
+    shape = onnx.numpy_helper.from_array(np.array([-1, 3 * SIZE * SIZE]), "shape")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=kinds.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["mean"]),
+        helper.make_node("Neg", ["mean"], ["log_var"]),
+    ]
+    images = helper.make_tensor_value_info("images", kinds.UINT8, ["batch", 3, SIZE, SIZE])
+    outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, ["batch", dim]) for name in ("log_var", "mean")]
+    graph = helper.make_graph(nodes, "encoder", [images], outputs, [weights, shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    store.put_if_absent(f"models/{model_id}/encoder.onnx", model.SerializeToString())
+    config = {"images": ImagesConfig(size=SIZE, fit="crop").model_dump(mode="json"), "model": {"kind": "vae"}}
+    store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
+
+
+def picture() -> bytes:
+    pixels = np.random.default_rng(4).integers(0, 255, (20, 30, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_a_photo_is_decoded_and_encoded_as_the_model_was_trained(store: Store, maker: Any) -> None:
+    write_encoder(store, maker.MODEL, maker.DIM)
+    release = open_release(store.url)
+    vectors = release.encode_photo(picture())
+    pixels = decode(picture(), ImagesConfig(size=SIZE, fit="crop"))  # [H, W, 3]
+    expected = pixels.transpose(2, 0, 1).reshape(1, -1).astype(np.float32) @ projection(maker.DIM)
+    assert (vectors.shape, vectors.dtype) == ((1, maker.DIM), np.float32)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5)
+    assert release.similar_photo(picture(), k=7) == release.search(vectors, k=7)[0]
+    filtered = release.similar_photo(picture(), k=7, where={"category": "Hats"})
+    assert {near.attributes["category"] for near in filtered} == {"Hats"}
+
+
+def test_bytes_that_are_no_photo_are_refused(store: Store, maker: Any) -> None:
+    write_encoder(store, maker.MODEL, maker.DIM)
+    with pytest.raises(PhotoRefused, match="not_an_image"):
+        open_release(store.url).encode_photo(b"<html>no picture</html>")
+
+
+def test_a_bundle_that_is_gone_is_said_so(store: Store) -> None:
+    with pytest.raises(IntegrityError, match=r"models/.* is not whole"):
+        open_release(store.url).encode_photo(picture())
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "PIL"])
+def test_what_is_not_installed_is_named_with_the_remedy(
+    store: Store, maker: Any, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    write_encoder(store, maker.MODEL, maker.DIM)
+    release = open_release(store.url)
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.split(".")[0] == missing:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[run\]"):
+        release.encode_photo(picture())
