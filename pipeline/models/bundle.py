@@ -1,4 +1,4 @@
-"""Bundles: finished models on the store, named by content, found by what was asked, loaded without running pickled code."""
+"""Bundles: finished models on the store, named by content, found by what was asked, loaded without pickled code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model from the store, on the CPU, in evaluation mode, its parameters frozen; images: how photos become pixels."""
+    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels."""
 
     model_id: str
     config: ModelConfig
@@ -128,9 +128,9 @@ def find_bundle(store: Store, train_key: str) -> str | None:
 def load_bundle(store: Store, model_id: str) -> Bundle:
     """Return a model from the store.
 
-    Only JSON and safetensors are read, so nothing that is stored is run; torch's random generator stays as it is. Raises
-    NotFound when there is no such bundle (also when it was only half written), IntegrityError when its bytes are not
-    those the model_id was made from, InputError when this version of the project does not know the model.
+    Only JSON and safetensors are read, so nothing that is stored is run; torch's random generator stays as it is.
+    Raises NotFound when there is no such bundle (also when it was only half written), IntegrityError when its bytes
+    are not those the model_id was made from, InputError when this version of the project does not know the model.
     """
     name = f"models/{model_id}/config.json"
     try:
@@ -218,8 +218,8 @@ def _model_config(values: Mapping[str, Any], name: str) -> ModelConfig:
             if problem["type"] != "extra_forbidden"
         ]
         raise InputError(
-            f"{name}: this version cannot read the configuration of a {kind!r} model; use the version that wrote it, or "
-            "train anew\n" + "\n".join(lines)
+            f"{name}: this version cannot read the configuration of a {kind!r} model; use the version that wrote it, "
+            "or train anew\n" + "\n".join(lines)
         ) from error
 
 

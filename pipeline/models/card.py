@@ -29,7 +29,7 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
     plain = {name: value for name, value in card.items() if not isinstance(value, Mapping)}
     sections: dict[str, Mapping[str, Any]] = {
         "model": facts["model"],
-        "images": {"image_size": facts["image_size"], **facts["images"]},
+        "images": facts["images"],
         **({"training data": plain} if plain else {}),
         **{name: value for name, value in card.items() if isinstance(value, Mapping)},
         "versions": _versions(),

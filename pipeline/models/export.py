@@ -109,7 +109,7 @@ def _example(size: int, photos: int) -> np.ndarray:
 
 
 def _name_outputs(graph: Any) -> None:
-    """Give the outputs their names; inner values that already have one of these (`mean` is also an operator) lose it."""
+    """Give the outputs their names; inner values that have one of these (`mean` is also an operator) lose it."""
     wanted = {output.name.removeprefix(_PREFIX) for output in graph.output}
     renamed = {name: f"{name}_inner" for name in wanted} | {_PREFIX + name: name for name in wanted}
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""The variational autoencoder (Kingma and Welling 2013, arXiv 1312.6114), convolutional, with a weight beta on the KL."""
+"""The variational autoencoder (Kingma and Welling 2013, arXiv 1312.6114), convolutional, the KL weighted by beta."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class VAEConfig(ModelConfig):
 
 
 class VAE(Model):
-    """q(z|x) = N(mean, exp(log_var)), p(z) = N(0, I), p(x|z) by `config.reconstruction`; the loss is -ELBO at beta 1."""
+    """q(z|x) = N(mean, exp(log_var)), p(z) = N(0, I), p(x|z) by `reconstruction`; the loss is -ELBO at beta 1."""
 
     has_log_var = True
 

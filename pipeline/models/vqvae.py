@@ -74,10 +74,10 @@ class VQVAE(Model):
         return Losses(total, {"reconstruction": error.detach(), "commitment": held.detach()})
 
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return mean, float32 [B, latent_dim], and codes, int64 [B, g * g] row-major, of photos, uint8 [B, 3, H, W]."""
+        """Return mean, float32 [B, latent_dim], and codes, int64 [B, g * g], of photos, uint8 [B, 3, H, W]."""
         vectors = self._vectors(to_float(images))
         codes = self.quantizer.nearest(vectors.flatten(0, 2)).view(-1, self.num_latent_codes)
-        values = self.quantizer.lookup(codes).unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        values = self._map(codes).permute(0, 3, 1, 2)
         with full_precision(values.device.type):
             cells = self.pooling @ values @ self.pooling.T  # [B, code_dim, p, p]
         return Latents(cells.flatten(1), codes=codes)
@@ -91,16 +91,19 @@ class VQVAE(Model):
             raise ValueError(
                 "a VQ-VAE decodes codes, and these latents have none; pass the latents that encode returned"
             )
-        values = self.quantizer.lookup(latents.codes).unflatten(1, (self.grid, self.grid))
-        return torch.sigmoid(self._logits(values))
+        return torch.sigmoid(self._logits(self._map(latents.codes)))
 
     def after_step(self) -> None:
         """Move the codebook; every rank must call it."""
         self.quantizer.update()
 
     def scalars(self) -> dict[str, float]:
-        """Return the codebook's measures since the last call, over all ranks: perplexity, used codes, error, restarts."""
+        """Return the codebook's measures since the last call, over all ranks; see EMAQuantizer.scalars."""
         return self.quantizer.scalars()
+
+    def _map(self, codes: Tensor) -> Tensor:
+        """Return the codebook's rows for codes [B, g * g], float32 [B, g, g, code_dim]."""
+        return self.quantizer.lookup(codes).view(-1, self.grid, self.grid, self.config.code_dim)
 
     def _vectors(self, pictures: Tensor) -> Tensor:
         """Return what is quantised, float32 [B, g, g, code_dim]."""
@@ -114,7 +117,7 @@ class VQVAE(Model):
 
 
 def pooling_matrix(grid: int, cells: int) -> Tensor:
-    """Return P, float32 [cells, grid], with P @ map @ P.T the map averaged to cells x cells (as adaptive pooling does)."""
+    """Return P, float32 [cells, grid]: P @ map @ P.T is the map averaged to cells x cells, as adaptive pooling does."""
     matrix = torch.zeros(cells, grid)
     for cell in range(cells):
         start, end = cell * grid // cells, -(-(cell + 1) * grid // cells)

@@ -1,6 +1,6 @@
 """What a quantizer asks of its peers: sums, rank 0's word, rows that lie on other ranks.
 
-Whether there are peers is asked at every call: a quantizer that is built before the process group joins it all the same.
+Whether there are peers is asked at every call: a quantizer that is built before the process group joins it too.
 """
 
 from __future__ import annotations

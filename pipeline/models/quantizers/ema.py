@@ -1,9 +1,9 @@
 """A codebook that follows its vectors by moving averages (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1).
 
-`forward` chooses codes from the codebook as it is and notes what it saw; `update`, once after every optimiser step and on
-every rank, adds those notes up over the ranks and moves the codebook. So the codes of a step never come from a codebook
-that already knows that step, and micro-batches of one step count together. The notes are no buffers: DDP would
-overwrite them with rank 0's. The codebook is a buffer and equal on all ranks, so that DDP's broadcast changes nothing.
+`forward` chooses codes from the codebook as it is and notes what it saw; `update`, once after every optimiser step
+and on every rank, adds those notes up over the ranks and moves the codebook. So the codes of a step never come from a
+codebook that already knows that step, and micro-batches of one step count together. The notes are no buffers: DDP
+would overwrite them with rank 0's. The codebook is a buffer and equal on all ranks, so DDP's broadcast changes nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class EMAQuantizer(nn.Module):
         self._error = 0.0
         self._vectors = 0.0
         self._restarted = 0
-        self.register_load_state_dict_post_hook(_forget_initialised)
+        self.register_load_state_dict_post_hook(_forget_initialised)  # type: ignore[no-untyped-call]
 
     def forward(self, vectors: Tensor) -> Quantised:
         """Return the nearest code of every vector, [..., code_dim]; in training mode also take notes for `update`."""
@@ -172,7 +172,7 @@ class EMAQuantizer(nn.Module):
             self.codebook.copy_(pick_rows(rows, chosen, per_rank))
             self.code_sum.copy_(self.codebook)
             self.code_count.fill_(1.0)
-            self.initialised.fill_(True)  # noqa: FBT003 - a tensor method
+            self.initialised.fill_(True)
         self._known_initialised = True
 
     @torch.no_grad()
