@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..schema import CHANGES, changes_schema
+from .difference import differs
 
 _KEYS = ["item_id", "uri"]
 
@@ -48,17 +49,9 @@ def _altered(items: pa.Table, parent: pa.Table) -> list[pa.Table]:
     moved = pc.not_equal(pairs["token"], pairs["token_before"])
     relabelled = pa.chunked_array([pa.repeat(len(shared) != len(labels) or bool(lost), pairs.num_rows)])
     for name in shared:
-        relabelled = pc.or_(relabelled, _differs(pairs[name], pairs[f"{name}_before"]))
+        relabelled = pc.or_(relabelled, differs(pairs[name], pairs[f"{name}_before"]))
     only_labels = pc.and_(relabelled, pc.invert(moved))
     return [_named(pairs.filter(moved), "changed"), _named(pairs.filter(only_labels), "relabelled")]
-
-
-def _differs(now: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return where two columns differ; a null equals a null only."""
-    if now.type != before.type:
-        now, before = now.cast(pa.string()), before.cast(pa.string())
-    one_null = pc.xor(pc.is_null(now), pc.is_null(before))
-    return pc.or_(one_null, pc.fill_null(pc.not_equal(now, before), False))
 
 
 def _places(table: pa.Table) -> set[str]:

@@ -116,14 +116,15 @@ def is_bytes(kind: Any) -> bool:
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as releases store it: dictionaries and text layouts become `string`, all-null too."""
+    """Return a column as releases store it: dictionaries and text layouts become `string`.
+
+    A column of type null stays: other batches may know its type.
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = kind.value_type
-    if is_text(kind) or pa.types.is_null(kind):
-        return column.cast(pa.string())
-    return column
+    return column.cast(pa.string()) if is_text(kind) else column
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

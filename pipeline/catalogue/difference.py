@@ -192,18 +192,18 @@ def _relabelled(photos: pa.Table, items: pa.Table, found: pa.ChunkedArray, same:
     """Return where a `same` photo's view or attributes differ; a column that one side lacks is null there."""
     rows = pa.array(np.flatnonzero(same))
     now, before = photos.take(rows), items.take(found.take(rows))
-    differs = pc.not_equal(now.column("view"), before.column("view"))
+    marks = pc.not_equal(now.column("view"), before.column("view"))
     names = [field.name for field in (*attribute_fields(photos.schema), *attribute_fields(items.schema))]
     for name in dict.fromkeys(names):
         new = now.column(name) if name in now.column_names else pa.nulls(len(rows), pa.string())
         old = before.column(name) if name in before.column_names else pa.nulls(len(rows), pa.string())
-        differs = pc.or_(differs, _differs(new, old))
+        marks = pc.or_(marks, differs(new, old))
     marked = np.zeros(photos.num_rows, dtype=np.bool_)
-    marked[np.flatnonzero(same)[as_numpy(differs)]] = True
+    marked[np.flatnonzero(same)[as_numpy(marks)]] = True
     return marked
 
 
-def _differs(now: Any, before: Any) -> Any:
+def differs(now: Any, before: Any) -> Any:
     """Return where two columns differ; a null equals a null and a NaN a NaN. Columns of two types compare as text."""
     if now.type != before.type:
         now, before = now.cast(pa.string()), before.cast(pa.string())

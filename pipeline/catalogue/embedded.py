@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 
 from ..errors import IntegrityError
 from ..storage import Files
-from .parquet import is_under
+from .parquet import READ_AHEAD_BYTES, is_under
 
 # A row group whose photos fill no more than this is kept for the next call; a larger one is streamed.
 _KEPT_BYTES = 256 << 20
-_READ_AHEAD_BYTES = 1 << 20
 _STREAMED_BYTES = 32 << 20
 
 
@@ -71,9 +70,11 @@ class EmbeddedPhotos:
         if self._last is None or self._last[0] != (source, group):
             self._last = None  # before the next is read: never two at a time
             size = _bytes_of(footer, group, self._image)
+            streamed = size > _KEPT_BYTES
             with self._files.open(source) as handle:
-                table = pq.ParquetFile(handle, metadata=footer, pre_buffer=False, buffer_size=_READ_AHEAD_BYTES)
-                if size > _KEPT_BYTES:
+                read_ahead = READ_AHEAD_BYTES if streamed else 0  # 0: a whole column chunk in one request
+                table = pq.ParquetFile(handle, metadata=footer, pre_buffer=False, buffer_size=read_ahead)
+                if streamed:
                     return self._streamed(table, group, rows, size)
                 column = table.read_row_group(group, columns=[self._image], use_threads=False).column(0)
             self._last = ((source, group), _photo_bytes(column))

@@ -67,7 +67,7 @@ def locate(config: CatalogueConfig, files: Files) -> Located:
     """Find the files of a catalogue. Raises InputError when there are none, or not of one format."""
     uri = absolute_source(config.source)
     with reading(uri):
-        names = [] if uri.startswith("https://") else _peek(uri, files)
+        names = [] if uri.startswith("https://") else _peek(uri, config, files)
         if not names:
             return _single(uri, config)
         kind = config.format if config.format != "auto" else _folder_format(uri, names)
@@ -154,13 +154,17 @@ def parent_folder(uri: str) -> str:
     return f"{uri.rsplit('/', 1)[0]}/"
 
 
-def _peek(uri: str, files: Files) -> list[str]:
+def _peek(uri: str, config: CatalogueConfig, files: Files) -> list[str]:
     """Return the first names under a folder, relative to it; none when `uri` is a file or is not there."""
     try:
         return [found.removeprefix(f"{uri}/") for found, _ in islice(files.list(f"{uri}/"), _PEEKED_NAMES)]
     except NotFound:
         # A local file, or nothing at all: opening it will tell.
         return []
+    except Forbidden:
+        if config.format == "folder" or (config.format == "auto" and format_of_name(uri) is None):
+            raise
+        return []  # whoever may not list a bucket may still read the one file
 
 
 def _folder_format(uri: str, names: list[str]) -> str:

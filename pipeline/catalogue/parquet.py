@@ -15,7 +15,7 @@ from .rows import Tally, photo_rows
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 << 20
-_READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_BYTES = 8 << 20  # one request of a store
 
 
 def parquet_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) -> Iterator[pa.Table]:
@@ -23,7 +23,7 @@ def parquet_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tal
     with opened(files, place.uri, "Parquet") as handle:
         # With a buffer size pages are read as they are needed; without, the whole column of a row group is held,
         # which for embedded photos can be many GB.
-        table = pq.ParquetFile(handle, buffer_size=_READ_AHEAD_BYTES, pre_buffer=False)
+        table = pq.ParquetFile(handle, buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
         columns = choose_columns(with_partition(table.schema_arrow.empty_table(), place).schema, config, place.uri)
         tally.skipped_columns.update(columns.skipped)
         first_row = 0

@@ -51,7 +51,7 @@ def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = No
     rows = _read_rows(located, config, files, tally)
     if not rows.num_rows:
         raise InputError(_empty(located, config, tally))
-    count = len(pc.unique(rows.column("row")))
+    count = int(run_starts(rows.column("row")).sum())
     _refuse_null_keys(rows, located)
     rows = sorted_by(rows, "item_id")
     starts = run_starts(rows.column("item_id"))
@@ -95,7 +95,9 @@ def _read_rows(located: Located, config: CatalogueConfig, files: Files, tally: T
     if located.format == "tar":
         require_tar_columns(rows.column_names[len(ROWS) :], config)
     for number, field in enumerate(rows.schema):
-        if located.format == "csv" and field.name not in ROWS.names:
+        if pa.types.is_null(field.type):
+            rows = rows.set_column(number, field.name, rows.column(number).cast(pa.string()))
+        elif located.format == "csv" and field.name not in ROWS.names:
             rows = rows.set_column(number, field.name, typed(rows.column(number)))
     return rows
 

@@ -130,7 +130,7 @@ def _cells(
     if columns.image_kind == "uris":
         parent, texts = _flatten(column.combine_chunks())
     else:
-        texts = _one(plain_column(column))
+        texts = _one(as_text(column))
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
         parent, texts = _lists_in_text(texts, place, first_row)
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None

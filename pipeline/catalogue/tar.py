@@ -136,10 +136,9 @@ def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int
 
 def _attribute(values: list[Plain], name: str, place: Place) -> pa.Array:
     try:
-        made = pa.array(values)
+        return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"the attribute {name!r} of {place.uri} mixes types ({error}); give it one") from error
-    return made.cast(pa.string()) if pa.types.is_null(made.type) else made
 
 
 def require_tar_columns(names: list[str], config: CatalogueConfig) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.catalogue import CatalogueConfig, read_photos
-from pipeline.errors import CodebooksError, ConfigError, InputError
+from pipeline.errors import CodebooksError, ConfigError, Forbidden, InputError
 from pipeline.storage import Files, open_store
 
 FILES = Files()
@@ -319,3 +319,14 @@ def test_configs_that_cannot_be(settings: dict[str, Any], part: str) -> None:
 def test_a_limit_below_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         read_photos(CatalogueConfig(source=str(tmp_path)), FILES, limit=0)
+
+
+def test_a_file_in_a_bucket_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store("memory://catalogue-closed").put("c.csv", b"item_id,image\na,b.jpg\n")
+
+    def denied(self: Files, uri_prefix: str) -> Any:
+        raise Forbidden(f"{uri_prefix}: ListBucket denied")
+
+    monkeypatch.setattr(Files, "list", denied)
+    assert read_photos(CatalogueConfig(source="memory://catalogue-closed/c.csv"), FILES).num_rows == 1
+    refused("memory://catalogue-closed/photos", "may not be read", "check the credentials")

@@ -217,6 +217,8 @@ def test_jsonl_with_mixed_numbers_missing_fields_and_dates_as_text(tmp_path: Pat
 def test_jsonl_of_many_blocks_agrees_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"item_id": row, "image": f"{row}.jpg", "size": row if row < 90 else row + 0.5} for row in range(100)]
     rows[3]["late"] = "only here"
+    rows[0]["size"] = rows[1]["size"] = rows[2]["size"] = None  # whole blocks that do not know the type
+    rows[50]["rating"] = 4.5
     path = tmp_path / "c.ndjson"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     whole = read(path)
@@ -224,6 +226,7 @@ def test_jsonl_of_many_blocks_agrees_with_one(tmp_path: Path, monkeypatch: pytes
     assert read(path).to_pylist() == whole.to_pylist()
     assert whole.num_rows == 100
     assert whole["size"].to_pylist()[-1] == 99.5
+    assert whole.schema.field("rating").type == pa.float64()
 
 
 def test_jsonl_with_photos_as_data_uris(tmp_path: Path) -> None:
