@@ -100,7 +100,8 @@ def guess_columns(rows: pa.Table, where: str, options: argparse.Namespace) -> Gu
             f"--image COLUMN. Columns: {_listed(rows)}"
         )
     keys = [name for name in rows.column_names if name != image and _may_be_key(rows[name])]
-    named = [name for name in keys if _rank(name, _KEYS) < len(_KEYS)]
+    # A column of a usual name may repeat its keys, one row a photo; any other one must not.
+    named = [name for name in keys if _plain(name) in _KEYS and _varies(rows[name])]
     unique = [name for name in keys if _is_unique(rows[name])]
     item_id = options.item_id or _best(named or unique, _KEYS)
     if item_id is None:
@@ -210,10 +211,18 @@ def _best(names: Iterator[str] | Sequence[str], known: Sequence[str]) -> str | N
 
 def _rank(name: str, known: Sequence[str]) -> int:
     """Return how early a column's name, or a part of it, stands among the usual ones; smaller is better."""
-    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    plain = _plain(name)
     if plain in known:
         return known.index(plain)
     return len(known) - 1 if any(part in known for part in plain.split("_")) else len(known)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _varies(column: pa.ChunkedArray) -> bool:
+    return len(pc.unique(column)) * 20 >= len(column)
 
 
 def _holds_photos(column: pa.ChunkedArray) -> bool:

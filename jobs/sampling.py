@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.storage import Files
 
 ROWS = 1000
-_JSON_BYTES = 8 * 2**20
+_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,20 @@ def _parquet(handle: BinaryIO, _place: Place) -> pa.Table:
 
 
 def _csv(handle: BinaryIO, place: Place) -> pa.Table:
-    text = io.TextIOWrapper(_unpacked(handle, place), encoding="utf-8-sig", newline="")
-    heading = text.readline()
-    delimiter = max(",;\t|", key=heading.count)
-    names = next(csv.reader([heading], delimiter=delimiter), [])
-    rows = list(itertools.islice(csv.reader(text, delimiter=delimiter), ROWS))
+    data = _unpacked(handle, place).read(_BYTES)
+    if len(data) == _BYTES:
+        data = data[: data.rfind(b"\n") + 1]  # the last line is cut off
+    text = data.decode("utf-8-sig")
+    delimiter = max(",;\t|", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = next(lines, [])
+    rows = list(itertools.islice(lines, ROWS))
     cells = [[row[number] if number < len(row) else None for row in rows] for number in range(len(names))]
     return pa.table([pa.array(column, pa.string()) for column in cells], names=names)
 
 
 def _json_lines(handle: BinaryIO, place: Place) -> pa.Table:
-    lines = _unpacked(handle, place).read(_JSON_BYTES).split(b"\n")[: ROWS + 1]
+    lines = _unpacked(handle, place).read(_BYTES).split(b"\n")[: ROWS + 1]
     rows = []
     for number, line in enumerate(lines[:-1] or lines):
         if line.strip():
