@@ -198,7 +198,7 @@ def test_what_the_caller_raises_stops_the_run_and_frees_the_actors(
     job = make_job()
     with pytest.raises(Conflict, match="took over"):
         run_shards(shards_of(job, make_plan(folder)), job, on_result=lost)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)
@@ -221,6 +221,20 @@ def test_a_photo_that_always_kills_its_actor_ends_the_run(
     monkeypatch.setattr(driver, "MOST_BEGINS", 2)
     job = make_job(files=Deadly())
     with pytest.raises(CodebooksError, match="died 2 times"):
+        run_shards(shards_of(job, make_plan(folder)), job)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_photo_that_never_comes_is_a_temporary_failure(folder: Path, make_job: Callable[..., EncodeJob]) -> None:
+    class Silent(Files):
+        def read(self, uri: str) -> bytes:
+            if uri.endswith("030.jpg"):
+                time.sleep(600)
+            return super().read(uri)
+
+    job = make_job(files=Silent(), no_progress_s=12)
+    with pytest.raises(Unavailable, match=r"no shard ended in 12 seconds .encode.no_progress_s"):
         run_shards(shards_of(job, make_plan(folder)), job)
 
 

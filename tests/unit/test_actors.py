@@ -30,6 +30,7 @@ from pipeline.encoding import (
 )
 from pipeline.errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
 from pipeline.images import ImagesConfig
+from pipeline.models import MODELS, build_model
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.parts import read_part, write_part
 from pipeline.schema import latents_schema, pixels_schema, plan_schema
@@ -200,6 +201,22 @@ def test_a_photo_has_the_same_bits_wherever_it_lies(model: SmallModel) -> None:
         assert alone.mean[0].tobytes() == together.mean[row].tobytes()
         assert alone.codes is not None
         assert alone.codes[0].tolist() == pixels[row, 0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_the_same_holds_for_the_models_of_the_table(kind: str) -> None:
+    """Measured without padding: with batches of one photo 96 % of a VAE's values differ, by up to 7e-7."""
+    torch.manual_seed(0)
+    encoder = Encoder(build_model(MODELS[kind][0](kind=kind), image_size=64), batch_size=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    together = encoder(pixels, np.arange(40))
+    assert np.ptp(together.mean, axis=0).max() > 0
+    backwards = encoder(pixels, np.arange(40)[::-1].copy())
+    for name in ("mean", "log_var", "codes"):
+        values, turned = getattr(together, name), getattr(backwards, name)
+        assert (values is None) == (turned is None)
+        assert values is None or values.tobytes() == turned[::-1].tobytes()
+    assert encoder(pixels, np.array([39])).mean[0].tobytes() == together.mean[39].tobytes()
 
 
 def test_every_forward_pass_has_the_same_shape(model: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
