@@ -104,12 +104,14 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
 
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
     items = read_table(store, parent, "items") if parent else None
-    quarantine = read_table(store, parent, "quarantine") if parent else None
+    # What another transform refused, this one may accept.
+    comparable = parent is not None and parent.transform_id == transform
+    quarantine = read_table(store, parent, "quarantine") if parent is not None and comparable else None
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, quarantine)
     rows = difference.rows
     if parent is not None and encode_all:
-        rows = _drop_missing_pixels(store, rows, usable=parent.transform_id == transform)
+        rows = _drop_missing_pixels(store, rows, usable=comparable)
     rows = assign_shards(
         rows,
         image_size=config.images.size,

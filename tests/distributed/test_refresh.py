@@ -143,10 +143,10 @@ def test_the_same_name_again_does_nothing_and_with_another_config_is_refused(
 
 
 def test_a_gate_keeps_yesterday_live(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
-    store_url, first = local
+    store_url, _ = local
     store = open_store(store_url)
     before = read_head(store, "stable")
-    strict = ["gates.max_quarantine_share=0.001", "--run", "strict"]
+    strict = ["gates.max_quarantine=0.001", "--run", "strict"]
     result = refresh(store_url, str(rendered / "catalogue.csv"), *strict, expect=4)
     assert "quarantine" in result["error"]
     assert not result["published"]
