@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"visual-codebooks {_version()}\n")
         return 0
-    answer = _Answer(sys.stdout, as_json="--json" in words)
+    answer = _Answer(sys.stdout, as_json="--json" in words, run=_named_run(words))
     with stopping_on_signals(answer.stopped):
         try:
             outcome = _run(words, answer)
@@ -159,6 +159,16 @@ def _run(words: Sequence[str], answer: _Answer) -> Outcome | None:
         return _checked(module.run(arguments))
 
 
+def _named_run(words: Sequence[str]) -> str | None:
+    """Return what `--run` says, before anything is parsed: an error on the way there still has to name the run."""
+    for number, word in enumerate(words):
+        if word.startswith("--run="):
+            return word.removeprefix("--run=")
+        if word == "--run" and number + 1 < len(words):
+            return words[number + 1]
+    return None
+
+
 def _checked(outcome: Any) -> Outcome:
     if not isinstance(outcome, Outcome):
         raise TypeError(f"a command returned {type(outcome).__name__}, expected Outcome")
@@ -183,8 +193,8 @@ def _version() -> str:
 class _Answer:
     """Says how a command ended: text on standard error, with --json one object on standard output."""
 
-    def __init__(self, stdout: TextIO, *, as_json: bool) -> None:
-        self.run: str | None = None
+    def __init__(self, stdout: TextIO, *, as_json: bool, run: str | None) -> None:
+        self.run = run
         self._stdout = stdout
         self._as_json = as_json
 

@@ -31,7 +31,7 @@ class Stopping:
     @property
     def text(self) -> str:
         """What happened, for people."""
-        by = self._by or "an exit"
+        by = self._by or "a signal"
         return f"stopped by {by}; what is finished stays, and the same command with the same --run goes on from there"
 
     def check(self) -> None:

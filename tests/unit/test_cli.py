@@ -19,7 +19,6 @@ import pytest
 
 from jobs.__main__ import COMMANDS, CONFIG, EXIT_CODES, RUN, Command, main, overview
 from jobs.command import Arguments, Outcome
-from jobs.progress import Progress
 from pipeline import errors
 from pipeline.release import publish, read_head, read_log, write_release
 from pipeline.schema import items_schema
@@ -103,6 +102,8 @@ def test_usage_errors_are_2_with_a_json_object(fake: Any, capsys: pytest.Capture
     found = json.loads(taken.out)
     assert ALWAYS | {"error", "exit_code"} == set(found)
     assert found["reason"] == "usage or config"
+    assert main(["fake", "--json", "--run", "night", *words]) == 2
+    assert json.loads(capsys.readouterr().out)["run"] == "night"
     assert "codebooks fake --help" in taken.err
 
 
@@ -404,49 +405,3 @@ def test_the_same_as_a_process(three: Store) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("visual-codebooks ")
-
-
-def test_progress_off_a_terminal_is_lines_at_most_every_few_seconds() -> None:
-    stream = io.StringIO()
-    progress = Progress(stream, every_s=0.1)
-    with progress.stage("encode", total=100) as advance:
-        for _ in range(10):
-            advance(10)
-            time.sleep(0.03)
-    lines = stream.getvalue().splitlines()
-    assert 2 <= len(lines) <= 5
-    assert lines[0].startswith("encode: ")
-    assert "of 100 photos" in lines[0]
-    assert lines[-1].startswith("encode: 100 photos in ")
-    progress.note("index: flat")
-    assert stream.getvalue().endswith("index: flat\n")
-
-
-def test_progress_on_a_terminal_is_a_bar() -> None:
-    stream = io.StringIO()
-    with Progress(stream, bars=True).stage("encode", total=100) as advance:
-        advance(100)
-    assert "100/100" in stream.getvalue()
-
-
-def test_training_progress_in_lines_and_bars() -> None:
-    from pipeline.training import TrainProgress
-
-    def at(step: int) -> TrainProgress:
-        return TrainProgress(
-            step=step, total_steps=20, epoch=1, epochs=2, loss=1.25, parts={"kl": 0.5}, learning_rate=0.1,
-            images_per_s=1234.0, seconds_left=75.0,
-        )  # fmt: skip
-
-    stream = io.StringIO()
-    progress = Progress(stream, every_s=1000)
-    for step in range(1, 21):
-        progress.training(at(step))
-    lines = stream.getvalue().splitlines()
-    assert lines[-1] == "train: epoch 1/2, step 20/20, loss 1.25 (kl 0.5), 1,234 photos/s, 1 min 15 s left"
-    assert len(lines) == 2  # the first one, so that a log shows it has begun, and the last
-    stream = io.StringIO()
-    bars = Progress(stream, bars=True)
-    bars.training(at(10))
-    bars.training(at(20))
-    assert "20/20" in stream.getvalue()

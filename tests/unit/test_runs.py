@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.storage import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "model: {kind: vae, latent_dim: 16}\ntrain: {epochs: 10}\n"
-QUICK = Timing(renew_s=0.1, stale_s=1.0, wait_s=0.5, poll_s=0.05)
+QUICK = Timing(renew_s=0.1, stale_s=30.0, wait_s=0.5, poll_s=0.05)
 
 # Holds a run and waits to be killed.
 HOLDER = """
@@ -110,6 +111,14 @@ def age(store: Store, name: str, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
+def until(reached: Callable[[], bool], within_s: float = 20.0) -> None:
+    """Wait for something that happens soon, and a little later on a busy machine."""
+    deadline = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 def test_the_first_attempt_says_who_it_is(store: Store) -> None:
     began = datetime.now(UTC)
     with open_run(store, "night").begin(CONFIG) as attempt:
@@ -140,8 +149,7 @@ def test_an_attempt_that_ended_is_followed_at_once(store: Store) -> None:
 def test_the_heartbeat_is_renewed_while_the_attempt_works(store: Store) -> None:
     with open_run(store, "night", timing=QUICK).begin(CONFIG):
         first = store.stat("runs/night/heartbeat").modified
-        time.sleep(0.5)
-        assert store.stat("runs/night/heartbeat").modified > first
+        until(lambda: store.stat("runs/night/heartbeat").modified > first)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat-night"]
 
 
@@ -151,7 +159,7 @@ def test_a_living_holder_is_waited_for_and_then_named(store: Store) -> None:
     began = time.monotonic()
     with pytest.raises(Unavailable) as caught:
         run.begin(CONFIG)
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 20
     assert caught.value.exit_code == 6
     assert all(part in str(caught.value) for part in ("'worker-17'", "pid 4711", "'night'", "attempt 1"))
     assert run.highest_attempt() == 1
@@ -175,7 +183,7 @@ def test_a_stale_heartbeat_is_taken_over_by_the_stores_clock(store: Store) -> No
     age(store, "runs/night/attempts/1.json", 3600)
     with pytest.raises(Unavailable):
         run.begin(CONFIG)  # the record is old, the heartbeat is not
-    age(store, "runs/night/heartbeat", 1.5)
+    age(store, "runs/night/heartbeat", 40)
     assert run.begin(CONFIG).number == 2
 
 
@@ -186,7 +194,7 @@ def test_the_heartbeat_of_an_older_attempt_is_no_life_sign(store: Store) -> None
     with pytest.raises(Unavailable, match="attempt 2"):
         run.begin(CONFIG)  # attempt 2 has only just begun; that attempt 1 has ended says nothing of it
     store.put("runs/night/heartbeat", b'{"attempt": 1, "ended": false}')
-    age(store, "runs/night/attempts/2.json", 2.0)
+    age(store, "runs/night/attempts/2.json", 40)
     assert run.begin(CONFIG).number == 3
 
 
@@ -270,20 +278,22 @@ def test_the_heartbeat_outlives_a_store_that_is_away(store: Store, monkeypatch: 
     run = open_run(store, "night", timing=QUICK)
     put = store.put
     away = threading.Event()
+    refusals = 0
 
     def sometimes(name: str, data: bytes) -> None:
+        nonlocal refusals
         if away.is_set():
+            refusals += 1
             raise Unavailable("503")
         put(name, data)
 
     monkeypatch.setattr(store, "put", sometimes)
     with run.begin(CONFIG) as attempt:
         away.set()
-        time.sleep(0.3)
+        until(lambda: refusals > 2)
         away.clear()
         before = store.stat("runs/night/heartbeat").modified
-        time.sleep(0.4)
-        assert store.stat("runs/night/heartbeat").modified > before
+        until(lambda: store.stat("runs/night/heartbeat").modified > before)
         attempt.check()
         away.set()  # the last life sign fails too, and the body's result still counts
     assert json.loads(store.get("runs/night/heartbeat"))["ended"] is False
