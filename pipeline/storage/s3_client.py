@@ -46,10 +46,12 @@ def file_system(options: StorageOptions, read_timeout_s: float) -> Any:
 
 
 def _make(options: StorageOptions, read_timeout_s: float) -> Any:
+    # botocore reads AWS_DEFAULT_REGION only, every other SDK and tool AWS_REGION too.
+    region = options.region or os.environ.get("AWS_REGION")
     made = s3fs.S3FileSystem(
         anon=options.anonymous,
         endpoint_url=options.endpoint,
-        client_kwargs={"region_name": options.region} if options.region else {},
+        client_kwargs={"region_name": region} if region else {},
         config_kwargs={
             "max_pool_connections": CONNECTIONS,
             "connect_timeout": CONNECT_TIMEOUT_S,

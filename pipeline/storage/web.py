@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import http.client
 import ssl
@@ -166,9 +167,19 @@ def _path_of(uri: str) -> str:
 
 def _connect(address: Address, timeout_s: float) -> http.client.HTTPConnection:
     scheme, host, port = address
-    if scheme == "https":
+    if scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    proxy = urllib.request.getproxies().get("https")  # HTTPS_PROXY, unless NO_PROXY names the host
+    if not proxy or urllib.request.proxy_bypass(host):
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ssl.create_default_context())
-    return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    way = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    connection = http.client.HTTPSConnection(
+        way.hostname or "", way.port or 80, timeout=timeout_s, context=ssl.create_default_context()
+    )
+    user = f"{urllib.parse.unquote(way.username)}:{urllib.parse.unquote(way.password or '')}" if way.username else ""
+    secret = {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
+    connection.set_tunnel(host, port, headers=secret)
+    return connection
 
 
 def _raise_for(uri: str, status: int) -> None:

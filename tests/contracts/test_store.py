@@ -476,7 +476,10 @@ class ProcessRacers:
             )
             for _ in range(RACERS)
         ]
-        assert [self._line(process) for process in self.processes] == ["ready"] * RACERS
+        told = [self._line(process) for process in self.processes]
+        if told != ["ready"] * RACERS:
+            self.end()
+            pytest.fail(f"a racer did not start: {told}")
 
     @staticmethod
     def _line(process: subprocess.Popen[str]) -> str:
@@ -570,56 +573,3 @@ class TestS3Only:
         assert store.get("photo one.jpg") == b"123"
         assert s3_server.requests() == [("GET", "/contract/photo%20one.jpg")]
         assert s3_server.count_gets() == [("GET", "/contract/photo one.jpg")]
-
-
-class TestLocalOnly:
-    """What only a disk does."""
-
-    def test_a_name_cannot_be_a_folder_too(self, tmp_path: Path) -> None:
-        store = LocalStore(str(tmp_path))
-        store.put("d/x", b"1")
-        store.put("f", b"1")
-        for write in (store.put, store.put_if_absent):
-            for name in ("d", "f/y"):
-                with pytest.raises(InputError, match="cannot be a file and a folder at once"):
-                    write(name, b"2")
-        with pytest.raises(NotFound):
-            store.get("d")
-        with pytest.raises(NotFound):
-            store.stat("d")
-        with pytest.raises(NotFound):
-            store.get("f/y")
-        with pytest.raises(InputError, match="empty part"):
-            store.put("a//b", b"2")
-        store.delete("d")  # a folder is no name: nothing to delete
-        assert [entry.name for entry in store.list()] == ["d/x", "f"]
-
-    def test_what_is_on_its_way_is_never_shown(self, tmp_path: Path) -> None:
-        from pipeline.storage.local import ASIDE
-
-        store = LocalStore(str(tmp_path))
-        store.put("a", b"1")
-        assert list((tmp_path / ASIDE).iterdir()) == []
-        (tmp_path / ASIDE / "left over by a killed process").write_bytes(b"half")
-        assert [entry.name for entry in store.list()] == ["a"]
-        assert [entry.name for entry in store.list(".")] == []
-        with pytest.raises(InputError, match="on their way"):
-            store.get(f"{ASIDE}/x")
-
-    def test_links_to_folders_end_and_dangling_ones_are_nothing(self, tmp_path: Path) -> None:
-        (tmp_path / "real").mkdir()
-        (tmp_path / "real" / "a.jpg").write_bytes(b"1")
-        (tmp_path / "link").symlink_to(tmp_path / "real")
-        (tmp_path / "real" / "loop").symlink_to(tmp_path)
-        (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-        (tmp_path / "self").symlink_to(tmp_path / "self")
-        names = [entry.name for entry in LocalStore(str(tmp_path)).list()]
-        assert names == ["link/a.jpg", "real/a.jpg"]
-
-    def test_file_urls_and_paths_are_one_store(self, tmp_path: Path) -> None:
-        root = tmp_path / "a b%20c"
-        LocalStore(str(root)).put("x", b"1")
-        assert open_store(root.as_uri()).get("x") == b"1"
-        assert open_store(f"file://localhost{root.as_uri().removeprefix('file://')}").get("x") == b"1"
-        with pytest.raises(ConfigError, match="this machine"):
-            open_store("file://elsewhere/x")

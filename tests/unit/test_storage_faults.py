@@ -1,4 +1,4 @@
-"""Failures of the way to S3 and of disks, each injected into the real code path, and what the stores make of them."""
+"""Failures on the way to S3, each injected into the real code path, and what the store makes of them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CodebooksError, ConfigError, Forbidden, InputError, IntegrityError, NotFound, Unavailable
-from pipeline.storage import LocalStore, Retry, S3Store, StorageOptions, check_write_once
-from pipeline.storage.local import ASIDE
+from pipeline.storage import Retry, S3Store, StorageOptions, check_write_once
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Retry(attempts=4, first_s=0.01, cap_s=0.02, total_s=10)
@@ -394,6 +393,20 @@ class TestRefusals:
             S3Store(bucket).get("a")
         S3Store(bucket, StorageOptions(anonymous=True)).put("anonymous", b"1")
 
+    def test_region_and_endpoint_come_from_the_config_or_else_from_the_variables(
+        self, monkeypatch: pytest.MonkeyPatch, s3_server: Any, bucket: str
+    ) -> None:
+        def reached(store: S3Store) -> tuple[str, str]:
+            client = store._fs.s3
+            return client.meta.region_name, client.meta.endpoint_url
+
+        assert reached(S3Store(bucket)) == ("us-east-1", s3_server.endpoint)
+        monkeypatch.setenv("AWS_REGION", "eu-west-3")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        assert reached(S3Store(bucket)) == ("eu-west-3", "http://127.0.0.1:1")
+        options = StorageOptions(region="ap-south-1", endpoint="http://127.0.0.1:2")
+        assert reached(S3Store(bucket, options)) == ("ap-south-1", "http://127.0.0.1:2")
+
     def test_an_unknown_profile(self, bucket: str) -> None:
         with pytest.raises(ConfigError, match="nobody"):
             S3Store(bucket, StorageOptions(profile="nobody")).get("a")
@@ -478,99 +491,3 @@ class TestProcesses:
             cwd=ROOT, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (0, "b'content'\n", "")
-
-
-class TestDisk:
-    """What a disk or a network mount may answer."""
-
-    def test_a_link_that_was_made_and_told_as_failed_is_a_win(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real = os.link
-        for number, error in enumerate((errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.EPERM)):
-
-            def lost(source: Any, target: Any, error: int = error, **rest: Any) -> None:
-                real(source, target, **rest)
-                raise OSError(error, os.strerror(error))
-
-            monkeypatch.setattr(os, "link", lost)
-            store = LocalStore(str(tmp_path), retry=QUICK)
-            assert store.put_if_absent(f"a{number}", b"mine") is True
-            monkeypatch.setattr(os, "link", real)
-            assert store.get(f"a{number}") == b"mine"
-            assert store.put_if_absent(f"a{number}", b"mine") is False
-
-    def test_a_failing_link_is_tried_again_and_a_loss_stays_one(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real, store, failures = os.link, LocalStore(str(tmp_path), retry=QUICK), [errno.ESTALE, errno.EIO]
-
-        def flaky(source: Any, target: Any, **rest: Any) -> None:
-            if failures:
-                raise OSError(failures.pop(), "injected")
-            Path(target).write_bytes(b"theirs")  # another writer, between the tries
-            real(source, target, **rest)
-
-        monkeypatch.setattr(os, "link", flaky)
-        assert store.put_if_absent("a", b"mine") is False
-        assert store.get("a") == b"theirs"
-
-    def test_a_file_system_without_links_is_named_with_the_remedy(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(*_: Any, **__: Any) -> None:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-        monkeypatch.setattr(os, "link", refuse)
-        with pytest.raises(ConfigError, match="file system with hard links"):
-            LocalStore(str(tmp_path)).put_if_absent("a", b"mine")
-        assert [*(tmp_path / ASIDE).iterdir()] == []
-
-    @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-    def test_a_full_or_failing_disk_is_unavailable(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
-    ) -> None:
-        def fail(_: int) -> None:
-            raise OSError(error, os.strerror(error))
-
-        store = LocalStore(str(tmp_path), retry=QUICK)
-        store.put("runs/a", b"before")
-        monkeypatch.setattr(os, "fsync", fail)
-        for write in (store.put, store.put_if_absent):
-            with pytest.raises(Unavailable, match=f"errno {error}.*4 tries"):
-                write("runs/b", b"after")
-        assert [entry.name for entry in store.list()] == ["runs/a"]
-        assert [*(tmp_path / ASIDE).iterdir()] == []
-
-    def test_each_write_is_made_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        synced: list[str] = []
-        real = os.fsync
-
-        def note(handle: int) -> None:
-            synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
-            real(handle)
-
-        if not Path("/proc/self/fd").is_dir():
-            pytest.skip("needs /proc to see what is synced")
-        monkeypatch.setattr(os, "fsync", note)
-        store = LocalStore(str(tmp_path))
-        assert store.put_if_absent("new/folder/a", b"1") is True
-        assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new/folder")} <= set(synced)
-        assert any(f"/{ASIDE}/" in path for path in synced)
-
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-    def test_what_may_not_be_read_is_forbidden(self, tmp_path: Path) -> None:
-        (tmp_path / "a").write_bytes(b"1")
-        (tmp_path / "a").chmod(0)
-        with pytest.raises(Forbidden, match="check the owner"):
-            LocalStore(str(tmp_path)).get("a")
-
-    def test_a_refused_open_is_forbidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: Any, **__: Any) -> None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-        (tmp_path / "a").write_bytes(b"1")
-        monkeypatch.setattr(Path, "open", refuse)
-        for call in (LocalStore(str(tmp_path)).get, LocalStore(str(tmp_path)).open):
-            with pytest.raises(Forbidden, match=str(tmp_path / "a")):
-                call("a")

@@ -194,6 +194,29 @@ def test_a_kept_connection_that_the_server_closed_is_opened_again(shop: Shop) ->
     assert web.read(f"{shop.url}/photos/a.jpg") == b"content a"
 
 
+def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            heard.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:pass%20word@127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(Unavailable, match="Tunnel connection failed: 403"):
+            WebReader(("https://cdn.example/",), retry=Retry(attempts=1)).read("https://cdn.example/a.jpg")
+        thread.join(10)
+    assert heard[0].startswith(b"CONNECT cdn.example:443 HTTP/1.")
+    assert b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk" in heard[0]
+
+
 def test_too_large_is_refused(shop: Shop) -> None:
     web = WebReader((shop.url,), retry=QUICK, max_bytes=8)
     with pytest.raises(InputError, match="larger than 8 bytes"):
