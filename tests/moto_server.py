@@ -26,8 +26,8 @@ from types import TracebackType
 MOTO = "moto[server]==5.2.5"
 ROOT = Path(__file__).resolve().parent.parent
 # The server leaves when its standard input ends, so it never outlives a test session that was killed. moto looks
-# whether a name exists and writes it in two steps without a lock, and adds the metadata in a third: on a busy machine two racers
-# of eight were told 200. S3 does a PUT at once, and so does the server here.
+# whether a name exists and writes it in two steps without a lock, and adds the metadata in a third: on a busy machine
+# two racers of eight were told 200. S3 does a PUT at once, and so does the server here.
 _PROGRAM = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
