@@ -12,7 +12,7 @@ from .exact import nearest_exact
 from .faiss_module import load_faiss
 from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
-from .groups import GroupHits, nearest_groups
+from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
 from .latents import LatentArrays
 from .metrics import METRICS, Metric
@@ -26,6 +26,7 @@ __all__ = [
     "RRF_K",
     "BuiltIndex",
     "GroupHits",
+    "Grouping",
     "Hits",
     "IndexConfig",
     "ItemTable",

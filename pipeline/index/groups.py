@@ -20,12 +20,26 @@ class GroupHits:
     scores: Float64
 
 
+class Grouping:
+    """Which group each row of an index belongs to; made once, for many searches."""
+
+    def __init__(self, numbers: Rows) -> None:
+        """numbers: int64 [n], the group of every row; groups are numbered from 0 without gaps."""
+        self.numbers = numbers
+        self.sizes: Rows = np.bincount(numbers).astype(np.int64)
+
+    @property
+    def rows_a_group(self) -> float:
+        """The mean number of rows in a group."""
+        return len(self.numbers) / max(1, len(self.sizes))
+
+
 def nearest_groups(
     index: SearchIndex,
     queries: LatentArrays,
     owners: Rows,
     k: int,
-    groups: Rows,
+    groups: Grouping,
     *,
     allowed: RowFilter | None = None,
     exclude: Rows | None = None,
@@ -33,22 +47,21 @@ def nearest_groups(
     """Return the k nearest groups of every owner; ties go to the lower group number.
 
     owners: int64 [q], 0-based and without gaps; the queries of one owner are one question, answered by the best pair
-    of any of its queries and any row of a group. groups: int64 [n], the group of every row of the index. exclude:
-    group numbers that are never returned. Fewer than k groups come back only when no more are allowed. Rows are
-    fetched in growing numbers until no row beyond them can change an answer, ties included.
+    of any of its queries and any row of a group. exclude: group numbers that are never returned. Fewer than k groups
+    come back only when no more are allowed. Rows are fetched in growing numbers until no row beyond them can change an
+    answer, ties included.
     """
     answers: list[GroupHits | None] = [None] * (int(owners.max()) + 1 if len(owners) else 0)
-    rows_a_group = len(groups) / max(1, len(np.unique(groups)))
     left_out = np.empty(0, np.int64) if exclude is None else np.unique(exclude)
-    unwanted = int(np.isin(groups, left_out).sum()) if len(left_out) else 0
-    fetch = int(np.ceil((k + 1) * rows_a_group)) + min(unwanted, 4 * k) + 4
+    unwanted = int(groups.sizes[left_out].sum())
+    fetch = int(np.ceil((k + 1) * groups.rows_a_group)) + min(unwanted, 4 * k) + 4
     pending = np.arange(len(queries))
     while len(pending):
         hits = index.search_bounded(queries.take(pending), min(fetch, index.rows), allowed=allowed)
         undecided: list[Rows] = []
         for owner in np.unique(owners[pending]):
             mine = np.flatnonzero(owners[pending] == owner)
-            answer = _grouped(hits, mine, k, groups, left_out)
+            answer = _grouped(hits, mine, k, groups.numbers, left_out)
             worst = answer.scores[-1] if len(answer.scores) == k else -np.inf
             if hits.ceilings[mine].max() < worst or np.isneginf(hits.ceilings[mine]).all():
                 answers[int(owner)] = answer

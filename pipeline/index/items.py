@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..schema import RESERVED
+from .groups import Grouping
 from .latents import Rows
 from .search import RowFilter
 from .where import matching_rows
@@ -34,9 +35,9 @@ class ItemTable:
         number = np.empty(len(by_id), np.int64)
         number[by_id] = np.arange(len(by_id))
         self._ids = ids.dictionary.take(pa.array(by_id))
-        self.groups: Rows = number[ids.indices.to_numpy()] if len(ids) else np.empty(0, np.int64)
-        self._rows = np.argsort(self.groups, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self.groups, minlength=len(by_id)))])
+        self.groups = Grouping(number[ids.indices.to_numpy()] if len(ids) else np.empty(0, np.int64))
+        self._rows: Rows = np.argsort(self.groups.numbers, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(self.groups.sizes)])
         names = [name for name in table.column_names if name not in RESERVED]
         self._attributes = pa.table({name: _decoded(table.column(name)) for name in names})
         self._filters: OrderedDict[str, RowFilter] = OrderedDict()
@@ -49,7 +50,7 @@ class ItemTable:
     @property
     def num_rows(self) -> int:
         """The number of rows (photos)."""
-        return len(self.groups)
+        return len(self._rows)
 
     @property
     def attributes(self) -> pa.Schema:
@@ -88,7 +89,7 @@ class ItemTable:
                 return self._filters[key]
         mask = matching_rows(self._attributes, where)
         if self.num_rows:
-            mask = mask[self._rows[self._starts[:-1]]][self.groups]  # an item fits by its first row, whole
+            mask = mask[self._rows[self._starts[:-1]]][self.groups.numbers]  # an item fits by its first row, whole
         made = RowFilter(mask)
         with self._lock:
             self._filters[key] = made

@@ -1,7 +1,8 @@
 """What the reader costs over FAISS alone: `similar()` against a raw search of the same index, one query at a time.
 
 The reader also finds the key, leaves the item itself out, scores again in float64, groups photos into items, breaks
-ties by key and brings attributes along. Runs alternate A B A B; the median of the pairs' ratios is printed with its range.
+ties by key and brings attributes along. Runs alternate A B A B; the median of the pairs' ratios is printed with its
+range.
 
     python tests/benchmarks/bench_search.py [--photos 60000] [--dim 32] [--pairs 7] [--queries 300]
 """

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index, faiss_module, nearest_groups, open_index
+from pipeline.index import (
+    Grouping,
+    IndexConfig,
+    LatentArrays,
+    SearchIndex,
+    build_index,
+    faiss_module,
+    nearest_groups,
+    open_index,
+)
 from pipeline.index.fusion import reciprocal_ranks
 from pipeline.index.groups import GroupHits
 from pipeline.index.search import RowFilter
@@ -146,7 +155,9 @@ def test_nearest_groups_are_those_of_brute_force(seed: int) -> None:
     rows = generator.permutation(800)[:12]
     owners = np.repeat(np.arange(4), 3)
     left_out = set(generator.choice(groups, 2).tolist())
-    answers = nearest_groups(index, items.take(rows), owners, 9, groups, exclude=np.array(sorted(left_out), np.int64))
+    answers = nearest_groups(
+        index, items.take(rows), owners, 9, Grouping(groups), exclude=np.array(sorted(left_out), np.int64)
+    )
     for owner, answer in enumerate(answers):
         expected = brute_groups(items.take(rows[owners == owner]), items, groups, 9, left_out)
         assert answer.groups.tolist() == [group for group, _ in expected]
@@ -158,7 +169,7 @@ def test_ties_beyond_the_first_rows_found_still_go_to_the_lowest_group() -> None
     items = LatentArrays(mean=np.ones((500, 8), np.float32))
     index = build_index(items, IndexConfig(metric="l2")).index
     groups = np.arange(499, -1, -1, dtype=np.int64)
-    (answer,) = nearest_groups(index, items.take([0]), np.zeros(1, np.int64), 3, groups)
+    (answer,) = nearest_groups(index, items.take([0]), np.zeros(1, np.int64), 3, Grouping(groups))
     assert answer.groups.tolist() == [0, 1, 2]
 
 

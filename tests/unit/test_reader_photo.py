@@ -106,3 +106,19 @@ def test_what_is_not_installed_is_named_with_the_remedy(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[run\]"):
         release.encode_photo(picture())
+
+
+def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from pipeline.models import VAEConfig, build_model, save_bundle
+
+    opened, images = open_store(str(tmp_path / "real")), ImagesConfig(size=32)
+    torch.manual_seed(0)
+    model = build_model(VAEConfig(latent_dim=maker.DIM), image_size=32)
+    model_id = save_bundle(opened, model, model.config, images, train_key="k", card={})
+    maker.make_release(opened, maker.some_photos(10), model_id=model_id)
+    pixels = torch.from_numpy(decode(picture(), images).copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = model.eval().encode(pixels).mean.numpy()
+    found = open_release(opened.url, expect_model=model_id).encode_photo(picture())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
