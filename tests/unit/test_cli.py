@@ -249,11 +249,12 @@ def polite(arguments):
                 pass
 
 def stubborn(arguments):
-    print("ready", file=sys.stderr, flush=True)
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
-            time.sleep(1)
+            # Inside the try, or the signal could come just before it.
+            print("ready", file=sys.stderr, flush=True)
+            time.sleep(60)
         except BaseException:
             pass
 
