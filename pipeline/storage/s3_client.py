@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import datetime
 from typing import Any
 
 import s3fs
+from aiobotocore.session import AioSession
+from botocore.utils import parse_timestamp
 from fsspec.asyn import sync
 
 from .options import StorageOptions
@@ -48,6 +51,9 @@ def file_system(options: StorageOptions, read_timeout_s: float) -> Any:
 def _make(options: StorageOptions, read_timeout_s: float) -> Any:
     # botocore reads AWS_DEFAULT_REGION only, every other SDK and tool AWS_REGION too.
     region = options.region or os.environ.get("AWS_REGION")
+    session = AioSession(profile=options.profile)
+    # A quarter of the time for a listing of millions: botocore's own parser goes through dateutil, 40 us for each name.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     made = s3fs.S3FileSystem(
         anon=options.anonymous,
         endpoint_url=options.endpoint,
@@ -61,10 +67,20 @@ def _make(options: StorageOptions, read_timeout_s: float) -> Any:
         },
         use_listings_cache=False,
         skip_instance_cache=True,
-        **({"profile": options.profile} if options.profile else {}),
+        session=session,
     )
     made.retries = 1
     return made
+
+
+def _timestamp(value: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):  # the date of a header, or of a server with a form of its own
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        moment = parse_timestamp(value)
+    return moment
 
 
 def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:
