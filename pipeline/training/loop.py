@@ -22,16 +22,16 @@ from .ranks import Ranks, seed_rank
 # goes out. Between them no rank waits for the device or for anything but gradients.
 SETTLE_EVERY = 10
 
-# Given progress (rank 0 only), tells whether the training shall stop at the next settlement.
-Report = Callable[[TrainProgress], bool]
+Report = Callable[[TrainProgress], None]
+ShouldStop = Callable[[], bool]
 OpenScalars = Callable[[int], Scalars]
 
 
 class Loop:
     """Trains a model on one rank's batches.
 
-    model: on the CPU, with the same weights on every rank. checkpoints: None trains without any. report: called on rank
-    0 with every settlement. open_scalars: called on rank 0 with the first step.
+    model: on the CPU, with the same weights on every rank. checkpoints: None trains without any. On rank 0 only:
+    should_stop is asked and report is told at every settlement, open_scalars is called with the first step.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Loop:
         *,
         checkpoints: Checkpoints | None = None,
         report: Report | None = None,
+        should_stop: ShouldStop | None = None,
         open_scalars: OpenScalars | None = None,
     ) -> None:
         if model.views != 1:
@@ -54,6 +55,7 @@ class Loop:
         self.total_steps = config.epochs * loader.steps_per_epoch
         self._checkpoints = checkpoints
         self._report = report
+        self._should_stop = should_stop
         self._open_scalars = open_scalars
         self._scalars: Scalars | None = None
 
@@ -81,11 +83,10 @@ class Loop:
             batches = stack.enter_context(closing(self.loader.batches(start, self.total_steps)))
             if self._open_scalars and self.ranks.is_first:
                 self._scalars = stack.enter_context(closing(self._open_scalars(start)))
-            stop = False
             for step in range(start, self.total_steps):
                 self._log.add(step, self._train_step(step, next(batches)))
                 if (step + 1) % SETTLE_EVERY == 0 or step + 1 == self.total_steps:
-                    stop = self._settle(step + 1, stop=stop)
+                    self._settle(step + 1)
         return self.model.eval()
 
     def _resume(self) -> int:
@@ -113,21 +114,23 @@ class Loop:
         self.model.after_step()
         return losses
 
-    def _settle(self, done: int, *, stop: bool) -> bool:
-        """Settle the steps up to `done`: check losses, save when due, report; return whether to stop at the next one.
+    def _settle(self, done: int) -> None:
+        """Settle the steps up to `done`: check losses, save when due, tell of it, stop when asked to.
 
-        Rank 0's clock and rank 0's report decide, and all ranks follow together.
+        Rank 0's clock and rank 0's wish to stop decide, and all ranks follow together.
         """
         last = done == self.total_steps
         first = self.ranks.is_first
-        due = last or time.monotonic() - self._saved_at >= self.config.checkpoint_every_s
-        means, (save, leave) = self._log.settle(first and (due or stop), first and stop and not last)
+        stop = first and not last and self._should_stop is not None and self._should_stop()
+        due = first and (last or stop or time.monotonic() - self._saved_at >= self.config.checkpoint_every_s)
+        means, (save, leave) = self._log.settle(due, stop)
         self._write_scalars(done, means)
         if save and self._checkpoints:
             self._save(self._checkpoints, done, means)
+        if first and self._report:
+            self._report(self._progress(done, means))
         if leave:
             raise Unavailable(f"the training was asked to stop after step {done}; the same command continues it")
-        return first and self._report is not None and self._report(self._progress(done, means))
 
     def _save(self, checkpoints: Checkpoints, done: int, means: dict[str, float]) -> None:
         """Write a checkpoint; refuses weights that are not finite, from which no resume could recover."""

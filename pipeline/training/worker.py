@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import PixelLoader, PixelRows, inputs_digest
-from .loop import Loop, Report
+from .loop import Loop, Report, ShouldStop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
@@ -36,7 +37,14 @@ class TrainJob:
     train_key: str
 
 
-def run_rank(job: TrainJob, ranks: Ranks, *, report: Report | None = None, first_here: bool = True) -> str | None:
+def run_rank(
+    job: TrainJob,
+    ranks: Ranks,
+    *,
+    report: Report | None = None,
+    should_stop: ShouldStop | None = None,
+    first_here: bool = True,
+) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
 
     first_here: this rank cleans up its machine's cache of parts.
@@ -62,6 +70,7 @@ def run_rank(job: TrainJob, ranks: Ranks, *, report: Report | None = None, first
         ranks,
         checkpoints=Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints),
         report=report,
+        should_stop=should_stop,
         open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
     )
     trained = loop.run().to("cpu")
@@ -82,10 +91,9 @@ class Board:
         self._error: CodebooksError | None = None
         self._stop = False
 
-    def tell(self, progress: TrainProgress) -> bool:
-        """Keep the latest progress; return whether the training shall stop."""
+    def tell(self, progress: TrainProgress) -> None:
+        """Keep the latest progress."""
         self._latest = progress
-        return self._stop
 
     def fail(self, error: CodebooksError) -> None:
         """Keep an error that a restart of the workers would only meet again."""
@@ -104,27 +112,28 @@ class Board:
         return self._stop or self._error is not None
 
 
-class BoardReport:
-    """Tells a board of progress without ever waiting for it; a lost board costs the progress, not the training."""
+class BoardLine:
+    """Rank 0's line to the board. It never waits for long: a lost board costs the progress, not the training."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._answer: Any = None
-        self._stop = False
+        self._asked_at = time.monotonic()
 
-    def __call__(self, progress: TrainProgress) -> bool:
-        """Send progress unless the last one is still on its way; return the board's last known wish to stop."""
+    def report(self, progress: TrainProgress) -> None:
+        """Send progress."""
+        self._board.tell.remote(progress)
+
+    def should_stop(self) -> bool:
+        """Return whether the training shall stop; asks at most once a second."""
         import ray
 
-        if self._answer is not None:
-            if not ray.wait([self._answer], timeout=0)[0] and progress.step < progress.total_steps:
-                return self._stop
-            try:
-                self._stop = ray.get(self._answer, timeout=0.1)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                self._stop = False
-        self._answer = self._board.tell.remote(progress)
-        return self._stop
+        if time.monotonic() - self._asked_at < 1.0:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return bool(ray.get(self._board.is_over.remote(), timeout=1.0))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return False
 
 
 def train_worker(setup: dict[str, Any]) -> str | None:
@@ -143,8 +152,10 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
+    line = BoardLine(board)
+    first_here = context.get_local_rank() == 0
     try:
-        return run_rank(job, ranks, report=BoardReport(board), first_here=context.get_local_rank() == 0)
+        return run_rank(job, ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
     except Unavailable:
         if ray.get(board.is_over.remote()):
             return None  # stopped as asked, on every rank; raising would have Ray start the workers anew
