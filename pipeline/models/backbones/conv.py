@@ -11,6 +11,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -65,7 +66,11 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A map [B, channels[-1], g, g] to logits of pictures, float [B, 3, H, W]; the mirror image of ConvEncoder."""
+    """A map [B, channels[-1], g, g] to logits of pictures, float [B, 3, H, W]; the mirror image of ConvEncoder.
+
+    Beside the stages one linear layer paints the map's cells in colour, smoothly enlarged: large areas of colour are
+    then learnt in the first epochs, where the stages alone learn brightness long before colour.
+    """
 
     def __init__(self, image_size: int, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -76,11 +81,15 @@ class ConvDecoder(nn.Module):
             odd = large - 2 * small  # a row and column that halving had dropped
             layers += [nn.ConvTranspose2d(before, after, _KERNEL, _STRIDE, _PADDING, output_padding=odd), nn.SiLU()]
         self.stages = nn.Sequential(*layers[:-1])
+        self.colours = nn.Conv2d(channels[-1], 3, 1)
+        self.image_size = image_size
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of pictures; their sigmoid is the picture."""
-        result: Tensor = self.stages(features.contiguous(memory_format=torch.channels_last))
-        return result.float()
+        features = features.contiguous(memory_format=torch.channels_last)
+        coarse = F.interpolate(self.colours(features).float(), size=(self.image_size, self.image_size), mode="bilinear")
+        result: Tensor = self.stages(features).float() + coarse
+        return result
 
 
 def initialise(network: nn.Module) -> None:
