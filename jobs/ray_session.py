@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,16 +35,14 @@ def ray_session(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {
+        "num_cpus": config.cluster.num_cpus or local_cpus(config),
+        "include_dashboard": False,
+        "object_store_memory": config.cluster.object_store_memory_mb * 2**20,
+    }
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(
-                num_cpus=config.cluster.num_cpus or local_cpus(config),
-                include_dashboard=False,
-                object_store_memory=config.cluster.object_store_memory_mb * 2**20,
-                **quiet,
-            )
+        with _start_in_silence():
+            ray.init(**({"address": address} if address else local), **quiet)
     except ConnectionError as error:
         raise Unavailable(
             f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
@@ -56,6 +56,24 @@ def ray_session(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _start_in_silence() -> Iterator[None]:
+    """Hold back what Ray's C++ side writes to standard error while it starts; show it when starting fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def local_cpus(config: Config) -> int:
