@@ -184,3 +184,12 @@ def test_parts_of_other_photos_are_an_error(store: Store) -> None:
     ]
     with pytest.raises(IntegrityError, match="does not hold the photos"):
         collect_rows(store, plan, shards, swapped)
+
+
+def test_a_first_run_has_no_carried_pixels(store: Store) -> None:
+    plan = make_plan().filter(pa.array([row["status"] == "added" for row in PLAN]))
+    shards, results = encode(store, plan, None)
+    pixels = collect_pixels(store, plan, shards, results)
+    found = sorted(read(store, name)[row]["uri"] for name, rows in pixels for row in rows.tolist())
+    assert found == ["u0", "u7", "u9"]
+    assert collect_pixels(store, plan.slice(0, 0), [], []) == []
