@@ -100,7 +100,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         train_period(config.train, run=run, now=time.time()),
     )
     model_id = find_bundle(store, key)
-    encode_all = parent is None or model_id is None or parent.model_id != model_id or parent.transform_id != transform
+    encode_all = parent is None or not _same_space(parent, config, model_id, transform)
 
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
     items = read_table(store, parent, "items") if parent else None
@@ -160,12 +160,19 @@ def release_config(config: Config) -> dict[str, Any]:
     return {
         "index": config.index.model_dump(mode="json"),
         "gates": config.gates.model_dump(mode="json"),
+        "encode": {"precision": config.encode.precision},
     }
 
 
 def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:
     # Refused photos only: gates keep them a small share of a catalogue.
     return set(zip(*(table[name].to_pylist() for name in names), strict=True)) if table.num_rows else set()
+
+
+def _same_space(parent: Manifest, config: Config, model_id: str | None, transform: str) -> bool:
+    """Return whether the parent's latents can stand beside those that this config makes."""
+    precision = release_config(config)["encode"] == parent.config.get("encode")
+    return parent.model_id == model_id and parent.transform_id == transform and precision
 
 
 def _drop_missing_pixels(store: Store, rows: pa.Table, *, usable: bool) -> pa.Table:
