@@ -191,12 +191,13 @@ class EMAQuantizer(nn.Module):
     def _restart_dead(self, rows: Tensor) -> None:
         """Give dead codes a vector of this step: code, count and sum together, or the next average would undo it.
 
-        Rank 0 decides which codes are dead and which rows, of all ranks, they become. The count becomes the mean count,
-        which leaves a new code some hundred steps to find its place.
+        Rank 0 decides which codes are dead and which rows, of all ranks, they become. The count starts at the threshold:
+        a code that does not earn its place at once moves on. Starting at the mean count instead left ten times the
+        error on 64 clusters, because a second code in a cluster then stays while another cluster has none.
         """
-        mean_count = self.code_count.mean()
+        enough = self.restart_threshold * self.code_count.mean()
         per_rank = rows_per_rank(rows)
-        dead = self.code_count < self.restart_threshold * mean_count
+        dead = self.code_count < enough
         # -1: the code lives. Every rank follows this one decision, so that no rank waits in a collective alone.
         decision = torch.full_like(dead, -1, dtype=torch.int64)
         if bool(dead.any()):
@@ -208,8 +209,8 @@ class EMAQuantizer(nn.Module):
             return
         fresh = pick_rows(rows, decision[dead], per_rank)
         self.codebook[dead] = fresh
-        self.code_count[dead] = mean_count
-        self.code_sum[dead] = fresh * mean_count
+        self.code_count[dead] = enough
+        self.code_sum[dead] = fresh * enough
         self._restarted += number
 
     def _draw(self, number: int, total: int, device: torch.device) -> Tensor:

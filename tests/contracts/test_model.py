@@ -1,0 +1,241 @@
+"""The model contract, over every model of the table and several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.models import (
+    MODELS,
+    AnyModelConfig,
+    Batch,
+    Latents,
+    Losses,
+    Model,
+    ModelConfig,
+    Step,
+    build_model,
+    load_bundle,
+    save_bundle,
+)
+from pipeline.models.export import output_names, run_encoder
+from pipeline.storage import open_store
+
+KINDS = sorted(MODELS)
+SIZES = [28, 32, 36, 64]
+STEP = Step(0, 10)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config_of(kind: str) -> ModelConfig:
+    return MODELS[kind][0].model_validate({"kind": kind})
+
+
+def make(kind: str, size: int, seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    return build_model(config_of(kind), image_size=size)
+
+
+def photos(size: int, number: int = 6, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def train(model: Model, images: torch.Tensor, steps: int) -> list[float]:
+    model.train()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    curve = []
+    for number in range(steps):
+        optimiser.zero_grad()
+        losses = model(Batch(images), Step(number, steps))
+        losses.total.backward()
+        optimiser.step()
+        model.after_step()
+        curve.append(losses.total.item())
+    return curve
+
+
+def same(first: Latents, second: Latents, tolerance: float = 0.0) -> None:
+    torch.testing.assert_close(first.mean, second.mean, rtol=tolerance, atol=tolerance)
+    assert (first.log_var is None) == (second.log_var is None)
+    if first.log_var is not None and second.log_var is not None:
+        torch.testing.assert_close(first.log_var, second.log_var, rtol=tolerance, atol=tolerance)
+    assert (first.codes is None) == (second.codes is None)
+    if first.codes is not None and second.codes is not None:
+        assert torch.equal(first.codes, second.codes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+class TestModel:
+    def test_shapes_types_and_ranges(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        losses = model(Batch(photos(size)), STEP)
+        assert isinstance(losses, Losses)
+        assert losses.total.shape == ()
+        assert torch.isfinite(losses.total)
+        for part in losses.parts.values():
+            assert part.shape == ()
+            assert torch.isfinite(part)
+            assert not part.requires_grad
+        latents = model.eval().encode(photos(size))
+        assert latents.mean.shape == (6, model.latent_dim)
+        assert latents.mean.dtype == torch.float32
+        assert model.image_size == size
+        assert (latents.log_var is not None) == model.has_log_var
+        if latents.log_var is not None:
+            assert latents.log_var.shape == latents.mean.shape
+        assert (latents.codes is not None) == (model.num_latent_codes > 0)
+        if latents.codes is not None:
+            assert latents.codes.shape == (6, model.num_latent_codes)
+            assert not latents.codes.is_floating_point()
+        pictures = model.decode(latents)
+        assert pictures.shape == (6, 3, size, size)
+        assert pictures.min() >= 0
+        assert pictures.max() <= 1
+
+    def test_encode_is_deterministic_and_leaves_the_model_as_it_is(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        train(model, photos(size), 2)
+        model.eval()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = torch.get_rng_state()
+        first = model.encode(photos(size))
+        same(first, model.encode(photos(size)))
+        assert torch.equal(torch.get_rng_state(), state)
+        model.train()
+        same(first, model.encode(photos(size)))
+        model.after_step()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_a_photo_encodes_the_same_alone_and_in_any_batch(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        train(model, photos(size), 2)
+        model.eval()
+        images = photos(size, 9)
+        whole = model.encode(images)
+        alone = [model.encode(images[row : row + 1]) for row in range(9)]
+        torch.testing.assert_close(torch.cat([one.mean for one in alone]), whole.mean, rtol=1e-5, atol=1e-5)
+        backwards = model.encode(images.flip(0))
+        torch.testing.assert_close(backwards.mean.flip(0), whole.mean, rtol=1e-5, atol=1e-5)
+
+    def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        train(model, photos(size), 1)  # layers that start at zero pass no gradient in the first step
+        model.zero_grad()
+        model(Batch(photos(size)), STEP).total.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        for name, buffer in model.named_buffers():
+            assert not buffer.requires_grad, name
+
+    def test_two_trainings_have_the_same_bits(self, kind: str, size: int) -> None:
+        first = make(kind, size)
+        curve = train(first, photos(size), 3)
+        second = make(kind, size)
+        assert train(second, photos(size), 3) == curve
+        other = second.state_dict()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
+        assert train(make(kind, size, seed=1), photos(size), 3) != curve
+
+    def test_state_goes_round_and_training_continues_to_the_same_bits(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        train(model, photos(size), 2)
+        twin = make(kind, size, seed=5)
+        twin.load_state_dict(model.state_dict())
+        same(model.encode(photos(size)), twin.encode(photos(size)))
+        torch.manual_seed(3)
+        rest = train(model, photos(size, seed=1), 3)
+        torch.manual_seed(3)
+        assert train(twin, photos(size, seed=1), 3) == rest
+
+    def test_the_loss_is_a_mean_over_photos(self, kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = make(kind, size)
+        train(model, photos(size), 1)
+        monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+        images = photos(size)
+        with torch.no_grad():
+            once = model(Batch(images), STEP)
+            twice = model(Batch(torch.cat([images, images])), STEP)
+        torch.testing.assert_close(twice.total, once.total, rtol=1e-5, atol=1e-4)
+        for name, part in once.parts.items():
+            torch.testing.assert_close(twice.parts[name], part, rtol=1e-5, atol=1e-4)
+
+    def test_training_lowers_the_loss(self, kind: str, size: int) -> None:
+        curve = train(make(kind, size), photos(size, 8), 40)
+        assert curve[-1] < 0.98 * curve[0]
+
+    def test_half_precision_autocast(self, kind: str, size: int) -> None:
+        model = make(kind, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(Batch(photos(size)), STEP)
+            latents = model.encode(photos(size))
+        assert losses.total.dtype == torch.float32
+        assert latents.mean.dtype == torch.float32
+        assert torch.isfinite(losses.total)
+        losses.total.backward()
+        model.after_step()
+
+
+@pytest.mark.parametrize("size", [28, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(kind: str, size: int) -> None:
+    store = open_store(f"memory://contract-model-{kind}-{size}")
+    model, config = make(kind, size), config_of(kind)
+    train(model, photos(size), 2)
+    model_id = save_bundle(store, model, config, {"size": size}, train_key="0" * 64, card={"photos": 6})
+    bundle = load_bundle(store, model_id)
+    assert bundle.config == config
+    assert bundle.image_size == size
+    assert not bundle.model.training
+    assert not any(parameter.requires_grad for parameter in bundle.model.parameters())
+    images = photos(size, 7, seed=2)
+    latents = model.eval().encode(images)
+    same(latents, bundle.model.encode(images))
+    torch.testing.assert_close(bundle.model.decode(latents), model.decode(latents), rtol=0, atol=0)
+
+    exported = run_encoder(store.get(f"models/{model_id}/encoder.onnx"), images.numpy())
+    assert list(exported) == output_names(model)
+    np.testing.assert_allclose(exported["mean"], latents.mean.detach().numpy(), rtol=1e-4, atol=1e-4)
+    if latents.log_var is not None:
+        np.testing.assert_allclose(exported["log_var"], latents.log_var.detach().numpy(), rtol=1e-4, atol=1e-4)
+    if latents.codes is not None:
+        np.testing.assert_array_equal(exported["codes"], latents.codes.numpy())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_that_cannot_be_halved_evenly_twice_are_refused(kind: str) -> None:
+    for size in (12, 30, 33):
+        with pytest.raises(ConfigError, match=f"{size}.*multiple of 4 of at least 16"):
+            build_model(config_of(kind), image_size=size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_stages_than_the_picture_has_halves_are_refused(kind: str) -> None:
+    config = MODELS[kind][0].model_validate({"kind": kind, "channels": [4] * 4})
+    with pytest.raises(ConfigError, match="at most 3"):
+        build_model(config, image_size=16)
+
+
+def test_the_union_knows_every_kind_and_refuses_others() -> None:
+    adapter: TypeAdapter[ModelConfig] = TypeAdapter(AnyModelConfig)
+    for kind in KINDS:
+        assert adapter.validate_python({"kind": kind}) == config_of(kind)
+    with pytest.raises(ValidationError, match="gan"):
+        adapter.validate_python({"kind": "gan"})
+    with pytest.raises(ConfigError, match="vae, vqvae"):
+        build_model(ModelConfig(kind="gan"), image_size=32)
