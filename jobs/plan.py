@@ -8,6 +8,7 @@ from jobs.command import Arguments, Outcome
 from jobs.config import load_config
 from jobs.pipeline_run import plan_line
 from jobs.planning import Plan, make_plan, nothing_to_do
+from pipeline.catalogue import CatalogueNotes
 from pipeline.runs import default_run_name
 from pipeline.storage import Files
 
@@ -47,7 +48,9 @@ def describe(plan: Plan, *, idle: bool) -> str:
         f"channel: {summary.channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
-        f"planning cost {summary.seconds:.1f} s, {summary.listed:,} listed names and {summary.heads:,} HEAD requests",
+        f"catalogue: {catalogue_line(summary.catalogue)}",
+        f"planning cost {summary.seconds:.1f} s; tokens took {summary.listed:,} listed names, {summary.heads:,} HEADs "
+        f"and {summary.revalidated:,} conditional GETs",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),
     ]
@@ -58,6 +61,20 @@ def describe(plan: Plan, *, idle: bool) -> str:
     if idle:
         lines.append("nothing has changed: a refresh would end at once")
     return "\n".join(lines)
+
+
+def catalogue_line(notes: CatalogueNotes) -> str:
+    """Return what reading the catalogue found, and what it passed over, as one line."""
+    passed = [
+        (notes.no_image, "items without a photo"),
+        (notes.repeated, "photos named twice by one item"),
+        (sum(notes.skipped.values()), f"other files ({', '.join(sorted(notes.skipped))})"),
+        (len(notes.skipped_columns), f"columns of no plain values ({', '.join(notes.skipped_columns)})"),
+    ]
+    found = (
+        f"{notes.format}, {notes.files:,} files, {notes.rows:,} rows, {notes.items:,} items, {notes.photos:,} photos"
+    )
+    return "; passed over ".join([found, *(f"{count:,} {what}" for count, what in passed if count)])
 
 
 def first_photos(plan: Plan) -> list[dict[str, object]]:

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from jobs.config import Config
-from pipeline.catalogue import Difference, compare, read_photos, resolve_tokens
+from pipeline.catalogue import (
+    CatalogueNotes,
+    Difference,
+    catalogue_notes,
+    compare,
+    read_photos,
+    resolve_tokens,
+)
 from pipeline.encoding import assign_shards
 from pipeline.errors import InputError, IntegrityError
 from pipeline.images import transform_id
@@ -34,7 +41,8 @@ class PlanSummary(BaseModel):
 
     head: the channel's head number when the plan was frozen; only head + 1 may be published. model_id: the bundle that
     answers `train_key`, or null when one has to be trained. encode_all: carried photos are encoded again too, because
-    the parent release has another model. listed, heads: requests that the tokens cost. seconds: what planning took.
+    the parent release has another model. catalogue: what reading it found beside its photos. listed, heads and
+    revalidated: requests that the tokens cost. seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,8 +55,10 @@ class PlanSummary(BaseModel):
     model_id: str | None
     encode_all: bool
     counts: dict[str, int]
+    catalogue: CatalogueNotes
     listed: int
     heads: int
+    revalidated: int
     limit: int | None
     seconds: float
 
@@ -107,6 +117,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
     quarantine = read_table(store, parent, "quarantine") if parent is not None and comparable else None
+    notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, quarantine)
     rows = difference.rows
@@ -131,8 +142,10 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         model_id=model_id,
         encode_all=encode_all,
         counts=_counts(difference, rows, parent),
+        catalogue=notes,
         listed=cost.listed,
         heads=cost.heads,
+        revalidated=cost.revalidated,
         limit=limit,
         seconds=round(time.monotonic() - began, 3),
     )
