@@ -43,14 +43,14 @@ def describe(plan: Plan, *, idle: bool) -> str:
     """Return the plan as text for people."""
     summary, counts = plan.summary, plan.summary.counts
     model = f"bundle {summary.model_id[:12]}" if summary.model_id else "a new one will be trained"
+    requests = f"{summary.listed:,} listed names, {summary.heads:,} HEADs, {summary.revalidated:,} conditional GETs"
     lines = [
         plan_line(plan),
         f"channel: {summary.channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         f"catalogue: {catalogue_line(summary.catalogue)}",
-        f"planning cost {summary.seconds:.1f} s; tokens took {summary.listed:,} listed names, {summary.heads:,} HEADs "
-        f"and {summary.revalidated:,} conditional GETs",
+        f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),
     ]
