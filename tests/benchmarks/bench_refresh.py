@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation import knn_accuracy
 from pipeline.reader import open_release
+from pipeline.release import read_head, read_manifest
+from pipeline.release.tables import read_table
+from pipeline.storage import Store, open_store
 
 DROPPED = {"Not sure", "Skip", "Other"}
 
@@ -102,20 +106,13 @@ def clothing_s3(data: Path, work: Path) -> dict[str, Any]:
     moto = importlib.util.module_from_spec(spec)
     sys.modules["moto_server"] = moto
     spec.loader.exec_module(moto)
-    from pipeline.storage import open_store
-
     kept, held = split(data)
     with moto.MotoServer() as server, moto.aws_environment(server):
         bucket = server.make_bucket("bench-clothing")
         shop = open_store(f"{bucket}/shop")
         for row in kept:
             shop.put(row["image"], (data / "clothing" / row["image"]).read_bytes())
-        text = work / "catalogue.csv"
-        with text.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(kept[0]))
-            writer.writeheader()
-            writer.writerows(kept)
-        shop.put("catalogue.csv", text.read_bytes())
+        shop.put("catalogue.csv", as_csv(kept))
         store = f"{bucket}/visual"
         preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
         arguments = ["--config", str(preset), f"catalogue.source={bucket}/shop/catalogue.csv"]
@@ -126,7 +123,56 @@ def clothing_s3(data: Path, work: Path) -> dict[str, Any]:
         server.reset_counts()
         result["again"] = refresh(store, *arguments, "--run", "night-2")
         result["again"]["photo_gets"] = sum("/shop/images/" in path for _, path in server.count_gets())
+        result["delta"] = delta(server, shop, store, arguments, kept, held, data)
     return result
+
+
+def delta(
+    server: Any, shop: Store, store: str, arguments: list[str], kept: list[dict[str, str]], held: list[dict[str, str]],
+    data: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Change 1 % of the items, remove 1 %, add 1 %; return what the next refresh fetched and carried over."""
+    share = len(kept) // 100
+    changed, removed, added = kept[:share], kept[share : 2 * share], held[:share]
+    before = {row["item_id"]: row for row in read_items(store)}
+    for row, other in zip(changed, kept[-share:], strict=True):
+        shop.put(row["image"], (data / "clothing" / other["image"]).read_bytes())
+    for row in added:
+        shop.put(row["image"], (data / "clothing" / row["image"]).read_bytes())
+    shop.put("catalogue.csv", as_csv([*(row for row in kept if row not in removed), *added]))
+    server.reset_counts()
+    result = refresh(store, *arguments, "--run", "night-3")
+    fetched = sorted(Path(path).name for _, path in server.count_gets() if "/shop/images/" in path)
+    wanted = sorted(Path(row["image"]).name for row in [*changed, *added])
+    after = {row["item_id"]: row for row in read_items(store)}
+    touched = {row["item_id"] for row in [*changed, *removed, *added]}
+    release = open_release(store)
+    gone = {row["item_id"] for row in removed}
+    found = {near.item_id for row in added for near in release.similar(row["item_id"], k=50)}
+    result["check"] = {
+        "photos_fetched": len(fetched),
+        "exactly_those_wanted": fetched == wanted,
+        "removed_items_left": len(gone & after.keys()) + len(gone & found),
+        "untouched": len(before.keys() - touched),
+        "untouched_rows_equal": sum(before[item] == after[item] for item in before.keys() - touched),
+        "counts": result["counts"],
+    }
+    return result
+
+
+def read_items(store: str) -> list[dict[str, Any]]:
+    place = open_store(store)
+    head = read_head(place, "stable")
+    assert head is not None
+    return list(read_table(place, read_manifest(place, head.release_id), "items").to_pylist())
+
+
+def as_csv(rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def main() -> int:
@@ -149,6 +195,9 @@ def main() -> int:
             }
             again = {key: results[name]["again"][key] for key in ("wall_s", "reason", "seconds")}
             print(f"{name}: {json.dumps(shown)}\n  again: {json.dumps(again)}", flush=True)
+            if "delta" in results[name]:
+                changes = {key: results[name]["delta"][key] for key in ("wall_s", "seconds", "check")}
+                print(f"  delta: {json.dumps(changes)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
