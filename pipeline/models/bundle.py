@@ -142,6 +142,11 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
         ) from error
     tensors = _read_weights(store, model_id, config_bytes)
     facts = _parse(config_bytes, name)
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{name}: a bundle of format {facts.get('format')!r}; this version reads format {FORMAT}. Use the version "
+            "that wrote it, or train anew"
+        )
     config = _model_config(facts["model"], name)
     with torch.random.fork_rng(devices=[]):
         model = models.build_model(config, image_size=facts["image_size"])

@@ -191,9 +191,9 @@ class EMAQuantizer(nn.Module):
     def _restart_dead(self, rows: Tensor) -> None:
         """Give dead codes a vector of this step: code, count and sum together, or the next average would undo it.
 
-        Rank 0 decides which codes are dead and which rows, of all ranks, they become. The count starts at the threshold:
-        a code that does not earn its place at once moves on. Starting at the mean count instead left ten times the
-        error on 64 clusters, because a second code in a cluster then stays while another cluster has none.
+        Rank 0 decides which codes are dead and which rows, of all ranks, they become. A count starts at the threshold,
+        so that a code which does not earn its place at once moves on. Starting at the mean count left ten times the
+        error on 64 clusters: a second code in one cluster then stays while another cluster has none.
         """
         enough = self.restart_threshold * self.code_count.mean()
         per_rank = rows_per_rank(rows)
