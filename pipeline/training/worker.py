@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 import warnings
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .loop import Loop, Report, ShouldStop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
+
+_KEPT_BLOCK = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +171,21 @@ def train_worker(setup: dict[str, Any]) -> str | None:
 def fix_process(config: TrainConfig, device: torch.device) -> None:
     """Set this process so that a training repeats bit for bit on a CPU: fixed threads, deterministic kernels."""
     torch.set_num_threads(config.threads)
+    keep_memory()
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling fresh memory would find bugs, not repeat results, and costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", ".*does not have a deterministic implementation", UserWarning)
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed blocks of up to 256 MiB for this process; does nothing with another C library.
+
+    A step frees and asks for the same large blocks again and again. Handed back to the kernel in between, they return
+    page by page: 8 of 115 ms a step of the VAE at 64 pixels (128 photos, one CPU thread).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, _KEPT_BLOCK)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
