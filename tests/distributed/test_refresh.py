@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -100,25 +99,41 @@ def test_neighbours_are_those_of_a_plain_computation(local: tuple[str, dict[str,
     assert result["measures"]["recall"] == 1.0
 
 
-def test_without_our_code_items_join_latents_on_part_and_row(local: tuple[str, dict[str, Any]]) -> None:
+def readme_code(language: str) -> str:
+    """Return the README's code of the section about reading a release without our code."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    section = text[text.index("### The same without our code") :]
+    return section.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+
+def test_the_readmes_sql_joins_items_with_latents(
+    local: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store_url, result = local
     store = open_store(store_url)
     manifest = read_manifest(store, result["release"])
-    items = Path(store_url) / manifest.files["items"].name
-    parts = str(Path(store_url) / f"latents/{manifest.model_id}/*.parquet")
-    joined = duckdb.sql(f"""
-        SELECT i.item_id, i.uri, l.mean
-        FROM '{items}' i
-        JOIN read_parquet('{parts}', filename = true, file_row_number = true) l
-          ON l.filename = '{store_url}/' || i.latents_part AND l.file_row_number = i.latents_row
-        WHERE l.item_id = i.item_id AND l.uri = i.uri
-        ORDER BY i.item_id, i.view
-    """).fetchall()
-    assert len(joined) == manifest.counts["photos"]
-    index = faiss.deserialize_index(np.frombuffer(store.get(manifest.files["index"].name), np.uint8))
-    vector = np.asarray([joined[0][2]], np.float32)
-    vector /= np.linalg.norm(vector)
-    assert index.search(vector, 1)[1][0, 0] == 0, "index rows are rows of the items file"
+    monkeypatch.chdir(store_url)
+    query = readme_code("sql").replace("RELEASE", manifest.release_id).replace("MODEL", manifest.model_id)
+    joined = duckdb.sql(query.rstrip().rstrip(";")).fetchall()
+    items = read_table(store, manifest, "items")
+    assert sorted(row[0] for row in joined) == sorted(items["item_id"].to_pylist())
+    vectors = {tuple(row[2]) for row in joined}
+    expected = open_release(store_url).latents(sorted(set(items["item_id"].to_pylist())))["mean"].to_pylist()
+    assert vectors == {tuple(vector) for vector in expected}
+
+
+def test_the_readmes_code_finds_an_item_nearest_to_itself(
+    local: tuple[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store_url, _ = local
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-store").symlink_to(store_url)
+    exec(compile(readme_code("python"), "README.md", "exec"), {})
+    first = open_release(store_url).item_ids()[0]
+    assert capsys.readouterr().out.startswith(f"{first} ['{first}', ")
 
 
 def test_again_with_nothing_changed_ends_without_ray(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
