@@ -15,17 +15,19 @@ from pipeline.encoding import (
     build_shards,
     collect_pixels,
     collect_rows,
+    compact,
     run_shards,
     split_done,
 )
 from pipeline.models.bundle import find_bundle
 from pipeline.parts import PartFile
+from pipeline.release import read_manifest
 from pipeline.training import PixelRows, train_bundle
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The photos that live (schema.items_schema), those refused (schema.QUARANTINE but first_seen), the new parts."""
+    """The photos that live (schema.items_schema), those refused (schema.QUARANTINE but first_seen), parts by name."""
 
     items: pa.Table
     refused: pa.Table
@@ -65,7 +67,19 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     results = compute(context, plan, shards, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, plan.rows, shards, results)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
-    return Encoded(items, refused, parts)
+    if plan.summary.parent is not None:
+        parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}
+    with context.watch.stage("compact"):
+        items, rewritten = compact(
+            context.store,
+            items,
+            parts,
+            model_id=model_id,
+            precision=context.config.encode.precision,
+            below=context.config.encode.rewrite_below,
+            max_parts=context.config.encode.max_parts,
+        )
+    return Encoded(items, refused, {**parts, **rewritten})
 
 
 def shards_of(context: Context, plan: Plan, *, model_id: str | None) -> list[Shard]:
@@ -75,7 +89,7 @@ def shards_of(context: Context, plan: Plan, *, model_id: str | None) -> list[Sha
         transform_id=plan.summary.transform_id,
         model_id=model_id,
         precision=context.config.encode.precision,
-        retry_of=plan.summary.parent or "",
+        retry_of=context.run.name,
     )
 
 

@@ -22,11 +22,12 @@ from pipeline.catalogue import (
     read_photos,
     resolve_tokens,
 )
-from pipeline.encoding import assign_shards
+from pipeline.encoding import assign_shards, build_shards
 from pipeline.errors import InputError, IntegrityError
 from pipeline.images import transform_id
 from pipeline.models import build_model
 from pipeline.models.bundle import find_bundle, train_key
+from pipeline.parts import read_part
 from pipeline.release import Manifest, read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.schema import attribute_fields, plan_schema
@@ -131,6 +132,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         latent_bytes=latent_bytes(config),
         transform_id=transform,
     )
+    rows = _retry_refused_fetches(store, rows, transform)
     if difference.counts["refused"] == rows.num_rows:
         raise InputError(_nothing_usable(rows))
     summary = PlanSummary(
@@ -199,6 +201,23 @@ def _drop_missing_pixels(store: Store, rows: pa.Table, *, usable: bool) -> pa.Ta
         cleared = pc.if_else(keep, column, pa.scalar(None, column.type))
         rows = rows.set_column(rows.schema.get_field_index(name), name, cleared)
     return rows
+
+
+def _retry_refused_fetches(store: Store, rows: pa.Table, transform: str) -> pa.Table:
+    """Mark the photos of shards whose part an unpublished run left behind with refused fetches in it.
+
+    Such a part would answer for ever, also when what was forbidden or missing has been put right.
+    """
+    there = {entry.name for entry in store.list(f"pixels/{transform}/")}
+    again = []
+    for shard in build_shards(rows, transform_id=transform, model_id=None, precision="") if there else []:
+        if shard.pixels_name in there:
+            stages = read_part(store, shard.pixels_name, ["stage"])["stage"]
+            if pc.any(pc.equal(stages, "fetch")).as_py():
+                again.append(shard.number)
+    marked = pc.or_(rows["retried"], pc.is_in(rows["shard"], value_set=pa.array(again, pa.int32())))
+    index = rows.schema.get_field_index("retried")
+    return rows.set_column(index, rows.schema.field(index), marked)
 
 
 def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from .actors import Encoder, LatentArrays, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
 from .collect import collect_pixels, collect_rows
+from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
 from .shards import PART_BYTES, Shard, ShardResult, assign_shards, build_shards, split_done
@@ -21,6 +22,7 @@ __all__ = [
     "build_shards",
     "collect_pixels",
     "collect_rows",
+    "compact",
     "make_encoder",
     "make_worker",
     "run_shards",

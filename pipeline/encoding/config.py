@@ -27,6 +27,10 @@ class EncodeConfig(BaseModel):
     shard_rows: int | None = Field(
         default=None, ge=1, description="photos in a part at most; null: from their number and size"
     )
+    rewrite_below: float = Field(
+        default=0.7, ge=0.0, le=1.0, description="a latents part of which a smaller share lives is written anew"
+    )
+    max_parts: int = Field(default=1000, ge=1, description="latents parts that a release names at most")
     gpus_per_actor: float = Field(default=0.0, ge=0.0, description="0: on CPUs; a fraction shares a GPU")
     no_progress_s: int = Field(
         default=1800, ge=1, description="seconds without a finished shard after which the stage fails as temporary"

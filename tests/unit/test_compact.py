@@ -1,0 +1,116 @@
+"""Compaction against plain copies: the same latents for the same photos, in fewer or fuller parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.encoding import compact
+from pipeline.errors import IntegrityError
+from pipeline.parts import PartFile, latents_part_name, read_part, write_part
+from pipeline.schema import ITEMS, attribute_fields, items_schema, latents_schema
+from pipeline.storage import Store, open_store
+
+DIM = 3
+RULES: dict[str, Any] = {"model_id": "m", "precision": "fp32", "below": 0.7, "max_parts": 1000}
+
+
+def written(store: Store, number: int, photos: int) -> PartFile:
+    """One part of `photos` photos; the latents of photo i of part n are [n, i, n * i]."""
+    rows = [
+        {
+            "item_id": f"i{i:02d}-{number:02d}", "uri": f"u{number}-{i}", "token": "t", "digest": f"d{number}-{i}",
+            "pixels_row": i, "mean": [number, i, number * i],
+        }
+        for i in range(photos)
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=latents_schema(DIM, log_var=False))
+    key = f"key{number:02d}"
+    return write_part(store, latents_part_name("m", key), table, key)
+
+
+def items_of(store: Store, parts: list[PartFile], keep: dict[int, set[int]]) -> pa.Table:
+    """The living photos of parts, sorted by item_id, which interleaves the parts."""
+    rows = []
+    for number, part in enumerate(parts):
+        for place, photo in enumerate(read_part(store, part.name).to_pylist()):
+            if place in keep.get(number, set(range(part.rows))):
+                rows.append({
+                    **{name: photo[name] for name in ("item_id", "uri", "token", "digest")},
+                    "view": 0, "latents_part": part.name, "latents_row": place, "pixels_part": f"pixels{number}",
+                    "pixels_row": place, "colour": "red",
+                })  # fmt: skip
+    schema = items_schema([pa.field("colour", pa.string())])
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["item_id"]), schema=schema)
+
+
+def latents(store: Store, items: pa.Table) -> dict[str, list[float]]:
+    """What a reader finds: photo -> latents, by a plain look-up."""
+    found = {}
+    for row in items.to_pylist():
+        place = read_part(store, row["latents_part"]).slice(row["latents_row"], 1).to_pylist()[0]
+        assert (place["item_id"], place["uri"], place["token"]) == (row["item_id"], row["uri"], row["token"])
+        assert place["pixels_row"] == row["pixels_row"]
+        found[row["uri"]] = place["mean"]
+    return found
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> Store:
+    return open_store(f"memory://{request.node.name}")
+
+
+def test_a_part_of_which_few_rows_live_is_rewritten_and_others_stay(store: Store) -> None:
+    parts = [written(store, 0, 10), written(store, 1, 10), written(store, 2, 10)]
+    items = items_of(store, parts, {0: {1, 5, 7}, 1: set(range(7))})  # 3 of 10, 7 of 10, all
+    before = latents(store, items)
+    after, made = compact(store, items, {part.name: part for part in parts}, **RULES)
+    assert latents(store, after) == before
+    named = set(after["latents_part"].to_pylist())
+    assert named == {parts[1].name, parts[2].name, *made}
+    assert [part.rows for part in made.values()] == [3]
+    unchanged = [*ITEMS.names[:5], "pixels_part", "pixels_row", "colour"]
+    assert after.select(unchanged).equals(items.select(unchanged))
+    assert after.schema == items.schema
+    assert [field.name for field in attribute_fields(after.schema)] == ["colour"]
+
+
+def test_too_many_parts_are_merged_smallest_first_until_half_as_many_are_named(store: Store) -> None:
+    parts = [written(store, number, 2 + number) for number in range(9)]
+    items = items_of(store, parts, {})
+    before = latents(store, items)
+    after, made = compact(store, items, {part.name: part for part in parts}, **{**RULES, "max_parts": 8})
+    named = set(after["latents_part"].to_pylist())
+    assert latents(store, after) == before
+    assert len(made) == 1
+    assert named - set(made) == {part.name for part in parts[5:]}, "the four largest stay"
+    again, more = compact(
+        store, after, {part.name: part for part in [*parts, *made.values()]}, **{**RULES, "max_parts": 8}
+    )
+    assert (again, more) == (after, {})
+
+
+def test_nothing_to_do_returns_the_same_items(store: Store) -> None:
+    parts = [written(store, 0, 4)]
+    items = items_of(store, parts, {})
+    assert compact(store, items, {parts[0].name: parts[0]}, **RULES) == (items, {})
+    assert compact(store, items.slice(0, 0), {}, **RULES) == (items.slice(0, 0), {})
+
+
+def test_a_second_time_gives_the_same_part(store: Store) -> None:
+    parts = [written(store, 0, 10)]
+    items = items_of(store, parts, {0: {2, 3}})
+    known = {part.name: part for part in parts}
+    assert compact(store, items, known, **RULES) == compact(store, items, known, **RULES)
+
+
+def test_items_that_name_wrong_rows_are_refused_rather_than_copied(store: Store) -> None:
+    parts = [written(store, 0, 10)]
+    items = items_of(store, parts, {0: {2, 3}})
+    index = items.schema.get_field_index("latents_row")
+    swapped = items.set_column(index, items.schema.field(index), pa.array(np.array([3, 2], np.int32)))
+    with pytest.raises(IntegrityError, match="other photos"):
+        compact(store, swapped, {part.name: part for part in parts}, **RULES)
