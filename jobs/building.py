@@ -18,11 +18,12 @@ from pipeline.errors import IntegrityError
 from pipeline.evaluation import GateVerdict, check_gates, label_knn
 from pipeline.index import BuiltIndex, LatentArrays, build_index, gather_latents
 from pipeline.keys import digest_of
-from pipeline.models import load_bundle
+from pipeline.models import bundle_files, load_bundle
 from pipeline.parts import PartFile
-from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
+from pipeline.release import FileEntry, Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import read_table, write_table
 from pipeline.schema import quarantine_schema
+from pipeline.storage import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +90,32 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         index_parameters=built.parameters,
         counts=counts,
         measures=measures,
-        parts=named_parts(items, encoded.parts, parent),
+        parts=named_parts(items, encoded.parts),
         config=release_config(config),
         code_version=version("visual-codebooks"),
+        **model_files(store, model_id, parent),
         inputs={"catalogue": config.catalogue.source, "train_key": plan.summary.train_key},
     )
     report_name = written.manifest.files["report"].name
     return Candidate(written.manifest, written.manifest_sha256, verdicts, report_name)
 
 
-def named_parts(items: pa.Table, new: dict[str, PartFile], parent: Manifest | None) -> tuple[PartFile, ...]:
-    """Return the latents parts that items names, in name order: just written ones, or as the parent lists them."""
-    known = {**({part.name: part for part in parent.parts} if parent else {}), **new}
+def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[str, FileEntry]:
+    """Return the manifest's entries of the bundle's files; a parent of the same model must list the same bytes."""
+    found = bundle_files(store, model_id)
+    for entry in parent.bundle_files() if parent is not None and parent.model_id == model_id else ():
+        now = next(file for file in found.values() if file.name == entry.name)
+        if now != entry:
+            raise IntegrityError(
+                f"{entry.name} on {store.url} has {now.bytes:,} bytes and the sha256 {now.sha256}, the parent release "
+                f"says {entry.bytes:,} bytes and {entry.sha256}: it was changed after it was written; restore it, or "
+                "train anew with another train.version"
+            )
+    return found
+
+
+def named_parts(items: pa.Table, known: dict[str, PartFile]) -> tuple[PartFile, ...]:
+    """Return the latents parts that items names, in name order."""
     names = sorted(pc.unique(items["latents_part"]).to_pylist())
     unknown = [name for name in names if name not in known]
     if unknown:
