@@ -103,13 +103,14 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
 def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[str, FileEntry]:
     """Return the manifest's entries of the bundle's files; a parent of the same model must list the same bytes."""
     found = bundle_files(store, model_id)
-    for entry in parent.bundle_files() if parent is not None and parent.model_id == model_id else ():
-        now = next(file for file in found.values() if file.name == entry.name)
-        if now != entry:
+    if parent is None or parent.model_id != model_id:
+        return found
+    for now, entry in ((found["encoder"], parent.encoder), (found["bundle_config"], parent.bundle_config)):
+        if entry is not None and now != entry:
             raise IntegrityError(
                 f"{entry.name} on {store.url} has {now.bytes:,} bytes and the sha256 {now.sha256}, the parent release "
                 f"says {entry.bytes:,} bytes and {entry.sha256}: it was changed after it was written; restore it, or "
-                "train anew with another train.version"
+                "train another model (train.seed)"
             )
     return found
 

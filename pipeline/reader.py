@@ -197,7 +197,8 @@ class Release:
     def encode_photo(self, data: bytes) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d], by the release's own encoder (ONNX, on the CPU).
 
-        Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing.
+        Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing,
+        IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
         return self._opened.encoder(data)
 
@@ -356,7 +357,7 @@ class _Opened:
 
     @cached_property
     def encoder(self) -> PhotoEncoder:
-        return PhotoEncoder(self._store, self.manifest.model_id)
+        return PhotoEncoder(self._store, self._cache, self.manifest)
 
 
 def _checked_k(k: Any) -> int:

@@ -9,17 +9,20 @@ import numpy as np
 
 from ..errors import ConfigError, IntegrityError, NotFound
 from ..images import ImagesConfig, decode
+from ..release import FileEntry, Manifest
 from ..storage import Store
+from ..storage.cache import FileCache
 from .latents import Float32
 
 
 class PhotoEncoder:
     """The ONNX encoder of one bundle; safe to use from several threads."""
 
-    def __init__(self, store: Store, model_id: str) -> None:
-        """Read the encoder and how photos are decoded for it.
+    def __init__(self, store: Store, cache: FileCache, manifest: Manifest) -> None:
+        """Read the encoder and how photos are decoded for it, through the cache where the manifest has their digests.
 
-        Raises ConfigError when onnxruntime is not installed, IntegrityError when the bundle is not whole.
+        Raises ConfigError when onnxruntime is not installed, IntegrityError when the bundle is not whole or its bytes
+        are not those of the manifest.
         """
         try:
             import onnxruntime
@@ -28,15 +31,9 @@ class PhotoEncoder:
                 "a query by photo needs the encoder, and onnxruntime is not installed; run "
                 "`pip install 'visual-codebooks[run]'`, or only `pip install onnxruntime pillow`"
             ) from error
-        folder = f"models/{model_id}"
-        try:
-            config: dict[str, Any] = json.loads(store.get(f"{folder}/config.json"))
-            network = store.get(f"{folder}/encoder.onnx")
-        except NotFound as error:
-            raise IntegrityError(
-                f"{folder} on {store.url} is not whole ({error}): the model has expired or was damaged; query by "
-                "item_id or by vector, or open a newer release"
-            ) from error
+        folder = f"models/{manifest.model_id}"
+        config: dict[str, Any] = json.loads(_read(store, cache, f"{folder}/config.json", manifest.bundle_config))
+        network = _read(store, cache, f"{folder}/encoder.onnx", manifest.encoder)
         self._images = ImagesConfig.model_validate(config["images"])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
@@ -60,3 +57,18 @@ class PhotoEncoder:
         batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # uint8 [1, 3, size, size]
         mean: Float32 = self._session.run([self._output], {self._input: batch})[0]
         return mean.astype(np.float32, copy=False)
+
+
+def _read(store: Store, cache: FileCache, name: str, entry: FileEntry | None) -> bytes:
+    """Return a file of the bundle; entry: what the manifest says of it, None in releases from before it did."""
+    if entry is not None:
+        if entry.name != name:
+            raise IntegrityError(f"the manifest names {entry.name} where {name} belongs; roll the channel back")
+        return cache.fetch(store, name, size=entry.bytes, sha256=entry.sha256).read_bytes()
+    try:
+        return store.get(name)
+    except NotFound as error:
+        raise IntegrityError(
+            f"{name.rpartition('/')[0]} on {store.url} is not whole ({error}): the model has expired or was damaged; "
+            "query by item_id or by vector, or open a newer release"
+        ) from error

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..errors import ConfigError
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step
-from .bundle import Bundle, find_bundle, load_bundle, save_bundle, train_key
+from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
 
@@ -33,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "Step",
     "build_model",
+    "bundle_files",
     "find_bundle",
     "load_bundle",
     "save_bundle",

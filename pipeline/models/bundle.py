@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import models
 from ..errors import InputError, IntegrityError, NotFound
 from ..keys import digest_of, key_of, portable
+from ..release import FileEntry
 from ..storage import Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
@@ -153,6 +154,23 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     _refuse_differences(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
     return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model))
+
+
+def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
+    """Return what a manifest says of the files that a query by photo reads: its fields `encoder`, `bundle_config`.
+
+    The model_id covers weights and config, not the derived encoder, so only a manifest can hold the encoder to its
+    bytes. Raises IntegrityError when one of them is missing.
+    """
+    found: dict[str, FileEntry] = {}
+    for field, file in (("encoder", "encoder.onnx"), ("bundle_config", "config.json")):
+        name = f"models/{model_id}/{file}"
+        try:
+            data = store.get(name)
+        except NotFound as error:
+            raise IntegrityError(f"{name} on {store.url} is missing; restore it, or train anew") from error
+        found[field] = FileEntry(name=name, bytes=len(data), sha256=digest_of(data))
+    return found
 
 
 def _frozen(model: Model) -> Model:

@@ -33,8 +33,9 @@ class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
     Every name in it is a full name on the store. files: by role (`items`, `quarantine`, `changes`, `index`, `report`).
-    parts: the latents parts that items names, in name order. counts, measures: by name. inputs: where the catalogue
-    was read from.
+    parts: the latents parts that items names, in name order. encoder, bundle_config: the files of the model's bundle
+    that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before these were listed.
+    counts, measures: by name. inputs: where the catalogue was read from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,8 @@ class Manifest(BaseModel):
     measures: dict[str, FiniteFloat] = {}
     files: dict[str, FileEntry]
     parts: tuple[PartFile, ...]
+    encoder: FileEntry | None = None
+    bundle_config: FileEntry | None = None
     config: dict[str, Any] = {}
     code_version: str
     inputs: dict[str, Any] = {}
@@ -64,6 +67,10 @@ class Manifest(BaseModel):
     def to_bytes(self) -> bytes:
         """Return the one JSON text of this manifest: sorted keys, no white space, UTF-8."""
         return document_bytes(self)
+
+    def bundle_files(self) -> list[FileEntry]:
+        """Return the files of the model's bundle that this manifest lists: two, or none in an older release."""
+        return [entry for entry in (self.encoder, self.bundle_config) if entry is not None]
 
 
 def document_bytes(document: BaseModel) -> bytes:

@@ -19,7 +19,10 @@ from .manifest import FileEntry, Manifest, read_manifest
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCheck:
-    """What a check of a release found. files, parts, bytes: how many were read; problems: one sentence each."""
+    """What a check of a release found.
+
+    files (those of the bundle too), parts, bytes: how many were read; problems: one sentence each.
+    """
 
     release_id: str
     files: int
@@ -45,7 +48,8 @@ def verify_release(store: Store, release_id: str, *, expect_sha256: str | None =
     manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
     problems: list[str] = []
     size = 0
-    named: list[FileEntry | PartFile] = [*manifest.files.values(), *manifest.parts]
+    files = [*manifest.files.values(), *manifest.bundle_files()]
+    named: list[FileEntry | PartFile] = [*files, *manifest.parts]
     for entry in named:
         try:
             data = store.get(entry.name)
@@ -56,7 +60,7 @@ def verify_release(store: Store, release_id: str, *, expect_sha256: str | None =
         problems.extend(_file_problems(entry, data))
     if not problems:
         problems.extend(_reference_problems(store, manifest))
-    return ReleaseCheck(release_id, len(manifest.files), len(manifest.parts), size, tuple(problems))
+    return ReleaseCheck(release_id, len(files), len(manifest.parts), size, tuple(problems))
 
 
 def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:

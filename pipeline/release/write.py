@@ -35,7 +35,7 @@ def write_release(
     """Write a release's files and then its manifest; when another attempt was first, return that one's release.
 
     files: by role. fields: every other field of `Manifest`; `created` is now unless given. Raises IntegrityError when
-    a part that the manifest would name is no longer on the store.
+    a part or a bundle's file that the manifest would name is no longer on the store.
     """
     claim_store(store)
     found = _find_release(store, release_id)
@@ -44,7 +44,7 @@ def write_release(
     entries = {role: _write_file(store, release_id, role, ReleaseFile(*file)) for role, file in sorted(files.items())}
     fields.setdefault("created", datetime.now(UTC))
     manifest = Manifest(release_id=release_id, files=entries, **fields)
-    _check_listed(store, [*manifest.parts, *entries.values()])
+    _check_listed(store, [*manifest.parts, *manifest.bundle_files(), *entries.values()])
     data = manifest.to_bytes()
     if store.put_if_absent(manifest_name(release_id), data):
         return WrittenRelease(manifest, digest_of(data))

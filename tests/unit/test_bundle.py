@@ -14,11 +14,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from jobs.building import model_files
 from pipeline.errors import CodebooksError, InputError, IntegrityError, NotFound
 from pipeline.models import Bundle, Model, build_model, bundle, export, find_bundle, load_bundle, save_bundle, train_key
 from pipeline.models.bundle import model_id_of
 from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
+from pipeline.release import Manifest
 from pipeline.storage import MemoryStore, Store, open_store
 
 CONFIG = VAEConfig(latent_dim=4, channels=(4, 8))
@@ -261,3 +263,28 @@ def test_the_train_key_follows_everything_that_was_asked() -> None:
     }
     assert len(others | {plain}) == 8
     assert len(plain) == 64
+
+
+def parent_of(model_id: str, **changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "release_id": "mon-a", "release_key": "0" * 64, "run": "mon", "attempt": 1, "created": "2024-01-01T00:00:00Z",
+        "parent": None, "model_id": model_id, "model_kind": "vae", "latent_dim": 4, "transform_id": "t", "metric": "l2",
+        "index_kind": "flat", "files": {}, "parts": (), "code_version": "0",
+    }  # fmt: skip
+    return Manifest(**fields, **changes)
+
+
+def test_a_release_takes_no_other_encoder_than_its_parent_of_the_same_model(store: Store) -> None:
+    model_id = save(store)
+    files = model_files(store, model_id, None)
+    assert [files[field].name for field in ("encoder", "bundle_config")] == [
+        f"models/{model_id}/encoder.onnx",
+        f"models/{model_id}/config.json",
+    ]
+    parent = parent_of(model_id, **files)
+    assert model_files(store, model_id, parent) == files
+    store.put(files["encoder"].name, b"an Encoder")  # as long as before
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx .* was changed after it was written"):
+        model_files(store, model_id, parent)
+    for other in (parent_of(model_id), parent_of("other", **files)):  # before digests were listed; of another model
+        assert model_files(store, model_id, other)["encoder"] != files["encoder"]

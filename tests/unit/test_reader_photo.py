@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, IntegrityError, PhotoRefused
 from pipeline.images import ImagesConfig, decode
-from pipeline.reader import open_release
+from pipeline.keys import digest_of
+from pipeline.reader import Release, open_release
+from pipeline.release import FileEntry, read_manifest, verify_release
 from pipeline.storage import Store, open_store
 
 onnx = pytest.importorskip("onnx")
@@ -59,6 +62,23 @@ def write_encoder(store: Store, model_id: str, dim: int) -> None:
     store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
 
 
+def listed(store: Store, model_id: str) -> dict[str, FileEntry]:
+    """Return the manifest's fields for a bundle that was written by `write_encoder`."""
+    names = {"encoder": f"models/{model_id}/encoder.onnx", "bundle_config": f"models/{model_id}/config.json"}
+    data = {field: store.get(name) for field, name in names.items()}
+    return {
+        field: FileEntry(name=name, bytes=len(data[field]), sha256=digest_of(data[field]))
+        for field, name in names.items()
+    }
+
+
+def release_with_digests(store: Store, maker: Any, **changes: Any) -> Release:
+    write_encoder(store, maker.MODEL, maker.DIM)
+    fields = listed(store, maker.MODEL) | changes
+    maker.make_release(store, maker.some_photos(40), run="digests", **fields)
+    return open_release(store.url)
+
+
 def picture() -> bytes:
     pixels = np.random.default_rng(4).integers(0, 255, (20, 30, 3), np.uint8)
     sink = io.BytesIO()
@@ -90,6 +110,68 @@ def test_a_bundle_that_is_gone_is_said_so(store: Store) -> None:
         open_release(store.url).encode_photo(picture())
 
 
+def test_the_encoder_comes_through_the_hashed_cache(store: Store, maker: Any) -> None:
+    plain = open_release(store.url)  # a manifest without the digests
+    release = release_with_digests(store, maker)
+    vectors = release.encode_photo(picture())
+    np.testing.assert_array_equal(vectors, plain.encode_photo(picture()))
+    assert release.manifest.encoder is not None
+    store.delete(release.manifest.encoder.name)
+    np.testing.assert_array_equal(open_release(store.url).encode_photo(picture()), vectors)
+
+
+def flipped(data: bytes) -> bytes:
+    """Return an encoder with one other weight: as long, as loadable, and wrong."""
+    at = data.index(projection(6).tobytes()[:16])
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("encoder.onnx", flipped),
+        ("encoder.onnx", lambda data: data[:-1]),
+        ("encoder.onnx", lambda data: data + b" "),
+        ("config.json", lambda data: data.replace(b"crop", b"pad ")),
+    ],
+    ids=["one bit", "shorter", "longer", "another config"],
+)
+def test_changed_bytes_are_refused_by_name(
+    store: Store, maker: Any, file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    release, name = release_with_digests(store, maker), f"models/{maker.MODEL}/{file}"
+    changed = damage(store.get(name))
+    assert changed != store.get(name)
+    store.put(name, changed)
+    for _ in range(2):  # a refusal is not remembered as an answer
+        with pytest.raises(IntegrityError, match=f"{name} on .* was changed after it was written"):
+            release.encode_photo(picture())
+    assert release.similar("sku-001"), "queries by item need no encoder"
+    assert any(name in problem for problem in verify_release(store, release.release_id).problems)
+
+
+def test_without_digests_a_changed_encoder_goes_unnoticed(store: Store, maker: Any) -> None:
+    """What the digests are for: the same damage as above, in a release from before they were listed."""
+    write_encoder(store, maker.MODEL, maker.DIM)
+    name = f"models/{maker.MODEL}/encoder.onnx"
+    store.put(name, flipped(store.get(name)))
+    assert open_release(store.url).encode_photo(picture()).shape == (1, maker.DIM)
+
+
+def test_a_listed_encoder_that_is_gone_is_said_so(store: Store, maker: Any) -> None:
+    release = release_with_digests(store, maker)
+    store.delete(f"models/{maker.MODEL}/encoder.onnx")
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx is not on .*expired or was damaged"):
+        release.encode_photo(picture())
+
+
+def test_the_encoder_of_another_model_is_refused(store: Store, maker: Any) -> None:
+    write_encoder(store, "other", maker.DIM)
+    release = release_with_digests(store, maker, encoder=listed(store, "other")["encoder"])
+    with pytest.raises(IntegrityError, match=r"names models/other/encoder\.onnx where models/"):
+        release.encode_photo(picture())
+
+
 @pytest.mark.parametrize("missing", ["onnxruntime", "PIL"])
 def test_what_is_not_installed_is_named_with_the_remedy(
     store: Store, maker: Any, monkeypatch: pytest.MonkeyPatch, missing: str
@@ -110,15 +192,21 @@ def test_what_is_not_installed_is_named_with_the_remedy(
 
 def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
-    from pipeline.models import VAEConfig, build_model, save_bundle
+    from pipeline.models import VAEConfig, build_model, bundle_files, save_bundle
 
     opened, images = open_store(str(tmp_path / "real")), ImagesConfig(size=32)
     torch.manual_seed(0)
     model = build_model(VAEConfig(latent_dim=maker.DIM), image_size=32)
     model_id = save_bundle(opened, model, model.config, images, train_key="k", card={})
-    maker.make_release(opened, maker.some_photos(10), model_id=model_id)
+    files = bundle_files(opened, model_id)
+    assert files == listed(opened, model_id)
+    made = maker.make_release(opened, maker.some_photos(10), model_id=model_id, **files)
+    assert read_manifest(opened, made.release_id).bundle_files() == list(files.values())
     pixels = torch.from_numpy(decode(picture(), images).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = model.eval().encode(pixels).mean.numpy()
     found = open_release(opened.url, expect_model=model_id).encode_photo(picture())
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    opened.delete(files["encoder"].name)
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx on .* is missing"):
+        bundle_files(opened, model_id)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pipeline.errors import InputError, IntegrityError, NotFound, Unavailable
 from pipeline.parts import PartFile, latents_part_name, write_part
 from pipeline.release import (
+    FileEntry,
     ReleaseFile,
     check_store,
     claim_store,
@@ -209,6 +210,59 @@ def test_a_part_of_another_size_stops_the_release(store: Store) -> None:
     wrong = part.model_copy(update={"bytes": part.bytes + 1})
     with pytest.raises(IntegrityError, match="bytes, expected"):
         write_release(store, release_id="r", files={"items": items_file([part])}, parts=(wrong,), **fields())
+
+
+def bundle(store: Store) -> dict[str, FileEntry]:
+    """Write a bundle's files by hand and return the manifest's fields for them."""
+    found = {}
+    for field, file in (("encoder", "encoder.onnx"), ("bundle_config", "config.json")):
+        name, data = f"models/{MODEL}/{file}", f"bytes of {file}".encode()
+        store.put_if_absent(name, data)
+        found[field] = FileEntry(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return found
+
+
+def with_bundle(store: Store, **changes: Any) -> Any:
+    part = latents_part(store, 0)
+    files = {"items": items_file([part])}
+    return write_release(store, release_id="b", files=files, parts=(part,), **fields(**changes))
+
+
+def test_the_bundles_files_are_listed_and_verified(store: Store) -> None:
+    entries = bundle(store)
+    manifest, _ = with_bundle(store, **entries)
+    assert read_manifest(store, "b").bundle_files() == [entries["encoder"], entries["bundle_config"]]
+    check = verify_release(store, "b")
+    assert (check.files, check.parts, check.problems) == (3, 1, ())
+    name = entries["encoder"].name
+    store.put(name, store.get(name)[:-1] + b"?")
+    assert [problem.split(" has ")[0] for problem in verify_release(store, "b").problems] == [name]
+    store.delete(name)
+    assert verify_release(store, "b").problems == (f"{name} is missing",)
+    assert manifest.encoder == entries["encoder"]
+
+
+@pytest.mark.parametrize("field", ["encoder", "bundle_config"])
+def test_a_bundle_that_is_not_whole_stops_the_release(store: Store, field: str) -> None:
+    entries = bundle(store)
+    name = entries[field].name
+    store.put(name, store.get(name) + b"?")
+    with pytest.raises(IntegrityError, match=f"{name} has .* bytes, expected"):
+        with_bundle(store, **entries)
+    store.delete(name)
+    with pytest.raises(IntegrityError, match=f"1 of 4 files are no longer on .*{name}"):
+        with_bundle(store, **entries)
+    assert not store.exists(manifest_name("b"))
+
+
+def test_a_manifest_from_before_bundles_were_listed_still_reads(store: Store) -> None:
+    small_release(store)
+    name = manifest_name("night-abc")
+    document = json.loads(store.get(name))
+    assert (document.pop("encoder"), document.pop("bundle_config")) == (None, None)
+    store.put(name, json.dumps(document).encode())
+    assert read_manifest(store, "night-abc").bundle_files() == []
+    assert verify_release(store, "night-abc").problems == ()
 
 
 @pytest.mark.parametrize("changes", [{"colour": "red"}, {"measures": {"recall": float("nan")}}, {"attempt": 0}])
