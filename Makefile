@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
+DATA   ?= ../shared/data
 
-.PHONY: help demo test check format bench install clean
+.PHONY: help demo test check format bench bench-refresh bench-kill install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -26,7 +27,13 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## small benchmarks; each compares two ways in one run and prints a ratio
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in decode encode search train; do echo "== $$name"; $(BIN)/python tests/benchmarks/bench_$$name.py || exit 1; done
+
+bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), about ten minutes
+	$(BIN)/python tests/benchmarks/bench_refresh.py --data $(DATA)
+
+bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
+	$(BIN)/python tests/benchmarks/bench_kill.py
 
 install: $(VENV)/.dev  ## everything into .venv
 
