@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.images.render import render_catalogue
 from pipeline.reader import open_release
-from pipeline.release import read_head, read_manifest
+from pipeline.release import read_head, read_manifest, verify_release
 from pipeline.release.tables import read_table
 from pipeline.storage import open_store
 
@@ -75,6 +75,8 @@ def test_first_refresh_publishes_and_loses_no_photo(local: tuple[str, dict[str, 
     assert result["counts"]["refused"] > 0, "the rendered catalogue has broken files"
     store = open_store(store_url)
     manifest = read_manifest(store, result["release"])
+    verify_release(store, manifest.release_id).require()
+    assert len(manifest.bundle_files()) == 2
     quarantine = read_table(store, manifest, "quarantine").to_pylist()
     assert all(row["stage"] and row["reason"] and row["detail"] for row in quarantine)
     page = store.get(manifest.files["report"].name).decode()
