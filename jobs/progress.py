@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ class Progress:
         self, stream: TextIO | None = None, *, bars: bool | None = None, every_s: float = LINE_EVERY_S
     ) -> None:
         self._stream = stream or sys.stderr
-        self._bars = self._stream.isatty() if bars is None else bars
+        self._bars = _takes_bars(self._stream) if bars is None else bars
         self._every_s = every_s
         self._training_bar: Any = None
         self._training_shown = 0.0
@@ -117,6 +118,11 @@ def _time(seconds: float) -> str:
         if seconds >= 1
         else f"{seconds:.1f} s"
     )
+
+
+def _takes_bars(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal of some width; on one of width 0 (a container's) bars show nothing."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
 
 
 def _tqdm() -> Any:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import termios
 import time
+
+import pytest
 
 from jobs.progress import Progress
 from pipeline.training import TrainProgress
@@ -51,3 +55,17 @@ def test_training_progress_in_lines_and_bars() -> None:
     bars.training(at(10))
     bars.training(at(20))
     assert "20/20" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(0, "pixels: 5 photos"), (80, "100%|")])
+def test_a_terminal_gets_bars_unless_it_has_no_width(columns: int, shown: str) -> None:
+    parent, child = os.openpty()
+    termios.tcsetwinsize(child, (24, columns))
+    with os.fdopen(child, "w") as terminal:
+        progress = Progress(terminal)
+        with progress.stage("pixels", total=5) as advance:
+            advance(5)
+        terminal.flush()
+        text = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert shown in text
