@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jobs.computing import Encoded
 from jobs.context import Context
 from jobs.planning import Plan, release_config
-from jobs.reporting import report_page
+from jobs.reporting import Findings, report_page
 from pipeline.catalogue import changes_between
 from pipeline.errors import IntegrityError
 from pipeline.evaluation import GateVerdict, check_gates, label_knn
@@ -38,10 +38,58 @@ class Candidate:
 
 def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encoded) -> Candidate:
     """Build the index over the items and write the release; the first attempt to write its manifest wins."""
+    parent = read_manifest(context.store, plan.summary.parent) if plan.summary.parent else None
+    found = examine(context, plan, encoded, parent)
+    bundle = load_bundle(context.store, model_id)
+    with context.watch.stage("report"):
+        page = report_page(context, plan, bundle, found)
+    config, items_bytes = context.config, write_table(found.items)
+    settings = release_config(config)
+    key = release_key(
+        items_digest=digest_of(items_bytes),
+        model_id=model_id,
+        index=settings["index"],
+        evaluation={},
+        gates=settings["gates"],
+        parent=plan.summary.parent,
+    )
+    written = write_release(
+        context.store,
+        release_id=release_id(context.run.name, key),
+        files={
+            "items": (items_bytes, ".parquet", found.items.num_rows),
+            "quarantine": (write_table(found.quarantine), ".parquet", found.quarantine.num_rows),
+            "changes": (write_table(found.changes), ".parquet", found.changes.num_rows),
+            "index": (found.built.data, ".faiss", found.items.num_rows),
+            "report": (page, ".html", None),
+        },
+        release_key=key,
+        run=context.run.name,
+        attempt=context.attempt.number,
+        parent=plan.summary.parent,
+        model_id=model_id,
+        model_kind=config.model.kind,
+        latent_dim=bundle.model.latent_dim,
+        transform_id=plan.summary.transform_id,
+        metric=config.index.metric,
+        index_kind=config.index.kind,
+        index_parameters=found.built.parameters,
+        counts=found.counts,
+        measures=found.measures,
+        parts=named_parts(found.items, encoded.parts),
+        config=settings,
+        code_version=version("visual-codebooks"),
+        inputs={"catalogue": config.catalogue.source, "train_key": plan.summary.train_key},
+        **model_files(context.store, model_id, parent),
+    )
+    report_name = written.manifest.files["report"].name
+    return Candidate(written.manifest, written.manifest_sha256, found.verdicts, report_name)
+
+
+def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | None) -> Findings:
+    """Build the index over the items, and measure what the gates look at."""
     context.attempt.check()
-    config, store = context.config, context.store
-    parent = read_manifest(store, plan.summary.parent) if plan.summary.parent else None
-    items = encoded.items
+    config, store, items = context.config, context.store, encoded.items
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items)
@@ -55,49 +103,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         counts = count(items, quarantine, changes, plan)
         measures = measure(context, items, latents, built, counts)
         verdicts = tuple(check_gates(measures, config.gates))
-    bundle = load_bundle(store, model_id)
-    with context.watch.stage("report"):
-        page = report_page(context, plan, bundle, items, latents, built, quarantine, counts, measures, verdicts)
-    items_bytes = write_table(items)
-    key = release_key(
-        items_digest=digest_of(items_bytes),
-        model_id=model_id,
-        index=release_config(config)["index"],
-        evaluation={},
-        gates=release_config(config)["gates"],
-        parent=plan.summary.parent,
-    )
-    written = write_release(
-        store,
-        release_id=release_id(context.run.name, key),
-        files={
-            "items": (items_bytes, ".parquet", items.num_rows),
-            "quarantine": (write_table(quarantine), ".parquet", quarantine.num_rows),
-            "changes": (write_table(changes), ".parquet", changes.num_rows),
-            "index": (built.data, ".faiss", items.num_rows),
-            "report": (page, ".html", None),
-        },
-        release_key=key,
-        run=context.run.name,
-        attempt=context.attempt.number,
-        parent=plan.summary.parent,
-        model_id=model_id,
-        model_kind=config.model.kind,
-        latent_dim=bundle.model.latent_dim,
-        transform_id=plan.summary.transform_id,
-        metric=config.index.metric,
-        index_kind=config.index.kind,
-        index_parameters=built.parameters,
-        counts=counts,
-        measures=measures,
-        parts=named_parts(items, encoded.parts),
-        config=release_config(config),
-        code_version=version("visual-codebooks"),
-        **model_files(store, model_id, parent),
-        inputs={"catalogue": config.catalogue.source, "train_key": plan.summary.train_key},
-    )
-    report_name = written.manifest.files["report"].name
-    return Candidate(written.manifest, written.manifest_sha256, verdicts, report_name)
+    return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts)
 
 
 def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[str, FileEntry]:

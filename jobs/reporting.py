@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from jobs.context import Context
 from jobs.planning import Plan
 from pipeline.errors import NotReconstructing
 from pipeline.evaluation import GateVerdict
-from pipeline.index import BuiltIndex, LatentArrays, open_index
+from pipeline.index import BuiltIndex, LatentArrays, SearchIndex, open_index
 from pipeline.models import Bundle
 from pipeline.models.reconstruct import reconstruct
 from pipeline.parts import read_part
@@ -24,30 +25,38 @@ _NEIGHBOURS = 10
 _OVERFETCH = 40  # photos asked for so that ten distinct other items are among them
 
 
-def report_page(
-    context: Context,
-    plan: Plan,
-    bundle: Bundle,
-    items: pa.Table,
-    latents: LatentArrays,
-    built: BuiltIndex,
-    quarantine: pa.Table,
-    counts: dict[str, int],
-    measures: dict[str, float],
-    verdicts: Sequence[GateVerdict],
-) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a release is found to be before it is written: its tables, latents, index, measures and verdicts.
+
+    latents: one row a row of items, in their order. counts, measures: by name.
+    """
+
+    items: pa.Table
+    quarantine: pa.Table
+    changes: pa.Table
+    latents: LatentArrays
+    built: BuiltIndex
+    counts: dict[str, int]
+    measures: dict[str, float]
+    verdicts: tuple[GateVerdict, ...]
+
+
+def report_page(context: Context, plan: Plan, bundle: Bundle, found: Findings) -> bytes:
     """Return the release's self-contained HTML page."""
+    items, counts = found.items, found.counts
     shown = choose_queries(items, seed=context.config.train.seed)
-    found = [neighbours_of(row, items, latents, built, context) for row in shown]
-    wanted = sorted({row for row, near in zip(shown, found, strict=True) for row in [row, *(r for r, _ in near)]})
+    index = open_index(found.built.data, context.config.index.metric)
+    near = [neighbours_of(row, items, found.latents, index) for row in shown]
+    wanted = sorted({*shown, *(row for pairs in near for row, _ in pairs)})
     pixels = read_pixels(context.store, items, wanted, size=context.config.images.size)
     data = ReportData(
         title=f"Release of run {context.run.name}",
-        facts=facts(context, plan, bundle, counts, measures),
-        gates=[GateRow(v.name, _text(v.value), _text(v.limit), v.passed) for v in verdicts],
-        neighbours=neighbour_rows(items, shown, found, pixels, category=context.config.catalogue.category),
+        facts=facts(context, plan, bundle, counts, found.measures),
+        gates=[GateRow(v.name, _text(v.value), _text(v.limit), v.passed) for v in found.verdicts],
+        neighbours=neighbour_rows(items, shown, near, pixels, category=context.config.catalogue.category),
         reconstructions=reconstructions(bundle, [pixels[row] for row in shown if row in pixels]),
-        quarantine=quarantine_rows(quarantine),
+        quarantine=quarantine_rows(found.quarantine),
         changes=[(name, counts[name]) for name in ("added", "changed", "removed", "relabelled", "quarantined")],
     )
     return render_page(data)
@@ -59,11 +68,8 @@ def choose_queries(items: pa.Table, *, seed: int) -> list[int]:
     return sorted(generator.choice(items.num_rows, size=min(_QUERIES, items.num_rows), replace=False).tolist())
 
 
-def neighbours_of(
-    row: int, items: pa.Table, latents: LatentArrays, built: BuiltIndex, context: Context
-) -> list[tuple[int, float]]:
+def neighbours_of(row: int, items: pa.Table, latents: LatentArrays, index: SearchIndex) -> list[tuple[int, float]]:
     """Return (row, score) of the ten nearest photos of other items, the best photo of each item, nearest first."""
-    index = open_index(built.data, context.config.index.metric)
     ids, scores = index.search(latents.take([row]), min(_OVERFETCH, items.num_rows))
     own = items["item_id"][row].as_py()
     best: dict[str, tuple[int, float]] = {}
