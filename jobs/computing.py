@@ -19,8 +19,9 @@ from pipeline.encoding import (
     run_shards,
     split_done,
 )
+from pipeline.errors import InputError
 from pipeline.models.bundle import find_bundle
-from pipeline.parts import PartFile
+from pipeline.parts import PartFile, read_part
 from pipeline.release import read_manifest
 from pipeline.training import PixelRows, train_bundle
 
@@ -45,6 +46,8 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     results = compute(context, plan, shards, start_ray, stage="pixels", model_id=None)
     context.attempt.check()
     pixels = [PixelRows(part=name, rows=rows) for name, rows in collect_pixels(store, plan.rows, shards, results)]
+    if not pixels:
+        raise InputError(_nothing_to_train_on(context, shards))
     start_ray()
     with context.watch.stage("train", photos=sum(len(part.rows) for part in pixels) * config.train.epochs):
         return train_bundle(
@@ -58,6 +61,14 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
             train_key=plan.summary.train_key,
             progress=context.progress.training,
         )
+
+
+def _nothing_to_train_on(context: Context, shards: list[Shard]) -> str:
+    names = ["item_id", "uri", "reason", "detail"]
+    first = read_part(context.store, shards[0].pixels_name, names).slice(0, 3).to_pylist()
+    refused = "; ".join(f"{row['item_id']} ({row['uri']}): {row['reason']}, {row['detail']}" for row in first)
+    count = sum(shard.photos.num_rows for shard in shards)
+    return f"none of {count:,} photos could be used, so there is nothing to train on. First: {refused}"
 
 
 def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartRay) -> Encoded:
