@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,7 +14,7 @@ from jobs.planning import Plan, release_config
 from jobs.reporting import Findings, report_page
 from pipeline.catalogue import changes_between
 from pipeline.errors import IntegrityError
-from pipeline.evaluation import GateVerdict, check_gates, label_knn
+from pipeline.evaluation import GateVerdict, category_knn, check_gates
 from pipeline.index import BuiltIndex, LatentArrays, build_index, gather_latents
 from pipeline.keys import digest_of
 from pipeline.models import bundle_files, load_bundle
@@ -167,10 +166,8 @@ def measure(
         "items": float(counts["items"]),
     }
     category = context.config.catalogue.category
-    if category is not None and items.num_rows > 1:
-        known = pc.is_valid(items[category])
-        labels = np.asarray(items[category].filter(known).cast(pa.string()).to_pylist())
-        if len(labels) > 1:
-            seed = context.config.train.seed
-            measures["category_knn"] = label_knn(latents.mean[np.asarray(known)], labels, seed=seed)
+    if category is not None:
+        accuracy = category_knn(items, latents.mean, category, seed=context.config.train.seed)
+        if accuracy is not None:
+            measures["category_knn"] = accuracy
     return measures

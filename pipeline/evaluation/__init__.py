@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .category import category_knn
 from .gates import GATES, GatesConfig, GateVerdict, check_gates
 from .knn import knn_accuracy, knn_labels, label_knn
 
@@ -9,6 +10,7 @@ __all__ = [
     "GATES",
     "GateVerdict",
     "GatesConfig",
+    "category_knn",
     "check_gates",
     "knn_accuracy",
     "knn_labels",
