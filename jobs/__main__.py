@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from jobs.command import Outcome
 from jobs.parser import parse_arguments
 from jobs.stopping import STOPPING, stopping_on_signals
-from pipeline.errors import CodebooksError, ConfigError, Unavailable
+from pipeline.errors import CodebooksError, ConfigError, GateRefused, Unavailable
 from pipeline.runs import check_run_name, default_run_name
 
 
@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = _run(words, answer)
         except (KeyboardInterrupt, SystemExit):  # a library's own handler of SIGTERM may call sys.exit
             return answer.failed(STOPPING.text, Unavailable.exit_code)
+        except GateRefused as error:
+            return answer.failed(str(error), error.exit_code, release=error.release)
         except CodebooksError as error:
             return answer.failed(str(error), error.exit_code)
         except Exception:  # noqa: BLE001  the last line of defence: traceback for people, exit code for schedulers
@@ -212,11 +214,18 @@ class _Answer:
         )
         return outcome.exit_code
 
-    def failed(self, text: str, code: int) -> int:
+    def failed(self, text: str, code: int, *, release: str | None = None) -> int:
         sys.stderr.write(f"codebooks: {text}\n")
         reason = EXIT_CODES[code][0]
         self._object(
-            {"run": self.run, "release": None, "published": False, "reason": reason, "error": text, "exit_code": code}
+            {
+                "run": self.run,
+                "release": release,
+                "published": False,
+                "reason": reason,
+                "error": text,
+                "exit_code": code,
+            }
         )
         return code
 

@@ -18,6 +18,7 @@ from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.release import PublishConfig
+from pipeline.storage import Files
 from pipeline.training import TrainConfig
 
 
@@ -70,3 +71,8 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
 def config_values(config: Config) -> dict[str, Any]:
     """Return a config as plain JSON values."""
     return config.model_dump(mode="json")
+
+
+def photo_files(config: Config) -> Files:
+    """Return what reads the catalogue and its photos: as the catalogue says, else as the store is reached."""
+    return Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)

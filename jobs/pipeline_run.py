@@ -11,7 +11,7 @@ import yaml
 from jobs.building import Candidate, build_candidate
 from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
-from jobs.config import Config, load_config
+from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.planning import Plan, make_plan, nothing_to_do
 from jobs.progress import Progress
@@ -19,10 +19,8 @@ from jobs.watch import Watch
 from pipeline.errors import GateRefused
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
-from pipeline.storage import Files
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
-ORDER: tuple[Until, ...] = ("train", "encode", "index", "evaluate", "publish")
 
 
 def run_until(arguments: Arguments, until: Until) -> Outcome:
@@ -38,7 +36,7 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
 def run_config(config: Config, *, name: str, limit: int | None, until: Until, progress: Progress) -> Outcome:
     """Run a validated config; what `run_until` does after reading the command line."""
     store = config.store.open()
-    files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
+    files = photo_files(config)
     run = open_run(store, name)
     with ExitStack() as stack:
         attempt = stack.enter_context(run.begin(config_text(config, limit)))
@@ -81,7 +79,8 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
         finish(context.run, _unpublished(name, release, "refused by a gate", listed), plan, context.watch, candidate)
         raise GateRefused(
             f"release {release} is written and not published, {len(refused)} gates refused it: {listed}. The channel "
-            f"stays as it is; look at {candidate.report_name}, or change the limits and start a run of another name"
+            f"stays as it is; look at {candidate.report_name}, or change the limits and start a run of another name",
+            release=release,
         )
     if until == "evaluate":
         text = f"release {release} passes its gates and is on no channel"
@@ -121,7 +120,7 @@ def frozen_plan(context: Context, limit: int | None) -> Plan:
 
 def config_text(config: Config, limit: int | None) -> str:
     """Return what a run freezes of its config: the same for the same settings, wherever they came from."""
-    settings: dict[str, Any] = config.model_dump(mode="json")
+    settings = config_values(config)
     if limit is not None:
         settings["limit"] = limit
     return str(yaml.safe_dump(settings, sort_keys=True))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
-from jobs.config import load_config
+from jobs.config import load_config, photo_files
 from jobs.pipeline_run import plan_line
 from jobs.planning import Plan, make_plan, nothing_to_do
 from pipeline.catalogue import CatalogueNotes
 from pipeline.runs import default_run_name
-from pipeline.storage import Files
 
 _SHOWN = 5
 
@@ -19,9 +18,8 @@ def run(arguments: Arguments) -> Outcome:
     """Read the catalogue, resolve tokens, compare with the channel's release and say what that means."""
     config = load_config(arguments)
     store = config.store.open()
-    files = Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
     name = arguments.run or default_run_name()
-    plan = make_plan(config, store, files, run=name, limit=arguments.limit)
+    plan = make_plan(config, store, photo_files(config), run=name, limit=arguments.limit)
     idle = nothing_to_do(plan, store, config)
     reason = "nothing to do" if idle else "planned"
     details = {

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.data import DataContext
 
 from jobs.config import Config
 from jobs.stopping import restore_handlers
@@ -48,10 +47,7 @@ def ray_session(config: Config) -> Iterator[None]:
             f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
         ) from error
     restore_handlers()  # ray.init has set its own, which end the process with 1
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().print_on_execution_start = False
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -22,9 +22,16 @@ class InputError(CodebooksError, ValueError):
 
 
 class GateRefused(CodebooksError):
-    """A release was built and a gate refused to publish it; the channel stays where it was."""
+    """A release was built and a gate refused to publish it; the channel stays where it was.
+
+    release: the id of the release that is written and on no channel.
+    """
 
     exit_code = 4
+
+    def __init__(self, text: str, *, release: str | None = None) -> None:
+        super().__init__(text)
+        self.release = release
 
 
 class Conflict(CodebooksError):

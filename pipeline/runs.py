@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFound, Unavailable
 from .release import claim_store
+from .release.manifest import read_document
 from .storage import Store, store_clock
 
 RUNS = "runs/"
@@ -122,13 +123,7 @@ class Run:
         data = self.read_frozen("result.json")
         if data is None:
             return None
-        try:
-            result = json.loads(data)
-        except ValueError as error:
-            raise IntegrityError(f"{self.folder}result.json is not JSON ({error}); delete it and run again") from error
-        if not isinstance(result, dict):
-            raise IntegrityError(f"{self.folder}result.json holds no JSON object; delete it and run again")
-        return result
+        return read_document(data, f"{self.folder}result.json")
 
     def write_result(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write `result.json` and return what stands there.

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..storage import StorageOptions
 
-FOLDER_KEYS = ("item_id", "name", "path", "folder")
-
 
 class CatalogueConfig(BaseModel):
     """Where the catalogue lies and which column means what.

@@ -19,6 +19,7 @@ from .. import models
 from ..errors import InputError, IntegrityError, NotFound
 from ..keys import digest_of, key_of, portable
 from ..release import FileEntry
+from ..release.manifest import read_document
 from ..storage import Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
@@ -142,7 +143,7 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
             "`codebooks train` makes one"
         ) from error
     tensors = _read_weights(store, model_id, config_bytes)
-    facts = _parse(config_bytes, name)
+    facts = read_document(config_bytes, name)
     if facts.get("format") != FORMAT:
         raise InputError(
             f"{name}: a bundle of format {facts.get('format')!r}; this version reads format {FORMAT}. Use the version "
@@ -183,7 +184,7 @@ def _pointer_name(train_key: str) -> str:
 
 def _read_pointer(store: Store, train_key: str) -> str:
     name = _pointer_name(train_key)
-    model_id = _parse(store.get(name), name).get("model_id")
+    model_id = read_document(store.get(name), name).get("model_id")
     if not isinstance(model_id, str) or not model_id:
         raise IntegrityError(f"{name} on {store.url} names no model_id; delete it to train anew")
     return model_id
@@ -208,16 +209,6 @@ def _read_weights(store: Store, model_id: str, config: bytes) -> dict[str, Tenso
             f"weights.safetensors (sha256 {digest_of(data)[:12]}...) make the id {found}; restore it, or train anew"
         )
     return tensors
-
-
-def _parse(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise IntegrityError(f"{name} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{name} holds {type(value).__name__} where an object belongs")
-    return value
 
 
 def _model_config(values: Mapping[str, Any], name: str) -> ModelConfig:

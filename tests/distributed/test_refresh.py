@@ -167,6 +167,7 @@ def test_a_gate_keeps_yesterday_live(local: tuple[str, dict[str, Any]], rendered
     result = refresh(store_url, str(rendered / "catalogue.csv"), *strict, expect=4)
     assert "quarantine" in result["error"]
     assert not result["published"]
+    assert read_manifest(store, result["release"]).run == "strict", "written, and named to the scheduler"
     assert read_head(store, "stable") == before
 
 
