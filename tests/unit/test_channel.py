@@ -406,6 +406,7 @@ def test_a_reader_sees_only_whole_releases(any_url: str, record_property: Any) -
                 rollback(store, "stable")
             else:
                 publish_new(store, f"night-{head}", head=head)
+            time.sleep(0.03)  # a quick disk would be done before the reader has had its turns
 
     seen = poll_while(any_url, work)
     record_property("reads", seen["reads"])
