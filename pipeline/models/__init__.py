@@ -5,6 +5,7 @@ To add a model: its file, one line in MODELS, one member in AnyModelConfig, a pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -41,12 +42,15 @@ __all__ = [
 ]
 
 
-def build_model(config: ModelConfig, *, image_size: int) -> Model:
+def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] = ()) -> Model:
     """Return a new model on the CPU, in training mode, its weights drawn from torch's global generator.
 
-    image_size: side of the photos in pixels. Raises ConfigError for an unknown kind or a size the model cannot take.
+    image_size: side of the photos in pixels. labels: the categories that a conditional model knows. Raises ConfigError
+    for an unknown kind or a size the model cannot take.
     """
     if config.kind not in MODELS:
         raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
     _, model_class = MODELS[config.kind]
+    if config.conditional:
+        return model_class(config, image_size, tuple(labels))
     return model_class(config, image_size)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..errors import NotReconstructing
+from ..errors import ConfigError, NotReconstructing
+
+if TYPE_CHECKING:
+    from .frozen import FrozenConfig, FrozenEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One training batch: images uint8 [B, 3, H, W] (or [views * B, 3, H, W]); condition int64 [B] or None."""
+    """One training batch: images uint8 [B, 3, H, W] (or [views * B, 3, H, W]); condition int64 [B] or None.
+
+    A condition is a row of a conditional model's table of categories: see `condition_of`.
+    """
 
     images: Tensor
     condition: Tensor | None = None
@@ -53,7 +59,13 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    conditional: ClassVar[bool] = False  # whether the model is told the photos' categories
+
     kind: str
+
+    def frozen(self) -> FrozenConfig | None:
+        """Return which frozen encoder the training needs beside the model, or None."""
+        return None
 
 
 class Model(nn.Module, ABC):
@@ -66,12 +78,13 @@ class Model(nn.Module, ABC):
     views: ClassVar[int] = 1  # 2: the loader gives two augmented views of each photo
     image_size: int
     latent_dim: int
+    labels: tuple[str, ...] = ()  # of a conditional model: the categories it knows
     num_latent_codes: int = 0  # h * w of `Latents.codes`; 0: the model has none
     has_log_var: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Losses:
-        """Return the training loss of a batch."""
+        """Return the training loss of a batch; in evaluation mode without any collective and without restarts."""
 
     @abstractmethod
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
@@ -81,12 +94,43 @@ class Model(nn.Module, ABC):
         """Return pictures float [B, 3, H, W] in 0..1. Raises NotReconstructing where there is no decoder."""
         raise NotReconstructing(f"{type(self).__name__} has no decoder to pixels")
 
+    def reconstruct(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return photos, uint8 [B, 3, H, W], as `decode` draws them from their latents, float [B, 3, H, W] in 0..1.
+
+        Raises NotReconstructing.
+        """
+        return self.decode(self.encode(images, condition), condition)
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return the encoder's feature maps, finest first, float [B, C, h, w] each, of pictures float [B, 3, H, W].
+
+        What a perceptual loss or a feature target looks at. Raises ConfigError where the encoder has no maps.
+        """
+        raise ConfigError(f"{type(self).__name__} has no feature maps; name a model with a convolutional encoder")
+
+    def use_frozen(self, frozen: FrozenEncoder) -> None:
+        """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""
+        raise ConfigError(f"{type(self).__name__} trains without a frozen encoder")
+
     def after_step(self) -> None:
         """Run after every optimiser step, on every rank: EMA updates, restarts of dead codes."""
 
     def scalars(self) -> dict[str, float]:
-        """Return extra measures of the training state to log (for example codebook perplexity)."""
+        """Return measures over all steps and ranks since the last call (for example codebook perplexity).
+
+        Every rank calls this at the end of an epoch.
+        """
         return {}
+
+
+NO_CATEGORY, UNKNOWN_CATEGORY, FIRST_CATEGORY = 0, 1, 2
+
+
+def condition_of(labels: Sequence[str], categories: Iterable[str | None]) -> Tensor:
+    """Return the condition rows, int64 [B], of categories: 0 for none, 1 for one without a label, else 2 + index."""
+    rows = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
+    given = [NO_CATEGORY if name is None else rows.get(name, UNKNOWN_CATEGORY) for name in categories]
+    return torch.tensor(given, dtype=torch.int64)
 
 
 def to_float(images: Tensor) -> Tensor:

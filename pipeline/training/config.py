@@ -40,9 +40,17 @@ class TrainConfig(BaseModel):
 
     when: `missing` (only when no bundle answers the train key), `always` (once a run), or `{older_than: 30d}`.
     version: raise it to train again with the same settings. batch_size: photos per optimiser step over all workers.
-    warmup: share of all steps over which the learning rate rises; afterwards `schedule` rules. grad_clip: largest norm
-    of the whole gradient, null for none. threads: torch threads per worker. window_parts: pixel parts whose rows are
-    shuffled together; a worker holds at most two such windows in memory.
+    warmup: share of all steps over which the learning rate rises; afterwards `schedule` rules: `cosine` down to 0,
+    `constant`, or `milestones`, the epochs after which the rate is multiplied by `gamma`. accumulate: micro-batches in
+    which an optimiser step is computed. grad_clip: largest norm of the whole gradient, null for none. ema_decay: the
+    bundle gets a moving average of the weights with this decay. compile: by torch.compile. threads: torch threads per
+    worker. window_parts: pixel parts whose rows are shuffled together; a worker holds at most two windows in memory.
+
+    validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that is
+    held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by the
+    measure `best_by`, for example `validation/total` (least) or `validation/ssim` (most). balance: every category is
+    drawn equally often. augment: `none`, or `light` (horizontal flip, a shift by up to a 16th of the side). init_from:
+    model_id of a bundle on the store whose convolutions the training begins with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,9 +64,21 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     warmup: float = Field(default=0.02, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "milestones"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    accumulate: int = Field(default=1, ge=1)
     grad_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    compile: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    validation: float = Field(default=0.05, ge=0, lt=1)
+    split_by: str | None = None
+    keep: Literal["last", "best"] = "last"
+    best_by: str = "validation/total"
+    balance: bool = False
+    augment: Literal["none", "light"] = "none"
+    init_from: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     window_parts: int = Field(default=4, ge=1)

@@ -29,10 +29,16 @@ _PARTS, _ROWS, _WINDOW = range(3)
 
 @dataclass(frozen=True, slots=True)
 class PixelRows:
-    """A pixels part (full name on the store) and its living rows, int32 and ascending."""
+    """A pixels part (full name on the store) and its living rows, int32 and ascending.
+
+    category: the condition row of each living row (`models.base.condition_of`), or None where no category is known.
+    held_out: whether each living row is for validation only; None: none is.
+    """
 
     part: str
     rows: NDArray[np.int32]
+    category: NDArray[np.int32] | None = None
+    held_out: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ def test_only_what_can_change_the_weights_is_in_the_key():
     changed = {
         "epochs": 3, "batch_size": 64, "optimiser": "sgd", "learning_rate": 0.5, "weight_decay": 0.1, "warmup": 0.3,
         "schedule": "constant", "grad_clip": 1.0, "precision": "bf16", "workers": 2, "threads": 2, "window_parts": 1,
+        "milestones": (3, 5), "gamma": 0.5, "accumulate": 2, "ema_decay": 0.9, "compile": True, "validation": 0.2,
+        "split_by": "brand", "keep": "best", "best_by": "validation/mse", "balance": True, "augment": "light",
+        "init_from": "0" * 64,
     }  # fmt: skip
     for name, value in changed.items():
         assert TrainConfig(**{name: value}).key_values() != base, name

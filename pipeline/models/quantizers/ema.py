@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...losses.collectives import from_first, pick_rows, rank_and_world, rows_per_rank, sum_over_ranks
 from ..base import full_precision
-from .collectives import from_first, pick_rows, rank_and_world, rows_per_rank, sum_over_ranks
 
 
 @dataclass(frozen=True, slots=True)

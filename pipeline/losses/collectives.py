@@ -1,6 +1,7 @@
-"""What a quantizer asks of its peers: sums, rank 0's word, rows that lie on other ranks.
+"""What a loss or a quantizer asks of its peers: sums, rank 0's word, rows that lie on other ranks.
 
-Whether there are peers is asked at every call: a quantizer that is built before the process group joins it too.
+Whether there are peers is asked at every call: what is built before the process group joins it too. None of these lets
+a gradient through.
 """
 
 from __future__ import annotations
