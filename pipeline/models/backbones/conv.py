@@ -1,14 +1,16 @@
-"""A small convolutional encoder and its mirror image, without normalisation.
+"""A small convolutional encoder and its mirror image, without normalisation unless one is asked for.
 
-No batch normalisation: what a photo encodes to must not depend on the photos beside it, nor on the number of workers.
-In its place weights start with the variance that keeps a signal's size through every layer (He et al. 2015, arXiv
-1502.01852), without which these networks stand still for their first few hundred steps.
+No batch normalisation by default: what a photo encodes to must not depend on the photos beside it, nor on the number of
+workers. In its place weights start with the variance that keeps a signal's size through every layer (He et al. 2015,
+arXiv 1502.01852), without which these networks stand still for their first few hundred steps. `group` (Wu and He 2018,
+arXiv 1803.08494) looks at one photo only; `batch` needs statistics over all workers.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 
+Norm = Literal["none", "group", "batch"]
+
 SMALLEST = 16
+_GROUPS = 8
 _KERNEL, _STRIDE, _PADDING = 4, 2, 1
 
 
@@ -47,15 +52,31 @@ def map_sizes(image_size: int, stages: int) -> list[int]:
     return sizes
 
 
-class ConvEncoder(nn.Module):
-    """Pictures float [B, 3, H, W] to a map [B, channels[-1], g, g]; one 4 x 4 convolution of stride 2 a stage."""
+def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
+    """Return the layer that normalises a map of so many channels, or none."""
+    if norm == "group":
+        return [nn.GroupNorm(math.gcd(_GROUPS, channels), channels)]
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels)]
+    return []
 
-    def __init__(self, image_size: int, channels: tuple[int, ...]) -> None:
+
+class ConvEncoder(nn.Module):
+    """Pictures float [B, in_channels, H, W] to a map [B, channels[-1], grid, grid].
+
+    One 4 x 4 convolution of stride 2 a stage, its normalisation and SiLU.
+    """
+
+    def __init__(
+        self, image_size: int, channels: tuple[int, ...], *, in_channels: int = 3, norm: Norm = "none"
+    ) -> None:
         super().__init__()
         self.grid = map_sizes(image_size, len(channels))[-1]
         layers: list[nn.Module] = []
-        for before, after in pairwise((3, *channels)):
-            layers += [nn.Conv2d(before, after, _KERNEL, _STRIDE, _PADDING), nn.SiLU()]
+        for before, after in pairwise((in_channels, *channels)):
+            # Batch normalisation takes the mean away, and any bias with it.
+            layers.append(nn.Conv2d(before, after, _KERNEL, _STRIDE, _PADDING, bias=norm != "batch"))
+            layers += [*norm_layers(norm, after), nn.SiLU()]
         self.stages = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -64,32 +85,66 @@ class ConvEncoder(nn.Module):
         result: Tensor = self.stages(pictures.contiguous(memory_format=torch.channels_last))
         return result
 
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return every stage's map, finest first, float [B, channels[i], h, w] each."""
+        features, found = pictures.contiguous(memory_format=torch.channels_last), []
+        for layer in self.stages:
+            features = layer(features)
+            if isinstance(layer, nn.SiLU):
+                found.append(features)
+        return found
+
 
 class ConvDecoder(nn.Module):
-    """A map [B, channels[-1], g, g] to logits of pictures, float [B, 3, H, W]; the mirror image of ConvEncoder.
+    """A map [B, channels[-1], grid, grid] to outputs float32 [B, out_channels, out_size, out_size].
 
-    Beside the stages one linear layer paints the map's cells in colour, smoothly enlarged: large areas of colour are
-    then learnt in the first epochs, where the stages alone learn brightness long before colour.
+    The mirror image of ConvEncoder, with as many of its stages as out_size needs; a size between two stages is
+    enlarged bilinearly, one below the grid is averaged from it. Beside the stages one linear layer paints the map's
+    cells in colour, smoothly enlarged: large areas of colour are then learnt in the first epochs, where the stages
+    alone learn brightness long before colour.
     """
 
-    def __init__(self, image_size: int, channels: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        channels: tuple[int, ...],
+        *,
+        out_channels: int = 3,
+        out_size: int | None = None,
+        norm: Norm = "none",
+    ) -> None:
         super().__init__()
+        self.out_size = image_size if out_size is None else out_size
         sizes = map_sizes(image_size, len(channels))[::-1]
+        steps = [(small, large) for small, large in pairwise(sizes) if large <= self.out_size]
+        widths = [*channels[::-1][: max(len(steps), 1)], out_channels]
         layers: list[nn.Module] = []
-        widths = (*channels[::-1], 3)
-        for (before, after), (small, large) in zip(pairwise(widths), pairwise(sizes), strict=True):
+        if not steps:
+            layers = [nn.Conv2d(*widths, 3, padding=1)]
+        for place, (small, large) in enumerate(steps):
             odd = large - 2 * small  # a row and column that halving had dropped
-            layers += [nn.ConvTranspose2d(before, after, _KERNEL, _STRIDE, _PADDING, output_padding=odd), nn.SiLU()]
-        self.stages = nn.Sequential(*layers[:-1])
-        self.colours = nn.Conv2d(channels[-1], 3, 1)
-        self.image_size = image_size
+            last = place == len(steps) - 1
+            before, after = widths[place : place + 2]
+            bias = last or norm != "batch"
+            layers.append(nn.ConvTranspose2d(before, after, _KERNEL, _STRIDE, _PADDING, output_padding=odd, bias=bias))
+            layers += [] if last else [*norm_layers(norm, after), nn.SiLU()]
+        self.stages = nn.Sequential(*layers)
+        self.colours = nn.Conv2d(channels[-1], out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits of pictures; their sigmoid is the picture."""
+        """Return the outputs: logits of pictures, or whatever the target makes of them."""
         features = features.contiguous(memory_format=torch.channels_last)
-        coarse = F.interpolate(self.colours(features).float(), size=(self.image_size, self.image_size), mode="bilinear")
-        result: Tensor = self.stages(features).float() + coarse
-        return result
+        fine: Tensor = self.stages(features).float()
+        return resized(fine, self.out_size) + resized(self.colours(features).float(), self.out_size)
+
+
+def resized(maps: Tensor, size: int) -> Tensor:
+    """Return maps [B, C, h, w] as [B, C, size, size]: enlarged bilinearly, made smaller by averages."""
+    if maps.shape[-1] == size:
+        return maps
+    if maps.shape[-1] > size:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size=(size, size), mode="bilinear")
 
 
 def initialise(network: nn.Module) -> None:
