@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,17 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels."""
+    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels.
+
+    labels: the categories that a conditional model knows, in the order of its table; () for every other model.
+    """
 
     model_id: str
     config: ModelConfig
     image_size: int
     images: Mapping[str, Any]
     model: Model
+    labels: tuple[str, ...] = ()
 
 
 def train_key(
@@ -80,10 +84,12 @@ def save_bundle(
     *,
     train_key: str,
     card: Mapping[str, Any],
+    labels: Sequence[str] = (),
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
     images: the configuration the photos were decoded with, with `size`. card: facts for the model card, plain values.
+    labels: the categories that a conditional model was built with; another model's are not kept.
     Order: weights, ONNX encoder, card, config.json, then the key; so a bundle without config.json is not there, and
     saving again after a crash completes it. The given model is not changed. Raises IntegrityError when the store holds
     other bytes under this bundle's name.
@@ -91,6 +97,8 @@ def save_bundle(
     images = as_dict(images) if isinstance(images, BaseModel) else dict(images)
     frozen = _frozen(copy.deepcopy(model))
     facts = {"format": FORMAT, "image_size": model.image_size, "images": images, "model": as_dict(config)}
+    if config.conditional:  # the other bundles' bytes, hence their ids, stay as they are
+        facts["labels"] = list(labels)
     config_bytes = (json.dumps(facts, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
     tensors = {name: tensor.contiguous().clone() for name, tensor in frozen.state_dict().items()}
     model_id = model_id_of(config_bytes, tensors)
@@ -150,11 +158,12 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
             "that wrote it, or train anew"
         )
     config = _model_config(facts["model"], name)
+    labels = _labels(facts, config, name)
     with torch.random.fork_rng(devices=[]):
-        model = models.build_model(config, image_size=facts["image_size"])
+        model = models.build_model(config, image_size=facts["image_size"], labels=labels)
     _refuse_differences(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
-    return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model))
+    return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model), labels)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
@@ -235,6 +244,19 @@ def _model_config(values: Mapping[str, Any], name: str) -> ModelConfig:
             f"{name}: this version cannot read the configuration of a {kind!r} model; use the version that wrote it, "
             "or train anew\n" + "\n".join(lines)
         ) from error
+
+
+def _labels(facts: Mapping[str, Any], config: ModelConfig, name: str) -> tuple[str, ...]:
+    """Return a stored conditional model's categories. Raises InputError when they are missing or no list of texts."""
+    if not config.conditional:
+        return ()
+    labels = facts.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InputError(
+            f"{name}: a {config.kind!r} model without its list of labels (found {labels!r}); use the version that "
+            "wrote it, or train anew"
+        )
+    return tuple(labels)
 
 
 def _refuse_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
