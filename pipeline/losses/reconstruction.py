@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reconstruction = Literal["bce", "mse"]
+from .precision import widened
+from .ssim import ssim_loss
+
+Reconstruction = Literal["bce", "mse", "ssim"]
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -17,7 +20,7 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     logits: the decoder's output before its sigmoid, [B, ...]; target: values in 0..1 of the same shape. Returns [].
     Computed from logits, it stays finite where `F.binary_cross_entropy` of a saturated sigmoid does not.
     """
-    total = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="sum")
+    total = F.binary_cross_entropy_with_logits(widened(logits), widened(target), reduction="sum")
     return total / target.shape[0]
 
 
@@ -27,11 +30,14 @@ def mse(pictures: Tensor, target: Tensor) -> Tensor:
     pictures, target: values in 0..1, [B, ...]. Returns []. Up to a constant this is the negative log-likelihood of a
     Gaussian decoder of variance 1/2, so beside it a KL weighs more than beside `bce`.
     """
-    return F.mse_loss(pictures.float(), target.float(), reduction="sum") / target.shape[0]
+    return F.mse_loss(widened(pictures), widened(target), reduction="sum") / target.shape[0]
 
 
-def reconstruction_loss(kind: Reconstruction, logits: Tensor, target: Tensor) -> Tensor:
-    """Return `bce` of the logits, or `mse` of their sigmoid; [B, ...] to []."""
+def reconstruction_loss(kind: Reconstruction, logits: Tensor, target: Tensor, *, ssim_window: int = 11) -> Tensor:
+    """Return `bce` of the logits, or `mse` or `ssim_loss` of their sigmoid; [B, C, H, W] to []."""
     if kind == "bce":
         return bce(logits, target)
-    return mse(torch.sigmoid(logits.float()), target)
+    pictures = torch.sigmoid(widened(logits))
+    if kind == "mse":
+        return mse(pictures, target)
+    return ssim_loss(pictures, target, window=ssim_window)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..errors import ConfigError, NotReconstructing
+from ..losses.precision import full_precision as full_precision
 
 if TYPE_CHECKING:
     from .frozen import FrozenConfig, FrozenEncoder
@@ -138,11 +138,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255.0
 
 
-def full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast; one that does nothing where none is on, as when an encoder is exported."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+def to_grey(pictures: Tensor) -> Tensor:
+    """Return the brightness of colour pictures, float [B, 3, H, W] to [B, 1, H, W] (ITU-R BT.601, as Pillow's "L")."""
+    red, green, blue = pictures.unbind(dim=1)
+    # As differences from green: a grey picture comes out with the same bits.
+    return (green + 0.299 * (red - green) + 0.114 * (blue - green)).unsqueeze(1)
 
 
 def as_dict(config: BaseModel) -> dict[str, Any]:

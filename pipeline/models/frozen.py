@@ -1,0 +1,183 @@
+"""Frozen encoders: what a perceptual loss or a feature target looks at, and never trains."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from ..errors import ConfigError, InputError
+from ..storage import Files, Store
+from .base import Model
+from .bundle import load_bundle
+
+# Of ImageNet, which torchvision's weights were trained on.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_WIDTHS = (64, 64, 128, 256, 512)
+
+
+class FrozenConfig(BaseModel):
+    """Exactly one of the two. weights: path or URI of torchvision ResNet-18 weights (.pth or .safetensors).
+
+    model_id: a bundle on the same store whose encoder has feature maps. layers: which of its maps, 0 the finest; of a
+    ResNet-18 0 is the stem before its pooling, at half of the picture's side, and 1 to 4 are the four stages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    weights: str | None = None
+    model_id: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    layers: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> FrozenConfig:
+        if (self.weights is None) == (self.model_id is None):
+            raise ValueError("name either weights (a ResNet-18 file or URI) or model_id (a bundle), not both or none")
+        last = len(_WIDTHS) - 1
+        if min(self.layers) < 0 or (self.weights is not None and max(self.layers) > last):
+            raise ValueError(
+                f"layers is {list(self.layers)}; a ResNet-18 has the maps 0 to {last}, a bundle's begin at 0 too"
+            )
+        return self
+
+
+class FrozenEncoder(nn.Module):
+    """An encoder in evaluation mode without gradients to its own weights; gradients to the pictures pass.
+
+    Whoever uses one holds it in a tuple, so that it is no submodule: it has no place in a state, an optimiser or DDP.
+    It follows the pictures to their device, and copies of its user share it.
+    """
+
+    def __init__(self, network: nn.Module, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(requires_grad=False)
+        self.layers = layers
+        self._device: torch.device | None = None
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: FBT001, FBT002 - nn.Module's signature
+        """Stay in evaluation mode, so that batch normalisation never sees the batch."""
+        return super().train(mode=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
+        return self
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return the chosen feature maps, float32 [B, C, h, w] each, of pictures float [B, 3, H, W] in 0..1.
+
+        Raises ConfigError where the encoder lacks a chosen map or cannot take the pictures.
+        """
+        if self._device != pictures.device:
+            self.to(pictures.device)
+            self._device = pictures.device
+        found = self._all(pictures)
+        if max(self.layers) >= len(found):
+            raise ConfigError(f"layers is {list(self.layers)}, but the encoder has the maps 0 to {len(found) - 1}")
+        return [found[layer].float() for layer in self.layers]
+
+    def _all(self, pictures: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+
+class ResNet18(FrozenEncoder):
+    """Stem and stages of a ResNet-18 (He et al. 2015, arXiv 1512.03385) before its average pooling."""
+
+    def __init__(self, tensors: dict[str, Tensor], layers: tuple[int, ...], source: str) -> None:
+        with torch.random.fork_rng(devices=[]):
+            network = torchvision.models.resnet18(weights=None)
+        network.fc = nn.Identity()
+        _load(network, tensors, source)
+        super().__init__(network, layers)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+
+    def _all(self, pictures: Tensor) -> list[Tensor]:
+        network: Any = self.network
+        values = network.relu(network.bn1(network.conv1((pictures - self.mean) / self.std)))
+        found = [values]
+        values = network.maxpool(values)
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4)[: max(self.layers)]:
+            values = stage(values)
+            found.append(values)
+        return found
+
+
+class BundleFeatures(FrozenEncoder):
+    """The encoder of a finished model of this project."""
+
+    def __init__(self, model: Model, layers: tuple[int, ...]) -> None:
+        super().__init__(model, layers)
+        self.image_size = model.image_size
+
+    def _all(self, pictures: Tensor) -> list[Tensor]:
+        if pictures.shape[-1] != self.image_size:
+            raise ConfigError(
+                f"the frozen encoder is of photos of {self.image_size} pixels and these are {pictures.shape[-1]}; "
+                f"set images.size to {self.image_size}, or name another bundle"
+            )
+        model: Any = self.network
+        found: list[Tensor] = model.maps(pictures)
+        return found
+
+
+def load_frozen(config: FrozenConfig, store: Store, files: Files | None = None) -> FrozenEncoder:
+    """Return the frozen encoder of a configuration, on the CPU; torch's random generator stays as it is.
+
+    store: holds the bundles. files: reads the weights, by default with the environment's access. Raises NotFound,
+    Forbidden, Unavailable, InputError where the weights are not those of a ResNet-18, ConfigError for a missing map.
+    """
+    if config.model_id is not None:
+        return BundleFeatures(load_bundle(store, config.model_id).model, config.layers)
+    assert config.weights is not None  # noqa: S101 - the configuration has exactly one of the two
+    data = (files or Files()).read(config.weights)
+    return ResNet18(_tensors(data, config.weights), config.layers, config.weights)
+
+
+def resnet18_map(layer: int, image_size: int) -> tuple[int, int]:
+    """Return channels and side of a ResNet-18's map of square pictures: every stage halves and rounds up."""
+    return _WIDTHS[layer], -(-image_size // 2 ** (layer + 1))
+
+
+def _tensors(data: bytes, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file or of one that torch.save wrote; no stored code is run."""
+    try:
+        if source.endswith(".safetensors"):
+            found: Any = safetensors.torch.load(data)
+        else:
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{source} holds no tensors that can be read without running code ({type(error).__name__}); give "
+            "torchvision's ResNet-18 state dict as .pth or .safetensors"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{source} holds a {type(found).__name__}, not names and tensors; save model.state_dict()")
+    return found
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Give a network its tensors; the classifier is left out, the counters of old files may be missing."""
+    kept = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in kept.items()}
+    for name in expected:
+        if name.endswith("num_batches_tracked"):
+            shapes.setdefault(name, ())
+    wrong = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
+    if wrong:
+        shown = "\n".join(
+            f"{name}: {shapes.get(name, 'missing')} in the file, {expected.get(name, 'none')} expected"
+            for name in wrong[:5]
+        )
+        raise InputError(
+            f"{source} does not hold a ResNet-18 of torchvision: {len(wrong)} tensors differ\n{shown}\ngive the state "
+            "dict of torchvision.models.resnet18"
+        )
+    network.load_state_dict(kept, strict=False)
