@@ -160,15 +160,16 @@ def test_micro_batches_of_one_step_count_together() -> None:
 
 
 def test_the_first_batch_gives_the_first_codes() -> None:
-    quantizer = EMAQuantizer(NUM_CODES, CODE_DIM)
+    quantizer = EMAQuantizer(NUM_CODES, CODE_DIM, init="data")
     vectors = 100 + torch.randn(500, CODE_DIM)
     quantised = quantizer(vectors)
     assert len(quantizer.codebook.unique(dim=0)) == NUM_CODES
     assert all((vectors == code).all(1).any() for code in quantizer.codebook)
     assert len(quantised.codes.unique()) == NUM_CODES
-    few = EMAQuantizer(NUM_CODES, CODE_DIM)
-    few(vectors[:3])  # fewer vectors than codes: repeated
-    assert len(few.codebook.unique(dim=0)) <= 3
+    for init in ("data", "kmeans"):
+        few = EMAQuantizer(NUM_CODES, CODE_DIM, init=init)
+        few(vectors[:3])  # fewer vectors than codes: repeated
+        assert len(few.codebook.unique(dim=0)) <= 3
 
 
 def test_a_loaded_state_is_looked_at_again() -> None:

@@ -1,7 +1,99 @@
-"""Quantizers: vectors to the rows of a codebook."""
+"""Quantizers: vectors to codes and back. The table of kinds and the union of their configurations.
+
+To add a quantizer: its file, one line in QUANTIZERS, one member in QuantizerConfig; the fields of its configuration
+are the keywords of its constructor.
+"""
 
 from __future__ import annotations
 
-from .ema import EMAQuantizer, Quantised
+from typing import Annotated, Literal
 
-__all__ = ["EMAQuantizer", "Quantised"]
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...errors import ConfigError
+from .base import CodebookQuantizer, GradientPath, Quantised, Quantizer
+from .ema import EMAQuantizer
+from .following import Start
+from .gradient import GradientQuantizer
+from .measures import CodebookMeasures, near_duplicate_share
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _CodebookConfig(_Config):
+    """What the quantizers with a codebook share; see CodebookQuantizer.
+
+    num_codes: rows of the codebook. code_dim: their length, and that of the vectors to quantise.
+    """
+
+    num_codes: int = Field(256, ge=2)
+    code_dim: int = Field(16, ge=1)
+    commitment_weight: float = Field(0.25, ge=0, allow_inf_nan=False)
+    normalise: bool = False
+    gradient: GradientPath = "straight_through"
+
+
+class EMAConfig(_CodebookConfig):
+    """A codebook that follows by moving averages; see EMAQuantizer."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(0.99, ge=0, lt=1)
+    restart_threshold: float = Field(0.1, ge=0, lt=1)
+    init: Start = "kmeans"
+
+
+class GradientConfig(_CodebookConfig):
+    """A codebook that the optimiser moves; see GradientQuantizer."""
+
+    kind: Literal["gradient"] = "gradient"
+    decay: float = Field(0.99, ge=0, lt=1)
+    restart_threshold: float = Field(0.1, ge=0, lt=1)
+    init: Start = "kmeans"
+
+
+class SimVQConfig(_CodebookConfig):
+    """A fixed basis under one learned linear map; see SimVQQuantizer."""
+
+    kind: Literal["simvq"] = "simvq"
+
+
+class FSQConfig(_Config):
+    """No codebook: every number is rounded to one of its levels; see FSQQuantizer. code_dim is len(levels)."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8, 6, 5), min_length=1)
+
+
+QuantizerConfig = Annotated[EMAConfig | GradientConfig | FSQConfig | SimVQConfig, Field(discriminator="kind")]
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "ema": EMAQuantizer,
+    "gradient": GradientQuantizer,
+}
+
+__all__ = [
+    "QUANTIZERS",
+    "CodebookMeasures",
+    "CodebookQuantizer",
+    "EMAConfig",
+    "EMAQuantizer",
+    "FSQConfig",
+    "GradientConfig",
+    "GradientPath",
+    "GradientQuantizer",
+    "Quantised",
+    "Quantizer",
+    "QuantizerConfig",
+    "SimVQConfig",
+    "build_quantizer",
+    "near_duplicate_share",
+]
+
+
+def build_quantizer(config: EMAConfig | GradientConfig | FSQConfig | SimVQConfig) -> Quantizer:
+    """Return a new quantizer, its weights drawn from torch's generator. Raises ConfigError for an unknown kind."""
+    if config.kind not in QUANTIZERS:
+        raise ConfigError(f"quantizer.kind is {config.kind!r}; known kinds: {', '.join(sorted(QUANTIZERS))}")
+    return QUANTIZERS[config.kind](**config.model_dump(exclude={"kind"}))
