@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
-from .gaussian import kl_per_dimension, kl_to_standard_normal, reparameterise
+from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
+from .rebalance import RunningMean
 from .reconstruction import Reconstruction, bce, mse, reconstruction_loss
 from .ssim import ssim, ssim_loss
 
 __all__ = [
     "Reconstruction",
+    "RunningMean",
+    "active_units",
     "bce",
     "codebook_loss",
     "commitment",
     "feature_distance",
     "kl_per_dimension",
     "kl_to_standard_normal",
+    "kl_with_free_bits",
     "mse",
     "reconstruction_loss",
     "reparameterise",

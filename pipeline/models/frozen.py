@@ -89,6 +89,9 @@ class FrozenEncoder(nn.Module):
 class ResNet18(FrozenEncoder):
     """Stem and stages of a ResNet-18 (He et al. 2015, arXiv 1512.03385) before its average pooling."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, tensors: dict[str, Tensor], layers: tuple[int, ...], source: str) -> None:
         with torch.random.fork_rng(devices=[]):
             network = torchvision.models.resnet18(weights=None)
