@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import InputError
 from ..keys import digest_of, key_of
+from ..models.base import Batch
 from .part_cache import PartReader
 
 # Separate streams of random numbers for the three shuffles of one (seed, epoch).
@@ -116,6 +116,7 @@ class PixelLoader:
     ) -> None:
         self._pixels = sorted((part for part in pixels if len(part.rows)), key=lambda part: part.part)
         self._counts = [len(part.rows) for part in self._pixels]
+        self._has_categories = any(part.category is not None for part in pixels)
         self.num_photos = sum(self._counts)
         if self.num_photos < world_size:
             raise InputError(
@@ -129,44 +130,48 @@ class PixelLoader:
         self._window_parts = window_parts
         self.steps_per_epoch = -(-self.num_photos // (batch_size * world_size))
 
-    def batches(self, start: int, stop: int) -> Generator[Tensor]:
-        """Yield the batches of steps start..stop - 1, counted over all epochs: uint8 [B, 3, H, W], contiguous.
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the batches of steps start..stop - 1, counted over all epochs: images contiguous, on the CPU.
 
-        A batch is a view into its window; it is not to be written to.
+        Conditions are there when any part's are known. A batch is a view into its window; it is not to be written to.
         """
         return _regroup(self._windows(self._segments(start, stop)), self._batch_size)
 
-    def _windows(self, segments: Iterator[Segment]) -> Generator[Tensor]:
-        """Yield the pixels of segments; one thread reads the next while one is consumed, so two are in memory."""
+    def _windows(self, segments: Iterator[Segment]) -> Generator[Batch]:
+        """Yield the photos of segments; one thread reads the next while one is consumed, so two are in memory."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels") as thread:
             upcoming = (thread.submit(self.load, segment) for segment in segments)
             coming = next(upcoming, None)
             while coming is not None:
-                pixels = torch.from_numpy(coming.result())
+                window = coming.result()
                 coming = next(upcoming, None)
-                yield pixels
+                yield window
 
-    def load(self, segment: Segment) -> NDArray[np.uint8]:
-        """Return the pixels of a segment in training order, uint8 [n, 3, H, W]."""
-        parts, rows = self._rows_of(segment)
+    def load(self, segment: Segment) -> Batch:
+        """Return the photos of a segment in training order."""
+        parts, places = self._places_of(segment)
         size = self._reader.image_size
-        out = np.empty((len(rows), 3, size, size), np.uint8)
+        out = np.empty((len(places), 3, size, size), np.uint8)
+        condition = torch.zeros(len(places), dtype=torch.int64) if self._has_categories else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
-            self._reader.read_into(self._pixels[number].part, rows[at], out, at)
-        return out
+            part = self._pixels[number]
+            self._reader.read_into(part.part, part.rows[places[at]], out, at)
+            if condition is not None and part.category is not None:
+                condition[torch.from_numpy(at)] = torch.from_numpy(part.category[places[at]].astype(np.int64))
+        return Batch(torch.from_numpy(out), condition)
 
-    def _rows_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Return part number and row of every photo of a segment."""
-        parts, rows = [], []
+    def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
+        parts, places = [], []
         for piece in segment.pieces:
-            shuffled = self._rng(segment.epoch, _ROWS, piece.part).permutation(self._pixels[piece.part].rows)
-            rows.append(shuffled[piece.start : piece.stop])
+            shuffled = self._rng(segment.epoch, _ROWS, piece.part).permutation(self._counts[piece.part])
+            places.append(shuffled[piece.start : piece.stop])
             parts.append(np.full(len(piece), piece.part, np.int64))
         total = sum(map(len, segment.pieces))
         order = self._rng(segment.epoch, _WINDOW, self._rank, segment.window).permutation(total)
         chosen = order[segment.start : segment.stop]
-        return np.concatenate(parts)[chosen], np.concatenate(rows)[chosen]
+        return np.concatenate(parts)[chosen], np.concatenate(places)[chosen]
 
     def _segments(self, start: int, stop: int) -> Iterator[Segment]:
         """Yield, in training order, the stretches of windows that steps start..stop - 1 need."""
@@ -191,19 +196,36 @@ class PixelLoader:
         return np.random.default_rng([self._seed, epoch, *stream])
 
 
-def _regroup(windows: Generator[Tensor], size: int) -> Generator[Tensor]:
-    """Yield batches of exactly `size` photos from windows of any length; their lengths add up to whole batches."""
-    rest: Tensor | None = None
+def _regroup(windows: Generator[Batch], size: int) -> Generator[Batch]:
+    """Yield batches of exactly `size` photos from windows of any length; only the very last may be shorter."""
+    rest: Batch | None = None
     for window in windows:
-        begin = 0
+        begin, length = 0, len(window.images)
         if rest is not None:
-            begin = min(size - len(rest), len(window))
-            rest = torch.cat([rest, window[:begin]])
-            if len(rest) < size:
+            begin = min(size - len(rest.images), length)
+            rest = _joined(rest, _stretch(window, 0, begin))
+            if len(rest.images) < size:
                 continue
             yield rest
-        end = len(window) - (len(window) - begin) % size
+        end = length - (length - begin) % size
         for first in range(begin, end, size):
-            yield window[first : first + size]
+            yield _stretch(window, first, first + size)
         # A copy, so that a few left-over rows do not keep their whole window in memory.
-        rest = window[end:].clone() if end < len(window) else None
+        rest = _copied(_stretch(window, end, length)) if end < length else None
+    if rest is not None:
+        yield rest
+
+
+def _stretch(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(batch.images[start:stop], None if batch.condition is None else batch.condition[start:stop])
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    images = torch.cat([first.images, second.images])
+    if first.condition is None or second.condition is None:
+        return Batch(images)
+    return Batch(images, torch.cat([first.condition, second.condition]))
+
+
+def _copied(batch: Batch) -> Batch:
+    return Batch(batch.images.clone(), None if batch.condition is None else batch.condition.clone())

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import torch
-from torch import Tensor
 
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..models.base import Batch, Losses, Model, Step
@@ -99,13 +98,14 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         return step
 
-    def _train_step(self, number: int, images: Tensor) -> Losses:
-        """Take one optimiser step on a batch, uint8 [B, 3, H, W], and return its losses."""
+    def _train_step(self, number: int, given: Batch) -> Losses:
+        """Take one optimiser step on a batch and return its losses."""
         device = self.ranks.device
         set_learning_rate(self.optimiser, learning_rate(self.config, number, self.total_steps))
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            batch = Batch(images.to(device, non_blocking=True))
+            condition = None if given.condition is None else given.condition.to(device, non_blocking=True)
+            batch = Batch(given.images.to(device, non_blocking=True), condition)
             losses: Losses = self._trained(batch, Step(number, self.total_steps))
         losses.total.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip is not None:

@@ -99,7 +99,7 @@ def main() -> None:
         pixels = fill(store, asked.photos, asked.size)
         reader = PartReader(PartCache(store, Path(folder) / "cache"), asked.size)
         loader = PixelLoader(reader, pixels, batch_size=128, rank=0, world_size=1, seed=0, window_parts=4)
-        memory = torch.cat(list(loader.batches(0, loader.steps_per_epoch)))
+        memory = torch.cat([batch.images for batch in loader.batches(0, loader.steps_per_epoch)])
         pairs = []
         for number in range(-1, asked.pairs):  # the first pair warms up
             speeds = {}

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError, IntegrityError
+from pipeline.models.base import Batch
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelLoader, PixelRows
@@ -36,8 +37,9 @@ def photo(part: int, row: int) -> np.ndarray:
     return out
 
 
-def identities(batch: torch.Tensor) -> list[tuple[int, int]]:
-    """Return (part, row) of every photo of a batch uint8 [B, 3, H, W]."""
+def identities(given: Batch) -> list[tuple[int, int]]:
+    """Return (part, row) of every photo of a batch."""
+    batch = given.images
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous()
     assert batch.shape[1:] == (3, SIZE, SIZE)
