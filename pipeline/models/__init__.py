@@ -11,17 +11,21 @@ from typing import Annotated
 from pydantic import Field
 
 from ..errors import ConfigError
+from .autoencoder import Autoencoder, AutoencoderConfig
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
+from .cvae import CVAE, CVAEConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
 
 MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
+    "autoencoder": (AutoencoderConfig, Autoencoder),
+    "cvae": (CVAEConfig, CVAE),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
 }
 
-AnyModelConfig = Annotated[VAEConfig | VQVAEConfig, Field(discriminator="kind")]
+AnyModelConfig = Annotated[AutoencoderConfig | CVAEConfig | VAEConfig | VQVAEConfig, Field(discriminator="kind")]
 
 __all__ = [
     "MODELS",

@@ -72,6 +72,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = map_sizes(image_size, len(channels))[-1]
+        self.shape: tuple[int, ...] = (channels[-1], self.grid, self.grid)
         layers: list[nn.Module] = []
         for before, after in pairwise((in_channels, *channels)):
             # Batch normalisation takes the mean away, and any bias with it.
@@ -116,11 +117,13 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.out_size = image_size if out_size is None else out_size
         sizes = map_sizes(image_size, len(channels))[::-1]
+        self.grid = sizes[0]
+        self.in_shape: tuple[int, ...] = (channels[-1], self.grid, self.grid)
         steps = [(small, large) for small, large in pairwise(sizes) if large <= self.out_size]
         widths = [*channels[::-1][: max(len(steps), 1)], out_channels]
         layers: list[nn.Module] = []
         if not steps:
-            layers = [nn.Conv2d(*widths, 3, padding=1)]
+            layers = [nn.Conv2d(channels[-1], out_channels, 3, padding=1)]
         for place, (small, large) in enumerate(steps):
             odd = large - 2 * small  # a row and column that halving had dropped
             last = place == len(steps) - 1
@@ -157,6 +160,8 @@ def initialise(network: nn.Module) -> None:
         elif isinstance(layer, nn.ConvTranspose2d):
             # Of a kernel's taps only one in stride * stride meets a given output pixel.
             inputs = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+            if layer.stride == (1, 1) and layer.padding == (0, 0):  # a single cell becomes the kernel's area
+                inputs = float(layer.in_channels)
         else:
             continue
         nn.init.normal_(layer.weight, std=math.sqrt(2.0 / inputs))
