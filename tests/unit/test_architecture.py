@@ -41,6 +41,7 @@ ONLY_IN: dict[str, set[str]] = {
     "botocore": {"storage"},
     "PIL": {"images", "report"},
     "jinja2": {"report"},
+    "sklearn": {"evaluation"},
 }
 # Doctor reports which of these are installed and what they see; it runs nothing with them.
 ALLOWED_ANYWHERE = {("jobs/doctor.py", "torch"), ("jobs/doctor.py", "faiss")}

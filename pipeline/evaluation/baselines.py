@@ -1,0 +1,104 @@
+"""The floors: what pixels, principal components and gradient histograms reach without any training.
+
+A learnt representation that does not beat these at equal dimensions is not worth its training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, InputError
+
+Float32 = NDArray[np.float32]
+
+_ROWS = 2048  # photos whose gradients are held at a time
+_EPSILON = 1e-5  # as in skimage, so that a flat block is zero and no NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Principal components of features: centre [D], axes [d, D] orthonormal, variances [d] largest first."""
+
+    centre: Float32
+    axes: Float32
+    variances: Float32
+
+    def project(self, features: Float32) -> Float32:
+        """Return the coordinates float32 [n, d] of features [n, D]."""
+        return np.asarray((features - self.centre) @ self.axes.T, np.float32)
+
+    def draw(self, coordinates: Float32) -> Float32:
+        """Return the features float32 [n, D] that coordinates [n, d] stand for."""
+        return np.asarray(coordinates @ self.axes + self.centre, np.float32)
+
+
+def principal_components(features: Float32, count: int) -> Components:
+    """Return the first `count` principal components of features float32 [n, D], not whitened; exact and repeatable.
+
+    Pearson 1901, the linear autoencoder of least squared error. Raises ConfigError for more components than min(n, D).
+    """
+    from sklearn.decomposition import PCA
+
+    rows, width = features.shape
+    if not 1 <= count <= min(rows, width):
+        raise ConfigError(f"{count} components of {rows} photos of {width} numbers; ask for 1..{min(rows, width)}")
+    # The randomised solver that sklearn picks for wide tables depends on its seed; these two do not.
+    fitted = PCA(count, svd_solver="covariance_eigh" if rows >= width else "full").fit(features)
+    parts = (fitted.mean_, fitted.components_, fitted.explained_variance_)
+    return Components(*(np.asarray(part, np.float32) for part in parts))
+
+
+def pixel_features(pixels: NDArray[np.uint8], *, grey: bool = False) -> Float32:
+    """Return photos, uint8 [n, size, size, 3], as rows of values in 0..1, float32 [n, size * size * 3].
+
+    grey: one value a pixel (the mean of the three), for pictures that have no colour.
+    """
+    if grey:
+        return np.asarray(pixels.mean(axis=3, dtype=np.float32).reshape(len(pixels), -1) / np.float32(255))
+    return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+
+
+def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bins: int = 9) -> Float32:
+    """Return histograms of oriented gradients of photos, uint8 [n, size, size, 3], float32 [n, features].
+
+    Dalal and Triggs 2005: of every pixel the channel with the strongest gradient votes with its magnitude for one of
+    `bins` directions of 0..180 degrees; cells of `cell` pixels; overlapping blocks of block x block cells, each of
+    length 1 (L2). Features: (size // cell - block + 1)^2 * block^2 * bins. Raises InputError for photos below a block.
+    """
+    size = pixels.shape[1]
+    side = size // cell
+    if side < block:
+        raise InputError(f"photos of {size} pixels hold no block of {block} x {block} cells of {cell} pixels")
+    blocks = side - block + 1
+    out = np.empty((len(pixels), blocks * blocks * block * block * bins), np.float32)
+    for start in range(0, len(pixels), _ROWS):
+        cells = _cell_histograms(pixels[start : start + _ROWS], cell, bins)
+        windows = np.lib.stride_tricks.sliding_window_view(cells, (block, block), axis=(1, 2))
+        # [n, blocks, blocks, bins, block, block] to skimage's order of features
+        rows = np.moveaxis(windows, 3, 5).reshape(len(cells), blocks, blocks, -1)
+        length = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True) + _EPSILON**2)
+        out[start : start + _ROWS] = (rows / length).reshape(len(cells), -1)
+    return out
+
+
+def _cell_histograms(pixels: NDArray[np.uint8], cell: int, bins: int) -> NDArray[np.float64]:
+    """Return the mean magnitude of every direction in every cell, float64 [n, side, side, bins]."""
+    values = pixels.astype(np.float32)  # whole numbers, so that equal gradients are equal: the first channel votes
+    down, right = np.zeros_like(values), np.zeros_like(values)
+    down[:, 1:-1] = values[:, 2:] - values[:, :-2]
+    right[:, :, 1:-1] = values[:, :, 2:] - values[:, :, :-2]
+    strongest = np.argmax(down * down + right * right, axis=3)[..., None]
+    rise, run = (np.take_along_axis(part, strongest, axis=3)[..., 0].astype(np.float64) for part in (down, right))
+    magnitude = np.hypot(rise, run)
+    angle = np.rad2deg(np.arctan2(rise, run)) % 180.0
+    direction = np.minimum((angle * bins / 180.0).astype(np.int64), bins - 1)
+    side = pixels.shape[1] // cell
+    edge = side * cell  # a rest of less than a cell has no vote
+    found = np.empty((len(pixels), side, side, bins))
+    for number in range(bins):
+        votes = np.where(direction == number, magnitude, 0.0)[:, :edge, :edge]
+        found[..., number] = votes.reshape(len(pixels), side, cell, side, cell).mean(axis=(2, 4))
+    return found
