@@ -42,7 +42,7 @@ class BottleneckConfig(ModelConfig):
     hidden: tuple[int, int] = (400, 400)
     norm: Norm = "none"
     grey: bool = False
-    target: TargetConfig = Field(default_factory=PixelTarget)
+    target: TargetConfig = PixelTarget()
     per_image_normalisation: bool = False
 
     @model_validator(mode="after")

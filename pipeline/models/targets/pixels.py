@@ -33,7 +33,7 @@ class PixelTarget(TargetBase):
 
     kind: Literal["pixels"] = "pixels"
     loss: Reconstruction = "bce"
-    ssim_window: int = Field(11, ge=3)
+    ssim_window: int = Field(default=11, ge=3)
     perceptual: PerceptualConfig | None = None
 
     @field_validator("ssim_window")
