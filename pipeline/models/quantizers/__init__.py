@@ -14,8 +14,10 @@ from ...errors import ConfigError
 from .base import CodebookQuantizer, GradientPath, Quantised, Quantizer
 from .ema import EMAQuantizer
 from .following import Start
+from .fsq import FSQQuantizer
 from .gradient import GradientQuantizer
 from .measures import CodebookMeasures, near_duplicate_share
+from .simvq import SimVQQuantizer
 
 
 class _Config(BaseModel):
@@ -63,7 +65,7 @@ class FSQConfig(_Config):
     """No codebook: every number is rounded to one of its levels; see FSQQuantizer. code_dim is len(levels)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8, 6, 5), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=3, le=256)], ...] = Field((8, 6, 5), min_length=1)
 
 
 QuantizerConfig = Annotated[EMAConfig | GradientConfig | FSQConfig | SimVQConfig, Field(discriminator="kind")]
@@ -71,6 +73,8 @@ QuantizerConfig = Annotated[EMAConfig | GradientConfig | FSQConfig | SimVQConfig
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "ema": EMAQuantizer,
     "gradient": GradientQuantizer,
+    "fsq": FSQQuantizer,
+    "simvq": SimVQQuantizer,
 }
 
 __all__ = [
@@ -80,6 +84,7 @@ __all__ = [
     "EMAConfig",
     "EMAQuantizer",
     "FSQConfig",
+    "FSQQuantizer",
     "GradientConfig",
     "GradientPath",
     "GradientQuantizer",
@@ -87,6 +92,7 @@ __all__ = [
     "Quantizer",
     "QuantizerConfig",
     "SimVQConfig",
+    "SimVQQuantizer",
     "build_quantizer",
     "near_duplicate_share",
 ]

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
 from ...losses import codebook_loss, commitment
 from ..base import full_precision
 from .measures import CodebookMeasures
 from .nearest import nearest_code
+from .paths import rotate, straight_through
 
 GradientPath = Literal["straight_through", "rotation"]
 
@@ -33,16 +33,9 @@ class Quantised:
     loss: Tensor
 
 
-def straight_through(vectors: Tensor, values: Tensor) -> Tensor:
-    """Return the values with the gradient of the vectors: x + sg(q - x); both [..., d]."""
-    return vectors + (values - vectors).detach()
-
-
 def pass_gradient(vectors: Tensor, values: Tensor, kind: GradientPath) -> Tensor:
     """Return the values, [..., d], through which a gradient goes to the vectors as `kind` says."""
-    if kind == "straight_through":
-        return straight_through(vectors, values)
-    raise ConfigError(f"quantizer.gradient is {kind!r}; use straight_through")
+    return rotate(vectors, values) if kind == "rotation" else straight_through(vectors, values)
 
 
 class Quantizer(nn.Module, ABC):
