@@ -23,12 +23,17 @@ from pipeline.models import (
     load_bundle,
     save_bundle,
 )
+from pipeline.models.base import condition_of
 from pipeline.models.export import output_names, run_encoder
 from pipeline.storage import open_store
 
 KINDS = sorted(MODELS)
+# Conditional models run twice: without conditions, and told one of every sort a row.
+CASES = [(kind, told) for kind in KINDS for told in ([False, True] if MODELS[kind][0].conditional else [False])]
 SIZES = [28, 32, 36, 64]
 STEP = Step(0, 10)
+LABELS = ("bags", "hats", "shoes")
+SORTS = [*condition_of(LABELS, [None, "a category nobody knew", *LABELS]).tolist(), 2 + len(LABELS), 99, -1]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,16 @@ def config_of(kind: str) -> ModelConfig:
 
 def make(kind: str, size: int, seed: int = 0) -> Model:
     torch.manual_seed(seed)
-    return build_model(config_of(kind), image_size=size)
+    return build_model(config_of(kind), image_size=size, labels=LABELS if MODELS[kind][0].conditional else ())
+
+
+def conditions(told: bool, number: int) -> torch.Tensor | None:
+    """Return rows of the table: none, unknown, every label, and rows that the table does not have."""
+    return torch.tensor([SORTS[row % len(SORTS)] for row in range(number)]) if told else None
+
+
+def rows_of(condition: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    return None if condition is None else condition[rows]
 
 
 def photos(size: int, number: int = 6, seed: int = 0) -> torch.Tensor:
@@ -53,13 +67,13 @@ def photos(size: int, number: int = 6, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def train(model: Model, images: torch.Tensor, steps: int) -> list[float]:
+def train(model: Model, images: torch.Tensor, steps: int, told: bool) -> list[float]:
     model.train()
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     curve = []
     for number in range(steps):
         optimiser.zero_grad()
-        losses = model(Batch(images), Step(number, steps))
+        losses = model(Batch(images, conditions(told, len(images))), Step(number, steps))
         losses.total.backward()
         optimiser.step()
         model.after_step()
@@ -78,11 +92,11 @@ def same(first: Latents, second: Latents, tolerance: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "told"), CASES)
 class TestModel:
-    def test_shapes_types_and_ranges(self, kind: str, size: int) -> None:
+    def test_shapes_types_and_ranges(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
-        losses = model(Batch(photos(size)), STEP)
+        losses = model(Batch(photos(size), conditions(told, 6)), STEP)
         assert isinstance(losses, Losses)
         assert losses.total.shape == ()
         assert torch.isfinite(losses.total)
@@ -90,7 +104,7 @@ class TestModel:
             assert part.shape == ()
             assert torch.isfinite(part)
             assert not part.requires_grad
-        latents = model.eval().encode(photos(size))
+        latents = model.eval().encode(photos(size), conditions(told, 6))
         assert latents.mean.shape == (6, model.latent_dim)
         assert latents.mean.dtype == torch.float32
         assert model.image_size == size
@@ -101,41 +115,41 @@ class TestModel:
         if latents.codes is not None:
             assert latents.codes.shape == (6, model.num_latent_codes)
             assert not latents.codes.is_floating_point()
-        pictures = model.decode(latents)
+        pictures = model.decode(latents, conditions(told, 6))
         assert pictures.shape == (6, 3, size, size)
         assert pictures.min() >= 0
         assert pictures.max() <= 1
 
-    def test_encode_is_deterministic_and_leaves_the_model_as_it_is(self, kind: str, size: int) -> None:
+    def test_encode_is_deterministic_and_leaves_the_model_as_it_is(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
-        train(model, photos(size), 2)
+        train(model, photos(size), 2, told)
         model.eval()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         state = torch.get_rng_state()
-        first = model.encode(photos(size))
-        same(first, model.encode(photos(size)))
+        first = model.encode(photos(size), conditions(told, 6))
+        same(first, model.encode(photos(size), conditions(told, 6)))
         assert torch.equal(torch.get_rng_state(), state)
         model.train()
-        same(first, model.encode(photos(size)))
+        same(first, model.encode(photos(size), conditions(told, 6)))
         model.after_step()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    def test_a_photo_encodes_the_same_alone_and_in_any_batch(self, kind: str, size: int) -> None:
+    def test_a_photo_encodes_the_same_alone_and_in_any_batch(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
-        train(model, photos(size), 2)
+        train(model, photos(size), 2, told)
         model.eval()
-        images = photos(size, 9)
-        whole = model.encode(images)
-        alone = [model.encode(images[row : row + 1]) for row in range(9)]
+        images, condition = photos(size, 9), conditions(told, 9)
+        whole = model.encode(images, condition)
+        alone = [model.encode(images[row : row + 1], rows_of(condition, slice(row, row + 1))) for row in range(9)]
         torch.testing.assert_close(torch.cat([one.mean for one in alone]), whole.mean, rtol=1e-5, atol=1e-5)
-        backwards = model.encode(images.flip(0))
+        backwards = model.encode(images.flip(0), None if condition is None else condition.flip(0))
         torch.testing.assert_close(backwards.mean.flip(0), whole.mean, rtol=1e-5, atol=1e-5)
 
-    def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, kind: str, size: int) -> None:
+    def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
-        train(model, photos(size), 1)  # layers that start at zero pass no gradient in the first step
+        train(model, photos(size), 1, told)  # layers that start at zero pass no gradient in the first step
         model.zero_grad()
-        model(Batch(photos(size)), STEP).total.backward()
+        model(Batch(photos(size), conditions(told, 6)), STEP).total.backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
@@ -143,47 +157,52 @@ class TestModel:
         for name, buffer in model.named_buffers():
             assert not buffer.requires_grad, name
 
-    def test_two_trainings_have_the_same_bits(self, kind: str, size: int) -> None:
+    def test_two_trainings_have_the_same_bits(self, kind: str, told: bool, size: int) -> None:
         first = make(kind, size)
-        curve = train(first, photos(size), 3)
+        curve = train(first, photos(size), 3, told)
         second = make(kind, size)
-        assert train(second, photos(size), 3) == curve
+        assert train(second, photos(size), 3, told) == curve
         other = second.state_dict()
         assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
-        assert train(make(kind, size, seed=1), photos(size), 3) != curve
+        assert train(make(kind, size, seed=1), photos(size), 3, told) != curve
 
-    def test_state_goes_round_and_training_continues_to_the_same_bits(self, kind: str, size: int) -> None:
+    def test_state_goes_round_and_training_continues_to_the_same_bits(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
-        train(model, photos(size), 2)
+        train(model, photos(size), 2, told)
         twin = make(kind, size, seed=5)
         twin.load_state_dict(model.state_dict())
-        same(model.encode(photos(size)), twin.encode(photos(size)))
+        same(model.encode(photos(size), conditions(told, 6)), twin.encode(photos(size), conditions(told, 6)))
         torch.manual_seed(3)
-        rest = train(model, photos(size, seed=1), 3)
+        rest = train(model, photos(size, seed=1), 3, told)
         torch.manual_seed(3)
-        assert train(twin, photos(size, seed=1), 3) == rest
+        assert train(twin, photos(size, seed=1), 3, told) == rest
 
-    def test_the_loss_is_a_mean_over_photos(self, kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_loss_is_a_mean_over_photos(
+        self, kind: str, told: bool, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model = make(kind, size)
-        train(model, photos(size), 1)
+        train(model, photos(size), 1, told)
         monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
-        images = photos(size)
+        monkeypatch.setattr(torch, "rand", torch.ones)  # no condition is dropped
+        monkeypatch.setattr(torch.nn.functional, "dropout", lambda values, *_: values)
+        images, condition = photos(size), conditions(told, 6)
+        again = None if condition is None else torch.cat([condition, condition])
         with torch.no_grad():
-            once = model(Batch(images), STEP)
-            twice = model(Batch(torch.cat([images, images])), STEP)
+            once = model(Batch(images, condition), STEP)
+            twice = model(Batch(torch.cat([images, images]), again), STEP)
         torch.testing.assert_close(twice.total, once.total, rtol=1e-5, atol=1e-4)
         for name, part in once.parts.items():
             torch.testing.assert_close(twice.parts[name], part, rtol=1e-5, atol=1e-4)
 
-    def test_training_lowers_the_loss(self, kind: str, size: int) -> None:
-        curve = train(make(kind, size), photos(size, 8), 40)
+    def test_training_lowers_the_loss(self, kind: str, told: bool, size: int) -> None:
+        curve = train(make(kind, size), photos(size, 8), 40, told)
         assert curve[-1] < 0.98 * curve[0]
 
-    def test_half_precision_autocast(self, kind: str, size: int) -> None:
+    def test_half_precision_autocast(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = model(Batch(photos(size)), STEP)
-            latents = model.encode(photos(size))
+            losses = model(Batch(photos(size), conditions(told, 6)), STEP)
+            latents = model.encode(photos(size), conditions(told, 6))
         assert losses.total.dtype == torch.float32
         assert latents.mean.dtype == torch.float32
         assert torch.isfinite(losses.total)
@@ -196,11 +215,13 @@ class TestModel:
 def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(kind: str, size: int) -> None:
     store = open_store(f"memory://contract-model-{kind}-{size}")
     model, config = make(kind, size), config_of(kind)
-    train(model, photos(size), 2)
-    model_id = save_bundle(store, model, config, {"size": size}, train_key="0" * 64, card={"photos": 6})
+    train(model, photos(size), 2, told=config.conditional)
+    card = {"photos": 6}
+    model_id = save_bundle(store, model, config, {"size": size}, train_key="0" * 64, card=card, labels=model.labels)
     bundle = load_bundle(store, model_id)
     assert bundle.config == config
     assert bundle.image_size == size
+    assert bundle.labels == bundle.model.labels == model.labels
     assert not bundle.model.training
     assert not any(parameter.requires_grad for parameter in bundle.model.parameters())
     images = photos(size, 7, seed=2)
@@ -237,5 +258,5 @@ def test_the_union_knows_every_kind_and_refuses_others() -> None:
         assert adapter.validate_python({"kind": kind}) == config_of(kind)
     with pytest.raises(ValidationError, match="gan"):
         adapter.validate_python({"kind": "gan"})
-    with pytest.raises(ConfigError, match="vae, vqvae"):
+    with pytest.raises(ConfigError, match="autoencoder, cvae, vae, vqvae"):
         build_model(ModelConfig(kind="gan"), image_size=32)
