@@ -23,7 +23,7 @@ from pipeline.catalogue import (
     resolve_tokens,
 )
 from pipeline.encoding import assign_shards, build_shards
-from pipeline.errors import InputError, IntegrityError
+from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.images import transform_id
 from pipeline.models import build_model
 from pipeline.models.bundle import find_bundle, train_key
@@ -41,8 +41,9 @@ class PlanSummary(BaseModel):
     """What a plan decided, beside its rows.
 
     head: the channel's head number when the plan was frozen; only head + 1 may be published. model_id: the bundle that
-    answers `train_key`, or null when one has to be trained. encode_all: carried photos are encoded again too, because
-    the parent release has another model. catalogue: what reading it found beside its photos. listed, heads and
+    answers `train_key`, or null when one has to be trained. encode_all: all carried photos are encoded again, because
+    the parent release has another model (without it only those whose category changed, by a conditional model).
+    catalogue: what reading it found beside its photos. listed, heads and
     revalidated: requests that the tokens cost. seconds: what planning took.
     """
 
@@ -96,9 +97,11 @@ class Plan:
 def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: int | None) -> Plan:
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
-    Raises InputError when the catalogue cannot be read or is empty, Unavailable on temporary failures.
+    Raises ConfigError for a conditional model without categories, InputError when the catalogue cannot be read or is
+    empty, Unavailable on temporary failures.
     """
     began = time.monotonic()
+    told = category_told(config)
     head = read_head(store, config.publish.channel)
     parent = read_manifest(store, head.release_id) if head else None
     transform = transform_id(config.images)
@@ -109,6 +112,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         config.train.seed,
         config.train.version,
         train_period(config.train, run=run, now=time.time()),
+        condition=told,
     )
     model_id = find_bundle(store, key)
     encode_all = parent is None or not _same_space(parent, config, model_id, transform)
@@ -120,10 +124,8 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
     quarantine = read_table(store, parent, "quarantine") if parent is not None and comparable else None
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
-    difference = compare(photos, items, quarantine)
-    rows = difference.rows
-    if parent is not None and encode_all:
-        rows = _drop_missing_pixels(store, rows, usable=comparable)
+    difference = compare(photos, items, quarantine, told=told)
+    rows = _drop_missing_pixels(store, difference.rows, encode_all=encode_all, usable=comparable)
     rows = assign_shards(
         rows,
         image_size=config.images.size,
@@ -152,6 +154,22 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         seconds=round(time.monotonic() - began, 3),
     )
     return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
+
+
+def category_told(config: Config) -> str | None:
+    """Return the catalogue's column that the model is told, None for a model that is told none.
+
+    Raises ConfigError for a conditional model when the catalogue names no category.
+    """
+    if not config.model.conditional:
+        return None
+    if config.catalogue.category is None:
+        raise ConfigError(
+            f"model.kind {config.model.kind!r} is told each photo's category and catalogue.category is not set; set it "
+            "to the catalogue's column of categories (for a folder of photos: catalogue.category=category), or choose "
+            "a model that needs none, for example model.kind=vae"
+        )
+    return config.catalogue.category
 
 
 def nothing_to_do(plan: Plan, store: Store, config: Config) -> bool:
@@ -190,12 +208,18 @@ def _same_space(parent: Manifest, config: Config, model_id: str | None, transfor
     return parent.model_id == model_id and parent.transform_id == transform and precision
 
 
-def _drop_missing_pixels(store: Store, rows: pa.Table, *, usable: bool) -> pa.Table:
-    """Clear the pixels part of carried rows where it has expired or was made by another transform."""
-    parts = pc.unique(rows["pixels_part"]).to_pylist()
+def _drop_missing_pixels(store: Store, rows: pa.Table, *, encode_all: bool, usable: bool) -> pa.Table:
+    """Clear the pixels part of carried rows to encode again where it has expired or was made by another transform."""
+    again = pc.equal(rows["status"], "same")
+    if not encode_all:
+        again = pc.and_(again, pc.is_null(rows["latents_part"]))
+    if not pc.any(again).as_py():
+        return rows
+    parts = pc.unique(rows["pixels_part"].filter(again)).to_pylist()
     folders = {name.rsplit("/", 1)[0] + "/" for name in parts if name}
     there = {entry.name for folder in folders for entry in store.list(folder)} if usable else set()
-    keep = pc.fill_null(pc.is_in(rows["pixels_part"], value_set=pa.array(sorted(there), pa.string())), False)
+    found = pc.fill_null(pc.is_in(rows["pixels_part"], value_set=pa.array(sorted(there), pa.string())), False)
+    keep = pc.or_(found, pc.invert(again))
     for name in ("pixels_part", "pixels_row"):
         column = rows[name]
         cleared = pc.if_else(keep, column, pa.scalar(None, column.type))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.context import Context
-from jobs.planning import Plan
+from jobs.planning import Plan, category_told
 from pipeline.errors import NotReconstructing
 from pipeline.evaluation import GateVerdict
 from pipeline.index import BuiltIndex, LatentArrays, SearchIndex, open_index
@@ -55,7 +55,9 @@ def report_page(context: Context, plan: Plan, bundle: Bundle, found: Findings) -
         facts=facts(context, plan, bundle, counts, found.measures),
         gates=[GateRow(v.name, _text(v.value), _text(v.limit), v.passed) for v in found.verdicts],
         neighbours=neighbour_rows(items, shown, near, pixels, category=context.config.catalogue.category),
-        reconstructions=reconstructions(bundle, [pixels[row] for row in shown if row in pixels]),
+        reconstructions=reconstructions(
+            bundle, [pixels[row] for row in shown if row in pixels], categories_of(context, items, shown, pixels)
+        ),
         quarantine=quarantine_rows(found.quarantine),
         changes=[(name, counts[name]) for name in ("added", "changed", "removed", "relabelled", "quarantined")],
     )
@@ -123,14 +125,30 @@ def neighbour_rows(
     return rows
 
 
-def reconstructions(bundle: Bundle, photos: Sequence[np.ndarray]) -> list[tuple[Picture, Picture]]:
-    """Return (original, reconstruction) pairs; none for a model without a decoder."""
+def reconstructions(
+    bundle: Bundle, photos: Sequence[np.ndarray], categories: Sequence[str | None] | None = None
+) -> list[tuple[Picture, Picture]]:
+    """Return (original, reconstruction) pairs; none for a model without a decoder.
+
+    categories: the photos' own, where the model is told them.
+    """
     try:
-        made = reconstruct(bundle.model, np.stack(photos)) if photos else np.empty(0)
+        made = reconstruct(bundle.model, np.stack(photos), categories) if photos else np.empty(0)
     except NotReconstructing:
         return []
     pairs = zip(photos, made, strict=True)
     return [(Picture(a, "original"), Picture(b, "reconstruction")) for a, b in pairs]
+
+
+def categories_of(
+    context: Context, items: pa.Table, shown: Sequence[int], pixels: dict[int, np.ndarray]
+) -> list[str | None] | None:
+    """Return the categories of the shown photos with pixels, None for a model that is not told them."""
+    told = category_told(context.config)
+    if told is None:
+        return None
+    rows = [row for row in shown if row in pixels]
+    return list(items[told].take(pa.array(rows, pa.int64())).cast(pa.string()).to_pylist())
 
 
 def quarantine_rows(quarantine: pa.Table) -> list[tuple[str, int, str]]:

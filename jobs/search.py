@@ -13,6 +13,11 @@ from pipeline.errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `search`."""
     parser.add_argument("photo", metavar="PHOTO", help="an image file on this machine")
+    parser.add_argument(
+        "--category",
+        metavar="NAME",
+        help="what the photo shows, as in the catalogue's column; only a model that is told categories looks at it",
+    )
     add_query_arguments(parser)
 
 
@@ -25,4 +30,6 @@ def run(arguments: Arguments) -> Outcome:
     except OSError as error:
         raise InputError(f"the photo {options.photo!r} cannot be read: {error}") from error
     release = open_asked(arguments)
-    return answer(release, options.photo, release.similar_photo(data, k=options.k, where=where))
+    return answer(
+        release, options.photo, release.similar_photo(data, k=options.k, where=where, category=options.category)
+    )

@@ -40,17 +40,26 @@ def latents_part_name(model_id: str, part_key: str) -> str:
 
 
 def part_key(
-    schema_version: int, space_id: str, precision: str, photos: pa.Table, *, retry_of: str = "", pixels_part: str = ""
+    schema_version: int,
+    space_id: str,
+    precision: str,
+    photos: pa.Table,
+    *,
+    retry_of: str = "",
+    pixels_part: str = "",
+    labels: Sequence[str | None] | None = None,
 ) -> str:
     """Return the key of the part that answers these photos.
 
     space_id: model_id or transform_id. photos: columns item_id, uri, token, in the part's order. retry_of: the release
     whose refused fetches are tried again, so that an older part which holds the refusal does not answer. pixels_part:
     the part that latents are encoded from, so that latents of the same photos under another transform do not answer.
+    labels: the photos' categories where the model is told them, so that latents under other ones do not answer.
     """
     asked = list(zip(*(photos.column(name).to_pylist() for name in ("item_id", "uri", "token")), strict=True))
     source = [pixels_part] if pixels_part else []
-    return key_of([schema_version, space_id, precision, retry_of, asked, *source])
+    told = [] if labels is None else [list(labels)]
+    return key_of([schema_version, space_id, precision, retry_of, asked, *source, *told])
 
 
 def write_part(store: Store, name: str, table: pa.Table, key: str) -> PartFile:

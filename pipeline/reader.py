@@ -189,18 +189,23 @@ class Release:
         queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
         return self._opened.nearest(queries, np.arange(len(queries)), k, where)
 
-    def similar_photo(self, data: bytes, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
-        """Return the k items nearest to a photo, given as the bytes of its file. Errors as `encode_photo`."""
+    def similar_photo(
+        self, data: bytes, k: int = 10, *, where: Mapping[str, Any] | None = None, category: Any = None
+    ) -> list[Neighbour]:
+        """Return the k items nearest to a photo, given as the bytes of its file; category, errors as `encode_photo`."""
         opened = self._opened
-        return opened.nearest(LatentArrays(mean=opened.encoder(data)), np.zeros(1, np.int64), k, where)[0]
+        vectors = LatentArrays(mean=opened.encoder(data, category))
+        return opened.nearest(vectors, np.zeros(1, np.int64), k, where)[0]
 
-    def encode_photo(self, data: bytes) -> Float32:
+    def encode_photo(self, data: bytes, *, category: Any = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d], by the release's own encoder (ONNX, on the CPU).
 
+        category: what the photo shows, as in the catalogue's column; a model that is told categories encodes with it.
+        None (not known) and a category that the model never met are encoded too; other models do not look at it.
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing,
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
-        return self._opened.encoder(data)
+        return self._opened.encoder(data, category)
 
     def latents(self, item_ids: Sequence[str]) -> pa.Table:
         """Return the latents of items, one row a photo, in the order asked; the parts that hold them are fetched whole.

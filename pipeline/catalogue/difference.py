@@ -15,6 +15,7 @@ from .ordering import SLICE_ROWS, as_numpy, first_at_least, item_boundaries, sor
 
 COUNTS = ("added", "changed", "same", "refused", "removed", "relabelled")
 CARRIED = ("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
+_LATENTS = ("latents_part", "latents_row")
 _REMOVED = pa.schema([PHOTOS.field("item_id"), PHOTOS.field("uri")])
 
 
@@ -34,7 +35,12 @@ class Difference:
 
 
 def compare(
-    photos: pa.Table, parent_items: pa.Table | None, parent_quarantine: pa.Table | None, *, relabel: bool = True
+    photos: pa.Table,
+    parent_items: pa.Table | None,
+    parent_quarantine: pa.Table | None,
+    *,
+    relabel: bool = True,
+    told: str | None = None,
 ) -> Difference:
     """Compare resolved photos (see `resolve_tokens`), sorted by item_id, with the parent release's tables.
 
@@ -42,7 +48,9 @@ def compare(
     an embedded photo whose bytes differ at the same (item_id, view). refused: refused tonight already, or refused by
     the decoder in the parent with this token, whose reason is carried. added: all else; `retried` where the parent
     could not fetch the photo. A caller whose transform differs from the parent's passes no parent_quarantine, since
-    another decoder may take what the last one refused. relabel: False spares comparing views and attributes.
+    another decoder may take what the last one refused. relabel: False spares comparing views and attributes. told: the
+    column that a conditional model was told; a `same` photo in which it differs loses its latents (`latents_part` and
+    `latents_row` are null) and keeps the rest.
 
     Tables are cut at the same keys and compared slice by slice, so what is held beside them does not grow with them.
     """
@@ -58,7 +66,7 @@ def compare(
             end = table.num_rows if edge is None else first_at_least(table.column("item_id"), edge)
             tables.append(table.slice(starts[number], end - starts[number]))
             starts[number] = end
-        slices.append(_compare_slice(tables[0], tables[1], tables[2], relabel=relabel))
+        slices.append(_compare_slice(tables[0], tables[1], tables[2], relabel=relabel, told=told))
     counts = sum((part.counts for part in slices), Counter[str]())
     rows = pa.concat_tables([part.rows for part in slices])
     return Difference(
@@ -77,7 +85,9 @@ class _Slice:
     counts: Counter[str]
 
 
-def _compare_slice(photos: pa.Table, items: pa.Table, quarantine: pa.Table, *, relabel: bool) -> _Slice:
+def _compare_slice(
+    photos: pa.Table, items: pa.Table, quarantine: pa.Table, *, relabel: bool, told: str | None
+) -> _Slice:
     photos, items, quarantine = photos.combine_chunks(), items.combine_chunks(), quarantine.combine_chunks()
     keys = _pair_keys(photos)
     found = pc.index_in(keys, value_set=_pair_keys(items))  # the parent row of each photo, or null
@@ -98,7 +108,7 @@ def _compare_slice(photos: pa.Table, items: pa.Table, quarantine: pa.Table, *, r
     counts = Counter(dict(zip(*np.unique(status, return_counts=True), strict=True)))
     counts.update(removed=int((~held).sum()), relabelled=int(relabelled.sum()))
     return _Slice(
-        rows=_plan_rows(photos, items, found, same, status, retried, refusal),
+        rows=_plan_rows(photos, items, found, same, status, retried, refusal, told),
         removed=items.select(_REMOVED.names).filter(pa.array(~held)).cast(_REMOVED),
         relabelled=photos.select(_REMOVED.names).filter(pa.array(relabelled)).cast(_REMOVED),
         counts=counts,
@@ -172,13 +182,18 @@ def _plan_rows(
     status: np.ndarray,
     retried: np.ndarray,
     refusal: pa.Table,
+    told: str | None,
 ) -> pa.Table:
     where = pc.if_else(pa.array(same), found, pa.scalar(None, pa.int32()))
+    known = dict.fromkeys(CARRIED, where)
+    if told is not None:
+        stale = differs(_texts(photos, told), _texts(items, told).take(where))
+        known |= dict.fromkeys(_LATENTS, pc.if_else(stale, pa.scalar(None, pa.int32()), where))
     columns: dict[str, Any] = {
         "status": pa.array(status, pa.string()),
         "shard": pa.nulls(photos.num_rows, pa.int32()),
         "retried": pa.array(retried),
-        **{name: items.column(name).take(where) for name in CARRIED},
+        **{name: items.column(name).take(rows) for name, rows in known.items()},
         **{name: refusal.column(name) for name in REFUSAL.names},
     }
     attributes = attribute_fields(photos.schema)
@@ -201,6 +216,13 @@ def _relabelled(photos: pa.Table, items: pa.Table, found: pa.ChunkedArray, same:
     marked = np.zeros(photos.num_rows, dtype=np.bool_)
     marked[np.flatnonzero(same)[as_numpy(marks)]] = True
     return marked
+
+
+def _texts(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column as text, nulls where the table lacks it."""
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+    return table.column(name).cast(pa.string())
 
 
 def differs(now: Any, before: Any) -> Any:

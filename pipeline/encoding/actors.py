@@ -18,10 +18,10 @@ import torch
 from ..errors import CodebooksError, ConfigError, IntegrityError, PhotoRefused
 from ..images import ImagesConfig, decode
 from ..keys import digest_of
-from ..models.base import Model
+from ..models.base import Model, condition_of
 from ..models.bundle import load_bundle
 from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
-from ..schema import latents_schema, pixels_schema
+from ..schema import CATEGORY, latents_schema, pixels_schema
 from ..storage import Store
 from .config import EncodeConfig, EncodeJob, Precision
 from .rows import to_numpy
@@ -67,8 +67,13 @@ class Encoder:
         self.precision = precision
         self.threads = threads
 
-    def __call__(self, pixels: Pixels, rows: npt.NDArray[np.int64]) -> LatentArrays:
-        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3]."""
+    def __call__(
+        self, pixels: Pixels, rows: npt.NDArray[np.int64], condition: npt.NDArray[np.int64] | None = None
+    ) -> LatentArrays:
+        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3].
+
+        condition: of each of `rows`, for a conditional model (see `models.base.condition_of`).
+        """
         model = self.model
         mean = np.empty((len(rows), model.latent_dim), np.float32)
         log_var = np.empty_like(mean) if model.has_log_var else None
@@ -80,7 +85,7 @@ class Encoder:
                 batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
                 batch[: len(took)] = pixels[took]
                 images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).contiguous()
-                latents = model.encode(images)
+                latents = model.encode(images, self._padded(condition, start))
                 end = start + len(took)
                 mean[start:end] = latents.mean[: len(took)].float().cpu().numpy()
                 if log_var is not None and latents.log_var is not None:
@@ -88,6 +93,14 @@ class Encoder:
                 if codes is not None and latents.codes is not None:
                     codes[start:end] = latents.codes[: len(took)].cpu().numpy()
         return LatentArrays(mean, log_var, codes)
+
+    def _padded(self, condition: npt.NDArray[np.int64] | None, start: int) -> torch.Tensor | None:
+        if condition is None:
+            return None
+        took = condition[start : start + self.batch_size]
+        batch = np.zeros(self.batch_size, np.int64)
+        batch[: len(took)] = took
+        return torch.from_numpy(batch).to(self.device)
 
 
 class PhotoDecoder:
@@ -213,7 +226,7 @@ class ShardWorker:
     def _encode(self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]) -> PartFile:
         if self.encoder is None or shard.latents_name is None or shard.latents_key is None:
             raise ConfigError(f"shard {shard.number} asks for latents and this worker was built without a model")
-        arrays = self.encoder(_pixel_array(table, self.size), rows)
+        arrays = self.encoder(_pixel_array(table, self.size), rows, _conditions(shard, rows, self.encoder.model))
         for name, values in (("mean", arrays.mean), ("log_var", arrays.log_var)):
             if values is not None and not np.isfinite(values).all():
                 row = int(rows[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
@@ -223,6 +236,16 @@ class ShardWorker:
                 )
         latents = _latents_table(table.take(pa.array(rows)).select(["item_id", "uri", "token", "digest"]), rows, arrays)
         return write_part(self.store, shard.latents_name, latents, shard.latents_key)
+
+
+def _conditions(shard: Shard, rows: npt.NDArray[np.int64], model: Model) -> npt.NDArray[np.int64] | None:
+    """Return the condition row of each encoded photo; rows: where they lie in the pixels part."""
+    if CATEGORY.name not in shard.photos.column_names:
+        return None
+    told = shard.photos[CATEGORY.name]
+    # A part made for this shard has its rows; an existing one has others, and all the shard's photos are encoded.
+    categories = told.take(pa.array(rows)) if shard.from_pixels is None else told
+    return condition_of(model.labels, categories.to_pylist()).numpy()
 
 
 def make_worker(job: EncodeJob) -> ShardWorker:

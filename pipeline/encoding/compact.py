@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ..errors import IntegrityError
 from ..parts import PartFile, latents_part_name, part_key, read_part, write_part
-from ..schema import LATENTS_VERSION
+from ..schema import CATEGORY, LATENTS_VERSION
 from ..storage import Store
 from .rows import Positions, ranks, take_rows, to_numpy
 from .shards import PART_BYTES
@@ -39,12 +39,14 @@ def compact(
     precision: str,
     below: float,
     max_parts: int,
+    category: str | None = None,
 ) -> tuple[pa.Table, dict[str, PartFile]]:
     """Return items with rewritten places and the new parts by name; the same items when there is nothing to rewrite.
 
     parts: every part that items names. A part is rewritten when the share of its rows that live is under `below`; when
     more than max_parts would still be named, the smallest are merged until half as many are, so that this does not
-    happen every night. Raises IntegrityError when a part holds other photos than items says.
+    happen every night. category: the column of items that a conditional model was told. Raises IntegrityError when a
+    part holds other photos than items says.
     """
     living = _living(items, parts)
     chosen = _choose(living, below=below, max_parts=max_parts)
@@ -55,7 +57,8 @@ def compact(
         rows = np.sort(np.concatenate([member.rows for member in group]))
         table = _copied(store, items, rows, group)
         photos = take_rows(items.select(["item_id", "uri", "token"]), rows)
-        key = part_key(LATENTS_VERSION, model_id, precision, photos, pixels_part=_COMPACTED)
+        labels = None if category is None else _labels(items, category, rows)
+        key = part_key(LATENTS_VERSION, model_id, precision, photos, pixels_part=_COMPACTED, labels=labels)
         part = write_part(store, latents_part_name(model_id, key), table, key)
         made[part.name] = part
         codes[rows] = len(names)
@@ -118,6 +121,11 @@ def _copied(store: Store, items: pa.Table, rows: Positions, group: Sequence[_Liv
             raise IntegrityError(f"the parts of {group[0].part.name} hold other photos than items says; run a new run")
     pixels = pa.array(_pixels_rows(items, rows), pa.int32())
     return copied.set_column(copied.schema.get_field_index("pixels_row"), copied.schema.field("pixels_row"), pixels)
+
+
+def _labels(items: pa.Table, category: str, rows: Positions) -> list[str | None]:
+    # In the key as in that of a fresh part: the same photos under other categories have other latents.
+    return list(take_rows(items.select([category]), rows)[category].cast(CATEGORY.type).to_pylist())
 
 
 def _pixels_rows(items: pa.Table, rows: Positions) -> npt.NDArray[np.int32]:

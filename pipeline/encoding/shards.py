@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError, IntegrityError
 from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
-from ..schema import LATENTS_VERSION, PHOTOS, PIXELS_VERSION
+from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
 from .rows import Positions, ranks, take_rows, to_numpy
 
@@ -33,8 +33,9 @@ class Shard:
     """The photos of one part: what one actor call turns into a pixels part and a latents part.
 
     photos: columns of schema.PHOTOS in the parts' row order (item_id, view), and `pixels_row` where `from_pixels` is
-    set. from_pixels: the existing pixels part these carried photos are encoded from (then also `pixels_name`); None:
-    the photos are fetched. latents_name: None when no model is asked.
+    set, and `category` (null: none) where the model is told it. from_pixels: the existing pixels part these carried
+    photos are encoded from (then also `pixels_name`); None: the photos are fetched. latents_name: None when no
+    model is asked.
     """
 
     number: int
@@ -76,22 +77,25 @@ def assign_shards(
 
     Added and changed photos are cut into shards in plan order, photos embedded in files in the order of those files,
     so that each stretch of a file is read by about one shard; photos tried again (`retried`) get shards of their own.
-    encode_all: a new model has to encode the carried photos too, those whose pixels are kept (`pixels_part`, under
-    `transform_id` where given) pixels part by pixels part, the others fetched once more. image_size: pixels a side.
+    Carried photos are encoded again where they have no latents (`latents_part` is null: a conditional model is told
+    another category) and all of them where `encode_all` says so, for a new model: those whose pixels are kept
+    (`pixels_part`, under `transform_id` where given) pixels part by pixels part, the others fetched once more.
+    image_size: pixels a side.
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
     or more and at most 128 MiB of pixels and of latents.
     """
     status, retried = plan["status"], to_numpy(plan["retried"], missing=False)
     fetch = _is(status, "added") | _is(status, "changed")
-    kept = np.zeros(plan.num_rows, dtype=np.bool_)
-    if encode_all:
-        kept = _has_pixels(plan, transform_id)
-        fetch |= _is(status, "same") & ~kept
+    again = _is(status, "same")
+    if not encode_all:
+        again &= to_numpy(pc.is_null(plan["latents_part"])).astype(np.bool_)
+    kept = again & _has_pixels(plan, transform_id)
+    fetch |= again & ~kept
     shard = np.full(plan.num_rows, -1, dtype=np.int32)
     limit = shard_rows or _rows_of_part(int(fetch.sum()), image_size, latent_bytes)
     begun = 0
-    for again in (False, True):
-        rows = _by_source(plan, np.flatnonzero(fetch & (retried == again)))
+    for tried in (False, True):
+        rows = _by_source(plan, np.flatnonzero(fetch & (retried == tried)))
         count = -(-len(rows) // limit)
         shard[rows] = begun + np.arange(len(rows)) * count // max(len(rows), 1)
         begun += count
@@ -105,16 +109,26 @@ def assign_shards(
 
 
 def build_shards(
-    plan: pa.Table, *, transform_id: str, model_id: str | None, precision: str, retry_of: str = ""
+    plan: pa.Table,
+    *,
+    transform_id: str,
+    model_id: str | None,
+    precision: str,
+    retry_of: str = "",
+    category: str | None = None,
 ) -> list[Shard]:
     """Return the shards of a plan in number order, with the names and keys of their parts.
 
     Without a model_id only the shards whose photos are fetched. retry_of: the parent release, whose refused fetches
-    are tried again. Raises InputError when a photo has no token.
+    are tried again. category: the plan's column that a conditional model is told, of any scalar type; its texts then
+    stand in the shards and in the latents' keys. Raises InputError when a photo has no token.
     """
     numbers, starts, order = shard_order(plan)
     prefix = f"pixels/{transform_id}/"
     columns = [*PHOTOS.names, "status", "retried", "pixels_part", "pixels_row"]
+    if category is not None and model_id is not None:
+        plan = plan.select(columns).append_column(CATEGORY, plan[category].cast(CATEGORY.type))
+        columns.append(CATEGORY.name)
     rows = take_rows(plan.select(columns), order)
     if rows["token"].null_count:
         missing = rows.filter(pc.is_null(rows["token"]))["item_id"][0].as_py()
@@ -129,7 +143,8 @@ def build_shards(
         if from_pixels is not None and model_id is None:
             continue
         again = retry_of if members["retried"][0].as_py() else ""
-        photos = members.select([*PHOTOS.names, "pixels_row"] if from_pixels else PHOTOS.names)
+        told = [CATEGORY.name] if CATEGORY.name in columns else []
+        photos = members.select([*PHOTOS.names, *told, *(["pixels_row"] if from_pixels else [])])
         shards.append(_named(number, photos, transform_id, model_id, precision, again, from_pixels))
     return shards
 
@@ -189,7 +204,10 @@ def _named(
     if model_id is None:
         return Shard(number, photos, pixels_name, pixels_key, None, None, from_pixels)
     # The pixels part's name is in the key: `pixels_row` of a latents part counts in exactly that part.
-    latents_key = part_key(LATENTS_VERSION, model_id, precision, photos, retry_of=retry_of, pixels_part=pixels_name)
+    labels = photos[CATEGORY.name].to_pylist() if CATEGORY.name in photos.column_names else None
+    latents_key = part_key(
+        LATENTS_VERSION, model_id, precision, photos, retry_of=retry_of, pixels_part=pixels_name, labels=labels
+    )
     name = latents_part_name(model_id, latents_key)
     return Shard(number, photos, pixels_name, pixels_key, name, latents_key, from_pixels)
 

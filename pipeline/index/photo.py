@@ -6,13 +6,17 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..errors import ConfigError, IntegrityError, NotFound
+from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..images import ImagesConfig, decode
 from ..release import FileEntry, Manifest
 from ..storage import Store
 from ..storage.cache import FileCache
 from .latents import Float32
+
+_CONDITION = "condition"  # the second input of a conditional model's encoder
+_NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without a label, the first label
 
 
 class PhotoEncoder:
@@ -38,13 +42,18 @@ class PhotoEncoder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
         self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
+        inputs = [given.name for given in self._session.get_inputs()]
+        self._conditional = _CONDITION in inputs
+        self._input = next(name for name in inputs if name != _CONDITION)
+        self._labels = {label: _FIRST + number for number, label in enumerate(config.get("labels", ()))}
         names = [output.name for output in self._session.get_outputs()]
         self._output = "mean" if "mean" in names else names[0]
 
-    def __call__(self, data: bytes) -> Float32:
+    def __call__(self, data: bytes, category: Any = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d]; data: the bytes of its file.
 
+        category: the photo's, as the catalogue would have it, for the encoder of a conditional model; None and one that
+        the model never met are allowed, and other encoders do not look at it.
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when Pillow is not installed.
         """
         try:
@@ -55,8 +64,26 @@ class PhotoEncoder:
                 "`pip install 'visual-codebooks[run]'`"
             ) from error
         batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # uint8 [1, 3, size, size]
-        mean: Float32 = self._session.run([self._output], {self._input: batch})[0]
+        given = {self._input: batch}
+        if self._conditional:
+            given[_CONDITION] = np.array([self._row(category)], np.int64)
+        mean: Float32 = self._session.run([self._output], given)[0]
         return mean.astype(np.float32, copy=False)
+
+    def _row(self, category: Any) -> int:
+        """Return the row of the model's table of categories, as `models.base.condition_of` does with torch."""
+        return _NONE if category is None else self._labels.get(_text(category), _UNKNOWN)
+
+
+def _text(category: Any) -> str:
+    """Return a category as the text that stands in the model's labels. Raises InputError for what is no scalar."""
+    if isinstance(category, str):
+        return category
+    try:
+        text: str | None = pa.array([category]).cast(pa.string())[0].as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise InputError(f"the category {category!r} is no text, number, truth value or date ({error})") from error
+    return str(category) if text is None else text
 
 
 def _read(store: Store, cache: FileCache, name: str, entry: FileEntry | None) -> bytes:

@@ -44,11 +44,19 @@ class Bundle:
 
 
 def train_key(
-    model: ModelConfig, images: Mapping[str, Any], train: Mapping[str, Any], seed: int, version: int, nonce: str = ""
+    model: ModelConfig,
+    images: Mapping[str, Any],
+    train: Mapping[str, Any],
+    seed: int,
+    version: int,
+    nonce: str = "",
+    *,
+    condition: str | None = None,
 ) -> str:
     """Return the key (64 hex digits) of a training: everything that was asked for, never the catalogue.
 
     images, train: configurations as plain values. nonce: sets trainings apart that ask for the same; "" for none.
+    condition: the name of the column that a conditional model is told.
     """
     asked = {
         "format": FORMAT,
@@ -59,6 +67,8 @@ def train_key(
         "version": version,
         "nonce": nonce,
     }
+    if condition is not None:
+        asked["condition"] = condition
     return key_of(portable(asked))
 
 
@@ -108,7 +118,7 @@ def save_bundle(
             _read_weights(store, model_id, config_bytes)
         # Derived files: whichever attempt wrote them made them from these weights.
         if not store.exists(f"{folder}/encoder.onnx"):
-            store.put_if_absent(f"{folder}/encoder.onnx", export_encoder(frozen))
+            store.put_if_absent(f"{folder}/encoder.onnx", export_encoder(frozen, conditional=config.conditional))
         text = write_card(model_id, facts, sum(tensor.numel() for tensor in tensors.values()), train_key, card)
         store.put_if_absent(f"{folder}/card.md", text.encode())
         store.put_if_absent(f"{folder}/config.json", config_bytes)

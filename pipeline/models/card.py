@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .base import FIRST_CATEGORY
+
 _PACKAGES = ("visual-codebooks", "torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+_NOT_TOLD = [
+    "Encodes product photos for similarity search. Trained on one catalogue's own photos without labels: it knows",
+]
+_TOLD = [
+    "Encodes product photos for similarity search. Trained on one catalogue's own photos and their categories, which",
+    "its encoder is told too: a query by photo names the category where it is known; none, or one that the model never",
+    "met, is allowed. It knows",
+]
 
 
 def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key: str, card: Mapping[str, Any]) -> str:
@@ -18,7 +29,7 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
     """
     lines = [f"# Model {model_id[:12]}: {facts['model']['kind']}", ""]
     lines += [
-        "Encodes product photos for similarity search. Trained on one catalogue's own photos without labels: it knows",
+        *(_TOLD if "labels" in facts else _NOT_TOLD),
         "what differs among them, and says little about photos of another kind. The latents of two models cannot be",
         "compared.",
         "",
@@ -29,6 +40,11 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
     plain = {name: value for name, value in card.items() if not isinstance(value, Mapping)}
     sections: dict[str, Mapping[str, Any]] = {
         "model": facts["model"],
+        **(
+            {"categories": {str(row): name for row, name in enumerate(facts["labels"], start=FIRST_CATEGORY)}}
+            if "labels" in facts
+            else {}
+        ),
         "images": facts["images"],
         **({"training data": plain} if plain else {}),
         **{name: value for name, value in card.items() if isinstance(value, Mapping)},

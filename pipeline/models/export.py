@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CodebooksError
-from .base import Model
+from .base import FIRST_CATEGORY, Latents, Model
 
 TOLERANCE = 1e-4  # of a mean, relative to its size where that is above 1
 _CODES_TOLERANCE = 0.01  # share of codes that rounding may move between two nearly equal neighbours
@@ -29,8 +29,16 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        latents = self.model.encode(images)
-        return tuple(part for part in (latents.mean, latents.log_var, latents.codes) if part is not None)
+        return _parts(self.model.encode(images))
+
+
+class _ConditionalEncoder(_Encoder):
+    def forward(self, images: Tensor, condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return _parts(self.model.encode(images, condition))
+
+
+def _parts(latents: Latents) -> tuple[Tensor, ...]:
+    return tuple(part for part in (latents.mean, latents.log_var, latents.codes) if part is not None)
 
 
 def output_names(model: Model) -> list[str]:
@@ -38,20 +46,23 @@ def output_names(model: Model) -> list[str]:
     return ["mean", *(["log_var"] if model.has_log_var else []), *(["codes"] if model.num_latent_codes else [])]
 
 
-def export_encoder(model: Model) -> bytes:
+def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     """Return the ONNX file of a model's encoder: input `images` uint8 [batch, 3, H, W], any batch size.
 
+    conditional: a second input `condition` int64 [batch], rows of the model's table (`base.condition_of`).
     Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """
-    example = _example(model.image_size, photos=2)
+    batch = {0: torch.export.Dim("batch")}
+    example = [torch.from_numpy(array) for array in _examples(model, photos=2, conditional=conditional).values()]
+    names = ["images", "condition"][: len(example)]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Encoder(model).eval(),
-            (torch.from_numpy(example),),
-            input_names=["images"],
+            (_ConditionalEncoder if conditional else _Encoder)(model).eval(),
+            tuple(example),
+            input_names=names,
             output_names=[_PREFIX + name for name in output_names(model)],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=dict.fromkeys(names, batch),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -61,12 +72,15 @@ def export_encoder(model: Model) -> bytes:
     _name_outputs(proto.graph)
     _strip(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
-    _check(model, data)
+    _check(model, data, conditional=conditional)
     return data
 
 
-def run_encoder(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the outputs of an exported encoder by name for photos, uint8 [B, 3, H, W]; on the CPU, by onnxruntime."""
+def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the outputs of an exported encoder by name for photos, uint8 [B, 3, H, W]; on the CPU, by onnxruntime.
+
+    condition: int64 [B], for a conditional model.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -74,16 +88,17 @@ def run_encoder(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    given = {"images": images} if condition is None else {"images": images, "condition": condition}
+    return dict(zip(names, session.run(names, given), strict=True))
 
 
-def _check(model: Model, data: bytes) -> None:
-    """Compare onnxruntime with torch on another batch size than the exporter saw."""
-    images = _example(model.image_size, photos=5)
-    exported = run_encoder(data, images)
+def _check(model: Model, data: bytes, *, conditional: bool) -> None:
+    """Compare onnxruntime with torch on another batch size than the exporter saw, for conditions 0, 1, 2, the last."""
+    given = _examples(model, photos=5, conditional=conditional)
+    exported = run_encoder(data, **given)
     with torch.no_grad():
-        latents = model.encode(torch.from_numpy(images))
-    same = np.ones(len(images), dtype=bool)
+        latents = model.encode(*(torch.from_numpy(array) for array in given.values()))
+    same = np.ones(len(given["images"]), dtype=bool)
     if latents.codes is not None:
         moved = exported["codes"] != latents.codes.numpy()
         if moved.mean() > _CODES_TOLERANCE:
@@ -103,9 +118,20 @@ def _check(model: Model, data: bytes) -> None:
             )
 
 
-def _example(size: int, photos: int) -> np.ndarray:
-    """Return made-up photos, uint8 [photos, 3, size, size]; torch's generator stays untouched."""
-    return np.random.default_rng(0).integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+def _examples(model: Model, photos: int, *, conditional: bool) -> dict[str, np.ndarray]:
+    """Return made-up inputs by name: photos, uint8 [photos, 3, size, size], and where asked conditions 0, 1, 2, ...
+
+    torch's generator stays untouched.
+    """
+    size = model.image_size
+    given: dict[str, Any] = {
+        "images": np.random.default_rng(0).integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+    }
+    if conditional:
+        rows = np.arange(photos, dtype=np.int64) % (FIRST_CATEGORY + len(model.labels))
+        rows[-1] = FIRST_CATEGORY + len(model.labels) - 1
+        given["condition"] = rows
+    return given
 
 
 def _name_outputs(graph: Any) -> None:
