@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from jobs.context import Context, StartRay
 from jobs.planning import Plan
+from jobs.training_rows import check_training_columns, training_rows
 from pipeline.encoding import (
     EncodeJob,
     Shard,
@@ -23,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.models.bundle import find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.release import read_manifest
-from pipeline.training import PixelRows, train_bundle
+from pipeline.training import train_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,21 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     if found:
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
+    check_training_columns(plan.rows, config)
     shards = shards_of(context, plan, model_id=None)
     results = compute(context, plan, shards, start_ray, stage="pixels", model_id=None)
     context.attempt.check()
-    pixels = [PixelRows(part=name, rows=rows) for name, rows in collect_pixels(store, plan.rows, shards, results)]
-    if not pixels:
+    living = collect_pixels(store, plan.rows, shards, results)
+    if not living:
         raise InputError(_nothing_to_train_on(context, shards))
+    rows = training_rows(plan.rows, living, config)
+    context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
-    with context.watch.stage("train", photos=sum(len(part.rows) for part in pixels) * config.train.epochs):
+    with context.watch.stage("train", photos=rows.photos * config.train.epochs):
         return train_bundle(
             store,
-            pixels=pixels,
+            pixels=rows.pixels,
+            labels=rows.labels,
             model=config.model,
             images=config.images.model_dump(mode="json"),
             train=config.train,

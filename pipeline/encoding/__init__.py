@@ -1,7 +1,7 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
 from .actors import Encoder, LatentArrays, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
-from .collect import collect_pixels, collect_rows
+from .collect import LivingRows, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
@@ -13,6 +13,7 @@ __all__ = [
     "EncodeJob",
     "Encoder",
     "LatentArrays",
+    "LivingRows",
     "PhotoDecoder",
     "Reader",
     "Shard",

@@ -61,10 +61,19 @@ def collect_rows(
     return items, _in_plan_order(plan, refused_rows, refusals, quarantine)
 
 
+@dataclass(frozen=True, slots=True)
+class LivingRows:
+    """The living rows of a pixels part (full name on the store), ascending, and which row of the plan each is."""
+
+    part: str
+    rows: npt.NDArray[np.int32]
+    plan_rows: npt.NDArray[np.int32]
+
+
 def collect_pixels(
     store: Store, plan: pa.Table, shards: Sequence[Shard], results: Iterable[ShardResult]
-) -> list[tuple[str, npt.NDArray[np.int32]]]:
-    """Return (pixels part, its living rows ascending) by part name: every usable photo of a plan, for training.
+) -> list[LivingRows]:
+    """Return every usable photo of a plan, for training: the living rows of pixels parts, by part name.
 
     Carried photos are there while their pixels are kept. Raises IntegrityError when a shard has no result.
     """
@@ -73,7 +82,13 @@ def collect_pixels(
     if missing := [shard.number for shard in fetched if shard.number not in done]:
         raise IntegrityError(f"{len(missing)} of {len(fetched)} shards have no result (first: {missing[0]}); run again")
     usable = in_threads(lambda shard: _usable_rows(store, shard, done[shard.number]), fetched)
-    parts = {shard.pixels_name: rows.astype(np.int32) for shard, rows in zip(fetched, usable, strict=True) if len(rows)}
+    numbers, starts, by_shard = shard_order(plan)
+    begins = dict(zip(numbers.tolist(), starts[:-1].tolist(), strict=True))
+    parts = {
+        shard.pixels_name: _living(shard.pixels_name, rows, by_shard[begins[shard.number] + rows])
+        for shard, rows in zip(fetched, usable, strict=True)
+        if len(rows)
+    }
 
     number = to_numpy(plan["shard"], missing=-1)
     again = np.isin(number, [shard.number for shard in fetched])
@@ -85,8 +100,12 @@ def collect_pixels(
     found, first = np.unique(codes[kept][order], return_index=True)
     bounds = np.append(first, len(order)).tolist()
     for code, start, end in zip(found.tolist(), bounds[:-1], bounds[1:], strict=True):
-        parts[names[code]] = rows[order][start:end]
-    return sorted(parts.items())
+        parts[names[code]] = _living(names[code], rows[order[start:end]], kept[order[start:end]])
+    return [parts[name] for name in sorted(parts)]
+
+
+def _living(part: str, rows: npt.NDArray[np.integer], plan_rows: Positions) -> LivingRows:
+    return LivingRows(part, rows.astype(np.int32), plan_rows.astype(np.int32))
 
 
 def _spans(

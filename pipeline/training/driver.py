@@ -39,12 +39,14 @@ def train_bundle(
     run_dir: str,
     attempt: int,
     train_key: str,
+    labels: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> str:
     """Train a model on the living rows of pixel parts and return the model_id of the bundle that answers train_key.
 
     images: the images config as JSON values, `size` among them. run_dir: `runs/<run>`; checkpoints and TensorBoard
     files lie below it, and an earlier attempt's newest checkpoint is continued. progress is called in this thread.
+    labels: the categories that the condition rows of `pixels` from 2 on stand for.
     `ray.init` was done by the caller. Raises ConfigError when the cluster cannot hold the workers, Unavailable when
     workers died more than train.max_failures times, CodebooksError when the training itself failed.
     """
@@ -59,6 +61,7 @@ def train_bundle(
         train=train,
         run_dir=run_dir.rstrip("/"),
         train_key=train_key,
+        labels=tuple(labels),
     )
     board = ray.remote(num_cpus=0)(Board).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.

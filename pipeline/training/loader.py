@@ -6,13 +6,16 @@ stretches of whole parts' shuffled rows, to the ranks below theirs. Hence every 
 which is the same in every epoch, and no rank starves; a rank repeats some of its own rows to fill its last batch.
 A rank's rows are shuffled within windows of a few parts, so memory is bounded for any catalogue, and a batch is found
 without reading what came before its window.
+
+Held-out rows are in none of these batches; `validation` gives each of them once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,8 +23,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..keys import digest_of, key_of
-from ..models.base import Batch
+from ..models.base import NO_CATEGORY, Batch
+from .dealing import Piece, cut, deal
 from .part_cache import PartReader
+from .sampling import Balanced, EveryRow, Sampling
 
 # Separate streams of random numbers for the three shuffles of one (seed, epoch).
 _PARTS, _ROWS, _WINDOW = range(3)
@@ -42,23 +47,6 @@ class PixelRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch [start, stop) of the shuffled rows of part number `part`."""
-
-    part: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def split(self, head: int) -> tuple[Piece, Piece]:
-        """Return the first `head` rows and the rest."""
-        cut = self.start + min(head, len(self))
-        return Piece(self.part, self.start, cut), Piece(self.part, cut, self.stop)
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """The stretch [start, stop) of a window's shuffled rows; `window` and `pieces` name the window."""
 
@@ -70,37 +58,22 @@ class Segment:
 
 
 def inputs_digest(pixels: Sequence[PixelRows]) -> str:
-    """Return a digest of which rows of which parts are trained on."""
-    return key_of([[part.part, digest_of(part.rows.astype("<i4").tobytes())] for part in pixels])
+    """Return a digest of which rows of which parts are trained on, of their categories and of which are held out."""
 
+    def text(values: NDArray[np.generic] | None, kind: str) -> str:
+        return "" if values is None else digest_of(values.astype(kind).tobytes())
 
-def deal(counts: Sequence[int], order: Sequence[int], world_size: int) -> list[list[Piece]]:
-    """Deal parts to ranks in this order, then level: every rank holds an equal share of all rows, to within one.
-
-    counts: living rows of each part.
-    """
-    total = sum(counts)
-    shares = [total // world_size + (rank < total % world_size) for rank in range(world_size)]
-    held: list[list[Piece]] = [[] for _ in range(world_size)]
-    spare: list[Piece] = []
-    for rank, share in enumerate(shares):
-        for number in order[rank::world_size]:
-            head, rest = Piece(number, 0, counts[number]).split(share - sum(map(len, held[rank])))
-            held[rank] += [head] if len(head) else []
-            spare += [rest] if len(rest) else []
-    spare.reverse()
-    for rank, share in enumerate(shares):
-        while (missing := share - sum(map(len, held[rank]))) > 0:
-            head, rest = spare.pop().split(missing)
-            held[rank].append(head)
-            spare += [rest] if len(rest) else []
-    return held
+    return key_of(
+        [[part.part, text(part.rows, "<i4"), text(part.category, "<i4"), text(part.held_out, "u1")] for part in pixels]
+    )
 
 
 class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
-    Raises InputError when there are fewer photos than ranks.
+    balance: every category is drawn equally often (see `sampling.Balanced`), rows without one being a category too;
+    categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
+    for validation only. Raises InputError when there are fewer photos than ranks.
     """
 
     def __init__(
@@ -113,15 +86,17 @@ class PixelLoader:
         world_size: int,
         seed: int,
         window_parts: int,
+        balance: bool = False,
     ) -> None:
-        self._pixels = sorted((part for part in pixels if len(part.rows)), key=lambda part: part.part)
-        self._counts = [len(part.rows) for part in self._pixels]
+        ordered = sorted(pixels, key=lambda part: part.part)
+        self._pixels = _side(ordered, held_out=False)
+        self._held_out = _side(ordered, held_out=True)
         self._has_categories = any(part.category is not None for part in pixels)
-        self.num_photos = sum(self._counts)
+        self.num_photos = sum(len(part.rows) for part in self._pixels)
+        self.num_held_out = sum(len(part.rows) for part in self._held_out)
         if self.num_photos < world_size:
-            raise InputError(
-                f"{self.num_photos} photos cannot feed {world_size} training workers; add photos or lower train.workers"
-            )
+            raise InputError(_too_few(self.num_photos, self.num_held_out, world_size))
+        self._sampling = _sampling(self._pixels, balance=balance, seed=seed)
         self._reader = reader
         self._batch_size = batch_size
         self._rank = rank
@@ -135,37 +110,39 @@ class PixelLoader:
 
         Conditions are there when any part's are known. A batch is a view into its window; it is not to be written to.
         """
-        return _regroup(self._windows(self._segments(start, stop)), self._batch_size)
+        segments = self._segments(start, stop)
+        return _regroup(_ahead(partial(self.load, segment) for segment in segments), self._batch_size)
 
-    def _windows(self, segments: Iterator[Segment]) -> Generator[Batch]:
-        """Yield the photos of segments; one thread reads the next while one is consumed, so two are in memory."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels") as thread:
-            upcoming = (thread.submit(self.load, segment) for segment in segments)
-            coming = next(upcoming, None)
-            while coming is not None:
-                window = coming.result()
-                coming = next(upcoming, None)
-                yield window
+    def validation(self) -> Generator[Batch]:
+        """Yield this rank's share of the held-out photos in the parts' order, the last batch as long as it comes.
+
+        Over all ranks every held-out photo comes once. Ranks may have unlike numbers of batches, or none.
+        """
+        return _regroup(_ahead(self._held_out_loads()), self._batch_size)
 
     def load(self, segment: Segment) -> Batch:
         """Return the photos of a segment in training order."""
-        parts, places = self._places_of(segment)
+        return self._read(self._pixels, *self._places_of(segment))
+
+    def _read(self, pixels: Sequence[PixelRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
+        """Return photos: of each the part's number and which of that part's living rows it is."""
         size = self._reader.image_size
         out = np.empty((len(places), 3, size, size), np.uint8)
-        condition = torch.zeros(len(places), dtype=torch.int64) if self._has_categories else None
+        condition = np.zeros(len(places), np.int64) if self._has_categories else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
-            part = self._pixels[number]
+            part = pixels[number]
             self._reader.read_into(part.part, part.rows[places[at]], out, at)
             if condition is not None and part.category is not None:
-                condition[torch.from_numpy(at)] = torch.from_numpy(part.category[places[at]].astype(np.int64))
-        return Batch(torch.from_numpy(out), condition)
+                condition[at] = part.category[places[at]]
+        return Batch(torch.from_numpy(out), None if condition is None else torch.from_numpy(condition))
 
-    def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
         parts, places = [], []
         for piece in segment.pieces:
-            shuffled = self._rng(segment.epoch, _ROWS, piece.part).permutation(self._counts[piece.part])
+            drawn = self._sampling.places(segment.epoch, piece.part)
+            shuffled = self._rng(segment.epoch, _ROWS, piece.part).permutation(drawn)
             places.append(shuffled[piece.start : piece.stop])
             parts.append(np.full(len(piece), piece.part, np.int64))
         total = sum(map(len, segment.pieces))
@@ -176,8 +153,7 @@ class PixelLoader:
     def _segments(self, start: int, stop: int) -> Iterator[Segment]:
         """Yield, in training order, the stretches of windows that steps start..stop - 1 need."""
         for epoch in range(start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)):
-            order = self._rng(epoch, _PARTS).permutation(len(self._counts)).tolist()
-            pieces = deal(self._counts, order, self._world_size)[self._rank]
+            pieces = self._pieces(epoch)
             size = self._window_parts
             windows = [tuple(pieces[first : first + size]) for first in range(0, len(pieces), size)]
             ends = np.cumsum([sum(map(len, window)) for window in windows]).tolist()
@@ -192,8 +168,67 @@ class PixelLoader:
                 yield Segment(epoch, number, windows[number], place - first, place - first + length)
                 row += length
 
+    def _pieces(self, epoch: int) -> list[Piece]:
+        """Return this rank's pieces of an epoch, in training order."""
+        whole = cut(self._sampling.counts(epoch), self._sampling.longest_piece)
+        order = self._rng(epoch, _PARTS).permutation(len(whole))
+        return deal([whole[number] for number in order], self._world_size)[self._rank]
+
+    def _held_out_loads(self) -> Iterator[Callable[[], Batch]]:
+        """Yield what reads this rank's held-out rows, an equal stretch of all of them, part by part."""
+        begin = self.num_held_out * self._rank // self._world_size
+        end = self.num_held_out * (self._rank + 1) // self._world_size
+        before = 0
+        for number, part in enumerate(self._held_out):
+            low, high = max(begin - before, 0), min(end - before, len(part.rows))
+            if low < high:
+                places = np.arange(low, high, dtype=np.int32)
+                yield partial(self._read, self._held_out, np.full(len(places), number, np.int64), places)
+            before += len(part.rows)
+
     def _rng(self, epoch: int, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, *stream])
+
+
+def _side(pixels: Sequence[PixelRows], *, held_out: bool) -> list[PixelRows]:
+    """Return the parts with their held-out rows only, or with the others only; no part without a row."""
+    sides = []
+    for part in pixels:
+        if part.held_out is None:
+            sides += [] if held_out else [part]
+            continue
+        at = part.held_out == held_out
+        sides.append(PixelRows(part.part, part.rows[at], None if part.category is None else part.category[at]))
+    return [part for part in sides if len(part.rows)]
+
+
+def _sampling(pixels: Sequence[PixelRows], *, balance: bool, seed: int) -> Sampling:
+    counts = [len(part.rows) for part in pixels]
+    if not balance:
+        return EveryRow(counts)
+    missing = (np.full(count, NO_CATEGORY, np.int32) for count in counts)
+    known = (part.category for part in pixels)
+    return Balanced([none if rows is None else rows for rows, none in zip(known, missing, strict=True)], seed=seed)
+
+
+def _too_few(photos: int, held_out: int, world_size: int) -> str:
+    if held_out:
+        return (
+            f"{photos} photos are left for {world_size} training workers, as {held_out} are held out for validation; "
+            "lower train.validation, or name another column in train.split_by"
+        )
+    return f"{photos} photos cannot feed {world_size} training workers; add photos or lower train.workers"
+
+
+def _ahead(loads: Iterator[Callable[[], Batch]]) -> Generator[Batch]:
+    """Yield what each of `loads` returns; one thread loads the next while one is consumed, so two are in memory."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels") as thread:
+        upcoming = (thread.submit(load) for load in loads)
+        coming = next(upcoming, None)
+        while coming is not None:
+            window = coming.result()
+            coming = next(upcoming, None)
+            yield window
 
 
 def _regroup(windows: Generator[Batch], size: int) -> Generator[Batch]:

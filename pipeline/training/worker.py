@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from ..errors import CodebooksError, Unavailable
-from ..keys import SHORT
+from ..keys import SHORT, key_of
 from ..models import build_model
-from ..models.base import ModelConfig
-from ..models.bundle import save_bundle
+from ..models.base import Model, ModelConfig
+from ..models.bundle import load_bundle, save_bundle
+from ..models.frozen import load_frozen
+from ..models.pretraining import copy_convolutions
 from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
@@ -23,13 +25,19 @@ from .loop import Loop, Report, ShouldStop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
+from .validation import Validation
 
 _KEPT_BLOCK = 256 * 2**20
+_CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """All that a worker needs to know. images: the images config as JSON values; run_dir: `runs/<run>`."""
+    """All that a worker needs to know.
+
+    images: the images config as JSON values; run_dir: `runs/<run>`; labels: the categories that the condition rows of
+    `pixels` from 2 on stand for.
+    """
 
     store: Store
     pixels: tuple[PixelRows, ...]
@@ -38,6 +46,7 @@ class TrainJob:
     train: TrainConfig
     run_dir: str
     train_key: str
+    labels: tuple[str, ...] = ()
 
 
 def run_rank(
@@ -52,8 +61,15 @@ def run_rank(
 
     first_here: this rank cleans up its machine's cache of parts.
     """
-    torch.manual_seed(job.train.seed)  # every rank builds the same weights
-    model = build_model(job.model, image_size=job.images["size"])
+    identity = {
+        "train_key": job.train_key,
+        "inputs": inputs_digest(job.pixels),
+        "labels": key_of(list(job.labels)),
+        **job.train.key_values(),
+    }
+    folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
+    checkpoints = Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints)
+    model = _model(job, ranks, fresh=checkpoints.newest() is None)
     cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
     loader = PixelLoader(
         PartReader(cache, job.images["size"]),
@@ -63,27 +79,62 @@ def run_rank(
         world_size=ranks.world_size,
         seed=job.train.seed,
         window_parts=job.train.window_parts,
+        balance=job.train.balance,
     )
-    identity = {"train_key": job.train_key, "inputs": inputs_digest(job.pixels), **job.train.key_values()}
-    folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
     loop = Loop(
         model,
         loader,
         job.train,
         ranks,
-        checkpoints=Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints),
+        labels=job.labels,
+        checkpoints=checkpoints,
         report=report,
         should_stop=should_stop,
         open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
     )
-    trained = loop.run().to("cpu")
+    trained = loop.run()
     ranks.wait_for_all()
     if first_here:
         cache.remove()
     if not ranks.is_first:
         return None
-    card = {"photos": loader.num_photos, "steps": loop.total_steps, "train": job.train.model_dump(mode="json")}
-    return save_bundle(job.store, trained, job.model, job.images, train_key=job.train_key, card=card)
+    # Built anew: what the training made of the modules (norms over ranks, compiled calls) is no part of the model.
+    bundled = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+    bundled.load_state_dict(trained.state_dict())
+    card = {
+        "photos": loader.num_photos,
+        "photos held out": loader.num_held_out,
+        "steps": loop.total_steps,
+        "train": job.train.model_dump(mode="json"),
+        **_validation_sections(loop.validation),
+    }
+    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+
+
+def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
+    """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
+    torch.manual_seed(job.train.seed)  # every rank builds the same weights
+    model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+    if job.train.init_from is not None and fresh:
+        copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
+    frozen = job.model.frozen()
+    if frozen is not None:
+        model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+    return model
+
+
+def _validation_sections(validation: Validation) -> dict[str, dict[str, float]]:
+    """Return what the card says of the held-out photos: all measures, the categories with the largest and least error.
+
+    Nothing where no photo is held out.
+    """
+    names = list(validation.categories)
+    shown = [*names[:_CARD_CATEGORIES], *names[_CARD_CATEGORIES:][-_CARD_CATEGORIES:]]
+    sections = {
+        "validation": dict(validation.measures),
+        "validation mse by category": {name: validation.categories[name] for name in shown},
+    }
+    return {title: values for title, values in sections.items() if values}
 
 
 class Board:

@@ -131,15 +131,25 @@ def test_training_reads_every_usable_photo_once(store: Store, encode_all: bool, 
     plan = make_plan(encode_all=encode_all)
     shards, results = encode(store, plan, model_id)
     pixels = collect_pixels(store, plan, shards, results)
-    names = [name for name, _ in pixels]
+    names = [part.part for part in pixels]
     assert names == sorted(set(names))
-    found = {(name, int(row)) for name, rows in pixels for row in rows}
-    assert all(rows.dtype == np.int32 and (np.diff(rows) > 0).all() for _, rows in pixels)
+    found = {(part.part, int(row)) for part in pixels for row in part.rows}
+    assert all(part.rows.dtype == part.plan_rows.dtype == np.int32 for part in pixels)
+    assert all((np.diff(part.rows) > 0).all() for part in pixels)
     kept = {(f"pixels/{TRANSFORM}/{part}.parquet", row) for part, row in (("p1", 3), ("p0", 1), ("p1", 0))}
     assert kept <= found
     new = {read(store, name)[row]["uri"] for name, row in found - kept}
     assert new == ({"u0", "u4", "u7", "u9"} if encode_all else {"u0", "u7", "u9"})
     assert len(found) == len(kept) + len(new)
+    # Each living row is the photo of the plan that it says it is.
+    for part in pixels:
+        for row, at in zip(part.rows.tolist(), part.plan_rows.tolist(), strict=True):
+            if (part.part, row) in kept:
+                assert PLAN[at]["pixels"] == (part.part.split("/")[-1].removesuffix(".parquet"), row)
+            else:
+                assert read(store, part.part)[row]["uri"] == plan["uri"][at].as_py() == f"u{at}"
+    at = np.concatenate([part.plan_rows for part in pixels])
+    assert len(np.unique(at)) == len(found)
 
 
 def test_a_plan_of_carried_photos_needs_no_part(store: Store) -> None:
@@ -190,6 +200,6 @@ def test_a_first_run_has_no_carried_pixels(store: Store) -> None:
     plan = make_plan().filter(pa.array([row["status"] == "added" for row in PLAN]))
     shards, results = encode(store, plan, None)
     pixels = collect_pixels(store, plan, shards, results)
-    found = sorted(read(store, name)[row]["uri"] for name, rows in pixels for row in rows.tolist())
+    found = sorted(read(store, part.part)[row]["uri"] for part in pixels for row in part.rows.tolist())
     assert found == ["u0", "u7", "u9"]
     assert collect_pixels(store, plan.slice(0, 0), [], []) == []

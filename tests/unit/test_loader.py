@@ -20,7 +20,8 @@ from pipeline.models.base import Batch
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelLoader, PixelRows
-from pipeline.training.loader import deal, inputs_digest
+from pipeline.training.dealing import Piece, cut, deal
+from pipeline.training.loader import inputs_digest
 from pipeline.training.part_cache import PartCache, PartReader, cache_folder
 
 SIZE = 4
@@ -166,7 +167,7 @@ def test_seeking_equals_skipping(counts, world_size, batch_size, data):
 )
 def test_dealt_shares_are_level_and_disjoint(counts, world_size, seed):
     order = np.random.default_rng(seed).permutation(len(counts)).tolist()
-    held = deal(counts, order, world_size)
+    held = deal([Piece(part, 0, counts[part]) for part in order], world_size)
     lengths = [sum(map(len, pieces)) for pieces in held]
     assert max(lengths) - min(lengths) <= 1
     dealt = [(piece.part, row) for pieces in held for piece in pieces for row in range(piece.start, piece.stop)]
@@ -175,12 +176,12 @@ def test_dealt_shares_are_level_and_disjoint(counts, world_size, seed):
 
 def test_equal_parts_are_dealt_whole_to_every_world_size_th_rank():
     order = [3, 0, 5, 1, 4, 2]
-    held = deal([10] * 6, order, 2)
+    held = deal([Piece(part, 0, 10) for part in order], 2)
     assert [[piece.part for piece in pieces] for pieces in held] == [order[0::2], order[1::2]]
 
 
 def test_fewer_parts_than_ranks_are_split_by_rows():
-    held = deal([10, 2], [0, 1], 4)
+    held = deal(cut([10, 2]), 4)
     assert [sum(map(len, pieces)) for pieces in held] == [3, 3, 3, 3]
 
 

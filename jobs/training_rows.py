@@ -1,0 +1,114 @@
+"""What of a plan is trained on: which photos, of which categories, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from jobs.config import Config
+from pipeline.encoding import LivingRows
+from pipeline.encoding.rows import ranks
+from pipeline.errors import ConfigError, InputError
+from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from pipeline.schema import attribute_fields
+from pipeline.training import PixelRows
+from pipeline.training.split import choose_labels, held_out
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """pixels: the living rows by part; labels: the categories that the condition rows from 2 on stand for."""
+
+    pixels: list[PixelRows]
+    labels: tuple[str, ...]
+
+    @property
+    def photos(self) -> int:
+        """Return the photos that are trained on."""
+        return sum(len(part.rows) for part in self.pixels) - self.held_out
+
+    @property
+    def held_out(self) -> int:
+        """Return the photos that are for validation only."""
+        return sum(int(part.held_out.sum()) for part in self.pixels if part.held_out is not None)
+
+
+def check_training_columns(rows: pa.Table, config: Config) -> None:
+    """Refuse a training that names columns which the catalogue lacks, before any photo is fetched for it.
+
+    rows: schema.plan_schema. Raises ConfigError.
+    """
+    split_by, columns = config.train.split_by, _columns(rows)
+    if split_by is not None and split_by not in columns:
+        raise ConfigError(
+            f"train.split_by is {split_by!r}, and the catalogue has no such column; it has: {', '.join(columns)}"
+        )
+    if config.train.balance and config.catalogue.category is None:
+        raise ConfigError(
+            "train.balance draws every category equally often, and catalogue.category is not set; set it to one of "
+            f"the columns {', '.join(columns)}, or set train.balance to false"
+        )
+
+
+def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: Config) -> TrainingRows:
+    """Return the living rows of pixels parts with their categories and with who is held out.
+
+    rows: schema.plan_schema, which `living` refers to. An item without a value in train.split_by is a group of its
+    own. Labels are the categories that are trained on: one only seen in held-out photos counts as unknown. Raises
+    ConfigError as `check_training_columns`, InputError when every photo would be held out.
+    """
+    check_training_columns(rows, config)
+    aside = _held_out(rows, config)
+    if living and aside is not None and all(aside[part.plan_rows].all() for part in living):
+        count = sum(len(part.rows) for part in living)
+        raise InputError(
+            f"all {count:,} photos would be held out for validation (train.validation {config.train.validation:g}, by "
+            f"{config.train.split_by or 'item_id'}); lower train.validation, or split by a column of more values"
+        )
+    categories, labels = _categories(rows, living, aside, config.catalogue.category)
+    pixels = [
+        PixelRows(
+            part=part.part,
+            rows=part.rows,
+            category=None if categories is None else categories[part.plan_rows],
+            held_out=None if aside is None else aside[part.plan_rows],
+        )
+        for part in living
+    ]
+    return TrainingRows(pixels, labels)
+
+
+def _columns(rows: pa.Table) -> list[str]:
+    return ["item_id", *(field.name for field in attribute_fields(rows.schema))]
+
+
+def _held_out(rows: pa.Table, config: Config) -> NDArray[np.bool_] | None:
+    """Return which photos of the plan are held out, None when none is to be."""
+    train = config.train
+    if not train.validation:
+        return None
+    values = rows["item_id"]
+    if train.split_by is not None:
+        values = pc.coalesce(rows[train.split_by].cast(pa.string()), values)
+    return held_out(values, train.validation, train.seed)
+
+
+def _categories(
+    rows: pa.Table, living: Sequence[LivingRows], aside: NDArray[np.bool_] | None, column: str | None
+) -> tuple[NDArray[np.int32] | None, tuple[str, ...]]:
+    """Return the condition row of every photo of the plan (see `models.base.condition_of`), and the labels."""
+    if column is None:
+        return None, ()
+    codes, names = ranks(rows[column].cast(pa.string()))
+    trained = [part.plan_rows if aside is None else part.plan_rows[~aside[part.plan_rows]] for part in living]
+    counts = sum((np.bincount(codes[at] + 1, minlength=len(names) + 1) for at in trained), np.zeros(1, np.int64))
+    labels = choose_labels(names, np.broadcast_to(counts, len(names) + 1)[1:])
+    number = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
+    # Rank -1, a photo without a category, is the last entry.
+    table = np.array([*(number.get(name, UNKNOWN_CATEGORY) for name in names), NO_CATEGORY], np.int32)
+    return table[codes], labels
