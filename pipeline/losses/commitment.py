@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import widened
+
 
 def commitment(latents: Tensor, codes: Tensor) -> Tensor:
     """Return the squared distance of latents to their codes, summed over each photo, averaged over photos.
@@ -12,9 +14,9 @@ def commitment(latents: Tensor, codes: Tensor) -> Tensor:
     latents: the encoder's output, [B, ...]; codes: the chosen codebook rows of the same shape. Returns []. The third
     term of equation 3: the gradient reaches the encoder only, whatever updates the codes.
     """
-    return F.mse_loss(latents.float(), codes.detach().float(), reduction="sum") / latents.shape[0]
+    return F.mse_loss(widened(latents), widened(codes.detach()), reduction="sum") / latents.shape[0]
 
 
 def codebook_loss(latents: Tensor, codes: Tensor) -> Tensor:
     """Return the same number as `commitment`, [], whose gradient reaches the codes only: the equation's second term."""
-    return F.mse_loss(codes.float(), latents.detach().float(), reduction="sum") / latents.shape[0]
+    return F.mse_loss(widened(codes), widened(latents.detach()), reduction="sum") / latents.shape[0]

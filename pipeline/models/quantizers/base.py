@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...losses import codebook_loss, commitment
+from ...losses.precision import widened
 from ..base import full_precision
 from .measures import CodebookMeasures
 from .nearest import nearest_code
@@ -104,7 +105,7 @@ class CodebookQuantizer(Quantizer):
     def forward(self, vectors: Tensor) -> Quantised:
         """Return the nearest code of every vector, [B, ..., code_dim], of the codebook as it is before the step."""
         with full_precision(vectors.device.type):
-            vectors = self.scaled(vectors.float())
+            vectors = self.scaled(widened(vectors))
             rows = vectors.detach().reshape(-1, self.code_dim)
             if self.training:
                 self.begin(rows)
@@ -120,7 +121,7 @@ class CodebookQuantizer(Quantizer):
 
     def nearest(self, rows: Tensor) -> Tensor:
         """Return the number of the nearest code of every row, float [N, d] to int64 [N]; ties to the smaller number."""
-        return nearest_code(self.scaled(rows.float()), self.codebook_rows())
+        return nearest_code(self.scaled(widened(rows)), self.codebook_rows())
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the codebook's rows of these numbers, int [...] to float32 [..., code_dim]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...losses.precision import widened
 from .base import GradientPath
 from .following import FollowingQuantizer, Start
 
@@ -43,7 +44,7 @@ class GradientQuantizer(FollowingQuantizer):
 
     def codebook_rows(self) -> Tensor:
         """Return the codes, float32 [num_codes, code_dim], with a gradient to the codebook."""
-        return self.scaled(self.codebook.float())
+        return self.scaled(widened(self.codebook))
 
     def statistics(self, rows: Tensor, codes: Tensor) -> Tensor:
         """Return per code how many rows chose it, [K, 1]."""

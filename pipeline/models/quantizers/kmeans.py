@@ -16,7 +16,7 @@ def kmeans(rows: Tensor, start: Tensor, *, iterations: int, spherical: bool = Fa
     A centre that no row chose takes the row farthest from its own centre, as scikit-learn does. spherical: centres are
     scaled to length one in every iteration (for rows of length one: cosine k-means).
     """
-    centres = start.float().clone()
+    centres = start.clone()
     for _ in range(iterations):
         labels = nearest_in_blocks(rows, centres)
         labels = _fill_empty(rows, centres, labels)

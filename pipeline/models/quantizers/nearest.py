@@ -12,13 +12,13 @@ def nearest_code(rows: Tensor, codebook: Tensor) -> Tensor:
     """Return the number of the nearest (L2) code of every row, [N, d] and [K, d] to int64 [N]; ties to the smaller.
 
     |r - c|^2 = |r|^2 - 2 r.c + |c|^2 without the term that is the same for every code; measured from the codebook's own
-    centre, so that codes far from the origin do not drown their differences in rounding. Float32 also under autocast.
+    centre, so that codes far from the origin do not drown their differences in rounding. Autocast has no say.
     """
     with full_precision(rows.device.type):
         codebook = codebook.detach()
         centre = codebook.mean(dim=0)
         centred = codebook - centre
-        distances = centred.square().sum(dim=1) - 2.0 * (rows.detach().float() - centre) @ centred.T
+        distances = centred.square().sum(dim=1) - 2.0 * (rows.detach() - centre) @ centred.T
         return distances.argmin(dim=1)
 
 
