@@ -103,7 +103,12 @@ class _Lines:
 
 def _losses(progress: TrainProgress) -> str:
     parts = " ".join(f"{name} {value:.4g}" for name, value in progress.parts.items())
-    return f"loss {progress.loss:.4g}" + (f" ({parts})" if parts else "")
+    held_out = progress.validation.get("validation/total")
+    return (
+        f"loss {progress.loss:.4g}"
+        + (f" ({parts})" if parts else "")
+        + (f", held out {held_out:.4g}" if held_out is not None else "")
+    )
 
 
 def _time(seconds: float) -> str:

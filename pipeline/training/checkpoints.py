@@ -1,7 +1,7 @@
 """Checkpoints on the store, the project's own: one counts only once its `complete.json`, written last, is there.
 
     <folder>/<step:09d>/rank-<r>.pt     random generators of every rank
-    <folder>/<step:09d>/model.pt        model and optimiser, by rank 0 (equal on all ranks)
+    <folder>/<step:09d>/model.pt        model, optimiser, averaged weights, best epoch, by rank 0 (equal on all ranks)
     <folder>/<step:09d>/complete.json   what the training was asked to do, by rank 0
 
 `step` counts finished optimiser steps. An older attempt that still writes here writes the same steps of the same
@@ -22,7 +22,7 @@ from ..errors import ConfigError, IntegrityError, NotFound
 from ..storage import Store
 from .ranks import Ranks, random_state, restore_random
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint after `step` steps; every rank calls this. state: rank 0's model and optimiser."""
+        """Write a checkpoint after `step` steps; every rank calls this. state: what rank 0 keeps, see `Loop`."""
         base = self._base(step)
         self._put(f"{base}/rank-{self._ranks.rank}.pt", random_state(self._ranks.device))
         if self._ranks.is_first:
@@ -60,7 +60,7 @@ class Checkpoints:
         return None if step < 0 else step
 
     def load(self, step: int) -> dict[str, Any]:
-        """Return the model and optimiser state after `step` steps and set this rank's random generators.
+        """Return what was kept after `step` steps and set this rank's random generators.
 
         Raises ConfigError when the checkpoint was made by another training, IntegrityError when it cannot be read.
         """

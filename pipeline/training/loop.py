@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from itertools import islice
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import CodebooksError, ConfigError, Unavailable
+from ..images.augment import light
 from ..models.base import Batch, Losses, Model, Step
+from .averaging import BestWeights, MovingAverage
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import PixelLoader
 from .optimisers import build_optimiser, learning_rate, set_learning_rate
 from .progress import LossLog, Scalars, Speed, TrainProgress
 from .ranks import Ranks, seed_rank
+from .validation import Validation, validate
 
 # Steps between two settlements: losses are averaged over the ranks and checked, a checkpoint is made when due, progress
-# goes out. Between them no rank waits for the device or for anything but gradients.
+# goes out. Between them no rank waits for the device or for anything but gradients. An epoch's end settles too.
 SETTLE_EVERY = 10
 
 Report = Callable[[TrainProgress], None]
@@ -29,8 +35,9 @@ OpenScalars = Callable[[int], Scalars]
 class Loop:
     """Trains a model on one rank's batches.
 
-    model: on the CPU, with the same weights on every rank. checkpoints: None trains without any. On rank 0 only:
-    should_stop is asked and report is told at every settlement, open_scalars is called with the first step.
+    model: on the CPU, with the same weights on every rank. labels: the categories' names, for measures by category.
+    checkpoints: None trains without any. On rank 0 only: should_stop is asked and report is told at every settlement,
+    open_scalars is called with the first step. Raises ConfigError for a model that this loop cannot train.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class Loop:
         config: TrainConfig,
         ranks: Ranks | None = None,
         *,
+        labels: Sequence[str] = (),
         checkpoints: Checkpoints | None = None,
         report: Report | None = None,
         should_stop: ShouldStop | None = None,
@@ -49,9 +57,11 @@ class Loop:
             raise ConfigError(f"{type(model).__name__} wants {model.views} views of each photo; the loader gives one")
         self.config = config
         self.ranks = ranks or Ranks()
-        self.model = model.to(self.ranks.device)
+        self.model = self.ranks.place(model)
         self.loader = loader
         self.total_steps = config.epochs * loader.steps_per_epoch
+        self.validation = Validation()  # of the newest weights; after `run` of those that it returned
+        self._labels = tuple(labels)
         self._checkpoints = checkpoints
         self._report = report
         self._should_stop = should_stop
@@ -59,23 +69,30 @@ class Loop:
         self._scalars: Scalars | None = None
 
     def run(self) -> Model:
-        """Return the model, trained for all epochs and in evaluation mode.
+        """Return the model in evaluation mode: its last weights, their moving average, or the best epoch's.
 
         Continues from the newest complete checkpoint, to the same bits as without the interruption (on CPU). Raises
-        CodebooksError naming step and loss parts when a loss is not a finite number, Unavailable when asked to stop.
+        CodebooksError naming step and loss parts when a loss is not a finite number, Unavailable when asked to stop,
+        ConfigError when `best_by` names no measure.
         """
-        # --- model, optimiser, random numbers: what a checkpoint restores
+        # --- weights, optimiser, random numbers: what a checkpoint restores
         seed_rank(self.config.seed, self.ranks.rank)
         self.model.train()
         self.optimiser = build_optimiser(self.model, self.config)
+        self._average = MovingAverage(self.model, self.config.ema_decay) if self.config.ema_decay is not None else None
+        self._best = BestWeights(self.config.best_by) if self.config.keep == "best" else None
         start = self._resume()
 
         # --- what runs it: gradients averaged over ranks, logs
+        if self.config.compile:
+            self.model.compile()  # in place: the names of the weights stay
         self._trained = self.ranks.parallel(self.model)
         self._log = LossLog(self.ranks)
         self._speed = Speed(start)
         self._saved_at = time.monotonic()
         self._resumed_from = start or None
+        if self._best and start < self.total_steps:  # a wrong name is told now, not after the first epoch
+            self._best.check(self._validate(batches=1).measures)
 
         # --- the steps
         with ExitStack() as stack:
@@ -84,9 +101,10 @@ class Loop:
                 self._scalars = stack.enter_context(closing(self._open_scalars(start)))
             for step in range(start, self.total_steps):
                 self._log.add(step, self._train_step(step, next(batches)))
-                if (step + 1) % SETTLE_EVERY == 0 or step + 1 == self.total_steps:
-                    self._settle(step + 1)
-        return self.model.eval()
+                done = step + 1
+                if done % SETTLE_EVERY == 0 or done % self.loader.steps_per_epoch == 0:
+                    self._settle(done)
+        return self._finished()
 
     def _resume(self) -> int:
         """Return the step to begin with, after loading the newest complete checkpoint where there is one."""
@@ -96,26 +114,66 @@ class Loop:
         state = self._checkpoints.load(step)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self._average:
+            self._average.restore(state["average"])
+        if self._best:
+            self._best.restore(state["best"])
+        self.validation = Validation(**state["validation"])
         return step
 
-    def _train_step(self, number: int, given: Batch) -> Losses:
+    def _state(self) -> dict[str, Any]:
+        """Return what `_resume` needs beside the random generators."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self._average.state() if self._average else None,
+            "best": self._best.state() if self._best else None,
+            "validation": self.validation.state(),
+        }
+
+    def _train_step(self, number: int, batch: Batch) -> Losses:
         """Take one optimiser step on a batch and return its losses."""
-        device = self.ranks.device
-        set_learning_rate(self.optimiser, learning_rate(self.config, number, self.total_steps))
+        set_learning_rate(self.optimiser, self._learning_rate(number))
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            condition = None if given.condition is None else given.condition.to(device, non_blocking=True)
-            batch = Batch(given.images.to(device, non_blocking=True), condition)
-            losses: Losses = self._trained(batch, Step(number, self.total_steps))
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses = self._backward(self._on_device(batch), Step(number, self.total_steps))
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
         self.model.after_step()
+        if self._average:
+            self._average.update(self.model, number)
         return losses
 
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return a batch on this rank's device, augmented there."""
+        device = self.ranks.device
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        if self.config.augment == "light":
+            images = light(images)
+        condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
+        return Batch(images, condition)
+
+    def _backward(self, batch: Batch, step: Step) -> Losses:
+        """Add the gradient of the batch's loss to the parameters, in `accumulate` micro-batches; return the losses.
+
+        Every micro-batch weighs as many photos as it has, and only the last lets the ranks exchange gradients.
+        """
+        pieces = _micro_batches(batch, self.config.accumulate)
+        sums: dict[str, Tensor] = {}
+        for number, piece in enumerate(pieces, start=1):
+            share = len(piece.images) / len(batch.images)
+            with self.ranks.exchange(self._trained, now=number == len(pieces)):
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                    losses: Losses = self._trained(piece, step)
+                (share * losses.total).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"total": losses.total, **losses.parts}.items():
+                part = share * value.detach()
+                sums[name] = sums[name] + part if name in sums else part
+        return Losses(sums.pop("total"), sums)
+
     def _settle(self, done: int) -> None:
-        """Settle the steps up to `done`: check losses, save when due, tell of it, stop when asked to.
+        """Settle the steps up to `done`: check losses, measure an epoch, save when due, tell of it, stop when asked to.
 
         Rank 0's clock and rank 0's wish to stop decide, and all ranks follow together.
         """
@@ -124,7 +182,11 @@ class Loop:
         stop = first and not last and self._should_stop is not None and self._should_stop()
         due = first and (last or stop or time.monotonic() - self._saved_at >= self.config.checkpoint_every_s)
         means, (save, leave) = self._log.settle(due, stop)
-        self._write_scalars(done, means)
+        if self._scalars:
+            named = {f"loss/{name}": value for name, value in means.items()}
+            self._scalars.add(done, {**named, "learning_rate": self._learning_rate(done - 1)})
+        if done % self.loader.steps_per_epoch == 0:
+            self._end_epoch(done)
         if save and self._checkpoints:
             self._save(self._checkpoints, done, means)
         if first and self._report:
@@ -132,21 +194,51 @@ class Loop:
         if leave:
             raise Unavailable(f"the training was asked to stop after step {done}; the same command continues it")
 
+    def _end_epoch(self, done: int) -> None:
+        """Measure the epoch that ends with step `done`, on every rank, and keep its weights if they are the best."""
+        measures = self.model.scalars()
+        with self._average.in_place_of(self.model) if self._average else nullcontext():
+            self.validation = self._validate()
+            if self._best:
+                self._best.offer(self.model, done, self.validation)
+        if self._scalars:
+            self._scalars.add(done, {**measures, **self.validation.measures})
+            if self.validation.pictures is not None:
+                self._scalars.add_pictures(done, "validation/reconstructions", self.validation.pictures)
+            if self.validation.categories:
+                self._scalars.add_table(done, "validation/mse_by_category", self.validation.categories)
+
+    def _validate(self, batches: int | None = None) -> Validation:
+        """Measure the model as it is on all held-out photos, or on the first so many batches of each rank.
+
+        By the loss of the last step, so that weights which change during a training do not set epochs apart.
+        """
+        last = Step(self.total_steps - 1, self.total_steps)
+        with closing(self.loader.validation()) as held_out:
+            wanted = islice(held_out, batches)
+            return validate(self.model, wanted, self.ranks, step=last, seed=self.config.seed, labels=self._labels)
+
     def _save(self, checkpoints: Checkpoints, done: int, means: dict[str, float]) -> None:
         """Write a checkpoint; refuses weights that are not finite, from which no resume could recover."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             parts = ", ".join(f"{name} {value:g}" for name, value in means.items())
             raise CodebooksError(f"weights are not finite after step {done - 1} ({parts}); lower train.learning_rate")
-        checkpoints.save(done, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()})
+        checkpoints.save(done, self._state())
         self._saved_at = time.monotonic()
         if self._scalars:
             self._scalars.upload()
 
-    def _write_scalars(self, done: int, means: dict[str, float]) -> None:
-        if self._scalars:
-            rate = learning_rate(self.config, done - 1, self.total_steps)
-            named = {f"loss/{name}": value for name, value in means.items()}
-            self._scalars.add(done, {**named, **self.model.scalars(), "learning_rate": rate})
+    def _finished(self) -> Model:
+        """Return the model with the weights that were asked for, in evaluation mode."""
+        if self._average:
+            self._average.copy_to(self.model)
+        if self._best:
+            self._best.copy_to(self.model)
+            self.validation = self._best.validation
+        return self.model.eval()
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(self.config, step, self.total_steps, steps_per_epoch=self.loader.steps_per_epoch)
 
     def _progress(self, done: int, means: dict[str, float]) -> TrainProgress:
         speed = self._speed.steps_per_s(done)
@@ -157,8 +249,16 @@ class Loop:
             epochs=self.config.epochs,
             loss=means["total"],
             parts={name: value for name, value in means.items() if name != "total"},
-            learning_rate=learning_rate(self.config, done - 1, self.total_steps),
+            learning_rate=self._learning_rate(done - 1),
             images_per_s=speed * self.config.batch_size,
             seconds_left=(self.total_steps - done) / max(speed, 1e-9),
             resumed_from=self._resumed_from,
+            validation=self.validation.measures,
         )
+
+
+def _micro_batches(batch: Batch, number: int) -> list[Batch]:
+    """Return a batch in at most `number` pieces of equal size, the last of which may be smaller."""
+    images = batch.images.chunk(number)
+    conditions = [None] * len(images) if batch.condition is None else batch.condition.chunk(number)
+    return [Batch(*piece) for piece in zip(images, conditions, strict=True)]

@@ -26,17 +26,20 @@ def build_optimiser(model: nn.Module, config: TrainConfig) -> Optimizer:
     return kind(groups, lr=config.learning_rate)
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+def learning_rate(config: TrainConfig, step: int, total: int, *, steps_per_epoch: int) -> float:
     """Return the learning rate of a step (from 0) of `total`.
 
-    Linear warm-up over the first `warmup` share of the steps, then constant or half a cosine down to 0 (Loshchilov and
-    Hutter 2017, equation 5, without restarts).
+    Linear warm-up over the first `warmup` share of the steps, then constant, half a cosine down to 0 (Loshchilov and
+    Hutter 2017, equation 5, without restarts), or multiplied by gamma after each of the epochs in `milestones`.
     """
     rising = int(config.warmup * total)
     if step < rising:
         return config.learning_rate * (step + 1) / (rising + 1)
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "milestones":
+        passed = sum(step // steps_per_epoch >= milestone for milestone in config.milestones)
+        return config.learning_rate * config.gamma**passed
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
 

@@ -26,7 +26,7 @@ class TrainProgress:
 
     step: finished optimiser steps of total_steps; epoch counts from 1. loss and parts: means over photos, workers and
     the steps since the last report. images_per_s: over all workers, recently. resumed_from: the step of the
-    checkpoint that this attempt continued, or None.
+    checkpoint that this attempt continued, or None. validation: the measures of the last finished epoch, by name.
     """
 
     step: int
@@ -39,6 +39,7 @@ class TrainProgress:
     images_per_s: float
     seconds_left: float
     resumed_from: int | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -99,10 +100,10 @@ class Speed:
 
 
 class Scalars:
-    """TensorBoard scalars of rank 0: event files in a local folder, copied to the store with every checkpoint.
+    """TensorBoard scalars, pictures and tables of rank 0: event files in a local folder.
 
-    folder: `runs/<run>/tensorboard`. Each attempt writes files of its own; `purge_step` hides what an older one logged
-    beyond the checkpoint that this one continues.
+    They are copied to the store with every checkpoint. folder: `runs/<run>/tensorboard`. Each attempt writes files of
+    its own; `purge_step` hides what an older one logged beyond the checkpoint that this one continues.
     """
 
     def __init__(self, store: Store, folder: str, *, purge_step: int) -> None:
@@ -118,6 +119,15 @@ class Scalars:
         """Write named values at a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def add_pictures(self, step: int, name: str, pictures: Tensor) -> None:
+        """Write a picture at a step, uint8 [3, H, W] on the CPU."""
+        self._writer.add_image(name, pictures.numpy(), step)
+
+    def add_table(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Write names and values at a step as a table, in their order."""
+        rows = [f"| {key} | {value:.6g} |" for key, value in values.items()]
+        self._writer.add_text(name, "\n".join(["| name | value |", "|---|---|", *rows]), step)
 
     def upload(self) -> None:
         """Copy the event files to the store."""

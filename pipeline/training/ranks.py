@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,21 @@ class Ranks:
             values /= self.world_size
         return values
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks, on every rank."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """Return the largest of every number over all ranks, on every rank."""
+        if self.world_size == 1:
+            return list(numbers)
+        shared = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [int(number) for number in shared.tolist()]
+
     def from_first(self, number: int) -> int:
         """Return rank 0's number on every rank."""
         if self.world_size == 1:
@@ -46,6 +67,32 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Return once every rank has come here."""
         self.mean(torch.zeros(1, device=self.device)).item()
+
+    def place(self, model: ModelT) -> ModelT:
+        """Return the model on this rank's device, with batch norms whose statistics are those of all ranks.
+
+        Raises ConfigError for batch norms on several CPU ranks: torch has them synchronised on GPUs only.
+        """
+        normed = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if normed and self.world_size > 1:
+            if self.device.type != "cuda":
+                raise ConfigError(
+                    f"{self.world_size} training workers on CPUs and {type(model).__name__} has batch norms "
+                    f"({normed[0]}), which would see each worker's photos alone; use norm group, or train.workers 1"
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        if self.device.type == "cuda":  # convolutions in bf16 are fastest with the channels last
+            model = model.to(memory_format=torch.channels_last)
+        return model.to(self.device)
+
+    @contextmanager
+    def exchange(self, parallel: nn.Module, *, now: bool) -> Iterator[None]:
+        """Within this context a backward pass averages gradients over the ranks only if `now`; else they wait."""
+        if not now and isinstance(parallel, DistributedDataParallel):
+            with parallel.no_sync():
+                yield
+        else:
+            yield
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the module whose forward averages gradients over the ranks: the model itself for one rank."""

@@ -74,8 +74,8 @@ def test_another_training_is_refused_with_both_values(store):
         checkpoints(store, ranks=Ranks(0, 2)).load(5)
     with pytest.raises(ConfigError, match="inputs: None there, 'x' now"):
         checkpoints(store, inputs="x").load(5)
-    store.put(f"{FOLDER}/000000005/complete.json", json.dumps({"format": 2}).encode())
-    with pytest.raises(ConfigError, match="format: 2 there"):
+    store.put(f"{FOLDER}/000000005/complete.json", json.dumps({"format": 1}).encode())
+    with pytest.raises(ConfigError, match="format: 1 there"):
         checkpoints(store).load(5)
 
 
