@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from .collectives import sum_over_ranks
+from .precision import widened
 
 
 def kl_per_dimension(mean: Tensor, log_var: Tensor) -> Tensor:
     """Return KL(N(mean, exp(log_var)) || N(0, 1)) of each photo and dimension, in nats; [B, d] to [B, d]."""
+    mean, log_var = widened(mean), widened(log_var)
     return 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var)
 
 

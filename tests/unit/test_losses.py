@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pipeline.losses import (
+    active_units,
     bce,
     commitment,
     kl_per_dimension,
     kl_to_standard_normal,
+    kl_with_free_bits,
     mse,
     reconstruction_loss,
     reparameterise,
@@ -33,6 +35,42 @@ def test_kl_equals_torch_distributions() -> None:
     torch.testing.assert_close(kl_per_dimension(mean, log_var), each, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(kl_to_standard_normal(mean, log_var), whole.mean(), rtol=1e-12, atol=1e-12)
     assert kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)).item() == 0.0
+
+
+def test_free_bits_cost_nothing_less_and_press_no_dimension() -> None:
+    mean = torch.randn(64, 4, dtype=torch.float64) * torch.tensor([0.0, 0.2, 1.0, 2.0])
+    log_var = torch.zeros(64, 4, dtype=torch.float64)
+    mean.requires_grad_()
+    found = kl_with_free_bits(mean, log_var, 0.25, over_ranks=True)
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    each = kl_divergence(Normal(mean, torch.exp(0.5 * log_var)), prior).mean(dim=0)
+    assert (each < 0.25).tolist() == [True, True, False, False]
+    torch.testing.assert_close(found, each.clamp_min(0.25).sum(), rtol=1e-12, atol=0)
+    found.backward()
+    assert mean.grad is not None
+    assert torch.equal(mean.grad[:, :2], torch.zeros(64, 2, dtype=torch.float64))
+    torch.testing.assert_close(mean.grad[:, 2:], mean.detach()[:, 2:] / 64, rtol=1e-12, atol=0)
+    # The control: the bound per photo, not per batch mean, costs more and hides photos from the gradient.
+    per_photo = kl_per_dimension(mean, log_var).clamp_min(0.25).mean(dim=0).sum()
+    assert per_photo > found + 0.05
+
+
+def test_no_free_bits_is_the_kl_and_what_is_not_a_number_stays_so() -> None:
+    mean, log_var = torch.randn(7, 5), torch.randn(7, 5)
+    plain = kl_to_standard_normal(mean, log_var)
+    torch.testing.assert_close(kl_with_free_bits(mean, log_var, 0.0, over_ranks=True), plain)
+    for over_ranks in (True, False):
+        torch.testing.assert_close(kl_with_free_bits(mean, log_var, 1e-9, over_ranks=over_ranks), plain)
+        broken = kl_with_free_bits(torch.full((2, 3), float("nan")), torch.zeros(2, 3), 0.5, over_ranks=over_ranks)
+        assert broken.isnan()
+
+
+def test_active_units_are_those_whose_mean_varies() -> None:
+    spread = torch.tensor([0.0, 0.05, 0.09, 0.11, 1.0])
+    sign = torch.tensor([1.0, -1.0]).repeat(50)[:, None]
+    assert active_units(5.0 + sign * spread) == 2  # variances 0, 0.0025, 0.0081, 0.0121, 1
+    assert active_units(5.0 + sign * spread, threshold=0.005) == 3
+    assert active_units(torch.randn(1, 5)) == 0
 
 
 def test_bce_equals_torch_on_the_sigmoid() -> None:
@@ -82,6 +120,9 @@ def test_losses_compute_in_float32_of_half_precision_inputs() -> None:
     values = torch.randn(2, 3, 16, 16, dtype=torch.bfloat16)
     for loss in (bce, mse, commitment):
         assert loss(values, torch.rand(2, 3, 16, 16)).dtype == torch.float32
+    flat = values.flatten(1)
+    assert kl_to_standard_normal(flat, flat).dtype == torch.float32
+    assert kl_with_free_bits(flat, flat, 0.5, over_ranks=True).dtype == torch.float32
 
 
 def test_reparameterise_has_the_asked_moments_and_gradients() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...losses import Reconstruction, feature_distance, reconstruction_loss
+from ...losses.precision import widened
 from ..base import to_grey
 from ..frozen import FrozenConfig, FrozenEncoder
 from .base import Target, TargetBase
@@ -77,7 +78,7 @@ class Pixels(Target):
 
     def picture(self, outputs: Tensor) -> Tensor:
         """Return the pictures of logits, float32 [B, 3, H, W]; a grey one three times over."""
-        made = torch.sigmoid(outputs.float())
+        made = torch.sigmoid(widened(outputs))
         return made.expand(-1, 3, -1, -1)
 
     def use_frozen(self, frozen: FrozenEncoder) -> None:
