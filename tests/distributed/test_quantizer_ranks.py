@@ -1,6 +1,6 @@
-"""Two gloo ranks against one rank with the concatenated batch: codebooks, and a whole VQ-VAE under DDP.
+"""Two and four gloo ranks against one rank with the concatenated batch: codebooks, gradients, a VQ-VAE under DDP.
 
-This file is also the program that every rank runs.
+This file is also the program that every rank runs: all cases in one go, since starting a rank takes longest.
 """
 
 from __future__ import annotations
@@ -13,102 +13,174 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.models import Batch, Step, build_model
-from pipeline.models.quantizers import EMAQuantizer, ema
+from pipeline.models.quantizers import EMAConfig, EMAQuantizer, GradientQuantizer, Quantised, following
+from pipeline.models.quantizers.kmeans import spread_out
+from pipeline.models.quantizers.sampling import sample
 from pipeline.models.vqvae import VQVAEConfig
 
-STEPS = 50
-CONFIG = VQVAEConfig(num_codes=24, code_dim=6, channels=(8, 8), restart_threshold=0.3)
+STEPS, PHOTOS, CELLS, CODES, DIM = 50, 24, 4, 24, 6
+WORLDS = [2, 4]
+FAR, START, UNEVEN, ALONE = "ema far away", "ema from k-means", "ema on uneven ranks", "ema of ranks alone"
+COSINE, GRADIENT, MODEL = "ema by cosine", "gradient far away", "a VQ-VAE"
+EMA_CASES = [FAR, START, UNEVEN, COSINE]
 
 
 def vectors(step: int) -> torch.Tensor:
-    """Return one step's vectors, float32 [96, 6], in tight clusters, so that rounding decides no choice."""
-    centres = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    """Return one step's vectors, float32 [24, 4, 6], in tight clusters, so that rounding decides no choice."""
+    centres = torch.randn(20, DIM, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(100 + step)
-    return centres[torch.randint(20, (96,), generator=generator)] + 0.02 * torch.randn(96, 6, generator=generator)
+    which = torch.randint(20, (PHOTOS, CELLS), generator=generator)
+    return centres[which] + 0.02 * torch.randn(PHOTOS, CELLS, DIM, generator=generator)
 
 
-def shard(rows: torch.Tensor, rank: int, world: int, *, uneven: bool) -> torch.Tensor:
-    """Return a rank's rows; uneven: a third for rank 0, the rest for rank 1."""
-    if world == 1:
-        return rows
-    cut = len(rows) // 3 if uneven else len(rows) // 2
-    return rows[:cut] if rank == 0 else rows[cut:]
+def shard(rows: torch.Tensor, rank: int, world: int, *, uneven: bool = False) -> torch.Tensor:
+    """Return a rank's rows; uneven: rank 0 has three, the last the most."""
+    cuts = [round(index * len(rows) / world) for index in range(world + 1)]
+    if uneven:
+        cuts = [0, *range(3, 2 + world), len(rows)]
+    return rows[cuts[rank] : cuts[rank + 1]]
 
 
-def new_quantizer(*, far: bool) -> EMAQuantizer:
-    """Return a quantizer that draws its codebook from the first batch, or has one far from all data."""
+class Coder(nn.Module):
+    """The least that trains: a linear encoder before a gradient codebook, and something to bring back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(DIM, DIM)
+        self.quantizer = GradientQuantizer(CODES, DIM, decay=0.9, restart_threshold=0.3)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        quantised: Quantised = self.quantizer(self.encoder(rows))
+        return quantised.loss + (quantised.passed - rows).square().sum() / len(rows)
+
+
+def far_away(quantizer: EMAQuantizer | GradientQuantizer) -> None:
+    """Put the codes where no vector is, so that they begin anew."""
+    codebook = torch.randn(CODES, DIM) * 0.01 + 30.0
+    state = quantizer.state_dict() | {"codebook": codebook, "initialised": torch.tensor(True)}
+    quantizer.load_state_dict(state | ({"code_sum": codebook.clone()} if "code_sum" in state else {}))
+
+
+def new(case: str) -> Any:
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(24, 6, restart_threshold=0.3)
-    if far:
-        codebook = torch.randn(24, 6) * 0.01 + 30.0
-        state = quantizer.state_dict()
-        state |= {"codebook": codebook, "code_sum": codebook.clone(), "initialised": torch.tensor(True)}
-        quantizer.load_state_dict(state)
-    return quantizer
+    if case == MODEL:
+        return build_model(
+            VQVAEConfig(channels=(8, 8), quantizer=EMAConfig(num_codes=24, code_dim=6, restart_threshold=0.3)),
+            image_size=16,
+        )
+    module: Any = (
+        Coder() if case == GRADIENT else EMAQuantizer(CODES, DIM, restart_threshold=0.3, normalise=case == COSINE)
+    )
+    if case in {FAR, UNEVEN, ALONE, GRADIENT}:
+        far_away(module.quantizer if case == GRADIENT else module)
+    return module
 
 
-def run_quantizer(quantizer: EMAQuantizer, rank: int, world: int, *, uneven: bool = False) -> dict[str, Any]:
+def run_ema(case: str, quantizer: EMAQuantizer, rank: int, world: int) -> dict[str, Any]:
+    first = None
     for step in range(STEPS):
-        quantizer(shard(vectors(step), rank, world, uneven=uneven))
+        quantizer(shard(vectors(step), rank, world, uneven=case == UNEVEN))
+        first = quantizer.codebook.clone() if first is None else first
         quantizer.update()
-    return {"state": quantizer.state_dict(), "scalars": quantizer.scalars()}
+    return {"state": quantizer.state_dict() | {"first": first}, "scalars": quantizer.scalars()}
 
 
-def run_model(rank: int, world: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = build_model(CONFIG, image_size=16)
-    trained: Any = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+def run_gradient(coder: Coder, rank: int, world: int) -> dict[str, Any]:
+    trained: Any = DistributedDataParallel(coder) if world > 1 else coder
+    optimiser = torch.optim.SGD(coder.parameters(), 0.01)
+    gradients = {}
+    for step in range(STEPS):
+        optimiser.zero_grad()
+        trained(shard(vectors(step), rank, world)).backward()
+        if step in {0, STEPS - 1}:
+            named = coder.named_parameters()
+            gradients |= {f"gradient {step} {name}": value.grad.clone() for name, value in named}  # type: ignore[union-attr]
+        optimiser.step()
+        coder.quantizer.update()
+    return {"state": coder.state_dict() | gradients, "scalars": coder.quantizer.scalars()}
+
+
+def run_model(model: Any, rank: int, world: int) -> dict[str, Any]:
+    trained: Any = DistributedDataParallel(model) if world > 1 else model
     # SGD: Adam would turn the rounding of tiny gradients into whole steps.
     optimiser = torch.optim.SGD(model.parameters(), 1e-5)
     for step in range(10):
         images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
         optimiser.zero_grad()
-        trained(Batch(shard(images, rank, world, uneven=False)), Step(step, 10)).total.backward()
+        trained(Batch(shard(images, rank, world)), Step(step, 10)).total.backward()
         optimiser.step()
         model.after_step()
     return {"state": model.state_dict(), "scalars": model.scalars()}
 
 
-def run(case: str, quantizer: EMAQuantizer | None, rank: int, world: int) -> dict[str, Any]:
-    if quantizer is None:
-        return run_model(rank, world)
-    if case == "alone":  # the control: what a quantizer does that never learnt of the process group
-        ema.sum_over_ranks = lambda values: values
-    return run_quantizer(quantizer, rank, world, uneven=case == "uneven")
+def run(case: str, module: Any, rank: int, world: int) -> dict[str, Any]:
+    if case == MODEL:
+        return run_model(module, rank, world)
+    if case == GRADIENT:
+        return run_gradient(module, rank, world)
+    return run_ema(case, module, rank, world)
 
 
-def rank_main(case: str, rank: int, world: int, folder: str) -> None:
+def rank_main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     # Built before the process group exists: whether there are peers must not be settled here.
-    quantizer = None if case == "model" else new_quantizer(far=case != "drawn")
+    modules = {case: new(case) for case in [*EMA_CASES, GRADIENT, MODEL, ALONE]}
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    torch.save(run(case, quantizer, rank, world), Path(folder) / f"rank-{rank}.pt")
+    found = {}
+    for case, module in modules.items():
+        if case == ALONE:  # the control, the last one: what a quantizer does that never learnt of the process group
+            following.sum_over_ranks = lambda values: values
+        found[case] = run(case, module, rank, world)
+    torch.save(found, Path(folder) / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def two_ranks(case: str, folder: Path) -> list[dict[str, Any]]:
-    """Run two processes and return what each ended with."""
+def all_ranks(folder: Path) -> None:
+    """Start the processes of every world, one world after the other; forked, so that torch is imported once."""
+    context = torch.multiprocessing.get_context("fork")
+    for world in WORLDS:
+        place = folder / str(world)
+        place.mkdir()
+        processes = [context.Process(target=rank_main, args=(rank, world, str(place))) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            sys.exit(f"of {world} ranks some failed: {[process.exitcode for process in processes]}")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What every rank of every world found, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, case, str(rank), "2", str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    command = [sys.executable, "-W", "error", __file__, str(folder)]
+    ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    return {
+        world: [torch.load(folder / str(world) / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
+        for world in WORLDS
+    }
+
+
+@pytest.fixture(params=WORLDS, ids=lambda world: f"{world} ranks")
+def ranks(request: pytest.FixtureRequest, worlds: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return worlds[request.param]
+
+
+def one_rank(case: str) -> dict[str, Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+        return run(case, new(case), 0, 1)
     finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+        torch.set_num_threads(before)
 
 
 def assert_same_bits(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -118,33 +190,54 @@ def assert_same_bits(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert first["scalars"] == second["scalars"]
 
 
+def farthest(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Return the largest relative difference (of norms) between two runs' tensors."""
+    worst = 0.0
+    for name, tensor in expected["state"].items():
+        difference = (found["state"][name].double() - tensor.double()).norm().item()
+        worst = max(worst, difference / max(tensor.double().norm().item(), 1e-30))
+    return worst
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["drawn", "far", "uneven"])
-def test_two_ranks_make_the_codebook_of_one(case: str, tmp_path: Path) -> None:
-    first, second = two_ranks(case, tmp_path)
-    assert_same_bits(first, second)
-    one = run_quantizer(new_quantizer(far=case != "drawn"), 0, 1)
-    torch.testing.assert_close(first["state"]["codebook"], one["state"]["codebook"], rtol=0, atol=1e-6)
-    assert torch.equal(first["state"]["code_count"], one["state"]["code_count"])
-    assert first["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
-    if case != "drawn":  # codes drawn from the data are all used here
+@pytest.mark.parametrize("case", [*EMA_CASES, GRADIENT])
+def test_many_ranks_make_the_codebook_of_one(case: str, ranks: list[dict[str, Any]]) -> None:
+    for other in ranks[1:]:
+        assert_same_bits(ranks[0][case], other[case])
+    found, one = ranks[0][case], one_rank(case)
+    print(f"{case}, {len(ranks)} ranks: {farthest(found, one):.1e}, restarted {one['scalars']['codebook/restarted']}")
+    assert farthest(found, one) < 1e-5
+    assert found["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+    if case in {FAR, UNEVEN, GRADIENT}:  # codes that begin among the data are all used here
         assert one["scalars"]["codebook/restarted"] > 0
 
 
 @pytest.mark.slow
-def test_without_sums_over_ranks_the_codebooks_part(tmp_path: Path) -> None:
-    first, second = two_ranks("alone", tmp_path)
-    assert (first["state"]["codebook"] - second["state"]["codebook"]).abs().max() > 0.01
+def test_the_first_codes_of_many_ranks_are_scikit_learns_centres(ranks: list[dict[str, Any]]) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    rows = vectors(0).flatten(0, 1)
+    drawn = sample(rows, len(rows), 0)
+    begin = drawn[spread_out(drawn, CODES, torch.Generator().manual_seed(0))]
+    oracle = cluster.KMeans(CODES, init=begin.numpy(), n_init=1, max_iter=10, tol=0, algorithm="lloyd").fit(drawn)
+    expected = torch.from_numpy(oracle.cluster_centers_).float()
+    for found in ranks:
+        torch.testing.assert_close(found[START]["state"]["first"], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_vqvae_under_ddp_trains_as_one_rank_does(tmp_path: Path) -> None:
-    first, second = two_ranks("model", tmp_path)
-    assert_same_bits(first, second)
-    one = run_model(0, 1)
-    for name, tensor in one["state"].items():
-        torch.testing.assert_close(first["state"][name], tensor, rtol=1e-4, atol=1e-5)
+def test_without_sums_over_ranks_the_codebooks_part(ranks: list[dict[str, Any]]) -> None:
+    first, second = (found[ALONE]["state"]["codebook"] for found in ranks[:2])
+    assert (first - second).abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_a_vqvae_under_ddp_trains_as_one_rank_does(ranks: list[dict[str, Any]]) -> None:
+    for other in ranks[1:]:
+        assert_same_bits(ranks[0][MODEL], other[MODEL])
+    for name, tensor in one_rank(MODEL)["state"].items():
+        torch.testing.assert_close(ranks[0][MODEL]["state"][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":
-    rank_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    torch.set_num_threads(1)
+    all_ranks(Path(sys.argv[1]))
