@@ -93,6 +93,7 @@ def clothing_folder(data: Path, work: Path) -> dict[str, Any]:
     store = str(work / "clothing-store")
     preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
     arguments = ["--config", str(preset), f"catalogue.source={work / 'clothing'}", "catalogue.format=folder"]
+    arguments += ["train.split_by=null"]  # a folder names no contributors
     result = refresh(store, *arguments, "--run", "night-1")
     result["held_out"] = accuracy(store, "category", held_out(data, held))
     result["again"] = refresh(store, *arguments, "--run", "night-2")

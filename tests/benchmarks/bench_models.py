@@ -1,0 +1,227 @@
+"""Every preset of a catalogue trained and measured, beside the floors that need no training.
+
+Each preset and seed trains in a process of its own, through the project's loop on pixel parts that are decoded once.
+Then all photos are encoded: k-NN of the held-out photos against all others (cosine, k=10, majority, ties to the
+nearest); error, SSIM and detail of the held-out photos' reconstructions; what the latents use. Nothing is chosen by
+looking at the held-out photos: the last epoch counts. A conditional model encodes photos without their category, which
+would answer the question asked; it reconstructs them with it.
+
+Every result is written when it is there; run again, what is there for the same settings is not measured again.
+
+    python tests/benchmarks/bench_models.py --data ../shared/data [--catalogue fashion_mnist|clothing] [--seeds 0,1,2]
+        [--presets NAME,... | floors] [--jobs 2] [--limit 500] [--epochs 1] [--json models.json] [--table]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import queue
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
+
+from pipeline.keys import key_of, portable
+
+ROOT = Path(__file__).resolve().parents[2]
+ORDER = ["autoencoder", "vae", "vae10", "seed_001", "beta_vae", "cvae", "vae_hog", "vqvae"]
+
+
+def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> str:
+    """Return 12 hex digits of what decides a result, the seed apart."""
+    asked: dict[str, Any] = {"catalogue": catalogue, "limit": limit}
+    if name != FLOORS:
+        config = preset_config(name, epochs)
+        asked |= {section: getattr(config, section).model_dump(mode="json") for section in ("images", "model")}
+        asked["train"] = config.train.key_values()
+    return key_of(portable(asked))[:12]
+
+
+def run_one(name: str, seed: int, core: int | None, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure in a process of its own, on one core with one thread, and return its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        options = [f"--{key}={value}" for key in ("data", "catalogue", "cache", "limit", "epochs")
+                   if (value := getattr(asked, key)) is not None]  # fmt: skip
+        one = [f"--one={name}", f"--seeds={seed}", f"--out={out}", *([f"--core={core}"] if core is not None else [])]
+        command = [sys.executable, __file__, *options, *one]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run(command, env={**os.environ, **threads, **paths}, capture_output=True, text=True)
+        if done.returncode or not out.exists():
+            raise RuntimeError(f"{name}, seed {seed}: exit {done.returncode}\n{done.stderr[-3000:]}")
+        return list(json.loads(out.read_text()))
+
+
+def run_all(names: list[str], asked: argparse.Namespace) -> int:
+    """Measure what is not there yet, `jobs` at a time; return how many failed."""
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}
+    there = {(run["digest"], run["seed"]) for run in read(asked.json)}
+    wanted = [(name, seed) for seed in seeds for name in names if name != FLOORS or seed == seeds[0]]
+    todo = [(name, 0 if name == FLOORS else seed) for name, seed in wanted]
+    todo = [(name, seed) for name, seed in todo if (digests[name], seed) not in there]
+    # Before anything is timed: two processes would decode the same photos side by side.
+    sizes = {
+        FLOOR_SIZES[asked.catalogue] if name == FLOORS else preset_config(name, None).images.size for name, _ in todo
+    }
+    for size in sorted(sizes):
+        prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
+    free: queue.Queue[int | None] = queue.Queue()
+    machine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for place in range(asked.jobs):
+        free.put(machine[place % len(machine)] if machine else None)
+
+    def run(task: tuple[str, int]) -> tuple[str, int, list[dict[str, Any]] | RuntimeError]:
+        core = free.get()
+        try:
+            return (*task, run_one(*task, core, asked))
+        except RuntimeError as error:
+            return (*task, error)
+        finally:
+            free.put(core)
+
+    failed = 0
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for future in as_completed([pool.submit(run, task) for task in todo]):
+            name, seed, found = future.result()
+            if isinstance(found, RuntimeError):
+                failed += 1
+                print(found, flush=True)
+                continue
+            facts = {
+                "preset": name,
+                "seed": seed,
+                "digest": digests[name],
+                "catalogue": asked.catalogue,
+                "limit": asked.limit,
+                "jobs": asked.jobs,
+                "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            }
+            write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
+            for result in found:
+                print(f"{result['name']}, seed {seed}: k-NN {result['knn']:.4f}, {result['train_s']:.0f} s", flush=True)
+    return failed
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
+
+
+def write(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Replace the file in one step: a killed benchmark leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    facts = {"machine": platform.platform(), "torch": torch.__version__, "runs": runs}
+    aside.write_text(json.dumps(facts, indent=1) + "\n")
+    aside.replace(path)
+
+
+# --- the table
+
+
+def shown(runs: list[dict[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
+    """Return mean ± standard deviation over seeds; – where there is nothing."""
+    values = [run[key] * scale for run in runs if run.get(key) is not None]
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{spread}"
+
+
+def used(runs: list[dict[str, Any]]) -> str:
+    """Return active units, or codes with their perplexity."""
+    if "used_codes" in runs[0]:
+        codes, perplexity = shown(runs, "used_codes", digits=0), shown(runs, "perplexity", digits=0)
+        return f"{codes} of {runs[0]['num_codes']}, perplexity {perplexity}"
+    if "active_units" in runs[0]:
+        return f"{shown(runs, 'active_units', digits=0)} of {runs[0]['dims']}"
+    return "–"
+
+
+def extremes(runs: list[dict[str, Any]]) -> str:
+    """Return the categories drawn worst and best."""
+    if not runs[0].get("categories"):
+        return "–"
+    means = {name: np.mean([run["categories"][name] for run in runs]) for name in runs[0]["categories"]}
+    worst, best = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    return f"{worst} {means[worst]:.4f}, {best} {means[best]:.4f}"
+
+
+def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str]) -> str:
+    """Return the Markdown table of README, floors first."""
+    heads = ["model", "target", "pixels", "numbers", "minutes", "images/s", "k-NN %", "MSE", "SSIM", "detail",
+             "active units or codes", "twins %", "quantisation error", "worst, best category (MSE)"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(current, key=lambda run: names.index(run["preset"])):
+        rows.setdefault(run["name"], []).append(run)
+    for name, own in rows.items():
+        first = own[0]
+        cells = [name, first["target"], str(first["size"]), str(first["dims"]), shown(own, "train_s", 1 / 60),
+                 shown(own, "images_per_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
+                 shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
+                 shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
+                 extremes(own)]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def preset_order(name: str) -> tuple[int, str]:
+    stem = name.removesuffix("_fashion_mnist").removesuffix("_clothing")
+    place = ORDER.index(stem) if stem in ORDER else len(ORDER)
+    return place, name
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--catalogue", choices=sorted(FLOOR_SIZES), default="fashion_mnist")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--presets", help=f"names, or {FLOORS}; all of the catalogue by default")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one core and one thread each")
+    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
+    parser.add_argument("--epochs", type=int, help="instead of the presets'")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
+    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / "results.json")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is in --json")
+    for name in ("one", "out", "core"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        if asked.core is not None:
+            os.sched_setaffinity(0, {int(asked.core)})
+        seed = int(asked.seeds)
+        found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)
+        Path(asked.out).write_text(json.dumps(found))
+        return 0
+    files = (ROOT / "jobs" / "presets").glob(f"*_{asked.catalogue}.yaml")
+    there = sorted((path.stem for path in files), key=preset_order)
+    names = [FLOORS, *there] if asked.presets is None else asked.presets.split(",")
+    if unknown := set(names) - {FLOORS, *there}:
+        raise SystemExit(f"no presets {', '.join(sorted(unknown))}; there are {', '.join([FLOORS, *there])}")
+    failed = 0
+    if not asked.table:
+        if not asked.data.exists():
+            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+            return 0
+        failed = run_all(names, asked)
+    digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}
+    print(table(read(asked.json), names, digests))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
