@@ -20,7 +20,7 @@ def light(images: Tensor) -> Tensor:
     columns = torch.where(flipped, width - 1 - columns, columns)
     shown = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, height * width)
     # One gather of flat pixels: ten times quicker on a CPU than indexing by photo, row and column.
-    return images.reshape(count, channels, -1).gather(2, shown.expand(-1, channels, -1)).reshape(images.shape)
+    return images.flatten(2).gather(2, shown.expand(-1, channels, -1)).reshape(images.shape)
 
 
 def _shifted(count: int, length: int, device: torch.device) -> Tensor:
