@@ -33,12 +33,13 @@ def ssim_map(pictures: Tensor, target: Tensor, *, window: int = 11, sigma: float
         rows, columns = _bands(height, window, sigma, first), _bands(width, window, sigma, first)
         # Weighted means as two products with a band matrix: no convolution, which a GPU would do in TF32, too coarse
         # for the difference of squares below.
-        moments = torch.stack([first, second, first * first, second * second, first * second])
-        mean_1, mean_2, square_1, square_2, product = (rows @ moments @ columns.T).unbind()
-        variance_1, variance_2 = square_1 - mean_1 * mean_1, square_2 - mean_2 * mean_2
+        made = torch.stack([first, first * first + second * second, first * second])
+        mean_1, squares, product = (rows @ made @ columns.T).unbind()
+        mean_2 = rows @ second @ columns.T  # apart, so that no gradient is computed where the target needs none
+        level = mean_1 * mean_1 + mean_2 * mean_2
         covariance = product - mean_1 * mean_2
-        light = (2 * mean_1 * mean_2 + _C1) / (mean_1 * mean_1 + mean_2 * mean_2 + _C1)
-        return light * (2 * covariance + _C2) / (variance_1 + variance_2 + _C2)
+        light = (2 * mean_1 * mean_2 + _C1) / (level + _C1)
+        return light * (2 * covariance + _C2) / (squares - level + _C2)  # squares - level: the sum of the variances
 
 
 def ssim_loss(pictures: Tensor, target: Tensor, *, window: int = 11) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -93,6 +92,8 @@ class ResNet18(FrozenEncoder):
     std: Tensor
 
     def __init__(self, tensors: dict[str, Tensor], layers: tuple[int, ...], source: str) -> None:
+        import torchvision
+
         with torch.random.fork_rng(devices=[]):
             network = torchvision.models.resnet18(weights=None)
         network.fc = nn.Identity()
