@@ -103,5 +103,5 @@ def test_seed_001_says_which_key_every_flag_became() -> None:
     flags = re.findall(r"--([\w-]+)", head.split("python3 train.py")[1].split("# Without")[0])
     assert len(flags) == 20
     # Those without a key are what every training does.
-    assert set(flags) - set(re.findall(r"--([\w-]+)", body)) == {"print-freq", "lognumber", "tensorboard"}
+    assert set(flags) - set(re.findall(r"--([\w-]+)", body)) == {"print-freq", "tensorboard"}
     assert yaml.safe_load(text)["train"]["milestones"] == [40, 50]
