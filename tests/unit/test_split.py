@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import computing
 from jobs.training_rows import check_training_columns, training_rows
 from pipeline.encoding import LivingRows
 from pipeline.errors import ConfigError, InputError
+from pipeline.images import ImagesConfig
 from pipeline.models.base import condition_of
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig
+from pipeline.training.loader import inputs_digest
 from pipeline.training.split import choose_labels, held_out
 
 ITEMS = [f"item-{number // 3}" for number in range(6000)]  # three photos each
@@ -194,3 +199,41 @@ def test_columns_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"balance.*category is not set"):
         check_training_columns(plan_of(), config_of(category=None, balance=True))
     check_training_columns(plan_of(), config_of(split_by="item_id", balance=True))
+
+
+def test_a_training_is_told_sides_categories_and_labels(monkeypatch):
+    plan = SimpleNamespace(rows=plan_of(), summary=SimpleNamespace(model_id=None, train_key="k" * 64))
+    told: dict[str, object] = {}
+    notes: list[str] = []
+    photos: list[int] = []
+
+    @contextmanager
+    def stage(_name: str, **given: int) -> Iterator[None]:
+        photos.append(given["photos"])
+        yield
+
+    config = SimpleNamespace(**vars(config_of(validation=0.2, epochs=3)), model=None, images=ImagesConfig(size=8))
+    context = SimpleNamespace(
+        store=None,
+        config=config,
+        run=SimpleNamespace(name="night"),
+        attempt=SimpleNamespace(number=1, check=lambda: None),
+        progress=SimpleNamespace(note=notes.append, training=None),
+        watch=SimpleNamespace(stage=stage),
+    )
+    monkeypatch.setattr(computing, "find_bundle", lambda _store, _key: None)
+    monkeypatch.setattr(computing, "shards_of", lambda *_given, **_named: [])
+    monkeypatch.setattr(computing, "compute", lambda *_given, **_named: [])
+    monkeypatch.setattr(computing, "collect_pixels", lambda *_given: living_of())
+    monkeypatch.setattr(computing, "train_bundle", lambda _store, **given: told.update(given) or "m")
+    assert computing.train_model(context, plan, lambda: None) == "m"
+    expected = training_rows(plan.rows, living_of(), config)
+    assert told["labels"] == expected.labels == ("c0", "c1", "c2")
+    assert inputs_digest(told["pixels"]) == inputs_digest(expected.pixels)
+    assert photos == [3 * expected.photos]
+    assert notes == [f"train: {expected.photos} photos, {expected.held_out} held out for validation"]
+    # A column that is not there is found before a photo is fetched.
+    context.config.train = TrainConfig(split_by="maker")
+    monkeypatch.setattr(computing, "compute", lambda *_given, **_named: pytest.fail("photos were fetched"))
+    with pytest.raises(ConfigError, match="maker"):
+        computing.train_model(context, plan, lambda: None)
