@@ -43,13 +43,14 @@ class TinyAutoencoder(Model):
 
     has_log_var = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch_norm: bool = True) -> None:
         super().__init__()
         self.image_size = SIZE
         self.latent_dim = 6
+        norm = nn.BatchNorm2d(8) if batch_norm else nn.GroupNorm(2, 8)
         # The decoder first: gradients then arrive in another order than the parameters have, which DDP would follow.
         self.up = nn.Linear(6, 3 * SIZE * SIZE)
-        self.down = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6))
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 4, 4), norm, nn.ReLU(), nn.Flatten(), nn.Linear(32, 6))
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
         self.fail_at: int | None = None
 
@@ -66,6 +67,9 @@ class TinyAutoencoder(Model):
 
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
         return Latents(self.down(to_float(images)))
+
+    def decode(self, latents: Latents, condition: Tensor | None = None) -> Tensor:
+        return self.up(latents.mean).sigmoid().unflatten(1, (3, SIZE, SIZE))
 
     def after_step(self) -> None:
         self.steps_seen += 1
@@ -98,15 +102,25 @@ def fill(store: Store) -> list[PixelRows]:
 
 
 def config(**values: object) -> TrainConfig:
-    base = {"epochs": 6, "batch_size": 12, "learning_rate": 1e-2, "window_parts": 2, "checkpoint_every_s": 0}
+    base = {
+        "epochs": 6,
+        "batch_size": 12,
+        "validation": 0,
+        "learning_rate": 1e-2,
+        "window_parts": 2,
+        "checkpoint_every_s": 0,
+    }
     return TrainConfig(**{**base, **values})
 
 
 def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **options: object) -> Loop:
+    """Return a loop over the store's photos; with validation every fifth is held out, of two categories."""
     ranks = ranks or Ranks()
     torch.manual_seed(train.seed)
     names = sorted(entry.name for entry in store.list("pixels/"))
-    pixels = [PixelRows(name, np.arange(PHOTOS // 3, dtype=np.int32)) for name in names]
+    rows = np.arange(PHOTOS // 3, dtype=np.int32)
+    held_out = {"held_out": rows % 5 == 0, "category": 2 + rows % 2} if train.validation else {}
+    pixels = [PixelRows(name, rows, **held_out) for name in names]
     # Every store of this test has the same parts; a store on disk is read in place.
     reader = PartReader(PartCache(store, Path(options.pop("cache", "."))), SIZE)
     loader = PixelLoader(
@@ -119,7 +133,8 @@ def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **op
         window_parts=train.window_parts,
     )
     saved = Checkpoints(store, "runs/r/checkpoints/k", ranks, identity=train.key_values(), keep=train.keep_checkpoints)
-    return Loop(TinyAutoencoder(), loader, train, ranks, **{"checkpoints": saved, **options})
+    model = TinyAutoencoder(batch_norm=ranks.world_size == 1)
+    return Loop(model, loader, train, ranks, **{"labels": ("even", "odd"), "checkpoints": saved, **options})
 
 
 def weights(model: Model) -> str:
@@ -242,6 +257,127 @@ def test_scalars_reach_the_store(store):
     assert [event.step for event in events.Scalars("loss/total")] == list(range(10, 61, 10))
 
 
+# --- everything on: averaged weights, micro-batches, validation, the best epoch, augmentation, TensorBoard
+
+EVERYTHING = {"ema_decay": 0.9, "accumulate": 2, "validation": 0.2, "keep": "best", "augment": "light", "batch_size": 8}
+
+
+def everything(store: Store, **options: object) -> tuple[Loop, list[TrainProgress]]:
+    """Return a loop with all that a resume must restore, 12 steps an epoch, and the list that its progress goes to."""
+    seen: list[TrainProgress] = []
+    open_scalars = lambda step: Scalars(store, "runs/r/tensorboard", purge_step=step)  # noqa: E731
+    options = {"report": seen.append, "open_scalars": open_scalars, **options}
+    return loop_over(store, config(epochs=4, **EVERYTHING), **options), seen
+
+
+def curves(seen: list[TrainProgress]) -> list[object]:
+    """Return what a training said that is no matter of the clock."""
+    return [(one.step, one.loss, dict(one.parts), one.learning_rate, dict(one.validation)) for one in seen]
+
+
+def logged(store: Store) -> dict[tuple[str, int], float]:
+    """Return the TensorBoard scalars on the store; of two attempts' values for one step the later."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    entries = sorted(store.list("runs/r/tensorboard/"), key=lambda entry: Path(store.url, entry.name).stat().st_mtime)
+    found = {}
+    for entry in entries:
+        events = EventAccumulator(str(Path(store.url) / entry.name), size_guidance={"images": 0}).Reload()
+        assert events.Tags()["images"] == ["validation/reconstructions"] or len(entries) > 1
+        for tag in events.Tags()["scalars"]:
+            found |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+    return found
+
+
+def test_two_trainings_with_everything_on_give_the_same_curves(tmp_path):
+    runs = []
+    for _ in range(2):
+        store = new_store(tmp_path)
+        loop, seen = everything(store)
+        runs.append((weights(loop.run()), curves(seen), logged(store)))
+    assert runs[0] == runs[1]
+    _, seen, scalars = runs[0]
+    assert [step for step, *_ in seen] == [10, 12, 20, 24, 30, 36, 40, 48]
+    validation = seen[-1][-1]
+    names = {"total", "mse", "size", "ssim", "worst_category_mse", "best_category_mse"}
+    assert set(validation) == {f"validation/{name}" for name in names}
+    assert validation["validation/best_category_mse"] < validation["validation/worst_category_mse"]
+    assert {step for name, step in scalars if name == "validation/ssim"} == {12, 24, 36, 48}
+    assert {step for name, step in scalars if name == "steps_seen"} == {12, 24, 36, 48}
+
+
+@pytest.mark.parametrize("stop_at", [10, 30])
+def test_a_training_stopped_mid_epoch_with_everything_on_has_the_same_curves(tmp_path, stop_at):
+    undisturbed, stopped = new_store(tmp_path), new_store(tmp_path)
+    loop, expected = everything(undisturbed)
+    done = weights(loop.run())
+    loop, before = everything(stopped, should_stop=after_calls({10: 1, 30: 5}[stop_at]))
+    with pytest.raises(Unavailable, match=f"step {stop_at}"):
+        loop.run()
+    torch.randn(7), np.random.random(7)
+    again, after = everything(stopped)
+    assert weights(again.run()) == done
+    assert curves(before) + curves(after) == curves(expected)
+    assert logged(stopped) == logged(undisturbed)
+
+
+@pytest.mark.parametrize("forgotten", ["MovingAverage", "BestWeights"])
+def test_a_resume_that_forgets_a_part_is_seen(tmp_path, monkeypatch, forgotten):
+    """Negative control: the averaged weights and the best epoch matter to what a resumed training returns."""
+    if forgotten == "BestWeights":  # the largest loss is "best": that of the first epoch, which ends before the stop
+        monkeypatch.setattr("pipeline.training.averaging._MORE_IS_BETTER", ("total",))
+    undisturbed, stopped = new_store(tmp_path), new_store(tmp_path)
+    done = weights(everything(undisturbed)[0].run())
+    with pytest.raises(Unavailable, match="step 20"):
+        everything(stopped, should_stop=after_calls(3))[0].run()
+    monkeypatch.setattr(f"pipeline.training.averaging.{forgotten}.restore", lambda self, state: None)
+    assert weights(everything(stopped)[0].run()) != done
+
+
+def test_a_finished_training_with_everything_on_is_not_repeated(store):
+    first, _ = everything(store)
+    done = weights(first.run())
+    again, seen = everything(store)
+    assert weights(again.run()) == done
+    assert seen == []
+    assert again.validation.state() == first.validation.state()
+    assert len(again.validation.categories) == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_plain_one_within_rounding(store, monkeypatch):
+    """Twelve steps and a validation; the compiled model's weights keep their names.
+
+    Traced and differentiated as ever, but run by torch's own kernels: the C++ compiler would take most of a minute.
+    """
+    compiled_calls: list[int] = []
+
+    def compile_quickly(self: nn.Module) -> None:
+        compiled_calls.append(1)
+        nn.Module.compile(self, backend="aot_eager")
+
+    monkeypatch.setattr(TinyAutoencoder, "compile", compile_quickly)
+    seen: list[TrainProgress] = []
+    settings = {"epochs": 1, "batch_size": 8, "optimiser": "sgd", "validation": 0.2, "ema_decay": 0.9}
+    models = [
+        loop_over(store, config(compile=on, **settings), checkpoints=None, report=seen.append).run()
+        for on in (False, True)
+    ]
+    assert compiled_calls == [1]
+    assert [one.loss for one in seen[:2]] == pytest.approx([one.loss for one in seen[2:]], rel=1e-5)
+    assert dict(seen[1].validation) == pytest.approx(dict(seen[3].validation), rel=1e-4)
+    plain, compiled = (model.state_dict() for model in models)
+    assert list(plain) == list(compiled)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_batch_norms_on_several_cpu_ranks_are_refused():
+    with pytest.raises(ConfigError, match=r"batch norms \(down\.1\)"):
+        Ranks(0, 2).place(TinyAutoencoder())
+    Ranks(0, 2).place(TinyAutoencoder(batch_norm=False))
+
+
 def test_bf16_and_clipping_train(store):
     loop_over(store, config(precision="bf16", grad_clip=0.01, optimiser="sgd")).run()
 
@@ -269,12 +405,24 @@ def test_a_model_of_two_views_is_refused(store, monkeypatch):
 
 def test_the_learning_rate_warms_up_and_falls():
     train = config(warmup=0.1, learning_rate=1.0)
-    rates = [learning_rate(train, step, 100) for step in range(100)]
+    rates = [learning_rate(train, step, 100, steps_per_epoch=10) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert 0 < rates[-1] < 1e-3
-    assert learning_rate(config(schedule="constant", learning_rate=1.0), 99, 100) == 1.0
+    assert learning_rate(config(schedule="constant", learning_rate=1.0), 99, 100, steps_per_epoch=10) == 1.0
+
+
+def test_milestones_are_those_of_torch():
+    train = config(schedule="milestones", milestones=(2, 3, 7), gamma=0.5, learning_rate=0.3, warmup=0)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2, 3, 7], 0.5)
+    for epoch in range(9):
+        expected = schedule.get_last_lr()[0]
+        found = [learning_rate(train, epoch * 4 + step, 36, steps_per_epoch=4) for step in range(4)]
+        assert found == pytest.approx([expected] * 4, rel=1e-12)
+        optimiser.step()
+        schedule.step()
 
 
 def test_weight_decay_spares_vectors():
