@@ -30,9 +30,9 @@ class _CodebookConfig(_Config):
     num_codes: rows of the codebook. code_dim: their length, and that of the vectors to quantise.
     """
 
-    num_codes: int = Field(256, ge=2)
-    code_dim: int = Field(16, ge=1)
-    commitment_weight: float = Field(0.25, ge=0, allow_inf_nan=False)
+    num_codes: int = Field(default=256, ge=2)
+    code_dim: int = Field(default=16, ge=1)
+    commitment_weight: float = Field(default=0.25, ge=0, allow_inf_nan=False)
     normalise: bool = False
     gradient: GradientPath = "straight_through"
 
@@ -41,8 +41,8 @@ class EMAConfig(_CodebookConfig):
     """A codebook that follows by moving averages; see EMAQuantizer."""
 
     kind: Literal["ema"] = "ema"
-    decay: float = Field(0.99, ge=0, lt=1)
-    restart_threshold: float = Field(0.1, ge=0, lt=1)
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    restart_threshold: float = Field(default=0.1, ge=0, lt=1)
     init: Start = "kmeans"
 
 
@@ -50,8 +50,8 @@ class GradientConfig(_CodebookConfig):
     """A codebook that the optimiser moves; see GradientQuantizer."""
 
     kind: Literal["gradient"] = "gradient"
-    decay: float = Field(0.99, ge=0, lt=1)
-    restart_threshold: float = Field(0.1, ge=0, lt=1)
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    restart_threshold: float = Field(default=0.1, ge=0, lt=1)
     init: Start = "kmeans"
 
 
@@ -65,7 +65,7 @@ class FSQConfig(_Config):
     """No codebook: every number is rounded to one of its levels; see FSQQuantizer. code_dim is len(levels)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=3, le=256)], ...] = Field((8, 6, 5), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=3, le=256)], ...] = Field(default=(8, 6, 5), min_length=1)
 
 
 QuantizerConfig = Annotated[EMAConfig | GradientConfig | FSQConfig | SimVQConfig, Field(discriminator="kind")]

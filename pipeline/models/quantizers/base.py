@@ -145,7 +145,9 @@ class CodebookQuantizer(Quantizer):
         """Return vectors, [..., d], of length one where the quantizer compares directions, else as they are."""
         return F.normalize(vectors, dim=-1) if self.normalise else vectors
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _take_notes(self, rows: Tensor, codes: Tensor, values: Tensor) -> None:
+        # Never compiled: what is kept beyond the step must not lie in memory that a compiled graph uses again.
         self.measures.note(codes, (rows - values).square().sum())
         self.observe(rows, codes)

@@ -82,8 +82,11 @@ class FollowingQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def begin(self, rows: Tensor) -> None:
         """Begin with the first batch, so that every code lies among the data; float32 [N, d]."""
-        if self._known_initialised:
-            return
+        if not self._known_initialised:
+            self._begin_once(rows)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # one step of many thousand, and it asks the device and other ranks
+    def _begin_once(self, rows: Tensor) -> None:
         if not bool(self.initialised.item()):
             every = torch.ones_like(self.code_count, dtype=torch.bool)
             seed = int(self.updates.item())

@@ -9,6 +9,7 @@ from ...losses.collectives import from_first, pick_rows, rank_and_world, rows_pe
 from .kmeans import kmeans, spread_out
 
 ROWS_PER_CODE = 64  # of the sample for k-means; faiss trains well on 39 to 256
+MANY_ROWS, FEW_PER_CODE = 2**16, 4  # of large codebooks fewer rows, or the first step would take minutes
 ITERATIONS = 10
 
 
@@ -30,14 +31,15 @@ def sample(rows: Tensor, number: int, seed: int) -> Tensor:
 def sample_centres(rows: Tensor, number: int, seed: int, *, spherical: bool) -> Tensor:
     """Return the k-means centres, [number, d], of a sample of all ranks' rows [N, d]; every rank must call it.
 
-    At most 64 rows per centre travel. Rank 0 alone computes, so that ranks on different hardware agree too. With fewer
-    rows than centres these are rows, some more than once.
+    At most 64 rows per centre travel, and of more than 65,536 at most 4. Rank 0 alone computes, so that ranks on
+    different hardware agree too. With fewer rows than centres these are rows, some more than once.
     """
     per_rank = rows_per_rank(rows)
     total = int(from_first(per_rank.sum()).item())
     if total <= number:
         return sample(rows, number, seed)
-    drawn = sample(rows, min(total, ROWS_PER_CODE * number), seed)
+    wanted = min(ROWS_PER_CODE * number, max(FEW_PER_CODE * number, MANY_ROWS))
+    drawn = sample(rows, min(total, wanted), seed)
     centres = drawn[:number].clone()
     if rank_and_world()[0] == 0:
         begin = drawn[spread_out(drawn, number, torch.Generator().manual_seed(seed))]
