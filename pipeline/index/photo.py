@@ -72,18 +72,21 @@ class PhotoEncoder:
 
     def _row(self, category: Any) -> int:
         """Return the row of the model's table of categories, as `models.base.condition_of` does with torch."""
-        return _NONE if category is None else self._labels.get(_text(category), _UNKNOWN)
+        text = _text(category)
+        return _NONE if text is None else self._labels.get(text, _UNKNOWN)
 
 
-def _text(category: Any) -> str:
+def _text(category: Any) -> str | None:
     """Return a category as the text that stands in the model's labels. Raises InputError for what is no scalar."""
-    if isinstance(category, str):
+    if category is None or isinstance(category, str):
         return category
     try:
         text: str | None = pa.array([category]).cast(pa.string())[0].as_py()
+    except OverflowError:  # a number that no column can hold is one that the model never met
+        return str(category)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise InputError(f"the category {category!r} is no text, number, truth value or date ({error})") from error
-    return str(category) if text is None else text
+    return text
 
 
 def _read(store: Store, cache: FileCache, name: str, entry: FileEntry | None) -> bytes:

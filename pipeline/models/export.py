@@ -53,7 +53,6 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """
-    batch = {0: torch.export.Dim("batch")}
     example = [torch.from_numpy(array) for array in _examples(model, photos=2, conditional=conditional).values()]
     names = ["images", "condition"][: len(example)]
     with _quiet(), torch.no_grad():
@@ -62,7 +61,7 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
             tuple(example),
             input_names=names,
             output_names=[_PREFIX + name for name in output_names(model)],
-            dynamic_shapes=dict.fromkeys(names, batch),
+            dynamic_shapes=dict(zip(names, ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO}), strict=False)),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,

@@ -18,6 +18,7 @@ from jobs.building import model_files
 from pipeline.errors import CodebooksError, InputError, IntegrityError, NotFound
 from pipeline.models import Bundle, Model, build_model, bundle, export, find_bundle, load_bundle, save_bundle, train_key
 from pipeline.models.bundle import model_id_of
+from pipeline.models.quantizers import EMAConfig
 from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
 from pipeline.release import Manifest
@@ -37,7 +38,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 def _quick_export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that are not about the ONNX file do without the seconds it takes."""
     if "onnx" not in request.node.name:
-        monkeypatch.setattr(bundle, "export_encoder", lambda model: b"an encoder")
+        monkeypatch.setattr(bundle, "export_encoder", lambda model, **_: b"an encoder")
 
 
 def make(seed: int = 0) -> Model:
@@ -90,6 +91,17 @@ def test_saving_neither_changes_the_model_nor_the_random_numbers(store: Store) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_that_is_told_nothing_keeps_no_labels(store: Store) -> None:
+    """So the bytes and ids of such bundles are what they were before there were labels."""
+    plain = save(store)
+    told = save_bundle(store, make(), CONFIG, IMAGES, train_key="cd" * 32, card={}, labels=("hat", "shoe"))
+    assert told == plain
+    facts = {"format": 1, "image_size": 16, "images": IMAGES, "model": CONFIG.model_dump(mode="json")}
+    written = (json.dumps(facts, sort_keys=True, indent=2) + "\n").encode()
+    assert store.get(f"models/{plain}/config.json") == written
+    assert load_bundle(store, plain).labels == ()
+
+
 def test_who_answers_a_key_first_stays(store: Store) -> None:
     first = save(store, seed=0)
     assert save(store, seed=1) == first
@@ -125,7 +137,7 @@ def test_a_crash_at_any_write_leaves_nothing_or_a_bundle_and_saving_again_ends_i
         with pytest.raises(NotFound, match="never finished"):
             load_bundle(store, folder)
     monkeypatch.undo()
-    monkeypatch.setattr(bundle, "export_encoder", lambda model: b"another encoder")
+    monkeypatch.setattr(bundle, "export_encoder", lambda model, **_: b"another encoder")
     model_id = save(store)
     assert find_bundle(store, KEY) == model_id
     assert load_bundle(store, model_id).model_id == model_id
@@ -191,7 +203,7 @@ def foreign(store: Store, *, whole: dict[str, Any] | None = None, **changes: Any
 
 
 def test_another_versions_bundle_shows_the_difference(store: Store) -> None:
-    with pytest.raises(InputError, match=r"'flow'; this version knows vae, vqvae"):
+    with pytest.raises(InputError, match=r"'flow'; this version knows autoencoder, cvae, vae, vqvae"):
         load_bundle(store, foreign(store, kind="flow"))
     with pytest.raises(InputError, match="format 2"):
         load_bundle(store, foreign(store, whole={"format": 2}))
@@ -220,7 +232,7 @@ def test_the_card_says_what_a_person_needs(store: Store) -> None:
     assert "| fit | pad |" in card
 
 
-@pytest.mark.parametrize("config", [CONFIG, VQVAEConfig(num_codes=8, code_dim=4, channels=(4, 8))])
+@pytest.mark.parametrize("config", [CONFIG, VQVAEConfig(quantizer=EMAConfig(num_codes=8, code_dim=4), channels=(4, 8))])
 def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config: Any) -> None:
     torch.manual_seed(0)
     model = build_model(config, image_size=16)
@@ -234,7 +246,8 @@ def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config
     assert [value.name for value in proto.graph.input] == ["images"]
     assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     for photos in (1, 3, 11):
-        assert export.run_encoder(data, export._example(16, photos))["mean"].shape == (photos, model.latent_dim)
+        given = export._examples(model, photos, conditional=False)
+        assert export.run_encoder(data, **given)["mean"].shape == (photos, model.latent_dim)
 
 
 def test_an_onnx_file_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +273,10 @@ def test_the_train_key_follows_everything_that_was_asked() -> None:
         train_key(CONFIG, IMAGES, train, 1, 1),
         train_key(CONFIG, IMAGES, train, 0, 2),
         train_key(CONFIG, IMAGES, train, 0, 1, "run:night"),
+        train_key(CONFIG, IMAGES, train, 0, 1, condition="category"),
+        train_key(CONFIG, IMAGES, train, 0, 1, condition="brand"),
     }
-    assert len(others | {plain}) == 8
+    assert len(others | {plain}) == 10
     assert len(plain) == 64
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigError, IntegrityError, PhotoRefused
+from pipeline.errors import ConfigError, InputError, IntegrityError, PhotoRefused
 from pipeline.images import ImagesConfig, decode
 from pipeline.keys import digest_of
 from pipeline.reader import Release, open_release
@@ -188,6 +188,93 @@ def test_what_is_not_installed_is_named_with_the_remedy(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[run\]"):
         release.encode_photo(picture())
+
+
+def write_told_encoder(store: Store, model_id: str, labels: list[str]) -> None:
+    """Write a bundle whose encoder answers with the condition row in every dimension."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    ones = onnx.numpy_helper.from_array(np.ones((1, 6), np.float32), "ones")
+    nodes = [
+        helper.make_node("Cast", ["condition"], ["row"], to=kinds.FLOAT),
+        helper.make_node("Unsqueeze", ["row", "axes"], ["column"]),
+        helper.make_node("MatMul", ["column", "ones"], ["told"]),
+        helper.make_node("Cast", ["images"], ["float"], to=kinds.FLOAT),
+        helper.make_node("ReduceMin", ["float"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["least", "zero"], ["nothing"]),
+        helper.make_node("Add", ["told", "nothing"], ["mean"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("images", kinds.UINT8, ["batch", 3, SIZE, SIZE]),
+        helper.make_tensor_value_info("condition", kinds.INT64, ["batch"]),
+    ]
+    given = [
+        ones,
+        onnx.numpy_helper.from_array(np.array([1]), "axes"),
+        onnx.numpy_helper.from_array(np.float32(0), "zero"),
+    ]
+    graph = helper.make_graph(
+        nodes, "encoder", inputs, [helper.make_tensor_value_info("mean", kinds.FLOAT, ["batch", 6])], given
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    store.put_if_absent(f"models/{model_id}/encoder.onnx", model.SerializeToString())
+    config = {"images": ImagesConfig(size=SIZE).model_dump(mode="json"), "model": {"kind": "cvae"}, "labels": labels}
+    store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
+
+
+@pytest.mark.parametrize(
+    ("category", "row"),
+    [
+        (None, 0), ("Hats", 3), ("Bags", 2), ("Scarves", 1), ("", 1), ("hats", 1), (7, 5), (7.0, 5), (True, 6),
+        (float("nan"), 1), (np.str_("Hats"), 3), (np.int64(7), 5), ("\ud800", 1), (2**70, 1),
+    ],
+)  # fmt: skip
+def test_a_conditional_encoder_is_told_the_category(store: Store, maker: Any, category: Any, row: int) -> None:
+    write_told_encoder(store, maker.MODEL, ["Bags", "Hats", "Shoes", "7", "true"])
+    release = open_release(store.url)
+    found = release.encode_photo(picture(), category=category)
+    np.testing.assert_array_equal(found, np.full((1, maker.DIM), row, np.float32))
+    if row:
+        assert release.similar_photo(picture(), k=3, category=category) == release.search(found, k=3)[0]
+
+
+def test_a_category_that_is_no_scalar_is_said_so(store: Store, maker: Any) -> None:
+    write_told_encoder(store, maker.MODEL, [])
+    for wrong in (["Hats"], {"a": 1}, object()):
+        with pytest.raises(InputError, match=r"the category .* is no text, number"):
+            open_release(store.url).encode_photo(picture(), category=wrong)
+
+
+def test_other_encoders_do_not_look_at_the_category(store: Store, maker: Any) -> None:
+    write_encoder(store, maker.MODEL, maker.DIM)
+    release = open_release(store.url)
+    told = release.encode_photo(picture(), category="Hats")
+    np.testing.assert_array_equal(told, release.encode_photo(picture()))
+
+
+def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from pipeline.models import build_model, bundle_files, save_bundle
+    from pipeline.models.base import condition_of
+    from pipeline.models.cvae import CVAEConfig
+
+    opened, images, labels = open_store(str(tmp_path / "real")), ImagesConfig(size=16), ("Bags", "Hats")
+    torch.manual_seed(0)
+    config = CVAEConfig(latent_dim=maker.DIM, channels=(4, 8))
+    model = build_model(config, image_size=16, labels=labels).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model_id = save_bundle(opened, model, config, images, train_key="k", card={}, labels=labels)
+    maker.make_release(opened, maker.some_photos(10), model_id=model_id, **bundle_files(opened, model_id))
+    release = open_release(opened.url, expect_model=model_id)
+    pixels = torch.from_numpy(decode(picture(), images).copy()).permute(2, 0, 1)[None]
+    answers = []
+    for category in (None, "Scarves", "Bags", "Hats"):
+        with torch.inference_mode():
+            expected = model.encode(pixels, condition_of(labels, [category])).mean.numpy()
+        answers.append(release.encode_photo(picture(), category=category))
+        np.testing.assert_allclose(answers[-1], expected, atol=1e-4, rtol=1e-4)
+    assert min(np.abs(a - b).max() for n, a in enumerate(answers) for b in answers[:n]) > 0.01
 
 
 def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:

@@ -15,7 +15,7 @@ from pipeline.encoding.driver import Seats, plan_seats
 from pipeline.encoding.rows import ranks, take_rows
 from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.parts import write_part
-from pipeline.schema import latents_schema, pixels_schema, plan_schema
+from pipeline.schema import PHOTOS, latents_schema, pixels_schema, plan_schema
 from pipeline.storage import open_store
 
 TRANSFORM = "0123456789abcdef"
@@ -141,6 +141,22 @@ def test_a_new_model_encodes_pixels_part_by_pixels_part() -> None:
     assert [shard.number for shard in build(plan, model_id=None)] == [0]
 
 
+def test_carried_photos_without_latents_are_encoded_again_and_no_others() -> None:
+    """A conditional model was told another category: decided row by row, from kept pixels where there are any."""
+    stale = {"latents_part": None, "latents_row": None}
+    gone = {**carried("a", 2), **stale, "pixels_part": None, "pixels_row": None}
+    rows = [carried("b", 0), {**carried("b", 1), **stale}, carried("a", 0), {**carried("a", 1), **stale}, gone, {}]
+    plan = assign_shards(make_plan(rows), image_size=SIZE, transform_id=TRANSFORM)
+    assert plan["shard"].to_pylist() == [None, 2, None, 1, 0, 0]
+    fetched, a, b = build(plan, category="category")
+    assert [shard.from_pixels and shard.pixels_key for shard in (fetched, a, b)] == [None, "a", "b"]
+    assert fetched.photos["item_id"].to_pylist() == ["i0000004", "i0000005"]
+    assert b.photos.column_names == [*PHOTOS.names, "category", "pixels_row"]
+    assert (b.photos["category"].to_pylist(), b.photos["pixels_row"].to_pylist()) == (["hat"], [1])
+    every = assign_shards(make_plan(rows), image_size=SIZE, transform_id=TRANSFORM, encode_all=True)
+    assert every["shard"].to_pylist() == [2, 2, 1, 1, 0, 0]
+
+
 def test_a_pixels_part_with_large_latents_is_encoded_in_pieces() -> None:
     plan = make_plan([carried(part, row) for part in ("a", "b") for row in range(5)])
     shard = assign_shards(plan, image_size=SIZE, encode_all=True, latent_bytes=50 * 2**20)["shard"].to_pylist()
@@ -175,7 +191,12 @@ def test_keys_change_with_what_was_asked_and_with_nothing_else() -> None:
     assert keys(rows, transform_id="f" * 16) == (False, False)  # the latents of other pixels
     assert keys(rows, model_id="m2") == (True, False)
     assert keys(rows, precision="bf16") == (True, False)
-    assert keys([{"category": "shoe", "view": 3, "status": "changed"}, {}]) == (True, True)
+    relabelled = [{"category": "shoe", "view": 3, "status": "changed"}, {}]
+    assert keys(relabelled) == (True, True)
+    (told,) = build(assign_shards(make_plan(rows), **cut), category="category")
+    (other,) = build(assign_shards(make_plan(relabelled), **cut), category="category")
+    assert len({before.latents_key, told.latents_key, other.latents_key}) == 3  # a conditional model's
+    assert before.pixels_key == told.pixels_key == other.pixels_key
 
 
 def test_a_photo_without_a_token_is_refused() -> None:
