@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.context import Context, StartRay
-from jobs.planning import Plan
+from jobs.planning import Plan, category_told
 from jobs.training_rows import check_training_columns, training_rows
 from pipeline.encoding import (
     EncodeJob,
@@ -94,6 +94,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
             precision=context.config.encode.precision,
             below=context.config.encode.rewrite_below,
             max_parts=context.config.encode.max_parts,
+            category=category_told(context.config),
         )
     return Encoded(items, refused, {**parts, **rewritten})
 
@@ -106,6 +107,7 @@ def shards_of(context: Context, plan: Plan, *, model_id: str | None) -> list[Sha
         model_id=model_id,
         precision=context.config.encode.precision,
         retry_of=context.run.name,
+        category=category_told(context.config),
     )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from jobs import planning
 from jobs.command import Arguments
 from jobs.config import Config, load_config
 from jobs.planning import Plan, make_plan
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeJob, build_shards, make_worker
-from pipeline.errors import InputError, IntegrityError
+from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.schema import QUARANTINE, attribute_fields, items_schema
 from pipeline.storage import Files, Store, open_store
 
 
@@ -83,3 +89,98 @@ def test_a_catalogue_of_which_no_photo_can_be_used_says_why(config: Config, shop
         photo.unlink()
     with pytest.raises(InputError, match=r"none of the catalogue's 4 photos can be used.*missing"):
         plan_of(config, "night-1")
+
+
+def shop_with(folder: Path, categories: list[str]) -> None:
+    rows = "".join(f"item-{number},{number}.png,{category}\n" for number, category in enumerate(categories))
+    (folder / "catalogue.csv").write_text("item_id,image,department\n" + rows)
+
+
+def told_config(shop: Path, kind: str = "cvae", category: str | None = "department") -> Config:
+    overrides = [f"store={shop / 'store'}", f"catalogue.source={shop / 'catalogue.csv'}", f"model.kind={kind}"]
+    overrides += [f"catalogue.category={category}"] if category else []
+    return load_config(Arguments(overrides=(*overrides, "images.size=32")))
+
+
+@pytest.fixture
+def yesterday(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Store], None]:
+    """Make the channel's release one of all photos of a config's catalogue, as its model `m` encoded them."""
+
+    def publish(config: Config, store: Store) -> None:
+        plan = plan_of(config, "night-1")
+        names = decode_all(config, plan, store, "night-1")
+        count, transform = plan.rows.num_rows, plan.summary.transform_id
+        assert len(names) == 1
+        held: dict[str, Any] = {
+            "digest": ["d"] * count, "latents_part": ["latents/m/x.parquet"] * count, "latents_row": range(count),
+            "pixels_part": names * count, "pixels_row": range(count),
+        }  # fmt: skip
+        schema = items_schema(attribute_fields(plan.rows.schema))
+        columns = [
+            pa.array(list(held[field.name]), field.type) if field.name in held else plan.rows[field.name]
+            for field in schema
+        ]
+        items = pa.Table.from_arrays([*columns], schema=schema)
+        manifest = SimpleNamespace(
+            release_id="r1", model_id="m", transform_id=transform, counts={"photos": count},
+            config=planning.release_config(config),
+        )  # fmt: skip
+        monkeypatch.setattr(planning, "read_head", lambda *_: SimpleNamespace(number=1, release_id="r1"))
+        monkeypatch.setattr(planning, "read_manifest", lambda *_: manifest)
+        monkeypatch.setattr(
+            planning, "read_table", lambda _s, _m, role: items if role == "items" else QUARANTINE.empty_table()
+        )
+        monkeypatch.setattr(planning, "find_bundle", lambda *_: "m")
+
+    return publish
+
+
+def test_relabelled_photos_are_encoded_again_by_a_model_that_is_told_categories(
+    shop: Path, yesterday: Callable[[Config, Store], None]
+) -> None:
+    store = open_store(str(shop / "store"))
+    shop_with(shop, ["Hats", "", "Bags", "Bags"])
+    config = told_config(shop)
+    yesterday(config, store)
+    unchanged = plan_of(config, "night-2")
+    assert not unchanged.summary.encode_all
+    assert unchanged.summary.counts["to_encode"] == 0
+    assert planning.nothing_to_do(unchanged, store, config)
+    shop_with(shop, ["Hats", "Hats", "", "Bags"])  # a category for one photo, none any more for another
+    plan = plan_of(config, "night-2")
+    counts = {name: plan.summary.counts[name] for name in ("same", "relabelled", "to_encode", "to_fetch", "shards")}
+    assert counts == {"same": 4, "relabelled": 2, "to_encode": 2, "to_fetch": 0, "shards": 1}
+    assert not planning.nothing_to_do(plan, store, config)
+    assert plan.rows["shard"].to_pylist() == [None, 0, 0, None]
+    assert plan.rows["latents_row"].to_pylist() == [0, None, None, 3]
+    assert plan.rows["pixels_row"].to_pylist() == [0, 1, 2, 3]
+    assert Plan.from_bytes(plan.to_bytes()).rows.equals(plan.rows)
+    # The pixels have expired: these two are fetched once more, and the others still name the part.
+    for entry in list(store.list("pixels/")):
+        store.delete(entry.name)
+    plan = plan_of(config, "night-3")
+    assert (plan.summary.counts["to_encode"], plan.summary.counts["to_fetch"]) == (2, 2)
+    assert plan.rows["pixels_row"].to_pylist() == [0, None, None, 3]
+
+
+def test_relabelled_photos_keep_their_latents_with_other_models(
+    shop: Path, yesterday: Callable[[Config, Store], None]
+) -> None:
+    store = open_store(str(shop / "store"))
+    shop_with(shop, ["Hats", "Hats", "Bags", "Bags"])
+    config = told_config(shop, kind="vae")
+    yesterday(config, store)
+    shop_with(shop, ["Hats", "Bags", "", "Bags"])
+    plan = plan_of(config, "night-2")
+    assert (plan.summary.counts["relabelled"], plan.summary.counts["to_encode"]) == (2, 0)
+    assert plan.rows["latents_part"].null_count == 0
+
+
+def test_a_model_that_is_told_categories_needs_their_column(shop: Path) -> None:
+    shop_with(shop, ["Hats"] * 4)
+    with pytest.raises(ConfigError, match=r"catalogue\.category is not set; set it"):
+        plan_of(told_config(shop, category=None), "night-1")
+    keys = {plan_of(told_config(shop, category=name), "night-1").summary.train_key for name in ("department", "image")}
+    assert len(keys) == 2, "a model told another column is another model"
+    shared = {plan_of(told_config(shop, "vae", name), "night-1").summary.train_key for name in ("department", None)}
+    assert len(shared) == 1
