@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..losses import mse
+from ..losses.precision import widened
 from .backbones import ConvEncoder, Network, Norm, build_networks, initialise
 from .backbones.dense import CellEncoder
 from .base import Latents, Model, ModelConfig, to_float, to_grey
@@ -160,7 +161,7 @@ class Bottleneck(Model):
     def _heads(self, features: Tensor, embedding: Tensor | None) -> Tensor:
         """Return float32 [B, heads * latent_dim]."""
         result: Tensor = self.to_latents(_beside(features, embedding))
-        return result.float()
+        return widened(result)
 
     def _outputs(self, z: Tensor, embedding: Tensor | None) -> Tensor:
         """Return the decoder's outputs for the target, float32 [B, channels, size, size]."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..losses import RunningMean, kl_to_standard_normal, kl_with_free_bits, reparameterise
+from ..losses.precision import widened
 from .base import Batch, Latents, Losses, Step, to_float
 from .bottleneck import Bottleneck, BottleneckConfig, still
 
@@ -97,5 +98,5 @@ class GaussianModel(Bottleneck):
 
 def gaussian_of(heads: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """Return mean and log-variance, clamped to [-limit, limit], float32 [B, d] each, of heads [B, 2 d]."""
-    mean, log_var = heads.float().chunk(2, dim=1)
+    mean, log_var = widened(heads).chunk(2, dim=1)
     return mean, log_var.clamp(-limit, limit)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...losses.precision import widened
 
 Norm = Literal["none", "group", "batch"]
 
@@ -137,8 +138,8 @@ class ConvDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs: logits of pictures, or whatever the target makes of them."""
         features = features.contiguous(memory_format=torch.channels_last)
-        fine: Tensor = self.stages(features).float()
-        return resized(fine, self.out_size) + resized(self.colours(features).float(), self.out_size)
+        fine = widened(self.stages(features))
+        return resized(fine, self.out_size) + resized(widened(self.colours(features)), self.out_size)
 
 
 def resized(maps: Tensor, size: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...losses.precision import widened
 from .conv import ConvDecoder, ConvEncoder, Norm, check_image_size
 
 
@@ -38,8 +39,7 @@ class DenseDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs."""
-        result: Tensor = self.layer(features).float()
-        return result.view(-1, *self.out_shape)
+        return widened(self.layer(features)).view(-1, *self.out_shape)
 
 
 class WholeEncoder(nn.Module):
@@ -67,8 +67,7 @@ class WholeDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs."""
-        result: Tensor = self.layer(features).float()
-        return result
+        return widened(self.layer(features))
 
 
 class CellEncoder(nn.Module):
