@@ -345,6 +345,7 @@ def test_a_finished_training_with_everything_on_is_not_repeated(store):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch hides it itself, unless it is an error
 def test_a_compiled_training_is_the_plain_one_within_rounding(store, monkeypatch):
     """Twelve steps and a validation; the compiled model's weights keep their names.
 
