@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test check format bench bench-refresh bench-kill install clean
+.PHONY: help demo test check format bench bench-models bench-refresh bench-kill install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -28,6 +28,10 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 bench: $(VENV)/.dev  ## small benchmarks; each compares two ways in one run and prints a ratio
 	@for name in decode encode search train; do echo "== $$name"; $(BIN)/python tests/benchmarks/bench_$$name.py || exit 1; done
+
+bench-models: $(VENV)/.dev  ## every preset trained and measured on real catalogues (DATA=folder), about an hour; goes on where it was
+	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2
+	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2 --catalogue clothing
 
 bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), about ten minutes
 	$(BIN)/python tests/benchmarks/bench_refresh.py --data $(DATA)

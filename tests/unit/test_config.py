@@ -198,8 +198,8 @@ def test_missing_sections_and_kinds(tmp_path: Path) -> None:
     found = refused(tmp_path, "model: {latent_dim: 3}\n")
     assert "store: is missing" in found
     assert "catalogue: is missing" in found
-    assert "model.kind: is missing; allowed: 'vae', 'vqvae'" in found
-    assert "model.kind: is unknown; allowed: 'vae', 'vqvae', given 'vea'" in refused(
+    assert "model.kind: is missing; allowed: 'autoencoder', 'cvae', 'vae', 'vqvae'" in found
+    assert "model.kind: is unknown; allowed: 'autoencoder', 'cvae', 'vae', 'vqvae', given 'vea'" in refused(
         tmp_path, SMALLEST, "model.kind=vea"
     )
 
