@@ -224,12 +224,14 @@ def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(kind: str, size: int) -
     assert bundle.labels == bundle.model.labels == model.labels
     assert not bundle.model.training
     assert not any(parameter.requires_grad for parameter in bundle.model.parameters())
-    images = photos(size, 7, seed=2)
-    latents = model.eval().encode(images)
-    same(latents, bundle.model.encode(images))
-    torch.testing.assert_close(bundle.model.decode(latents), model.decode(latents), rtol=0, atol=0)
+    images, condition = photos(size, 9, seed=2), conditions(config.conditional, 9)
+    latents = model.eval().encode(images, condition)
+    same(latents, bundle.model.encode(images, condition))
+    expected = model.decode(latents, condition)
+    torch.testing.assert_close(bundle.model.decode(latents, condition), expected, rtol=0, atol=0)
 
-    exported = run_encoder(store.get(f"models/{model_id}/encoder.onnx"), images.numpy())
+    told = None if condition is None else condition.numpy()
+    exported = run_encoder(store.get(f"models/{model_id}/encoder.onnx"), images.numpy(), told)
     assert list(exported) == output_names(model)
     np.testing.assert_allclose(exported["mean"], latents.mean.detach().numpy(), rtol=1e-4, atol=1e-4)
     if latents.log_var is not None:
