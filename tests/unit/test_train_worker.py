@@ -13,12 +13,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from pipeline.models import AnyModelConfig, find_bundle, load_bundle
+from pipeline.errors import Unavailable
+from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundle, load_bundle, save_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelRows, TrainConfig
 from pipeline.training.ranks import Ranks
-from pipeline.training.worker import Board, TrainJob, run_rank
+from pipeline.training.worker import Board, TrainJob, _model, run_rank
 
 SIZE = 16
 PHOTOS = 48
@@ -74,3 +75,74 @@ def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch
     assert {entry.name.split("/")[1] for entry in store.list("models/")} == {"by-key", model_id}
     mean = load_bundle(store, model_id).model.encode(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)).mean
     assert mean.shape == (1, 4)
+
+
+# --- what surrounds a training: convolutions to begin with, a frozen encoder, labels, held-out photos
+
+
+def parsed(**values: object) -> ModelConfig:
+    return TypeAdapter(AnyModelConfig).validate_python({"latent_dim": 4, "channels": [4, 8], **values})
+
+
+@pytest.fixture
+def surrounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Store, str]:
+    """A store with photos and the bundle of an autoencoder; bundles get no real ONNX file, which takes seconds."""
+    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
+    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    torch.set_num_threads(1)
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    config = parsed(kind="autoencoder")
+    torch.manual_seed(9)
+    source = build_model(config, image_size=SIZE)
+    return store, save_bundle(store, source, config, {"size": SIZE}, train_key="0" * 64, card={})
+
+
+def surrounded_job(store: Store, source: str, run: str) -> TrainJob:
+    perceptual = {"weight": 0.1, "encoder": {"model_id": source, "layers": [0]}}
+    rows = np.arange(PHOTOS, dtype=np.int32)
+    sides = {"held_out": rows % 4 == 0, "category": (rows % 3).astype(np.int32)}
+    return TrainJob(
+        store=store,
+        pixels=tuple(PixelRows(part.part, part.rows, **sides) for part in fill(store)),
+        model=parsed(kind="cvae", target={"kind": "pixels", "perceptual": perceptual}),
+        images={"size": SIZE},
+        train=TrainConfig(
+            epochs=2, batch_size=6, checkpoint_every_s=0, init_from=source, keep="best", best_by="validation/ssim"
+        ),
+        run_dir=f"runs/{run}",
+        train_key=KEY,
+        labels=("bag", "hat"),
+    )
+
+
+def test_a_fresh_training_begins_with_the_convolutions_asked_for(surrounded):
+    store, source = surrounded
+    job = surrounded_job(store, source, "night")
+    learnt = load_bundle(store, source).model.state_dict()
+    began, continued = (_model(job, Ranks(), fresh=fresh).state_dict() for fresh in (True, False))
+    copied = {name for name, tensor in began.items() if name in learnt and torch.equal(tensor, learnt[name])}
+    kept = {name for name, tensor in began.items() if torch.equal(tensor, continued[name])}
+    weights = {name for name in began if name.endswith("weight") and began[name].ndim == 4}
+    assert weights & copied
+    assert "encoder" in {name.split(".")[0] for name in copied}
+    assert weights & copied <= began.keys() - kept
+    assert {name for name in began if "latents" in name or "embed" in name} <= kept
+    assert not any("frozen" in name or "network" in name for name in began)  # the frozen encoder is no part of it
+
+
+def test_a_job_with_everything_around_it_is_continued_to_the_same_bundle(surrounded):
+    store, source = surrounded
+    undisturbed = run_rank(surrounded_job(store, source, "night"), Ranks())
+    store.delete(f"models/by-key/{KEY}.json")
+    calls = iter([False, False])
+    job = surrounded_job(store, source, "other")
+    with pytest.raises(Unavailable, match="step 20"):
+        run_rank(job, Ranks(), should_stop=lambda: next(calls, True))
+    assert run_rank(job, Ranks()) == undisturbed
+    bundle = load_bundle(store, undisturbed)
+    assert bundle.labels == ("bag", "hat")
+    card = store.get(f"models/{undisturbed}/card.md").decode()
+    assert "| photos held out | 24 |" in card
+    assert "| validation/ssim |" in card
+    assert "## Validation mse by category" in card
+    assert "| <none> |" in card
