@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.catalogue import compare
 from pipeline.encoding import Encoder, PhotoDecoder, ShardWorker, assign_shards, build_shards, compact, split_done
 from pipeline.errors import CodebooksError, InputError, PhotoRefused
 from pipeline.images import ImagesConfig
@@ -24,7 +25,7 @@ from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, 
 from pipeline.models.cvae import CVAEConfig
 from pipeline.models.reconstruct import reconstruct
 from pipeline.parts import PartFile, part_key, read_part, write_part
-from pipeline.schema import items_schema, latents_schema, plan_schema
+from pipeline.schema import PHOTOS, items_schema, latents_schema, plan_schema
 from pipeline.storage import Store, open_store
 
 SIZE = 16
@@ -318,3 +319,39 @@ def test_a_bundle_folder_is_all_that_travels(bundle: tuple[Store, Bundle, Model]
     again = load_bundle(other, loaded.model_id)
     condition = condition_of(again.labels, CATEGORIES)
     np.testing.assert_array_equal(means(again.model, pixels(7), condition.tolist()), means(model, pixels(7), ROWS))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "stale"),
+    [
+        (pa.array(["a", "b", None, None, "a"]), pa.array(["a", "a", None, "b", None]), [1, 3, 4]),
+        (pa.array([3, 4, None, 5, 6]), pa.array(["3", "5", None, "5", "06"]), [1, 4]),  # another type, the same texts
+        (pa.array([1.0, 2.5, None, 4.0, 5.0]), pa.array([1, 2, None, 4, 5]), [1]),
+        (None, pa.array(["a", "b", None, "c", "d"]), [0, 1, 3, 4]),
+    ],
+)
+def test_carried_latents_are_kept_while_the_told_text_is_the_same(
+    before: pa.Array | None, now: pa.Array, stale: list[int]
+) -> None:
+    places: dict[str, Any] = {
+        "item_id": [f"i{n}" for n in range(5)], "uri": [f"u{n}" for n in range(5)], "view": [0] * 5,
+        "token": ["t0", "t1", "t2", "t3", "t4"], "digest": ["d"] * 5, "latents_part": ["l"] * 5,
+        "latents_row": list(range(5)), "pixels_part": ["p"] * 5, "pixels_row": list(range(5)),
+    }  # fmt: skip
+    attributes = [] if before is None else [pa.field("department", before.type)]
+    parent = pa.Table.from_pydict(
+        {**places, **({"department": before} if attributes else {})}, items_schema(attributes)
+    )
+    photos = pa.Table.from_arrays(
+        [pa.array(places[name]) if name in places else pa.nulls(5, PHOTOS.field(name).type) for name in PHOTOS.names]
+        + [now],
+        schema=pa.schema([*PHOTOS, pa.field("department", now.type)]),
+    )
+    told = compare(photos, parent, None, told="department")
+    assert [n for n, part in enumerate(told.rows["latents_part"].to_pylist()) if part is None] == stale
+    assert [n for n, row in enumerate(told.rows["latents_row"].to_pylist()) if row is None] == stale
+    assert told.rows["pixels_row"].to_pylist() == list(range(5))
+    assert told.rows["status"].to_pylist() == ["same"] * 5
+    plain = compare(photos, parent, None)
+    assert plain.rows["latents_row"].to_pylist() == list(range(5))
+    assert plain.counts == told.counts
