@@ -213,6 +213,8 @@ class Loop:
 
         By the loss of the last step, so that weights which change during a training do not set epochs apart.
         """
+        if self.loader.num_held_out == 0:
+            return Validation()
         last = Step(self.total_steps - 1, self.total_steps)
         with closing(self.loader.validation()) as held_out:
             wanted = islice(held_out, batches)

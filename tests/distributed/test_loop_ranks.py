@@ -78,7 +78,7 @@ def photos(seed: int, number: int) -> Batch:
 class Photos:
     """A loader whose global batches do not depend on the number of ranks; rank 0 holds most of the held-out photos."""
 
-    steps_per_epoch = STEPS
+    steps_per_epoch, num_held_out = STEPS, HELD_OUT
 
     def __init__(self, rank: int, world: int, *, first_has: int = 9) -> None:
         self.rank, self.world = rank, world

@@ -46,7 +46,7 @@ class Squares(Model):
 class Photos:
     """A loader of made-up photos in memory."""
 
-    steps_per_epoch = STEPS
+    steps_per_epoch, num_held_out = STEPS, 0
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size

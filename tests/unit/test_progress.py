@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import termios
@@ -50,6 +51,10 @@ def test_training_progress_in_lines_and_bars() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[-1] == "train: epoch 1/2, step 20/20, loss 1.25 (kl 0.5), 1,234 photos/s, 1 min 15 s left"
     assert len(lines) == 2  # the first one, so that a log shows it has begun, and the last
+    stream = io.StringIO()
+    validated = Progress(stream)
+    validated.training(dataclasses.replace(at(20), validation={"validation/total": 2.5, "validation/ssim": 0.5}))
+    assert ", loss 1.25 (kl 0.5), held out 2.5, 1,234 photos/s" in stream.getvalue()
     stream = io.StringIO()
     bars = Progress(stream, bars=True)
     bars.training(at(10))
