@@ -29,7 +29,7 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 bench: $(VENV)/.dev  ## small benchmarks; each compares two ways in one run and prints a ratio
 	@for name in decode encode search train; do echo "== $$name"; $(BIN)/python tests/benchmarks/bench_$$name.py || exit 1; done
 
-bench-models: $(VENV)/.dev  ## every preset trained and measured on real catalogues (DATA=folder), about an hour; goes on where it was
+bench-models: $(VENV)/.dev  ## every preset trained and measured (DATA=folder), about an hour; can be continued
 	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2
 	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2 --catalogue clothing
 

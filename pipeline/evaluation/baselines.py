@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
+from ..models.backbones.hog import cell_histograms
 
 Float32 = NDArray[np.float32]
 
@@ -75,30 +77,12 @@ def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bi
     blocks = side - block + 1
     out = np.empty((len(pixels), blocks * blocks * block * block * bins), np.float32)
     for start in range(0, len(pixels), _ROWS):
-        cells = _cell_histograms(pixels[start : start + _ROWS], cell, bins)
-        windows = np.lib.stride_tricks.sliding_window_view(cells, (block, block), axis=(1, 2))
-        # [n, blocks, blocks, bins, block, block] to skimage's order of features
-        rows = np.moveaxis(windows, 3, 5).reshape(len(cells), blocks, blocks, -1)
+        photos = torch.from_numpy(np.ascontiguousarray(pixels[start : start + _ROWS].transpose(0, 3, 1, 2)))
+        # Whole numbers, not 0..1, so that equal gradients are equal: then the first channel votes.
+        cells = cell_histograms(photos.float(), cell, bins).numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(cells, (block, block), axis=(2, 3))
+        # [n, bins, blocks, blocks, block, block] to skimage's order of features
+        rows = np.moveaxis(windows, 1, 5).reshape(len(cells), blocks, blocks, -1)
         length = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True) + _EPSILON**2)
         out[start : start + _ROWS] = (rows / length).reshape(len(cells), -1)
     return out
-
-
-def _cell_histograms(pixels: NDArray[np.uint8], cell: int, bins: int) -> NDArray[np.float64]:
-    """Return the mean magnitude of every direction in every cell, float64 [n, side, side, bins]."""
-    values = pixels.astype(np.float32)  # whole numbers, so that equal gradients are equal: the first channel votes
-    down, right = np.zeros_like(values), np.zeros_like(values)
-    down[:, 1:-1] = values[:, 2:] - values[:, :-2]
-    right[:, :, 1:-1] = values[:, :, 2:] - values[:, :, :-2]
-    strongest = np.argmax(down * down + right * right, axis=3)[..., None]
-    rise, run = (np.take_along_axis(part, strongest, axis=3)[..., 0].astype(np.float64) for part in (down, right))
-    magnitude = np.hypot(rise, run)
-    angle = np.rad2deg(np.arctan2(rise, run)) % 180.0
-    direction = np.minimum((angle * bins / 180.0).astype(np.int64), bins - 1)
-    side = pixels.shape[1] // cell
-    edge = side * cell  # a rest of less than a cell has no vote
-    found = np.empty((len(pixels), side, side, bins))
-    for number in range(bins):
-        votes = np.where(direction == number, magnitude, 0.0)[:, :edge, :edge]
-        found[..., number] = votes.reshape(len(pixels), side, cell, side, cell).mean(axis=(2, 4))
-    return found
