@@ -112,7 +112,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         config.train.seed,
         config.train.version,
         train_period(config.train, run=run, now=time.time()),
-        condition=told,
+        condition=told or (config.catalogue.category if config.train.balance else None),
     )
     model_id = find_bundle(store, key)
     encode_all = parent is None or not _same_space(parent, config, model_id, transform)
