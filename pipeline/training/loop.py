@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from itertools import islice
 from typing import Any
 
 import torch
@@ -91,8 +90,8 @@ class Loop:
         self._speed = Speed(start)
         self._saved_at = time.monotonic()
         self._resumed_from = start or None
-        if self._best and start < self.total_steps:  # a wrong name is told now, not after the first epoch
-            self._best.check(self._validate(batches=1).measures)
+        if self._best and start == 0:  # a wrong name is told now, not after the first epoch
+            self._best.check(self._validate().measures)
 
         # --- the steps
         with ExitStack() as stack:
@@ -208,8 +207,8 @@ class Loop:
             if self.validation.categories:
                 self._scalars.add_table(done, "validation/mse_by_category", self.validation.categories)
 
-    def _validate(self, batches: int | None = None) -> Validation:
-        """Measure the model as it is on all held-out photos, or on the first so many batches of each rank.
+    def _validate(self) -> Validation:
+        """Measure the model as it is on the held-out photos of all ranks.
 
         By the loss of the last step, so that weights which change during a training do not set epochs apart.
         """
@@ -217,8 +216,7 @@ class Loop:
             return Validation()
         last = Step(self.total_steps - 1, self.total_steps)
         with closing(self.loader.validation()) as held_out:
-            wanted = islice(held_out, batches)
-            return validate(self.model, wanted, self.ranks, step=last, seed=self.config.seed, labels=self._labels)
+            return validate(self.model, held_out, self.ranks, step=last, seed=self.config.seed, labels=self._labels)
 
     def _save(self, checkpoints: Checkpoints, done: int, means: dict[str, float]) -> None:
         """Write a checkpoint; refuses weights that are not finite, from which no resume could recover."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CodebooksError, NotReconstructing
 from pipeline.losses.gaussian import active_units
+from pipeline.models import MODELS, build_model
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.training.ranks import Ranks
 from pipeline.training.validation import Validation, validate
@@ -204,6 +205,23 @@ def test_what_is_no_number_stops(place: str):
         measured(model, batches())
     assert "validation/total" in str(raised.value)
     assert model.training
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_every_model_is_measured(kind: str):
+    torch.manual_seed(0)
+    config = MODELS[kind][0].model_validate({"kind": kind, "channels": [4, 8]})
+    model = build_model(config, image_size=SIZE, labels=LABELS)
+    if (wanted := config.frozen()) is not None:
+        pytest.skip(f"{kind} needs {wanted}")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = measured(model, batches())
+    assert {"validation/total", "validation/mse", "validation/ssim"} <= set(found.measures)
+    assert ("validation/active_units" in found.measures) == model.has_log_var
+    assert ("validation/used_codes" in found.measures) == (model.num_latent_codes > 0)
+    assert set(found.categories) == {"<none>", "<unknown>", *LABELS}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.scalars() == {}  # what a training notes of its own steps is not touched
 
 
 def test_no_photo_is_no_measure():
