@@ -1,4 +1,4 @@
-"""The vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937), a grid of codes per photo."""
+"""The vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937), of a grid of codes or of one."""
 
 from __future__ import annotations
 
@@ -8,112 +8,190 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..losses import Reconstruction, commitment, reconstruction_loss
+from ..errors import InputError
 from .backbones import ConvDecoder, ConvEncoder, initialise
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
-from .quantizers import EMAQuantizer, Quantised
+from .frozen import FrozenConfig, FrozenEncoder
+from .quantizers import EMAConfig, Quantised, QuantizerConfig, build_quantizer
+from .targets import PixelTarget, TargetConfig, build_target
+
+Codes = Literal["grid", "single"]
 
 
 class VQVAEConfig(ModelConfig):
-    """num_codes: rows of the codebook. code_dim: their length. channels: width of each stage, every stage halves the
-    picture's side, so three stages turn 64 pixels into 8 x 8 codes.
+    """channels: width of each stage, every stage halves the picture's side, so three turn 64 pixels into 8 x 8 cells.
 
-    latent_cells: `Latents.mean` is the map of codes averaged to at most this many cells a side, latent_cells^2 *
-    code_dim numbers. commitment_weight: beta of the paper. decay, restart_threshold: see EMAQuantizer. reconstruction:
-    `bce` or `mse`, both summed over a picture.
+    codes: one for each cell (`grid`), or one for the whole photo (`single`). quantizer: how vectors become codes; its
+    code_dim (of `fsq`: how many levels it has) is what the encoder's width is projected to. latent_cells, of a grid:
+    `Latents.mean` is the map of codes averaged to at most this many cells a side, latent_cells^2 * code_dim numbers.
+    target: what the decoder brings back.
     """
 
     kind: Literal["vqvae"] = "vqvae"
-    num_codes: int = Field(256, ge=2)
-    code_dim: int = Field(16, ge=1)
     channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
+    codes: Codes = "grid"
     latent_cells: int = Field(4, ge=1)
-    commitment_weight: float = Field(0.25, ge=0, allow_inf_nan=False)
-    decay: float = Field(0.99, ge=0, lt=1)
-    restart_threshold: float = Field(0.1, ge=0, lt=1)
-    reconstruction: Reconstruction = "mse"
+    quantizer: QuantizerConfig = EMAConfig()
+    target: TargetConfig = PixelTarget(loss="mse")
+
+    def frozen(self) -> FrozenConfig | None:
+        """Return the encoder that the target looks through, or None."""
+        return self.target.frozen()
 
 
 class VQVAE(Model):
-    """Encoder, nearest codes, decoder; the codebook follows by moving averages in `after_step`.
+    """Encoder, nearest codes, decoder.
 
-    What is compared between photos (`Latents.mean`) keeps the layout: the quantised map [code_dim, g, g], averaged to
-    p x p cells with p = min(g, latent_cells), flattened channel first. The full map would cost an index 16 times the
-    memory; one average over the photo would forget where things are.
+    What is compared between photos (`Latents.mean`) is made of the codes' vectors alone. Of a single code it is the
+    vector. Of a grid it keeps the layout: the quantised map [code_dim, g, g], averaged to p x p cells with p = min(g,
+    latent_cells), flattened channel first. The full map would cost an index 16 times the memory; one average over the
+    photo would forget where things are.
     """
 
     def __init__(self, config: VQVAEConfig, image_size: int) -> None:
         super().__init__()
         self.config = config
         self.image_size = image_size
+        self.target = build_target(config.target, image_size)
         self.encoder = ConvEncoder(image_size, config.channels)
-        self.decoder = ConvDecoder(image_size, config.channels)
-        self.grid = self.encoder.grid
-        width = config.channels[-1]
-        self.to_vectors = nn.Conv2d(width, config.code_dim, 1)
-        self.from_vectors = nn.Sequential(nn.Conv2d(config.code_dim, width, 3, padding=1), nn.SiLU())
-        initialise(self)
-        self.quantizer = EMAQuantizer(
-            config.num_codes, config.code_dim, decay=config.decay, restart_threshold=config.restart_threshold
+        self.decoder = ConvDecoder(
+            image_size, config.channels, out_channels=self.target.channels, out_size=self.target.size
         )
-        cells = min(self.grid, config.latent_cells)
-        self.latent_dim = cells * cells * config.code_dim
-        self.num_latent_codes = self.grid * self.grid
-        self.pooling: Tensor
-        self.register_buffer("pooling", pooling_matrix(self.grid, cells), persistent=False)
+        width, grid = config.channels[-1], self.encoder.grid
+        # Drawn before the quantizer, whose weights `initialise` must leave alone.
+        code_dim = dimensions(config.quantizer)
+        self.layout: GridCodes | SingleCode
+        if config.codes == "grid":
+            self.layout = GridCodes(width, grid, code_dim, min(grid, config.latent_cells))
+        else:
+            self.layout = SingleCode(width, grid, code_dim)
+        initialise(self)
+        self.quantizer = build_quantizer(config.quantizer)
+        self.latent_dim = self.layout.latent_dim
+        self.num_latent_codes = self.layout.number
 
     def forward(self, batch: Batch, step: Step) -> Losses:
-        """Return reconstruction + beta * commitment; parts `reconstruction` and `commitment`, means over photos."""
+        """Return the target's loss and the quantizer's; the parts are the target's and `quantizer`, means over photos.
+
+        `quantizer` is beta * commitment, with the codebook's term where a gradient moves the codebook, or 0 (`fsq`).
+        """
         pictures = to_float(batch.images)
-        vectors = self._vectors(pictures)
-        quantised: Quantised = self.quantizer(vectors)
-        logits = self._logits(quantised.passed)
-        error = reconstruction_loss(self.config.reconstruction, logits, pictures)
-        held = commitment(vectors, quantised.values)
-        total = error + self.config.commitment_weight * held
-        return Losses(total, {"reconstruction": error.detach(), "commitment": held.detach()})
+        quantised: Quantised = self.quantizer(self._vectors(pictures))
+        error, parts = self.target.loss(self._outputs(quantised.passed), pictures)
+        return Losses(error + quantised.loss, {**parts, "quantizer": quantised.loss.detach()})
 
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return mean, float32 [B, latent_dim], and codes, int64 [B, g * g], of photos, uint8 [B, 3, H, W]."""
+        """Return mean, float32 [B, latent_dim], and codes, int64 [B, g * g] or [B, 1], of photos, uint8 [B, 3, H, W].
+
+        Codes are row-major.
+        """
         vectors = self._vectors(to_float(images))
-        codes = self.quantizer.nearest(vectors.flatten(0, 2)).view(-1, self.num_latent_codes)
-        values = self._map(codes).permute(0, 3, 1, 2)
-        with full_precision(values.device.type):
-            cells = self.pooling @ values @ self.pooling.T  # [B, code_dim, p, p]
-        return Latents(cells.flatten(1), codes=codes)
+        codes = self.quantizer.nearest(vectors.flatten(0, -2)).view(-1, self.num_latent_codes)
+        return Latents(self.layout.summary(self._values(codes)), codes=codes)
 
     def decode(self, latents: Latents, condition: Tensor | None = None) -> Tensor:
-        """Return the pictures of `latents.codes`, float [B, 3, H, W] in 0..1; the mean alone holds too little.
+        """Return the pictures of `latents.codes`, float [B, 3, H, W] in 0..1; the mean of a grid holds too little.
 
-        Raises ValueError when the latents have no codes.
+        Raises InputError when the latents have no codes, NotReconstructing for a target other than pixels.
         """
         if latents.codes is None:
-            raise ValueError(
+            raise InputError(
                 "a VQ-VAE decodes codes, and these latents have none; pass the latents that encode returned"
             )
-        return torch.sigmoid(self._logits(self._map(latents.codes)))
+        return self.target.picture(self._outputs(self._values(latents.codes)))
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return the map after every stage of the encoder, finest first, of pictures float [B, 3, H, W]."""
+        return self.encoder.maps(pictures)
+
+    def use_frozen(self, frozen: FrozenEncoder) -> None:
+        """Give the target the encoder it looks through."""
+        self.target.use_frozen(frozen)
 
     def after_step(self) -> None:
         """Move the codebook; every rank must call it."""
         self.quantizer.update()
 
     def scalars(self) -> dict[str, float]:
-        """Return the codebook's measures since the last call, over all ranks; see EMAQuantizer.scalars."""
+        """Return the codebook's measures since the last call, over all ranks; see CodebookMeasures.collect."""
         return self.quantizer.scalars()
 
-    def _map(self, codes: Tensor) -> Tensor:
-        """Return the codebook's rows for codes [B, g * g], float32 [B, g, g, code_dim]."""
-        return self.quantizer.lookup(codes).view(-1, self.grid, self.grid, self.config.code_dim)
-
     def _vectors(self, pictures: Tensor) -> Tensor:
-        """Return what is quantised, float32 [B, g, g, code_dim]."""
-        vectors: Tensor = self.to_vectors(self.encoder(pictures))
-        return vectors.float().permute(0, 2, 3, 1)
+        """Return what is quantised, float32 [B, g, g, code_dim] or [B, code_dim]."""
+        vectors: Tensor = self.layout.vectors(self.encoder(pictures))
+        return vectors.float()
 
-    def _logits(self, values: Tensor) -> Tensor:
-        """Return the logits of pictures of a map [B, g, g, code_dim]."""
-        logits: Tensor = self.decoder(self.from_vectors(values.permute(0, 3, 1, 2)))
-        return logits
+    def _values(self, codes: Tensor) -> Tensor:
+        """Return the vectors of codes [B, g * g] or [B, 1], shaped as those of `_vectors`."""
+        return self.quantizer.lookup(codes).view(-1, *self.layout.shape)
+
+    def _outputs(self, values: Tensor) -> Tensor:
+        """Return what the decoder makes of quantised vectors, float [B, channels, size, size] of the target."""
+        outputs: Tensor = self.decoder(self.layout.features(values))
+        return outputs
+
+
+def dimensions(config: QuantizerConfig) -> int:
+    """Return how many numbers a vector has that this quantizer takes."""
+    return len(config.levels) if config.kind == "fsq" else config.code_dim
+
+
+class GridCodes(nn.Module):
+    """A vector for each of the map's g x g cells."""
+
+    def __init__(self, width: int, grid: int, code_dim: int, cells: int) -> None:
+        super().__init__()
+        self.shape = (grid, grid, code_dim)
+        self.number = grid * grid
+        self.latent_dim = cells * cells * code_dim
+        self.to_vectors = nn.Conv2d(width, code_dim, 1)
+        self.from_vectors = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), nn.SiLU())
+        self.pooling: Tensor
+        self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return vectors [B, g, g, code_dim] of a feature map [B, width, g, g]."""
+        vectors: Tensor = self.to_vectors(features)
+        return vectors.permute(0, 2, 3, 1)
+
+    def features(self, values: Tensor) -> Tensor:
+        """Return the decoder's map [B, width, g, g] of values [B, g, g, code_dim]."""
+        features: Tensor = self.from_vectors(values.permute(0, 3, 1, 2))
+        return features
+
+    def summary(self, values: Tensor) -> Tensor:
+        """Return what is compared between photos, float32 [B, latent_dim], of values [B, g, g, code_dim]."""
+        with full_precision(values.device.type):
+            cells = self.pooling @ values.permute(0, 3, 1, 2) @ self.pooling.T  # [B, code_dim, p, p]
+        return cells.flatten(1)
+
+
+class SingleCode(nn.Module):
+    """One vector for the whole photo: the map, flattened, through a linear layer."""
+
+    def __init__(self, width: int, grid: int, code_dim: int) -> None:
+        super().__init__()
+        self.shape = (code_dim,)
+        self.number = 1
+        self.latent_dim = code_dim
+        self.to_vectors = nn.Linear(width * grid * grid, code_dim)
+        self.from_vectors = nn.Sequential(
+            nn.Linear(code_dim, width * grid * grid), nn.SiLU(), nn.Unflatten(1, (width, grid, grid))
+        )
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return vectors [B, code_dim] of a feature map [B, width, g, g]."""
+        vectors: Tensor = self.to_vectors(features.flatten(1))
+        return vectors
+
+    def features(self, values: Tensor) -> Tensor:
+        """Return the decoder's map [B, width, g, g] of values [B, code_dim]."""
+        features: Tensor = self.from_vectors(values)
+        return features
+
+    def summary(self, values: Tensor) -> Tensor:
+        """Return what is compared between photos: the values themselves, [B, code_dim]."""
+        return values
 
 
 def pooling_matrix(grid: int, cells: int) -> Tensor:
