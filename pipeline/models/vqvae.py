@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..losses.precision import widened
 from .backbones import ConvDecoder, ConvEncoder, initialise
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
 from .frozen import FrozenConfig, FrozenEncoder
@@ -119,7 +120,7 @@ class VQVAE(Model):
     def _vectors(self, pictures: Tensor) -> Tensor:
         """Return what is quantised, float32 [B, g, g, code_dim] or [B, code_dim]."""
         vectors: Tensor = self.layout.vectors(self.encoder(pictures))
-        return vectors.float()
+        return widened(vectors)
 
     def _values(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes [B, g * g] or [B, 1], shaped as those of `_vectors`."""

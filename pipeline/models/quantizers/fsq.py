@@ -62,8 +62,7 @@ class FSQQuantizer(Quantizer):
             values = rounded / self.width
             codes = self._number(rounded)
             if self.training:
-                error = (bounded.detach() / self.width - values).square().sum()
-                self.measures.note(codes.flatten(), error)
+                self._take_notes(bounded, codes, values)
             passed = straight_through(bounded, rounded) / self.width
             return Quantised(values, codes, passed, values.new_zeros(()))
 
@@ -75,7 +74,7 @@ class FSQQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the values of codes, int [...] to float32 [..., code_dim]."""
         digits = codes.unsqueeze(-1) // self.basis % self.levels
-        return (digits - self.width).float() / self.width
+        return (digits - self.width).to(self.shift.dtype) / self.width
 
     def scalars(self) -> dict[str, float]:
         """Return the measures of CodebookMeasures.collect; the error is that of the bounded numbers."""
@@ -92,6 +91,12 @@ class FSQQuantizer(Quantizer):
         The paper's appendix A.1: an even L has one level more below zero than above, hence the shift by half a level.
         """
         return torch.tanh(vectors + self.shift) * self.reach - self.offset
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _take_notes(self, bounded: Tensor, codes: Tensor, values: Tensor) -> None:
+        # Never compiled: what is kept beyond the step must not lie in memory that a compiled graph uses again.
+        self.measures.note(codes.flatten(), (bounded / self.width - values).square().sum())
 
     def _number(self, rounded: Tensor) -> Tensor:
         return ((rounded.long() + self.width) * self.basis).sum(dim=-1)
