@@ -1,13 +1,15 @@
-"""What bench_models.py measures in the process of one training: photos as parts, a preset with a seed, the floors."""
+"""What the benchmarks of models measure in the process of one training: photos as parts, presets, the floors."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
+import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from bench_refresh import split
 from jobs.command import Arguments
 from jobs.config import Config, load_config
 from pipeline.encoding.actors import Encoder
-from pipeline.errors import NotReconstructing
+from pipeline.errors import NotReconstructing, PhotoRefused
 from pipeline.evaluation.baselines import hog_features, pixel_features, principal_components
 from pipeline.evaluation.knn import knn_accuracy
 from pipeline.evaluation.latents import code_measures, gaussian_measures
@@ -44,14 +46,16 @@ from pipeline.training.progress import Scalars
 from pipeline.training.split import held_out
 from pipeline.training.worker import fix_process
 
-FLOORS = "floors"
+FLOORS, RENDERED = "floors", "rendered"
 FLOOR_SIZES = {"fashion_mnist": 28, "clothing": 64}  # of the floors' photos; the former's own size
 PART_ROWS = 5000
 
 
 @dataclass(frozen=True)
 class Photos:
-    """pixels: uint8 [n, size, size, 3]. groups: item_id, or the contributor where the catalogue names one."""
+    """pixels: uint8 [n, size, size, 3]. groups: item_id, the contributor where the catalogue names one, or a rendered
+    photo's colour.
+    """
 
     pixels: np.ndarray
     categories: list[str]
@@ -67,8 +71,28 @@ def source_rows(data: Path, catalogue: str, part: str) -> Iterator[tuple[bytes, 
                 item = str(row.get("item_id", number))
                 yield row["image"], str(row["category"]), item, item
         return
+    if catalogue == RENDERED:
+        yield from rendered_rows(data, part)
+        return
     for row in split(data)[part == "test"]:
         yield (data / "clothing" / row["image"]).read_bytes(), row["category"], row["item_id"], row["sender_id"]
+
+
+def rendered_rows(data: Path, part: str) -> Iterator[tuple[bytes, str, str, str]]:
+    """Yield the rendered catalogue's usable photos, their colour as the group; a quarter of the items is `test`."""
+    with (data / "catalogue.csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    away = held_out([row["item_id"] for row in rows], 0.25, 0)
+    for row, last in zip(rows, away, strict=True):
+        if last != (part == "test"):
+            continue
+        for name in json.loads(row["image"]) if row["image"].startswith("[") else [row["image"]]:
+            photo = (data / name).read_bytes() if (data / name).exists() else b""
+            try:
+                decode(photo, ImagesConfig(size=16))
+            except PhotoRefused:  # some are broken on purpose
+                continue
+            yield photo, row["category"], row["item_id"], row["colour"]
 
 
 def prepare(data: Path, cache: Path, catalogue: str, size: int, limit: int | None) -> str:
@@ -119,27 +143,43 @@ def load(folder: Path, part: str, size: int) -> Photos:
     return Photos(pixels, *(table[name].to_pylist() for name in ("category", "item_id", "group")))
 
 
-def preset_config(name: str, epochs: int | None) -> Config:
-    """Return a preset's settings. epochs: instead of its own."""
-    overrides = ["store=/nowhere", "catalogue.source=/nowhere.parquet"]
+def preset_config(name: str, epochs: int | None, more: Sequence[str] = ()) -> Config:
+    """Return a preset's settings. epochs: instead of its own; more: settings that differ, written `key=value`."""
+    overrides = ["store=/nowhere", "catalogue.source=/nowhere.parquet", *more]
     overrides += [f"train.epochs={epochs}"] if epochs else []
     return load_config(Arguments(config=name, overrides=tuple(overrides)), {})
 
 
-def train(config: Config, seed: int, cache: Path, folder: str, photos: Photos) -> tuple[Model, dict[str, Any]]:
-    """Return the trained model, and minutes, images/s and the last epoch's measures of the training."""
+def train(
+    config: Config,
+    seed: int,
+    cache: Path,
+    folder: str,
+    photos: Photos,
+    *,
+    chosen: np.ndarray | None = None,
+    begin: Callable[[Model], object] | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """Return the trained model, and minutes, images/s and the last epoch's measures of the training.
+
+    chosen: which photos are trained on, bool [n]; all by default. begin: what is done to the new model before. Where
+    photos are held out, `epoch_loss` has their loss after every epoch.
+    """
     settings = config.train.model_copy(update={"seed": seed, "threads": 1})
     fix_process(settings, torch.device("cpu"))
     torch.manual_seed(seed)
     labels = tuple(sorted(set(photos.categories)))
     model = build_model(config.model, image_size=config.images.size, labels=labels)
+    if begin is not None:
+        begin(model)
     category = condition_of(labels, photos.categories).numpy().astype(np.int32)
     away = held_out(photos.groups if settings.split_by else photos.items, settings.validation, seed)
     pixels = []
     for number, first in enumerate(range(0, len(photos.items), PART_ROWS)):
         rows = slice(first, first + PART_ROWS)
-        living = np.arange(len(category[rows]), dtype=np.int32)
-        pixels.append(PixelRows(f"{folder}/train-{number:03}.parquet", living, category[rows], away[rows]))
+        living = np.flatnonzero(np.ones(len(category[rows])) if chosen is None else chosen[rows]).astype(np.int32)
+        name = f"{folder}/train-{number:03}.parquet"
+        pixels.append(PixelRows(name, living, category[rows][living], away[rows][living]))
     loader = PixelLoader(
         PartReader(PartCache(open_store(str(cache)), cache / "parts"), config.images.size),
         pixels,
@@ -156,7 +196,10 @@ def train(config: Config, seed: int, cache: Path, folder: str, photos: Photos) -
     trained = loop.run()
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     images = loop.total_steps * settings.batch_size
-    measures = {name.replace("/", "_"): value for name, value in kept.values.items() if name.startswith("codebook/")}
+    measures: dict[str, Any] = {}
+    measures |= {name.replace("/", "_"): value for name, value in kept.values.items() if name.startswith("codebook/")}
+    if kept.losses:
+        measures["epoch_loss"] = kept.losses
     return trained, {
         "train_s": seconds,
         "train_cpu_s": cpu,
@@ -168,13 +211,16 @@ def train(config: Config, seed: int, cache: Path, folder: str, photos: Photos) -
 
 
 class Kept(Scalars):
-    """Keeps the last value of every scalar, where a run writes them for TensorBoard."""
+    """Keeps the last value of every scalar, where a run writes them for TensorBoard, and the held-out losses."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.losses: list[float] = []
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         self.values.update(values)
+        if "validation/total" in values:
+            self.losses.append(values["validation/total"])
 
     def add_pictures(self, step: int, name: str, pictures: torch.Tensor) -> None: ...
 
