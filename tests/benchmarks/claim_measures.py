@@ -213,7 +213,7 @@ def pretraining(task: Task) -> dict[str, Any]:
     source, before = train(config, SEED, task.asked.cache, task.folder, task.bank)
     copied: list[str] = []
     _, result = task.train(begin=lambda model: copied.extend(copy_convolutions(model, source)))
-    return {**result, "copied": len(copied), "before_s": before["train_s"]}
+    return {**result, "copied": len(copied), "before_cpu_s": before["train_cpu_s"]}
 
 
 def imbalance(task: Task) -> dict[str, Any]:
