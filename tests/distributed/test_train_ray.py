@@ -113,20 +113,17 @@ def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_killed_worker_costs_no_bit(undisturbed, tmp_path):
     store = new_store(tmp_path)
     seen: list[TrainProgress] = []
-    killed: list[int] = []
+    saved: list[int] = []  # the newest checkpoint when the worker was killed
 
     def kill_one(progress: TrainProgress) -> None:
         seen.append(progress)
-        if not killed and complete_steps(store):
-            victim = workers()[-1]
-            victim.send_signal(signal.SIGKILL)
-            killed.append(victim.pid)
+        if not saved and (complete := complete_steps(store)):
+            saved.append(max(complete))
+            workers()[-1].send_signal(signal.SIGKILL)
 
     assert train(store, progress=kill_one) == undisturbed
-    assert killed
-    resumed = {one.resumed_from for one in seen} - {None}
-    assert len(resumed) == 1
-    assert resumed.pop() > 0
+    [resumed] = {one.resumed_from for one in seen} - {None}
+    assert resumed >= saved[0] > 0  # nothing is lost but the steps since that checkpoint
 
 
 PROGRAM = """
