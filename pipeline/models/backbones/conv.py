@@ -100,10 +100,11 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A map [B, channels[-1], grid, grid] to outputs float32 [B, out_channels, out_size, out_size].
 
-    The mirror image of ConvEncoder, with as many of its stages as out_size needs; a size between two stages is
-    enlarged bilinearly, one below the grid is averaged from it. Beside the stages one linear layer paints the map's
-    cells in colour, smoothly enlarged: large areas of colour are then learnt in the first epochs, where the stages
-    alone learn brightness long before colour.
+    The mirror image of ConvEncoder, with as many of its stages as out_size needs, and where it needs fewer than all
+    another 3 x 3 convolution: a single layer would be a linear decoder, and the latents no better than PCA's. A size
+    between two stages is enlarged bilinearly, one below the grid is averaged from it. Beside the stages one linear
+    layer paints the map's cells in colour, smoothly enlarged: large areas of colour are then learnt in the first
+    epochs, where the stages alone learn brightness long before colour.
     """
 
     def __init__(
@@ -121,17 +122,18 @@ class ConvDecoder(nn.Module):
         self.grid = sizes[0]
         self.in_shape: tuple[int, ...] = (channels[-1], self.grid, self.grid)
         steps = [(small, large) for small, large in pairwise(sizes) if large <= self.out_size]
-        widths = [*channels[::-1][: max(len(steps), 1)], out_channels]
+        whole = len(steps) == len(channels)
+        widths = [*channels[::-1], out_channels]
         layers: list[nn.Module] = []
-        if not steps:
-            layers = [nn.Conv2d(channels[-1], out_channels, 3, padding=1)]
         for place, (small, large) in enumerate(steps):
             odd = large - 2 * small  # a row and column that halving had dropped
-            last = place == len(steps) - 1
+            last = whole and place == len(steps) - 1
             before, after = widths[place : place + 2]
             bias = last or norm != "batch"
             layers.append(nn.ConvTranspose2d(before, after, _KERNEL, _STRIDE, _PADDING, output_padding=odd, bias=bias))
             layers += [] if last else [*norm_layers(norm, after), nn.SiLU()]
+        if not whole:
+            layers += [nn.Conv2d(widths[len(steps)], out_channels, 3, padding=1)]
         self.stages = nn.Sequential(*layers)
         self.colours = nn.Conv2d(channels[-1], out_channels, 1)
 
