@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 class Batch:
     """One training batch: images uint8 [B, 3, H, W] (or [views * B, 3, H, W]); condition int64 [B] or None.
 
-    A condition is a row of a conditional model's table of categories: see `condition_of`.
+    A condition is a row of a conditional model's table of categories: see `condition_of`. codes int64 [B, h, w] are
+    what a prior reads; its images are [B, 3, 0, 0].
     """
 
     images: Tensor
     condition: Tensor | None = None
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,9 @@ class Model(nn.Module, ABC):
     """
 
     views: ClassVar[int] = 1  # 2: the loader gives two augmented views of each photo
+    reads: ClassVar[Literal["photos", "codes"]] = "photos"  # what of a batch the model is about
+    trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
+    fits: bool = False  # whether `fit` has something to do
     image_size: int
     latent_dim: int
     labels: tuple[str, ...] = ()  # of a conditional model: the categories it knows
@@ -111,6 +116,17 @@ class Model(nn.Module, ABC):
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""
         raise ConfigError(f"{type(self).__name__} trains without a frozen encoder")
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Set what is computed from training photos once the weights are final, for example a PCA (`ReadOut.fit`).
+
+        Called in evaluation mode before the bundle is written, on one rank, with each of up to 20,000 photos once.
+        """
+
+    def blank(self) -> Batch:
+        """Return the plainest batch of one that `forward` takes, without a category: a black photo."""
+        black = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        return Batch(black, torch.full((1,), NO_CATEGORY, dtype=torch.int64))
 
     def after_step(self) -> None:
         """Run after every optimiser step, on every rank: EMA updates, restarts of dead codes."""

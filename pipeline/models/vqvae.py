@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from .backbones import ConvDecoder, ConvEncoder, initialise
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
 from .frozen import FrozenConfig, FrozenEncoder
 from .quantizers import EMAConfig, Quantised, QuantizerConfig, build_quantizer
+from .readout import pooling_matrix
 from .targets import PixelTarget, TargetConfig, build_target
 
 Codes = Literal["grid", "single"]
@@ -193,12 +193,3 @@ class SingleCode(nn.Module):
     def summary(self, values: Tensor) -> Tensor:
         """Return what is compared between photos: the values themselves, [B, code_dim]."""
         return values
-
-
-def pooling_matrix(grid: int, cells: int) -> Tensor:
-    """Return P, float32 [cells, grid]: P @ map @ P.T is the map averaged to cells x cells, as adaptive pooling does."""
-    matrix = torch.zeros(cells, grid)
-    for cell in range(cells):
-        start, end = cell * grid // cells, -(-(cell + 1) * grid // cells)
-        matrix[cell, start:end] = 1.0 / (end - start)
-    return matrix

@@ -12,7 +12,8 @@ import torch
 from pipeline.losses import commitment
 from pipeline.models import Batch, Step, build_model
 from pipeline.models.quantizers import EMAConfig, EMAQuantizer
-from pipeline.models.vqvae import VQVAEConfig, pooling_matrix
+from pipeline.models.readout import pooling_matrix
+from pipeline.models.vqvae import VQVAEConfig
 
 NUM_CODES, CODE_DIM = 32, 8
 
