@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -66,6 +67,19 @@ def inputs_digest(pixels: Sequence[PixelRows]) -> str:
     return key_of(
         [[part.part, text(part.rows, "<i4"), text(part.category, "<i4"), text(part.held_out, "u1")] for part in pixels]
     )
+
+
+class Loader(Protocol):
+    """What the loop asks of one rank's batches; see `PixelLoader` for what each means."""
+
+    num_held_out: int
+    steps_per_epoch: int
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the batches of steps start..stop - 1, counted over all epochs, on the CPU."""
+
+    def validation(self) -> Generator[Batch]:
+        """Yield this rank's share of what is held out."""
 
 
 class PixelLoader:

@@ -16,7 +16,7 @@ from ..models.base import Batch, Losses, Model, Step
 from .averaging import BestWeights, MovingAverage
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .loader import PixelLoader
+from .loader import Loader
 from .optimisers import build_optimiser, learning_rate, set_learning_rate
 from .progress import LossLog, Scalars, Speed, TrainProgress
 from .ranks import Ranks, seed_rank
@@ -42,7 +42,7 @@ class Loop:
     def __init__(
         self,
         model: Model,
-        loader: PixelLoader,
+        loader: Loader,
         config: TrainConfig,
         ranks: Ranks | None = None,
         *,
@@ -54,6 +54,8 @@ class Loop:
     ) -> None:
         if model.views != 1:
             raise ConfigError(f"{type(model).__name__} wants {model.views} views of each photo; the loader gives one")
+        if model.reads != "photos" and config.augment != "none":
+            raise ConfigError(f"train.augment is {config.augment!r}, but {type(model).__name__} reads {model.reads}")
         self.config = config
         self.ranks = ranks or Ranks()
         self.model = self.ranks.place(model)
@@ -151,7 +153,8 @@ class Loop:
         if self.config.augment == "light":
             images = light(images)
         condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
-        return Batch(images, condition)
+        codes = None if batch.codes is None else batch.codes.to(device, non_blocking=True)
+        return Batch(images, condition, codes)
 
     def _backward(self, batch: Batch, step: Step) -> Losses:
         """Add the gradient of the batch's loss to the parameters, in `accumulate` micro-batches; return the losses.
@@ -260,5 +263,7 @@ class Loop:
 def _micro_batches(batch: Batch, number: int) -> list[Batch]:
     """Return a batch in at most `number` pieces of equal size, the last of which may be smaller."""
     images = batch.images.chunk(number)
-    conditions = [None] * len(images) if batch.condition is None else batch.condition.chunk(number)
-    return [Batch(*piece) for piece in zip(images, conditions, strict=True)]
+    conditions, codes = (
+        [None] * len(images) if values is None else values.chunk(number) for values in (batch.condition, batch.codes)
+    )
+    return [Batch(*piece) for piece in zip(images, conditions, codes, strict=True)]
