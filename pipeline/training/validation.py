@@ -86,18 +86,14 @@ class _Sums:
 
     def add(self, batch: Batch) -> None:
         """Add a batch."""
-        condition = None if batch.condition is None else batch.condition.to(self._device)
-        images = batch.images.to(self._device)
-        if len(images):
-            self._add(Batch(images, condition), len(images))
+        if len(batch.images):
+            self._add(self._here(batch), len(batch.images))
 
     def over(self, ranks: Ranks) -> dict[str, Tensor]:
         """Return the sums over all ranks, on every rank."""
         if not self._sums:
-            # A black photo that counts nothing: a rank without photos then knows the same names as its peers.
-            side = self._model.image_size
-            black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self._device)
-            self._add(Batch(black, torch.zeros(1, dtype=torch.int64, device=self._device)), 0)
+            # A batch that counts nothing: a rank without photos then knows the same names as its peers.
+            self._add(self._here(self._model.blank()), 0)
         # How many codes and categories there are is what the largest seen anywhere says.
         lengths = ranks.largest([len(values) for values in self._sums.values()])
         padded = [
@@ -106,6 +102,10 @@ class _Sums:
         ]
         both = torch.split(ranks.sum(torch.cat(padded)).cpu(), lengths)
         return dict(zip(self._sums, both, strict=True))
+
+    def _here(self, batch: Batch) -> Batch:
+        values = (batch.images, batch.condition, batch.codes)
+        return Batch(*(None if value is None else value.to(self._device) for value in values))  # type: ignore[arg-type]
 
     def _add(self, batch: Batch, photos: int) -> None:
         self._note("photos", torch.full((1,), float(photos), device=self._device))
