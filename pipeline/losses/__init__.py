@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
+from .contrastive import info_nce, nt_xent, triplet
 from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
 from .rebalance import RunningMean
@@ -17,12 +18,15 @@ __all__ = [
     "codebook_loss",
     "commitment",
     "feature_distance",
+    "info_nce",
     "kl_per_dimension",
     "kl_to_standard_normal",
     "kl_with_free_bits",
     "mse",
+    "nt_xent",
     "reconstruction_loss",
     "reparameterise",
     "ssim",
     "ssim_loss",
+    "triplet",
 ]

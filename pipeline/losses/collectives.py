@@ -1,14 +1,18 @@
 """What a loss or a quantizer asks of its peers: sums, rank 0's word, rows that lie on other ranks.
 
-Whether there are peers is asked at every call: what is built before the process group joins it too. None of these lets
-a gradient through.
+Whether there are peers is asked at every call: what is built before the process group joins it too. Only `gather_rows`
+lets a gradient through.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ..errors import ConfigError
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -52,3 +56,40 @@ def pick_rows(rows: Tensor, chosen: Tensor, per_rank: Tensor) -> Tensor:
     picked = rows.new_zeros(len(chosen), rows.shape[1])
     picked[mine] = rows[local[mine]]
     return sum_over_ranks(picked)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return every rank's `rows` [N, d] as one tensor [world_size * N, d] in rank order, on every rank.
+
+    The one collective here with a gradient: that of a rank's rows is the sum of what all ranks' losses ask of them.
+    Without it, or with another rank's rows detached, a loss that compares photos has the wrong gradient. Every rank
+    must call this, and run the backward pass. Raises ConfigError, on every rank, where ranks hold unlike numbers.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return rows
+    numbers = rows_per_rank(rows).tolist()  # asked each time: gathering unlike numbers would hang or be garbage
+    if len(set(numbers)) > 1:
+        raise ConfigError(
+            f"ranks hold {numbers} photos of a batch, and a loss that compares the photos of all ranks needs equally "
+            "many on each; use a train.batch_size that is a multiple of train.workers"
+        )
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose gradient is summed over ranks; the functions of torch.distributed.nn do the same."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rank, world = rank_and_world()
+        ctx.own = slice(rank * len(rows), (rank + 1) * len(rows))
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(world)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]

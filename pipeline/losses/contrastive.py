@@ -1,0 +1,78 @@
+"""Losses that compare photos: views of the same photo are to lie close together, views of others far apart.
+
+All rows are compared by cosine. Autocast is off in here: a difference of similarities divided by a small temperature
+does not survive half precision.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from .collectives import gather_rows, rank_and_world
+from .precision import full_precision, widened
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, *, over_ranks: bool) -> Tensor:
+    """Return the normalised temperature-scaled cross entropy of two views of each photo, [B, d] each, to [].
+
+    Chen et al. 2020, arXiv 2002.05709, equation 1: each of the 2 B rows has to tell its other view from all other rows,
+    itself excluded; a mean over rows. With over_ranks those are the rows of all ranks, and every rank must call this
+    with equally many: the mean over ranks of the values and of the gradients is then that of one rank with all photos.
+    A photo alone has nothing to be told from: its loss is 0. Raises ConfigError for unlike shapes or a temperature
+    that is not positive.
+    """
+    _check(first, second, temperature)
+    with full_precision(first.device.type):
+        anchors = _unit(torch.cat([first, second]))
+        count = len(anchors)
+        others = gather_rows(anchors) if over_ranks else anchors
+        own = torch.arange(count, device=anchors.device)
+        begin = rank_and_world()[0] * count if over_ranks else 0
+        logits = anchors @ others.T / temperature
+        itself = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, (begin + own)[:, None], value=True)
+        partner = begin + (own + count // 2) % count
+        return F.cross_entropy(logits.masked_fill(itself, -torch.inf), partner)
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropy of telling each query's key from the rows of a queue; [B, d], [B, d], [K, d] to [].
+
+    He et al. 2020, arXiv 1911.05722, equation 1; a mean over queries. Keys and queue have no gradient. The queue's rows
+    are taken as they are, of length 1; queries and keys are brought to it. Raises ConfigError for unlike shapes or a
+    temperature that is not positive.
+    """
+    _check(queries, keys, temperature)
+    with full_precision(queries.device.type):
+        queries, keys = _unit(queries), _unit(keys.detach())
+        right = (queries * keys).sum(dim=1, keepdim=True)
+        wrong = queries @ queue.detach().to(queries.dtype).T
+        logits = torch.cat([right, wrong], dim=1) / temperature
+        return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
+
+
+def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Return by how much each anchor is not nearer, by `margin`, to its positive than to its negative; [B, d] to [].
+
+    Euclidean distances of the rows as they are, a mean over anchors (Schroff et al. 2015, arXiv 1503.03832, equation 3,
+    with distances in place of their squares, as in torch.nn.TripletMarginLoss). Raises ConfigError for unlike shapes.
+    """
+    if not anchors.shape == positives.shape == negatives.shape:
+        shapes = ", ".join(str(list(rows.shape)) for rows in (anchors, positives, negatives))
+        raise ConfigError(f"anchors, positives and negatives are {shapes}; all three need one shape [B, d]")
+    anchors, positives, negatives = widened(anchors), widened(positives), widened(negatives)
+    near, far = F.pairwise_distance(anchors, positives), F.pairwise_distance(anchors, negatives)
+    return (near - far + margin).clamp_min(0.0).mean()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(widened(rows), dim=1)
+
+
+def _check(first: Tensor, second: Tensor, temperature: float) -> None:
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ConfigError(f"views are {list(first.shape)} and {list(second.shape)}; both need one shape [B, d]")
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it is above 0, for example 0.2")
