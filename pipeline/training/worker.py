@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import time
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 
 from ..errors import CodebooksError, Unavailable
 from ..keys import SHORT, key_of
-from ..models import build_model
-from ..models.base import Model, ModelConfig
+from ..models import MODELS, build_model
+from ..models.base import Batch, Model, ModelConfig
 from ..models.bundle import load_bundle, save_bundle
 from ..models.frozen import load_frozen
 from ..models.pretraining import copy_convolutions
@@ -27,6 +29,7 @@ from .progress import Scalars, TrainProgress
 from .ranks import Ranks
 from .validation import Validation
 
+_FIT_PHOTOS, _FIT_BATCH = 20_000, 256
 _KEPT_BLOCK = 256 * 2**20
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -59,8 +62,44 @@ def run_rank(
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
 
-    first_here: this rank cleans up its machine's cache of parts.
+    A model that does not train (`Model.trains`) becomes a bundle at once. first_here: this rank cleans up its machine's
+    cache of parts.
     """
+    cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
+    reader = PartReader(cache, job.images["size"])
+    loader = PixelLoader(
+        reader,
+        job.pixels,
+        batch_size=job.train.worker_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=job.train.seed,
+        window_parts=job.train.window_parts,
+        balance=job.train.balance,
+    )
+    trains = MODELS[job.model.kind][1].trains
+    loop = _loop(job, ranks, loader, report=report, should_stop=should_stop) if trains else None
+    trained = loop.run() if loop else _model(job, ranks, fresh=True)
+    ranks.wait_for_all()
+    bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
+    if first_here:
+        cache.remove()
+    if bundled is None:
+        return None
+    card = {
+        "photos": loader.num_photos,
+        "photos held out": loader.num_held_out,
+        "steps": loop.total_steps if loop else 0,
+        "train": job.train.model_dump(mode="json"),
+        **_validation_sections(loop.validation if loop else Validation()),
+    }
+    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+
+
+def _loop(
+    job: TrainJob, ranks: Ranks, loader: PixelLoader, *, report: Report | None, should_stop: ShouldStop | None
+) -> Loop:
+    """Return the loop of one rank, its model built and what surrounds it attached."""
     identity = {
         "train_key": job.train_key,
         "inputs": inputs_digest(job.pixels),
@@ -70,18 +109,7 @@ def run_rank(
     folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
     checkpoints = Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints)
     model = _model(job, ranks, fresh=checkpoints.newest() is None)
-    cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
-    loader = PixelLoader(
-        PartReader(cache, job.images["size"]),
-        job.pixels,
-        batch_size=job.train.worker_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        seed=job.train.seed,
-        window_parts=job.train.window_parts,
-        balance=job.train.balance,
-    )
-    loop = Loop(
+    return Loop(
         model,
         loader,
         job.train,
@@ -92,23 +120,39 @@ def run_rank(
         should_stop=should_stop,
         open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
     )
-    trained = loop.run()
-    ranks.wait_for_all()
-    if first_here:
-        cache.remove()
-    if not ranks.is_first:
-        return None
+
+
+def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.device) -> Model:
+    """Return the model that becomes the bundle, on the CPU: the trained weights, and what is fitted after them.
+
+    Fitted on the same photos in the same order whatever the number of workers.
+    """
     # Built anew: what the training made of the modules (norms over ranks, compiled calls) is no part of the model.
-    bundled = build_model(job.model, image_size=job.images["size"], labels=job.labels)
-    bundled.load_state_dict(trained.state_dict())
-    card = {
-        "photos": loader.num_photos,
-        "photos held out": loader.num_held_out,
-        "steps": loop.total_steps,
-        "train": job.train.model_dump(mode="json"),
-        **_validation_sections(loop.validation),
-    }
-    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+    model = build_model(job.model, image_size=job.images["size"], labels=job.labels).eval()
+    model.load_state_dict(trained.state_dict())
+    if not model.fits:
+        return model
+    everything = PixelLoader(
+        reader,
+        job.pixels,
+        batch_size=_FIT_BATCH,
+        rank=0,
+        world_size=1,
+        seed=job.train.seed,
+        window_parts=job.train.window_parts,
+    )
+    photos = min(everything.num_photos, _FIT_PHOTOS)
+    with torch.no_grad(), closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
+        model.to(device).fit(_first(batches, photos, device))
+    return model.to("cpu")
+
+
+def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
+    """Yield the first so many photos of batches, on the device."""
+    for batch in batches:
+        condition = None if batch.condition is None else batch.condition[:photos].to(device)
+        yield Batch(batch.images[:photos].to(device), condition)
+        photos -= len(batch.images)
 
 
 def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
