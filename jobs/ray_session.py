@@ -46,6 +46,12 @@ def ray_session(config: Config) -> Iterator[None]:
         raise Unavailable(
             f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
         ) from error
+    except Exception as error:  # Ray raises a bare Exception, known by its words alone
+        if "timed out during startup" not in str(error):
+            raise
+        raise Unavailable(
+            f"Ray did not start on this machine in time ({error}); it is probably busy: run again"
+        ) from error
     restore_handlers()  # ray.init has set its own, which end the process with 1
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
