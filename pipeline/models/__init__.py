@@ -1,6 +1,6 @@
 """Models: photos to latents and back. The table of kinds, the union of their configurations, bundles on the store.
 
-To add a model: its file, one line in MODELS, one member in AnyModelConfig, a preset and a golden file.
+To add a model: its file, one line in MODELS, one member in AnyModelConfig, presets and a golden file.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from .autoencoder import Autoencoder, AutoencoderConfig
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
+from .pretrained import Pretrained, PretrainedConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
 
 MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
+    "pretrained": (PretrainedConfig, Pretrained),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
 }
 
-AnyModelConfig = Annotated[AutoencoderConfig | CVAEConfig | VAEConfig | VQVAEConfig, Field(discriminator="kind")]
+AnyModelConfig = Annotated[
+    AutoencoderConfig | CVAEConfig | PretrainedConfig | VAEConfig | VQVAEConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "MODELS",

@@ -18,7 +18,7 @@ from .base import Model
 from .bundle import load_bundle
 
 # Of ImageNet, which torchvision's weights were trained on.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WIDTHS = (64, 64, 128, 256, 512)
 
 
@@ -99,8 +99,8 @@ class ResNet18(FrozenEncoder):
         network.fc = nn.Identity()
         _load(network, tensors, source)
         super().__init__(network, layers)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def _all(self, pictures: Tensor) -> list[Tensor]:
         network: Any = self.network

@@ -16,6 +16,7 @@ from pipeline.models import MODELS, Batch, Step, build_model
 
 FOLDER = Path(__file__).parents[1] / "golden"
 SIZE, STEPS, PHOTOS = 32, 10, 16
+KINDS = sorted(kind for kind, (_, model) in MODELS.items() if model.trains)
 
 
 def photos() -> torch.Tensor:
@@ -51,7 +52,7 @@ def curve(kind: str) -> list[dict[str, float]]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_curve_is_the_golden_one(kind: str) -> None:
     golden = json.loads((FOLDER / f"{kind}.json").read_text())
     found = curve(kind)
@@ -64,7 +65,7 @@ def test_the_curve_is_the_golden_one(kind: str) -> None:
 def main() -> None:
     """Write every model's curve."""
     FOLDER.mkdir(exist_ok=True)
-    for kind in sorted(MODELS):
+    for kind in KINDS:
         rows = [{name: float(f"{value:.7g}") for name, value in step.items()} for step in curve(kind)]
         text = ",\n".join("  " + json.dumps(row) for row in rows)
         (FOLDER / f"{kind}.json").write_text(f"[\n{text}\n]\n")
