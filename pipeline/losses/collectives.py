@@ -74,7 +74,7 @@ def gather_rows(rows: Tensor) -> Tensor:
             f"ranks hold {numbers} photos of a batch, and a loss that compares the photos of all ranks needs equally "
             "many on each; use a train.batch_size that is a multiple of train.workers"
         )
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows)
     return gathered
 
 
