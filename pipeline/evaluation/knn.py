@@ -1,4 +1,7 @@
-"""Accuracy of the k nearest neighbours' labels: cosine, k = 10, unweighted majority, ties to the nearest."""
+"""Accuracy of the k nearest neighbours' labels: cosine, k = 10, unweighted majority, ties to the nearest.
+
+With a temperature votes are weighted by nearness: the literature's column, WEIGHTED_K and TEMPERATURE.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from ..index import METRICS, LatentArrays, nearest_exact
 
 _K = 10
 _QUERIES = 1000
+WEIGHTED_K = 20  # as in DINO (arXiv 2104.14294)
+TEMPERATURE = 0.07  # Wu et al. 2018 (arXiv 1805.01978, section 3.4)
 
 
 def knn_labels(
@@ -20,17 +25,21 @@ def knn_labels(
     queries: ArrayLike,
     *,
     k: int = _K,
+    temperature: float | None = None,
     exclude: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
     """Return the label [q] that most of the k nearest bank vectors have.
 
     bank: float [n, d] with labels [n]; queries: float [q, d]. Of labels with equally many votes the one whose member is
     nearest wins; of equally near vectors the earlier one counts as nearer. exclude: one bank row a query [q] that has
-    no vote (the query itself), or None. Raises InputError for an empty bank or arrays that do not fit together.
+    no vote (the query itself), or None. temperature: None counts every neighbour once, a number weighs it by
+    exp(cosine / temperature). Raises InputError for an empty bank or arrays that do not fit together.
     """
     vectors, asked, labels = _matrix(bank), _matrix(queries), np.asarray(bank_labels)
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0 (None counts every neighbour once)")
     if len(labels) != len(vectors) or vectors.shape[1] != asked.shape[1]:
         raise InputError(
             f"a bank of {list(vectors.shape)} with {len(labels)} labels and queries of {list(asked.shape)} do not fit"
@@ -38,25 +47,39 @@ def knn_labels(
     if len(vectors) - (exclude is not None) < 1:
         raise InputError("the bank holds no vector that could vote; give it at least one besides the query")
     classes, numbers = np.unique(labels, return_inverse=True)
-    rows, _ = nearest_exact(METRICS["cosine"], LatentArrays(mean=vectors), LatentArrays(mean=asked), k, exclude=exclude)
+    bank_arrays, asked_arrays = LatentArrays(mean=vectors), LatentArrays(mean=asked)
+    rows, cosines = nearest_exact(METRICS["cosine"], bank_arrays, asked_arrays, k, exclude=exclude)
     voted = numbers[rows]  # [q, k], nearest first
     # The votes that each neighbour's own label has; the first of the largest is the nearest of the most frequent.
-    votes = np.sum(voted[:, :, None] == voted[:, None, :], axis=2)
+    same = voted[:, :, None] == voted[:, None, :]
+    if temperature is None:
+        votes = np.sum(same, axis=2, dtype=np.float64)
+    else:  # cosine - 1, so that small temperatures do not overflow; the winner is the same
+        votes = np.sum(same * np.exp((cosines - 1.0) / temperature)[:, None, :], axis=2)
     winners = voted[np.arange(len(voted)), np.argmax(votes, axis=1)]
     won: NDArray[Any] = classes[winners]
     return won
 
 
-def knn_accuracy(bank: ArrayLike, bank_labels: ArrayLike, queries: ArrayLike, labels: ArrayLike, k: int = _K) -> float:
+def knn_accuracy(
+    bank: ArrayLike,
+    bank_labels: ArrayLike,
+    queries: ArrayLike,
+    labels: ArrayLike,
+    k: int = _K,
+    *,
+    temperature: float | None = None,
+) -> float:
     """Return the share of queries [q, d] whose label is that of their k nearest bank vectors, in 0..1.
 
-    The one protocol of the project: cosine, unweighted majority, ties to the nearest. The queries must not be in the
-    bank: a query that votes for itself measures nothing.
+    The one protocol of the project: cosine, unweighted majority, ties to the nearest; the weighted column beside it is
+    k = WEIGHTED_K with temperature = TEMPERATURE. The queries must not be in the bank: a query that votes for itself
+    measures nothing.
     """
     truth = np.asarray(labels)
     if len(truth) == 0:
         raise InputError("there are no queries to measure k-NN accuracy with; give at least one")
-    return float(np.mean(knn_labels(bank, bank_labels, queries, k=k) == truth))
+    return float(np.mean(knn_labels(bank, bank_labels, queries, k=k, temperature=temperature) == truth))
 
 
 def label_knn(

@@ -101,3 +101,34 @@ def test_what_does_not_fit_is_refused() -> None:
         knn_accuracy(bank, [0, 1, 2], np.empty((0, 3)), [])
     with pytest.raises(ConfigError, match="k is 0"):
         knn_labels(bank, [0, 1, 2], bank, k=0)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_weighted_votes_are_those_of_scikit_learn(temperature: float) -> None:
+    bank, bank_labels = blobs(1_500, seed=1)
+    queries, labels = blobs(500, seed=2)
+    classifier = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
+    ).fit(bank.astype(np.float64), bank_labels)
+    ours = knn_labels(bank, bank_labels, queries, k=20, temperature=temperature)
+    np.testing.assert_array_equal(ours, classifier.predict(queries.astype(np.float64)))
+    accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=20, temperature=temperature)
+    assert accuracy == np.mean(ours == labels)
+    # Negative control: weighing by distance instead of nearness.
+    wrong = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(distance / temperature)
+    ).fit(bank, bank_labels)
+    assert np.any(wrong.predict(queries) != ours)
+
+
+def test_small_temperatures_are_the_nearest_and_large_ones_the_majority() -> None:
+    bank, labels = blobs(400, seed=1)
+    queries, _ = blobs(200, seed=2)
+    assert np.array_equal(
+        knn_labels(bank, labels, queries, k=20, temperature=1e-5), knn_labels(bank, labels, queries, k=1)
+    )
+    assert np.array_equal(
+        knn_labels(bank, labels, queries, k=21, temperature=1e7), knn_labels(bank, labels, queries, k=21)
+    )
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        knn_labels(bank, labels, queries, temperature=0)
