@@ -113,13 +113,14 @@ class _Sums:
         losses = self._model.forward(batch, self._step)
         for name, value in {"total": losses.total, **losses.parts}.items():
             self._note(f"loss/{name}", photos * value.double().view(1))
-        latents = self._model.encode(batch.images, batch.condition)
-        if self._model.has_log_var:
-            means = latents.mean[:photos].double()
-            self._note("means", means.sum(dim=0))
-            self._note("squares", means.square().sum(dim=0))
-        if latents.codes is not None:
-            self._note("codes", torch.bincount(latents.codes[:photos].flatten()))
+        if self._model.has_log_var or self._model.num_latent_codes:
+            latents = self._model.encode(batch.images, batch.condition)
+            if self._model.has_log_var:
+                means = latents.mean[:photos].double()
+                self._note("means", means.sum(dim=0))
+                self._note("squares", means.square().sum(dim=0))
+            if latents.codes is not None:
+                self._note("codes", torch.bincount(latents.codes[:photos].flatten()))
         try:
             made = self._model.reconstruct(batch.images, batch.condition)[:photos].float()
         except NotReconstructing:
