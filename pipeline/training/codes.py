@@ -1,0 +1,158 @@
+"""Codes of latents parts, and the loader that hands them to the loop for training a prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..models.base import Batch
+from ..parts import read_part
+from ..storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRows:
+    """A latents part (full name on the store) and which of its rows to take, int32 [n] (see `PixelRows`).
+
+    category: condition row of each; held_out: whether each is for validation only.
+    """
+
+    part: str
+    rows: NDArray[np.int32]
+    category: NDArray[np.int32] | None = None
+    held_out: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Codes of photos, int32 [n, h, w]; their condition rows, int32 [n] or None; which are held out, bool [n] or None.
+
+    In memory as a whole: 64 codes a photo are 256 bytes, so a million photos are 256 MB.
+    """
+
+    codes: NDArray[np.int32]
+    category: NDArray[np.int32] | None = None
+    held_out: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of photos."""
+        return len(self.codes)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of a photo's codes."""
+        return self.codes.shape[1], self.codes.shape[2]
+
+    def side(self, *, held_out: bool) -> Codes:
+        """Return the held-out photos alone, or the others alone, as photos that are not held out."""
+        at = (np.zeros(len(self), np.bool_) if self.held_out is None else self.held_out) == held_out
+        return Codes(self.codes[at], None if self.category is None else self.category[at])
+
+
+def read_codes(store: Store, parts: Sequence[CodeRows]) -> Codes:
+    """Return the codes of rows of latents parts, in the order given, a photo's h * w codes as a square grid.
+
+    Where one part has categories or held-out rows and another has not, the other's rows have no category (0) and are
+    not held out. Raises InputError for latents without codes, for parts of different grids and for no photo at all;
+    NotFound, IntegrityError as `parts.read_part`.
+    """
+    if not any(len(part.rows) for part in parts):
+        raise InputError("there are no photos whose codes a prior could learn; encode some with a VQ model first")
+    grids = [_grids(store, part) for part in parts]
+    if len({grid.shape[1] for grid in grids}) > 1:
+        sizes = {part.part: grid.shape[1:] for part, grid in zip(parts, grids, strict=True)}
+        raise InputError(f"latents parts have codes of different grids: {sizes}; take those of one model")
+
+    def joined(name: str, dtype: type[np.generic]) -> NDArray[np.generic] | None:
+        values = [getattr(part, name) for part in parts]
+        if all(value is None for value in values):
+            return None
+        filled = [
+            np.zeros(len(part.rows), dtype) if value is None else value
+            for part, value in zip(parts, values, strict=True)
+        ]
+        return np.concatenate(filled).astype(dtype)
+
+    return Codes(np.concatenate(grids), joined("category", np.int32), joined("held_out", np.bool_))  # type: ignore[arg-type]
+
+
+def grid_of(number: int) -> tuple[int, int]:
+    """Return rows and columns of a photo's `number` codes. Raises InputError unless they fill a square."""
+    side = math.isqrt(number)
+    if side * side != number or number == 0:
+        raise InputError(f"{number} codes a photo do not fill a square; a prior reads h x h grids or single codes")
+    return side, side
+
+
+class CodesLoader:
+    """One rank's batches of codes, for the loop; `PixelLoader` does the same for photos.
+
+    batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch. Every epoch all photos are
+    permuted by (seed, epoch), and a step takes the next batch_size * world_size of them, of which each rank has its
+    stretch: a step's photos do not depend on the number of ranks. The last step takes some of the first photos again.
+    Raises InputError when there are fewer photos than ranks.
+    """
+
+    def __init__(self, codes: Codes, *, batch_size: int, rank: int, world_size: int, seed: int) -> None:
+        self._train, self._held_out = codes.side(held_out=False), codes.side(held_out=True)
+        self.num_photos, self.num_held_out = len(self._train), len(self._held_out)
+        if self.num_photos < world_size:
+            raise InputError(
+                f"codes of {self.num_photos} photos cannot feed {world_size} training workers ({self.num_held_out} are "
+                "held out); add photos, lower train.validation or train.workers"
+            )
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self.steps_per_epoch = -(-self.num_photos // (batch_size * world_size))
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the batches of steps start..stop - 1, counted over all epochs, on the CPU."""
+        together = self._batch_size * self._world_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(start, stop):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.default_rng([self._seed, epoch]).permutation(self.num_photos)
+            first = step % self.steps_per_epoch * together + self._rank * self._batch_size
+            yield _batch(self._train, order[np.arange(first, first + self._batch_size) % self.num_photos])
+
+    def validation(self) -> Generator[Batch]:
+        """Yield this rank's share of the held-out photos; over all ranks every one comes once."""
+        begin = self.num_held_out * self._rank // self._world_size
+        end = self.num_held_out * (self._rank + 1) // self._world_size
+        for rows in _stretches(begin, end, self._batch_size):
+            yield _batch(self._held_out, rows)
+
+
+def _stretches(begin: int, end: int, size: int) -> Iterator[NDArray[np.int64]]:
+    for first in range(begin, end, size):
+        yield np.arange(first, min(first + size, end))
+
+
+def _batch(codes: Codes, rows: NDArray[np.int64]) -> Batch:
+    """Return a batch without pixels: images [B, 3, 0, 0], codes int64 [B, h, w]."""
+    condition = None if codes.category is None else torch.from_numpy(codes.category[rows].astype(np.int64))
+    images = torch.empty(len(rows), 3, 0, 0, dtype=torch.uint8)
+    return Batch(images, condition, torch.from_numpy(codes.codes[rows].astype(np.int64)))
+
+
+def _grids(store: Store, part: CodeRows) -> NDArray[np.int32]:
+    """Return codes int32 [n, h, w] of the wanted rows of a part."""
+    try:
+        column = read_part(store, part.part, ["codes"]).column("codes").combine_chunks()
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise InputError(f"{part.part} holds latents without codes; a prior needs those of a VQ model") from error
+    number = column.type.list_size
+    if len(part.rows) and (part.rows.min() < 0 or part.rows.max() >= len(column)):
+        raise InputError(f"{part.part} has {len(column)} rows; row {int(part.rows.max())} was asked for")
+    values = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.int32).reshape(len(column), number)
+    return values[part.rows].reshape(-1, *grid_of(number))
