@@ -116,6 +116,15 @@ def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> 
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
 
 
+def part_columns(store: Store, name: str) -> list[str]:
+    """Return the names of a part's columns, from its footer alone. Raises NotFound, IntegrityError."""
+    try:
+        with store.open(name) as handle:
+            return list(pq.read_schema(handle).names)
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+
+
 def _checked(name: str, data: bytes, key: str) -> PartFile:
     meta = _footer(name, data)
     held = (meta.metadata or {}).get(b"part_key", b"").decode()

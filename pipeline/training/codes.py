@@ -7,13 +7,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..models.base import Batch
-from ..parts import read_part
+from ..parts import part_columns, read_part
 from ..storage import Store
 
 
@@ -147,10 +146,9 @@ def _batch(codes: Codes, rows: NDArray[np.int64]) -> Batch:
 
 def _grids(store: Store, part: CodeRows) -> NDArray[np.int32]:
     """Return codes int32 [n, h, w] of the wanted rows of a part."""
-    try:
-        column = read_part(store, part.part, ["codes"]).column("codes").combine_chunks()
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise InputError(f"{part.part} holds latents without codes; a prior needs those of a VQ model") from error
+    if "codes" not in part_columns(store, part.part):
+        raise InputError(f"{part.part} holds latents without codes; a prior needs those of a VQ model")
+    column = read_part(store, part.part, ["codes"]).column("codes").combine_chunks()
     number = column.type.list_size
     if len(part.rows) and (part.rows.min() < 0 or part.rows.max() >= len(column)):
         raise InputError(f"{part.part} has {len(column)} rows; row {int(part.rows.max())} was asked for")
