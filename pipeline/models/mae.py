@@ -1,0 +1,171 @@
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377), and a variant whose decoder sees one token only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .backbones.hog import hog
+from .backbones.vit import Block, ViT, as_map, initialise_tokens, patchify, positions
+from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
+from .readout import ReadOut, ReadOutConfig
+
+_BINS = 9
+_LEAST_VARIANCE = 1e-6
+
+
+class MAEConfig(ModelConfig):
+    """patch: side of a patch in pixels. width, depth, heads: of the encoder; decoder_width, decoder_depth: likewise.
+
+    mask: the share of patches that the encoder does not see, the same number of every photo. target: what the decoder
+    brings back of a patch, its pixels, or the histogram of its oriented gradients (MaskFeat, arXiv 2112.09133).
+    normalise: the pixels of each patch are scaled to mean 0 and variance 1. decoder: `masked` is the MAE. With `cls`
+    the encoder sees the whole photo, the decoder its one token alone, and all patches count: a narrow autoencoder,
+    whose latents are that token. read_out: of the map of tokens, or of the one.
+    """
+
+    kind: Literal["mae"] = "mae"
+    patch: int = Field(default=4, ge=2)
+    width: int = Field(default=64, ge=4)
+    depth: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    decoder_width: int = Field(default=32, ge=4)
+    decoder_depth: int = Field(default=1, ge=1)
+    mask: float = Field(default=0.75, gt=0, lt=1)
+    target: Literal["pixels", "hog"] = "pixels"
+    normalise: bool = True
+    decoder: Literal["masked", "cls"] = "masked"
+    read_out: ReadOutConfig = ReadOutConfig()
+
+
+class MAE(Model):
+    """A transformer over the patches that are seen, and a smaller one that fills in the others from them."""
+
+    def __init__(self, config: MAEConfig, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        self.encoder = ViT(image_size, patch=config.patch, width=config.width, depth=config.depth, heads=config.heads)
+        grid = self.encoder.grid
+        self.num_masked = number_masked(grid * grid, config.mask)
+        outputs = _BINS if config.target == "hog" else 3 * config.patch**2
+        self.decoder = Decoder(grid, config.width, config.decoder_width, config.decoder_depth, config.heads, outputs)
+        self.read_out = ReadOut(config.read_out, config.width, 1 if config.decoder == "cls" else grid)
+        self.latent_dim = self.read_out.latent_dim
+        self.fits = self.read_out.needs_fit
+
+    def forward(self, batch: Batch, step: Step) -> Losses:
+        """Return the squared error of what was masked (`cls`: of all), a mean over numbers, patches and photos."""
+        pictures = to_float(batch.images)
+        tokens = self.encoder.tokens(pictures)
+        number = tokens.shape[1]
+        if self.config.decoder == "cls":
+            masked = torch.ones(len(tokens), number, dtype=torch.bool, device=tokens.device)
+            outputs = self.decoder.from_whole(self.encoder(tokens))
+        else:
+            order = random_order(len(tokens), number, tokens.device)
+            seen = order[:, : number - self.num_masked]
+            masked = torch.ones(len(tokens), number, dtype=torch.bool, device=tokens.device).scatter(
+                1, seen, value=False
+            )
+            outputs = self.decoder(self.encoder(rows(tokens, seen)), order)
+        total = masked_error(outputs, self.targets(pictures), masked)
+        return Losses(total, {"reconstruction": total.detach()})
+
+    def targets(self, pictures: Tensor) -> Tensor:
+        """Return what the decoder is to bring back, float32 [B, N, numbers a patch]."""
+        if self.config.target == "hog":
+            with torch.no_grad():
+                return hog(pictures, self.config.patch, _BINS).flatten(2).transpose(1, 2)
+        patches = patchify(pictures.float(), self.config.patch)
+        if not self.config.normalise:
+            return patches
+        centred = patches - patches.mean(dim=2, keepdim=True)
+        return centred * (patches.var(dim=2, keepdim=True) + _LEAST_VARIANCE).rsqrt()
+
+    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
+        """Return mean, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W]: nothing is masked."""
+        return Latents(self.read_out.vectors(self._features(images)))
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return every block's map of tokens, float [B, width, g, g], of pictures float [B, 3, H, W] in 0..1."""
+        return self.encoder.maps(pictures)
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Fit the read-out's PCA."""
+        if self.fits:
+            self.read_out.fit(torch.cat([self.read_out.pooled(self._features(batch.images)) for batch in batches]))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Return the map that is read out: the patches' [B, width, g, g], or the photo's token [B, width, 1, 1]."""
+        found = self.encoder(self.encoder.tokens(to_float(images)))
+        return as_map(found[:, :1] if self.config.decoder == "cls" else found[:, 1:])
+
+
+class Decoder(nn.Module):
+    """Tokens of the encoder to what every patch shall be, float [B, grid * grid, outputs]."""
+
+    places: Tensor
+
+    def __init__(self, grid: int, encoder_width: int, width: int, depth: int, heads: int, outputs: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.unknown = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.register_buffer("places", positions(grid, width), persistent=False)
+        initialise_tokens(self)
+
+    def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
+        """Return the outputs in the patches' own order.
+
+        tokens: [B, 1 + n, encoder's width], the photo's and those of the first n patches of `order`, int64 [B, N].
+        """
+        values = self.embed(tokens)
+        unknown = self._unknown(values, order.shape[1] - values.shape[1] + 1)
+        patches = rows(torch.cat([values[:, 1:], unknown], dim=1), order.argsort(dim=1))
+        return self._outputs(values[:, :1], patches)
+
+    def from_whole(self, tokens: Tensor) -> Tensor:
+        """Return the outputs from the photo's token, the first of `tokens`, alone."""
+        values = self.embed(tokens[:, :1])
+        return self._outputs(values, self._unknown(values, len(self.places)))
+
+    def _unknown(self, values: Tensor, number: int) -> Tensor:
+        return self.unknown.expand(len(values), number, -1).to(values.dtype)
+
+    def _outputs(self, whole: Tensor, patches: Tensor) -> Tensor:
+        values = self.blocks(torch.cat([whole, patches + self.places], dim=1))
+        return cast("Tensor", self.head(values[:, 1:]))
+
+
+def number_masked(number: int, share: float) -> int:
+    """Return how many of so many patches are masked. Raises ConfigError where none or all would be."""
+    masked = round(number * share)
+    if not 0 < masked < number:
+        raise ConfigError(
+            f"model.mask is {share}, which masks {masked} of {number} patches; some must be seen, some not"
+        )
+    return masked
+
+
+def random_order(photos: int, number: int, device: torch.device) -> Tensor:
+    """Return a random order of the patches of every photo, int64 [photos, number]."""
+    return torch.rand(photos, number, device=device).argsort(dim=1, stable=True)
+
+
+def rows(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """Return the tokens [B, n, width] that `chosen`, int64 [B, n], names among [B, N, width]."""
+    return tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def masked_error(outputs: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
+    """Return the squared error [] over the patches where `masked`, bool [B, N], the same number of every photo."""
+    with full_precision(outputs.device.type):
+        errors = (outputs.float() - targets).square().mean(dim=2)
+        return (errors * masked).sum() / masked.sum()
