@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..losses import mse
 from ..losses.precision import widened
-from .backbones import ConvEncoder, Network, Norm, build_networks, initialise
+from .backbones import ConvEncoder, Network, Norm, begin_near_zero, build_networks, initialise
 from .backbones.dense import CellEncoder
 from .base import Latents, Model, ModelConfig, to_float, to_grey
 from .targets import PixelTarget, Target, TargetConfig, build_target
@@ -99,6 +99,8 @@ class Bottleneck(Model):
         cells = math.prod(self.decoder.in_shape)
         self.from_latents = nn.Sequential(nn.Linear(config.latent_dim + condition_dim, cells), nn.SiLU())
         initialise(self)
+        if not isinstance(config.target, PixelTarget):
+            begin_near_zero(self.decoder.output_layers())
 
     @abstractmethod
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..losses.precision import widened
-from .backbones import ConvDecoder, ConvEncoder, initialise
+from .backbones import ConvDecoder, ConvEncoder, begin_near_zero, initialise
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
 from .frozen import FrozenConfig, FrozenEncoder
 from .quantizers import EMAConfig, Quantised, QuantizerConfig, build_quantizer
@@ -67,6 +67,8 @@ class VQVAE(Model):
         else:
             self.layout = SingleCode(width, grid, code_dim)
         initialise(self)
+        if not isinstance(config.target, PixelTarget):
+            begin_near_zero(self.decoder.output_layers())
         self.quantizer = build_quantizer(config.quantizer)
         self.latent_dim = self.layout.latent_dim
         self.num_latent_codes = self.layout.number

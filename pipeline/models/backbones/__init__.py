@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .conv import ConvDecoder, ConvEncoder, Norm, check_image_size, initialise, map_sizes
+from .conv import ConvDecoder, ConvEncoder, Norm, begin_near_zero, check_image_size, initialise, map_sizes
 from .dense import CellDecoder, CellEncoder, DenseDecoder, DenseEncoder, WholeDecoder, WholeEncoder
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Encoder",
     "Network",
     "Norm",
+    "begin_near_zero",
     "build_networks",
     "check_image_size",
     "initialise",

@@ -143,6 +143,10 @@ class ConvDecoder(nn.Module):
         fine = widened(self.stages(features))
         return resized(fine, self.out_size) + resized(widened(self.colours(features)), self.out_size)
 
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers whose sum is the output."""
+        return [self.stages[-1], self.colours]
+
 
 def resized(maps: Tensor, size: int) -> Tensor:
     """Return maps [B, C, h, w] as [B, C, size, size]: enlarged bilinearly, made smaller by averages."""
@@ -170,3 +174,16 @@ def initialise(network: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=math.sqrt(2.0 / inputs))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def begin_near_zero(layers: list[nn.Module]) -> None:
+    """Let output layers begin with a tenth of He's spread, which is meant for layers that an activation follows.
+
+    For targets that are small numbers, such as oriented gradients: the first steps of a VAE would else go into making
+    its outputs smaller, from which its latents did not recover (HOG of Fashion-MNIST, three epochs: k-NN of held-out
+    photos 69 %, with this 85 %). The logits of pixels do not need it.
+    """
+    with torch.no_grad():
+        for layer in layers:
+            for weights in layer.parameters():
+                weights *= 0.1  # biases are zero

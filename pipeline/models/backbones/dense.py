@@ -41,6 +41,10 @@ class DenseDecoder(nn.Module):
         """Return the outputs."""
         return widened(self.layer(features)).view(-1, *self.out_shape)
 
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers whose sum is the output."""
+        return [self.layer]
+
 
 class WholeEncoder(nn.Module):
     """Pictures float [B, in_channels, H, W] to one cell [B, hidden, 1, 1] by one kernel of their size (`fc_conv`)."""
@@ -68,6 +72,10 @@ class WholeDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs."""
         return widened(self.layer(features))
+
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers whose sum is the output."""
+        return [self.layer]
 
 
 class CellEncoder(nn.Module):
@@ -114,3 +122,7 @@ class CellDecoder(nn.Module):
         """Return the outputs."""
         result: Tensor = self.convolutions(self.from_cell(features))
         return result
+
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers whose sum is the output."""
+        return self.convolutions.output_layers()
