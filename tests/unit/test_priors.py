@@ -209,6 +209,18 @@ def test_dropout_of_conditions_hides_their_share_in_training_only():
     assert share == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("told", [True, False], ids=["category", "none"])
+def test_every_weight_gets_a_gradient(name: str, told: bool):
+    """On several GPUs a weight without one stops the training."""
+    for grid in (GRID, (1, 1)):
+        config = SMALL[name].model_copy(update={"by_category": told})
+        prior = build_prior(config, num_codes=K, grid=grid, labels=("shoe",))
+        codes = torch.randint(0, K, (2, *grid))
+        prior(Batch(torch.empty(2, 3, 0, 0, dtype=torch.uint8), None, codes), Step(0, 1)).total.backward()
+        assert [weights for weights, values in prior.named_parameters() if values.grad is None] == []
+
+
 def test_a_single_code_is_a_grid_too():
     for config in SMALL.values():
         prior = build_prior(config, num_codes=K, grid=(1, 1)).eval()

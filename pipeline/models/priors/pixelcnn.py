@@ -41,7 +41,14 @@ class PixelCNN(Prior):
         super().__init__(config, num_codes, grid, labels)
         told = config.width if config.by_category else 0
         self.layers = nn.ModuleList(
-            GatedLayer(config.width, config.kernel, told=told, first=number == 0, dropout=config.dropout)
+            GatedLayer(
+                config.width,
+                config.kernel,
+                told=told,
+                first=number == 0,
+                last=number == config.layers - 1,
+                dropout=config.dropout,
+            )
             for number in range(config.layers)
         )
         self.head = nn.Sequential(
@@ -63,16 +70,17 @@ class GatedLayer(nn.Module):
     """One layer of both stacks. first: mask A, without the cell itself; else mask B, with it.
 
     Only the first layer needs mask A: what comes out of it knows earlier cells alone, and so may be looked at whole.
+    last: only its share of the output is used, so that it has no weights that nothing would train.
     """
 
-    def __init__(self, width: int, kernel: int, *, told: int, first: bool, dropout: float) -> None:
+    def __init__(self, width: int, kernel: int, *, told: int, first: bool, last: bool, dropout: float) -> None:
         super().__init__()
         self.strict = first
         reach = kernel // 2
         self.down = nn.Conv2d(width, 2 * width, (reach + 1, kernel))
         self.right = nn.Conv2d(width, 2 * width, (1, reach + 1))
         self.across = nn.Conv2d(2 * width, 2 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
+        self.out = None if last else nn.Conv2d(width, width, 1)
         self.skip = nn.Conv2d(width, width, 1)
         self.dropout = nn.Dropout(dropout)
         self.category = nn.Linear(told, 4 * width, bias=False) if told else None
@@ -90,8 +98,9 @@ class GatedLayer(nn.Module):
             first, second = told.chunk(2, dim=1)
             below, beside = below + first, beside + second
         made = gated(beside)
-        out = self.out(made)
-        return gated(below), out if self.strict else horizontal + out, self.skip(made)
+        if self.out is not None:
+            horizontal = self.out(made) if self.strict else horizontal + self.out(made)
+        return gated(below), horizontal, self.skip(made)
 
 
 def gated(values: Tensor) -> Tensor:
