@@ -186,4 +186,4 @@ def begin_near_zero(layers: list[nn.Module]) -> None:
     with torch.no_grad():
         for layer in layers:
             for weights in layer.parameters():
-                weights *= 0.1  # biases are zero
+                weights.mul_(0.1)  # biases are zero
