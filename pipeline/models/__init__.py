@@ -15,6 +15,7 @@ from .autoencoder import Autoencoder, AutoencoderConfig
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
+from .mae import MAE, MAEConfig
 from .pretrained import Pretrained, PretrainedConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
@@ -22,13 +23,15 @@ from .vqvae import VQVAE, VQVAEConfig
 MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
+    "mae": (MAEConfig, MAE),
     "pretrained": (PretrainedConfig, Pretrained),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
 }
 
 AnyModelConfig = Annotated[
-    AutoencoderConfig | CVAEConfig | PretrainedConfig | VAEConfig | VQVAEConfig, Field(discriminator="kind")
+    AutoencoderConfig | CVAEConfig | MAEConfig | PretrainedConfig | VAEConfig | VQVAEConfig,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
