@@ -14,7 +14,7 @@ from jobs.planning import Plan, release_config
 from jobs.reporting import Findings, report_page
 from pipeline.catalogue import changes_between
 from pipeline.errors import IntegrityError
-from pipeline.evaluation import GateVerdict, category_knn, check_gates
+from pipeline.evaluation import GateVerdict, category_measures, check_gates
 from pipeline.index import BuiltIndex, LatentArrays, build_index, gather_latents
 from pipeline.keys import digest_of
 from pipeline.models import bundle_files, load_bundle
@@ -158,7 +158,7 @@ def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) 
 def measure(
     context: Context, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
 ) -> dict[str, float]:
-    """Return what the gates look at, by name; shares are of all photos that were asked for."""
+    """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
     measures = {
         "recall": built.recall,
         "quarantine_share": counts["refused"] / max(1, counts["refused"] + counts["photos"]),
@@ -167,7 +167,5 @@ def measure(
     }
     category = context.config.catalogue.category
     if category is not None:
-        accuracy = category_knn(items, latents.mean, category, seed=context.config.train.seed)
-        if accuracy is not None:
-            measures["category_knn"] = accuracy
+        measures |= category_measures(items, latents.mean, category, seed=context.config.train.seed)
     return measures

@@ -7,5 +7,5 @@ from jobs.pipeline_run import run_until
 
 
 def run(arguments: Arguments) -> Outcome:
-    """Everything that `index` does; exit 4 when a gate refuses the candidate."""
+    """Everything that `index` does, then what the latents tell of categories; exit 4 when a gate refuses."""
     return run_until(arguments, "evaluate")

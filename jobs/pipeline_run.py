@@ -15,6 +15,7 @@ from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.planning import Plan, make_plan, nothing_to_do
 from jobs.progress import Progress
+from jobs.reporting import category_lines
 from jobs.watch import Watch
 from pipeline.errors import GateRefused
 from pipeline.release import publish
@@ -83,7 +84,8 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
             release=release,
         )
     if until == "evaluate":
-        text = f"release {release} passes its gates and is on no channel"
+        lines = [f"release {release} passes its gates and is on no channel"]
+        text = "\n  ".join(lines + category_lines(candidate.manifest.measures))
         return finish(context.run, _unpublished(name, release, "evaluated", text), plan, context.watch, candidate)
     return publish_candidate(context, plan, candidate)
 

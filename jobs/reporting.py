@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,13 @@ from pipeline.storage import Store
 _QUERIES = 8
 _NEIGHBOURS = 10
 _OVERFETCH = 40  # photos asked for so that ten distinct other items are among them
+_BY_CATEGORY = {
+    "category_knn": "k-NN accuracy",
+    "category_precision_at_10": "P@10",
+    "category_map_at_r": "MAP@R",
+    "category_ndcg_at_10": "NDCG@10",
+    "category_probe": "linear probe",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +180,21 @@ def facts(
         ("model", f"{config.model.kind}, {bundle.model.latent_dim} dimensions, {bundle.model_id[:12]}"),
         ("index", f"{config.index.kind}, {config.index.metric}, recall {measures['recall']:.3f}"),
         ("parent", plan.summary.parent or "none: the first release of this channel"),
-        ("category k-NN", f"{measures['category_knn']:.3f}" if "category_knn" in measures else "no category named"),
+        ("by category", "; ".join(category_lines(measures)) or "no category named"),
         ("stages", seconds),
         ("photos per second", ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()) or "nothing computed"),
     ]
+
+
+def category_lines(measures: Mapping[str, float]) -> list[str]:
+    """Return a release's measures by category for people, one each, those with an interval with it."""
+    lines = []
+    for name, title in _BY_CATEGORY.items():
+        if name in measures:
+            low, high = measures.get(f"{name}_low"), measures.get(f"{name}_high")
+            between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+            lines.append(f"{title} {measures[name]:.3f}{between}")
+    return lines
 
 
 def _text(value: float | None) -> str:

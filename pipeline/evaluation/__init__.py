@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .category import category_knn
+from .category import category_knn, category_measures
 from .gates import GATES, GatesConfig, GateVerdict, check_gates
 from .knn import knn_accuracy, knn_labels, label_knn
 
@@ -11,6 +11,7 @@ __all__ = [
     "GateVerdict",
     "GatesConfig",
     "category_knn",
+    "category_measures",
     "check_gates",
     "knn_accuracy",
     "knn_labels",

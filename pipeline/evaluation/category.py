@@ -1,13 +1,30 @@
-"""Does an item's category follow from its neighbours'? A first look at latents where the catalogue names categories."""
+"""Does an item's category follow from its latents? A first look where the catalogue names categories.
+
+A category is a weak teacher: a customer may want the colour. So these are measures beside a release, and no gates.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .knn import label_knn
+from .probe import linear_probe
+from .retrieval import interval, retrieve
+
+GALLERY = 60_000  # items that stand for the catalogue in retrieval: a similarity matrix of more would not fit
+QUERIES = 1_000
+PROBED = 3_000  # items of the probe, a fifth of them asked
+KINDS = 20  # the most frequent categories, which the probe tells apart
+_ASKED = 0.2
+# One strength and few steps: with hundreds of dimensions each fit takes seconds, and releases are compared with each
+# other. Tables that compare models choose the strength (`linear_probe`).
+_STRENGTH = 0.1
+_STEPS = 60
 
 
 def category_knn(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> float | None:
@@ -16,12 +33,72 @@ def category_knn(items: pa.Table, vectors: ArrayLike, category: str, *, seed: in
     items: sorted by item_id, one row a photo, with the column `category`; vectors: float [n, d], one row a photo. Only
     an item's first photo takes part: others would vote for their own item's category. k-NN as `knn.label_knn`.
     """
-    if items.num_rows < 2:
-        return None
-    ids = items["item_id"].combine_chunks()
-    first = pa.concat_arrays([pa.array([True]), pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))])
-    asked = pc.and_(first, pc.is_valid(items[category]).combine_chunks())
-    labels = np.asarray(items[category].filter(asked).cast(pa.string()).to_pylist())
+    rows, labels = first_photos(items, category)
     if len(labels) < 2:
         return None
-    return label_knn(np.asarray(vectors)[np.asarray(asked)], labels, seed=seed)
+    return label_knn(np.asarray(vectors)[rows], labels, seed=seed)
+
+
+def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, float]:
+    """Return what latents tell of categories, by name; nothing below two items with one. Arguments as `category_knn`.
+
+    category_knn. category_precision_at_10, category_map_at_r, category_ndcg_at_10: of up to QUERIES seeded items among
+    up to GALLERY ones, cosine, the query's own item left out; the means over queries whose category another item has.
+    category_probe: `linear_probe` of a fifth of up to PROBED items of the KINDS most frequent categories, fitted on the
+    others, where these hold two categories. All but the first also with `_low` and `_high`, the 95 % bootstrap interval
+    over queries. Precision and MAP@R depend on the size of the gallery: compare releases of about one size.
+    """
+    rows, labels = first_photos(items, category)
+    if len(labels) < 2:
+        return {}
+    matrix = np.asarray(vectors)[rows]
+    found = {"category_knn": label_knn(matrix, labels, seed=seed)}
+    values = {**_retrieved(matrix, labels, seed), **_probed(matrix, labels, seed)}
+    for name, numbers in values.items():
+        low, high = interval(numbers, seed=seed)
+        found |= {name: float(numbers.mean()), f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def first_photos(items: pa.Table, category: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the rows [a] of items' first photos that have a category, and the categories as text [a]."""
+    if not items.num_rows:
+        return np.empty(0, np.int64), np.empty(0, np.str_)
+    ids = items["item_id"].combine_chunks()
+    first = pa.concat_arrays([pa.array([True]), pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))])
+    known = pc.and_(first, pc.is_valid(items[category]).combine_chunks())
+    labels = np.asarray(items[category].filter(known).cast(pa.string()).to_pylist(), np.str_)
+    return np.flatnonzero(np.asarray(known)), labels
+
+
+def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return the retrieval measures of each query; nothing where every item has a category of its own."""
+    picked = np.sort(np.random.default_rng([seed, 0]).permutation(len(labels))[:GALLERY])
+    kinds, numbers, counts = np.unique(labels[picked], return_inverse=True, return_counts=True)
+    if len(kinds) == len(picked):
+        return {}
+    paired = np.flatnonzero(counts[numbers] > 1)
+    asked = np.sort(np.random.default_rng([seed, 1]).permutation(paired)[:QUERIES])
+    gallery = matrix[picked]
+    found = retrieve(
+        gallery, numbers, gallery[asked], numbers[asked], gallery_ids=np.arange(len(picked)), query_ids=asked, seed=seed
+    )
+    return {
+        "category_precision_at_10": found.precision,
+        "category_map_at_r": found.average_precision,
+        "category_ndcg_at_10": found.ndcg,
+    }
+
+
+def _probed(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return whether the probe names each asked item's category; nothing where too few are known."""
+    kinds, counts = np.unique(labels, return_counts=True)
+    frequent = kinds[np.argsort(-counts, kind="stable")[:KINDS]]
+    picked = np.random.default_rng([seed, 2]).permutation(np.flatnonzero(np.isin(labels, frequent)))[:PROBED]
+    asked, known = np.split(picked, [max(1, round(_ASKED * len(picked)))])
+    if len(np.unique(labels[known])) < 2:
+        return {}
+    probe = linear_probe(
+        matrix[known], labels[known], matrix[asked], labels[asked], strengths=[_STRENGTH], steps=_STEPS, seed=seed
+    )
+    return {"category_probe": probe.correct.astype(np.float64)}

@@ -82,6 +82,10 @@ def test_first_refresh_publishes_and_loses_no_photo(local: tuple[str, dict[str, 
     page = store.get(manifest.files["report"].name).decode()
     assert "<html" in page
     assert str(Path.cwd()) not in page
+    for name in ("category_precision_at_10", "category_map_at_r", "category_ndcg_at_10", "category_probe"):
+        low, value, high = (manifest.measures[f"{name}{end}"] for end in ("_low", "", "_high"))
+        assert 0 <= low <= value <= high <= 1
+    assert "MAP@R" in page
 
 
 def test_neighbours_are_those_of_a_plain_computation(local: tuple[str, dict[str, Any]]) -> None:
