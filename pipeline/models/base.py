@@ -104,6 +104,8 @@ class Model(nn.Module, ABC):
 
         Raises NotReconstructing.
         """
+        if type(self).decode is Model.decode:  # nothing need be encoded, which may not be possible yet
+            raise NotReconstructing(f"{type(self).__name__} has no decoder to pixels")
         return self.decode(self.encode(images, condition), condition)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
