@@ -115,7 +115,8 @@ def turned(pictures: Tensor, turns: Tensor) -> Tensor:
     turn[:, 2, 1] = angles.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
     matrices = (torch.linalg.inv(forth) @ turn @ forth).to(pictures.dtype)
-    return (matrices @ pictures.flatten(2)).view_as(pictures).clamp(0.0, 1.0)
+    colours: Tensor = matrices @ pictures.flatten(2)
+    return colours.view_as(pictures).clamp(0.0, 1.0)
 
 
 def blurred(pictures: Tensor, sigmas: Tensor) -> Tensor:

@@ -37,11 +37,14 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, *, over_ranks: bo
         return F.cross_entropy(logits.masked_fill(itself, -torch.inf), partner)
 
 
-def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, *, filled: Tensor | None = None
+) -> Tensor:
     """Return the cross entropy of telling each query's key from the rows of a queue; [B, d], [B, d], [K, d] to [].
 
     He et al. 2020, arXiv 1911.05722, equation 1; a mean over queries. Keys and queue have no gradient. The queue's rows
-    are taken as they are, of length 1; queries and keys are brought to it. Raises ConfigError for unlike shapes or a
+    are taken as they are, of length 1; queries and keys are brought to it. filled: how many of the queue's first rows
+    count, int64 []; None: all. Without any the loss is 0. Raises ConfigError for unlike shapes or a
     temperature that is not positive.
     """
     _check(queries, keys, temperature)
@@ -49,6 +52,8 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
         queries, keys = _unit(queries), _unit(keys.detach())
         right = (queries * keys).sum(dim=1, keepdim=True)
         wrong = queries @ queue.detach().to(queries.dtype).T
+        if filled is not None:
+            wrong = wrong.masked_fill(torch.arange(len(queue), device=queue.device) >= filled, -torch.inf)
         logits = torch.cat([right, wrong], dim=1) / temperature
         return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
 

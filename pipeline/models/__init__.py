@@ -17,6 +17,7 @@ from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle,
 from .cvae import CVAE, CVAEConfig
 from .mae import MAE, MAEConfig
 from .pretrained import Pretrained, PretrainedConfig
+from .simclr import SimCLR, SimCLRConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
 
@@ -25,12 +26,13 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "cvae": (CVAEConfig, CVAE),
     "mae": (MAEConfig, MAE),
     "pretrained": (PretrainedConfig, Pretrained),
+    "simclr": (SimCLRConfig, SimCLR),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
 }
 
 AnyModelConfig = Annotated[
-    AutoencoderConfig | CVAEConfig | MAEConfig | PretrainedConfig | VAEConfig | VQVAEConfig,
+    AutoencoderConfig | CVAEConfig | MAEConfig | PretrainedConfig | SimCLRConfig | VAEConfig | VQVAEConfig,
     Field(discriminator="kind"),
 ]
 

@@ -77,7 +77,7 @@ class Model(nn.Module, ABC):
     itself, so that the exported encoder takes uint8 too.
     """
 
-    views: ClassVar[int] = 1  # 2: the loader gives two augmented views of each photo
+    views: ClassVar[int] = 1  # of each photo in a batch of `forward`
     reads: ClassVar[Literal["photos", "codes"]] = "photos"  # what of a batch the model is about
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
     fits: bool = False  # whether `fit` has something to do
@@ -114,6 +114,13 @@ class Model(nn.Module, ABC):
         What a perceptual loss or a feature target looks at. Raises ConfigError where the encoder has no maps.
         """
         raise ConfigError(f"{type(self).__name__} has no feature maps; name a model with a convolutional encoder")
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Return what `forward` takes of photos, uint8 [B, 3, H, W]: themselves, or random views [views * B, 3, H, W].
+
+        Training and validation ask for it on the model's device, whose generator draws.
+        """
+        return images
 
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""

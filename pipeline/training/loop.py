@@ -52,8 +52,11 @@ class Loop:
         should_stop: ShouldStop | None = None,
         open_scalars: OpenScalars | None = None,
     ) -> None:
-        if model.views != 1:
-            raise ConfigError(f"{type(model).__name__} wants {model.views} views of each photo; the loader gives one")
+        if model.views != 1 and config.accumulate != 1:
+            raise ConfigError(
+                f"train.accumulate is {config.accumulate}, but {type(model).__name__} compares the photos of a batch "
+                "with each other, which pieces of it cannot; set it to 1"
+            )
         if model.reads != "photos" and config.augment != "none":
             raise ConfigError(f"train.augment is {config.augment!r}, but {type(model).__name__} reads {model.reads}")
         self.config = config
@@ -152,6 +155,7 @@ class Loop:
         images = batch.images.to(device, non_blocking=True, memory_format=layout)
         if self.config.augment == "light":
             images = light(images)
+        images = self.model.augmented(images)
         condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
         codes = None if batch.codes is None else batch.codes.to(device, non_blocking=True)
         return Batch(images, condition, codes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ class _Sums:
     def _add(self, batch: Batch, photos: int) -> None:
         self._note("photos", torch.full((1,), float(photos), device=self._device))
         # Not the module's own call: that one may be compiled, for batches of one size in training mode.
-        losses = self._model.forward(batch, self._step)
+        losses = self._model.forward(replace(batch, images=self._model.augmented(batch.images)), self._step)
         for name, value in {"total": losses.total, **losses.parts}.items():
             self._note(f"loss/{name}", photos * value.double().view(1))
         if self._model.has_log_var or self._model.num_latent_codes:

@@ -31,6 +31,7 @@ KINDS = sorted(MODELS)
 # Conditional models run twice: without conditions, and told one of every sort a row.
 CASES = [(kind, told) for kind in KINDS for told in ([False, True] if MODELS[kind][0].conditional else [False])]
 TRAINED = [(kind, told) for kind, told in CASES if MODELS[kind][1].trains]
+COMPARING, QUEUEING = {"simclr"}, {"moco"}  # whose losses are about more than single photos
 SIZES = [28, 32, 36, 64]
 STEP = Step(0, 10)
 LABELS = ("bags", "hats", "shoes")
@@ -59,6 +60,11 @@ def conditions(told: bool, number: int) -> torch.Tensor | None:
     return torch.tensor([SORTS[row % len(SORTS)] for row in range(number)]) if told else None
 
 
+def batch_of(model: Model, images: torch.Tensor, condition: torch.Tensor | None) -> Batch:
+    """Return the batch of photos; their second views, where the model wants them, are their mirror images."""
+    return Batch(torch.cat([images, images.flip(3)]) if model.views == 2 else images, condition)
+
+
 def rows_of(condition: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
     return None if condition is None else condition[rows]
 
@@ -76,7 +82,7 @@ def train(model: Model, images: torch.Tensor, steps: int, told: bool) -> list[fl
     curve = []
     for number in range(steps):
         optimiser.zero_grad()
-        losses = model(Batch(images, conditions(told, len(images))), Step(number, steps))
+        losses = model(batch_of(model, images, conditions(told, len(images))), Step(number, steps))
         losses.total.backward()
         optimiser.step()
         model.after_step()
@@ -108,7 +114,7 @@ class TestModel:
     def test_shapes_types_and_ranges(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
         if model.trains:
-            losses = model(Batch(photos(size), conditions(told, 6)), STEP)
+            losses = model(batch_of(model, photos(size), conditions(told, 6)), STEP)
             assert isinstance(losses, Losses)
             assert losses.total.shape == ()
             assert torch.isfinite(losses.total)
@@ -166,7 +172,7 @@ class TestTraining:
         model = make(kind, size)
         train(model, photos(size), 1, told)  # layers that start at zero pass no gradient in the first step
         model.zero_grad()
-        model(Batch(photos(size), conditions(told, 6)), STEP).total.backward()
+        model(batch_of(model, photos(size), conditions(told, 6)), STEP).total.backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
@@ -197,6 +203,8 @@ class TestTraining:
     def test_the_loss_is_a_mean_over_photos(
         self, kind: str, told: bool, size: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        if kind in COMPARING:
+            pytest.skip("a photo is compared with those of its batch; see test_simclr")
         model = make(kind, size)
         train(model, photos(size), 1, told)
         monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
@@ -205,20 +213,22 @@ class TestTraining:
         images, condition = photos(size), conditions(told, 6)
         again = None if condition is None else torch.cat([condition, condition])
         with torch.no_grad():
-            once = model(Batch(images, condition), STEP)
-            twice = model(Batch(torch.cat([images, images]), again), STEP)
+            once = model(batch_of(model, images, condition), STEP)
+            twice = model(batch_of(model, torch.cat([images, images]), again), STEP)
         torch.testing.assert_close(twice.total, once.total, rtol=1e-5, atol=1e-4)
         for name, part in once.parts.items():
             torch.testing.assert_close(twice.parts[name], part, rtol=1e-5, atol=1e-4)
 
     def test_training_lowers_the_loss(self, kind: str, told: bool, size: int) -> None:
+        if kind in QUEUEING:
+            pytest.skip("its queue fills with keys harder than those it began with; see test_moco")
         curve = train(make(kind, size), photos(size, 8), 40, told)
         assert curve[-1] < 0.98 * curve[0]
 
     def test_half_precision_autocast(self, kind: str, told: bool, size: int) -> None:
         model = make(kind, size)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = model(Batch(photos(size), conditions(told, 6)), STEP)
+            losses = model(batch_of(model, photos(size), conditions(told, 6)), STEP)
             latents = model.encode(photos(size), conditions(told, 6))
         assert losses.total.dtype == torch.float32
         assert latents.mean.dtype == torch.float32

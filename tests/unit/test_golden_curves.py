@@ -38,10 +38,12 @@ def curve(kind: str) -> list[dict[str, float]]:
         torch.manual_seed(0)
         model = build_model(MODELS[kind][0].model_validate({"kind": kind}), image_size=SIZE)
         optimiser = torch.optim.SGD(model.parameters(), 1e-5)
+        # No random views, whose draws may differ between versions: the second one is the mirror image.
+        images = torch.cat([photos(), photos().flip(3)]) if model.views == 2 else photos()
         steps = []
         for number in range(STEPS):
             optimiser.zero_grad()
-            losses = model(Batch(photos()), Step(number, STEPS))
+            losses = model(Batch(images), Step(number, STEPS))
             losses.total.backward()
             optimiser.step()
             model.after_step()
@@ -59,7 +61,8 @@ def test_the_curve_is_the_golden_one(kind: str) -> None:
     assert len(found) == len(golden)
     for step, (one, other) in enumerate(zip(found, golden, strict=True)):
         assert one == pytest.approx(other, rel=1e-4), f"step {step}"  # CPU types round differently
-    assert found[-1]["total"] < found[0]["total"]
+    if kind != "moco":  # whose queue fills with keys harder than those it began with
+        assert found[-1]["total"] < found[0]["total"]
 
 
 def main() -> None:

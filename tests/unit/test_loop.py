@@ -398,10 +398,10 @@ def test_gradients_are_clipped(store):
     assert max(norms) <= 1e-3 * 1.001
 
 
-def test_a_model_of_two_views_is_refused(store, monkeypatch):
+def test_a_model_that_compares_photos_takes_no_pieces_of_a_batch(store, monkeypatch):
     monkeypatch.setattr(TinyAutoencoder, "views", 2)
-    with pytest.raises(ConfigError, match="2 views"):
-        loop_over(store, config())
+    with pytest.raises(ConfigError, match="accumulate is 2"):
+        loop_over(store, config(accumulate=2))
 
 
 def test_the_learning_rate_warms_up_and_falls():
