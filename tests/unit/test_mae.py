@@ -106,6 +106,20 @@ def test_only_masked_patches_count() -> None:
     assert wrong > 1.0
 
 
+def test_the_mean_of_two_workers_gradients_is_that_of_all_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every photo has as many masked patches as any other, so that DDP's average needs no weights."""
+    order = random_order(6, 64, torch.device("cpu"))
+    gradients = []
+    for mine in (slice(6), slice(3), slice(3, 6)):
+        monkeypatch.setattr("pipeline.models.mae.random_order", lambda *_, mine=mine: order[mine])
+        model = make()
+        model(Batch(photos(6)[mine]), STEP).total.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # type: ignore[union-attr]
+    whole, first, second = gradients
+    torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
+    assert (first - whole).abs().max() > 1e-3
+
+
 def test_the_encoder_sees_nothing_of_masked_patches() -> None:
     model, images = make(), photos()
     outputs, _, masked = parts_of(model, images)
