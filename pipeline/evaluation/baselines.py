@@ -1,4 +1,4 @@
-"""The floors: what pixels, principal components and gradient histograms reach without any training.
+"""The floors: what pixels, principal components, gradient histograms and untrained networks reach without any training.
 
 A learnt representation that does not beat these at equal dimensions is not worth its training.
 """
@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
+from ..models import ModelConfig, build_model
 from ..models.backbones.hog import cell_histograms
 
 Float32 = NDArray[np.float32]
 
 _ROWS = 2048  # photos whose gradients are held at a time
+_BATCH = 250  # photos that a network encodes at a time
 _EPSILON = 1e-5  # as in skimage, so that a flat block is zero and no NaN
 
 
@@ -86,3 +88,37 @@ def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bi
         length = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True) + _EPSILON**2)
         out[start : start + _ROWS] = (rows / length).reshape(len(cells), -1)
     return out
+
+
+def random_features(config: ModelConfig, pixels: NDArray[np.uint8], *, seed: int = 0) -> Float32:
+    """Return the latents float32 [n, d] of photos, uint8 [n, size, size, 3], by the model of a config before training.
+
+    What the architecture alone does; the global generator stays as it was. A conditional model is told no category.
+    Raises ConfigError for a config whose model cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, image_size=pixels.shape[1])
+    model.eval()
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            photos = np.ascontiguousarray(pixels[start : start + _BATCH].transpose(0, 3, 1, 2))
+            found.append(model.encode(torch.from_numpy(photos)).mean.float().flatten(1).numpy())
+    return np.concatenate(found) if found else np.empty((0, model.latent_dim), np.float32)
+
+
+def umap_features(known: Float32, others: Float32, *, dims: int = 10, seed: int = 0) -> tuple[Float32, Float32]:
+    """Return known and other features, [n, D] and [m, D], in `dims` dimensions of a UMAP fitted on the known ones.
+
+    McInnes et al. 2018 (arXiv 1802.03426), the package's own settings but for one thread, which a seed needs. Raises
+    ConfigError where umap-learn is not installed.
+    """
+    try:
+        from umap import UMAP
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the UMAP baseline needs umap-learn, which is not installed; run `pip install 'visual-codebooks[viz]'`"
+        ) from error
+    fitted = UMAP(n_components=dims, random_state=seed, n_jobs=1).fit(known)
+    return np.asarray(fitted.embedding_, np.float32), np.asarray(fitted.transform(others), np.float32)

@@ -21,6 +21,7 @@ Int64 = NDArray[np.int64]
 
 _BLOCK = 1 << 23  # similarities held at a time: 32 MiB
 _DRAWS = 1000
+_STREAM = 0x71E5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def retrieve(
             f"{wanted.shape[1]} labels do not fit"
         )
     own, asking = _numbers(gallery_ids, query_ids, len(items), len(asked))
-    mixed = np.random.default_rng(seed).permutation(len(items))
+    # A stream of its own: callers choose rows by the same seed, and those must not stand together in this order.
+    mixed = np.random.default_rng([seed, _STREAM]).permutation(len(items))
     items, kinds, own = items[mixed], kinds[:, mixed], own[mixed]
     found = _Values(len(asked))
     # Queries of about equally many fitting items together: the deepest of a block decides how much of it is sorted.

@@ -42,6 +42,7 @@ ONLY_IN: dict[str, set[str]] = {
     "PIL": {"images", "report"},
     "jinja2": {"report"},
     "sklearn": {"evaluation"},
+    "umap": {"evaluation"},
 }
 # Doctor reports which of these are installed and what they see; it runs nothing with them.
 ALLOWED_ANYWHERE = {("jobs/doctor.py", "torch"), ("jobs/doctor.py", "faiss")}

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from pydantic import TypeAdapter
 from skimage.feature import hog
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation import knn_accuracy
-from pipeline.evaluation.baselines import hog_features, pixel_features, principal_components
+from pipeline.evaluation.baselines import (
+    hog_features,
+    pixel_features,
+    principal_components,
+    random_features,
+    umap_features,
+)
+from pipeline.models import AnyModelConfig, build_model
+
+SMALL: dict[str, dict[str, Any]] = {
+    "vae": {"latent_dim": 6, "channels": (8, 16)},
+    "cvae": {"latent_dim": 6, "channels": (8, 16)},
+    "vqvae": {},
+}
 
 
 def features(rows: int, width: int) -> np.ndarray:
@@ -109,3 +128,56 @@ def test_gradients_tell_textures_that_pixels_do_not() -> None:
 
     assert accuracy(hog_features(pixels)) > 0.95
     assert accuracy(pixel_features(pixels)) < accuracy(hog_features(pixels)) - 0.1
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_random_weights_are_those_of_the_untrained_model(kind: str) -> None:
+    config = TypeAdapter(AnyModelConfig).validate_python({"kind": kind, **SMALL[kind]})
+    pixels = np.random.default_rng(4).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    found = random_features(config, pixels, seed=7)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator stays as it was"
+    torch.manual_seed(7)
+    model = build_model(config, image_size=32).eval()
+    with torch.inference_mode():
+        wanted = model.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).mean.flatten(1).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found.dtype == np.float32
+    assert found.std(axis=0).max() > 0, "photos differ"
+    # Negative control: another seed, other weights.
+    assert not np.allclose(random_features(config, pixels, seed=8), found)
+
+
+def test_umap_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ConfigError, match=r"needs umap-learn.*visual-codebooks\[viz\]"):
+        umap_features(features(10, 4), features(5, 4))
+
+
+def test_umap_fits_on_the_known_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in, since the package is an extra: what it is asked for, and with which rows."""
+    asked: dict[str, Any] = {}
+
+    class Standin:
+        def __init__(self, **settings: Any) -> None:
+            asked.update(settings)
+
+        def fit(self, rows: np.ndarray) -> Standin:
+            asked["fitted"] = rows
+            self.embedding_ = rows[:, :2].astype(np.float64)
+            return self
+
+        def transform(self, rows: np.ndarray) -> np.ndarray:
+            return rows[:, 2:4].astype(np.float64)
+
+    module = ModuleType("umap")
+    module.UMAP = Standin  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "umap", module)
+    known, others = features(10, 4), features(5, 4)
+    first, second = umap_features(known, others, dims=2, seed=3)
+    assert asked.pop("fitted") is known
+    assert asked == {"n_components": 2, "random_state": 3, "n_jobs": 1}
+    assert first.tolist() == known[:, :2].tolist()
+    assert second.tolist() == others[:, 2:4].tolist()
+    assert first.dtype == second.dtype == np.float32
