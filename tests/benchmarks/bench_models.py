@@ -160,7 +160,7 @@ def extremes(runs: list[dict[str, Any]]) -> str:
 
 def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str]) -> str:
     """Return the Markdown table of README, floors first."""
-    heads = ["model", "target", "pixels", "numbers", "minutes", "images/s", "k-NN %", "MSE", "SSIM", "detail",
+    heads = ["model", "target", "pixels", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
              "active units or codes", "twins %", "quantisation error", "worst, best category (MSE)"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
@@ -169,8 +169,8 @@ def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str])
         rows.setdefault(run["name"], []).append(run)
     for name, own in rows.items():
         first = own[0]
-        cells = [name, first["target"], str(first["size"]), str(first["dims"]), shown(own, "train_s", 1 / 60),
-                 shown(own, "images_per_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
+        cells = [name, first["target"], str(first["size"]), str(first["dims"]), shown(own, "train_cpu_s", 1 / 60),
+                 shown(own, "images_per_cpu_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
                  shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
                  shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
                  extremes(own)]  # fmt: skip
@@ -184,10 +184,10 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
         own = [run for run in runs if run["preset"] == name and run["digest"] == digests[name]]
         if name == FLOORS or not own:
             continue
-        seconds, speed = shown(own, "train_s", digits=0), shown(own[:1], "images_per_s", digits=0)
+        seconds, speed = shown(own, "train_cpu_s", digits=0), shown(own[:1], "images_per_cpu_s", digits=0)
         path = ROOT / "jobs" / "presets" / f"{name}.yaml"
         command, _, *rest = path.read_text().splitlines()
-        line = f"# Measured, {len(own)} seeds, one CPU thread: trained in {seconds} s ({speed} photos/s), k-NN "
+        line = f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
         path.write_text("\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see README, Numbers.", *rest]) + "\n")
 
 
