@@ -92,9 +92,10 @@ def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[st
 
 def _probed(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
     """Return whether the probe names each asked item's category; nothing where too few are known."""
-    kinds, counts = np.unique(labels, return_counts=True)
+    picked = np.random.default_rng([seed, 2]).permutation(len(labels))[:GALLERY]
+    kinds, counts = np.unique(labels[picked], return_counts=True)
     frequent = kinds[np.argsort(-counts, kind="stable")[:KINDS]]
-    picked = np.random.default_rng([seed, 2]).permutation(np.flatnonzero(np.isin(labels, frequent)))[:PROBED]
+    picked = picked[np.isin(labels[picked], frequent)][:PROBED]
     asked, known = np.split(picked, [max(1, round(_ASKED * len(picked)))])
     if len(np.unique(labels[known])) < 2:
         return {}
