@@ -16,6 +16,7 @@ from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
 from .mae import MAE, MAEConfig
+from .moco import MoCo, MoCoConfig
 from .pretrained import Pretrained, PretrainedConfig
 from .simclr import SimCLR, SimCLRConfig
 from .vae import VAE, VAEConfig
@@ -25,6 +26,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
     "mae": (MAEConfig, MAE),
+    "moco": (MoCoConfig, MoCo),
     "pretrained": (PretrainedConfig, Pretrained),
     "simclr": (SimCLRConfig, SimCLR),
     "vae": (VAEConfig, VAE),
@@ -32,7 +34,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
 }
 
 AnyModelConfig = Annotated[
-    AutoencoderConfig | CVAEConfig | MAEConfig | PretrainedConfig | SimCLRConfig | VAEConfig | VQVAEConfig,
+    AutoencoderConfig | CVAEConfig | MAEConfig | MoCoConfig | PretrainedConfig | SimCLRConfig | VAEConfig | VQVAEConfig,
     Field(discriminator="kind"),
 ]
 

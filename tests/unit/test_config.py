@@ -15,6 +15,7 @@ from jobs.config import Config, load_config
 from jobs.place import LightConfig, load_light
 from jobs.sources import PRESETS, Merged, Source, merge, preset_names, read_sources
 from pipeline.errors import ConfigError
+from pipeline.models import MODELS
 
 SMALLEST = """\
 store: s3://shop/visual
@@ -198,8 +199,8 @@ def test_missing_sections_and_kinds(tmp_path: Path) -> None:
     found = refused(tmp_path, "model: {latent_dim: 3}\n")
     assert "store: is missing" in found
     assert "catalogue: is missing" in found
-    assert "model.kind: is missing; allowed: 'autoencoder', 'cvae', 'vae', 'vqvae'" in found
-    assert "model.kind: is unknown; allowed: 'autoencoder', 'cvae', 'vae', 'vqvae', given 'vea'" in refused(
+    assert f"model.kind: is missing; allowed: {', '.join(map(repr, sorted(MODELS)))}" in found
+    assert f"model.kind: is unknown; allowed: {', '.join(map(repr, sorted(MODELS)))}, given 'vea'" in refused(
         tmp_path, SMALLEST, "model.kind=vea"
     )
 

@@ -124,6 +124,16 @@ def test_info_nce_is_nt_xent_where_the_queue_holds_the_others() -> None:
     torch.testing.assert_close(torch.stack(terms).mean(), nt_xent(first, second, 0.3, over_ranks=False))
 
 
+def test_a_queue_that_is_not_full_counts_as_far_as_it_is() -> None:
+    queries, keys = views()
+    queue = nn.functional.normalize(rows(11, 5, 3), dim=1)
+    for filled in (0, 4, 11):
+        found = info_nce(queries.requires_grad_(), keys, queue, 0.2, filled=torch.tensor(filled))
+        torch.testing.assert_close(found, info_nce(queries, keys, queue[:filled], 0.2))
+    (gradient,) = gradients(info_nce(queries, keys, queue, 0.2, filled=torch.tensor(0)), queries)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 def test_triplet_is_torchs() -> None:
     leaves = [rows(20, 6, seed).requires_grad_() for seed in range(3)]
     for margin in (0.2, 1.0):
