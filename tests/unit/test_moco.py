@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Unavailable
 from pipeline.losses import info_nce, nt_xent
 from pipeline.models import Batch, Step, build_model
 from pipeline.models.moco import MoCo, MoCoConfig
 from pipeline.models.pretraining import copy_convolutions
 from pipeline.models.simclr import SimCLRConfig
+from pipeline.storage import Store, open_store
+from pipeline.training import Loop, TrainConfig
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.ranks import Ranks
 
 STEP = Step(0, 10)
 SMALL = MoCoConfig(channels=(8, 16), projector=(16, 8), queue=50, momentum=0.9)
@@ -170,6 +175,38 @@ def test_it_learns_to_tell_photos_apart():
     assert curve[0] == 0
     assert held_out() < 0.75 * before
     assert model.scalars()["projection/effective_rank"] > 2
+
+
+class Memory:
+    """A loader of photos that are in memory."""
+
+    steps_per_epoch, num_photos, num_held_out = 3, 24, 4
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        for step in range(start, stop):
+            yield Batch(photos(8, seed=step))
+
+    def validation(self) -> Generator[Batch]:
+        yield Batch(photos(4, seed=50))
+
+
+def test_a_resumed_training_has_the_same_bits():
+    config = TrainConfig(epochs=4, batch_size=8, validation=0.1, ema_decay=0.9, checkpoint_every_s=0)
+
+    def trained(store: Store, stop_after: int | None = None) -> dict[str, Tensor]:
+        checkpoints = Checkpoints(store, "run", Ranks(), identity={}, keep=2)
+        asked = iter(range(1, 100))
+        stop = None if stop_after is None else lambda: next(asked) == stop_after
+        loop = Loop(made(), Memory(), config, checkpoints=checkpoints, should_stop=stop)
+        return loop.run().state_dict()
+
+    whole = trained(open_store(f"memory://{uuid.uuid4()}"))
+    store = open_store(f"memory://{uuid.uuid4()}")
+    with pytest.raises(Unavailable):
+        trained(store, stop_after=2)
+    resumed = trained(store)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+    assert int(whole["filled"]) == 50
 
 
 def test_more_keys_than_the_queue_holds_are_refused():
