@@ -160,8 +160,8 @@ def extremes(runs: list[dict[str, Any]]) -> str:
 
 def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str]) -> str:
     """Return the Markdown table of README, floors first."""
-    heads = ["model", "target", "pixels", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
-             "active units or codes", "twins %", "quantisation error", "worst, best category (MSE)"]  # fmt: skip
+    heads = ["model", "target", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
+             "active units or codes", "twins %", "code error", "drawn worst, best (MSE)"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -169,7 +169,7 @@ def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str])
         rows.setdefault(run["name"], []).append(run)
     for name, own in rows.items():
         first = own[0]
-        cells = [name, first["target"], str(first["size"]), str(first["dims"]), shown(own, "train_cpu_s", 1 / 60),
+        cells = [name, first["target"], str(first["dims"]), shown(own, "train_cpu_s", 1 / 60),
                  shown(own, "images_per_cpu_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
                  shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
                  shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
@@ -187,7 +187,9 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
         seconds, speed = shown(own, "train_cpu_s", digits=0), shown(own[:1], "images_per_cpu_s", digits=0)
         path = ROOT / "jobs" / "presets" / f"{name}.yaml"
         command, _, *rest = path.read_text().splitlines()
-        line = f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
+        line = (
+            f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
+        )
         path.write_text("\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see README, Numbers.", *rest]) + "\n")
 
 
