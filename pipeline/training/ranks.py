@@ -102,9 +102,11 @@ class Ranks:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if self.device.type == "cuda":
             return DistributedDataParallel(model, device_ids=[self.device])
-        # DDP otherwise regroups its buckets after the first step of a process, and with three or more ranks the order
-        # of a sum follows the buckets: a resumed training would differ in the last bit. Looking for unused parameters
-        # keeps the first grouping.
+        if self.world_size == 2:
+            return DistributedDataParallel(model)
+        # DDP otherwise regroups its buckets after the first step of a process, and with three or more ranks (a sum of
+        # two has only one order) the order of a sum follows the buckets: a resumed training would differ in the last
+        # bit. Looking for unused parameters keeps the first grouping.
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
         return DistributedDataParallel(model, find_unused_parameters=True)
 
