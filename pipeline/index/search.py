@@ -197,7 +197,9 @@ def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str)
 
 
 def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
-    values, found = index.search(features, count, params=parameters)
+    # Whoever imports faiss.contrib.torch_utils in this process, as some libraries do, gets a `search` without `params`.
+    search = getattr(index, "search_numpy", index.search)
+    values, found = search(features, count, params=parameters)
     return values, found
 
 
