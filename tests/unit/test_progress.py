@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -71,6 +72,11 @@ def test_a_terminal_gets_bars_unless_it_has_no_width(columns: int, shown: str) -
         with progress.stage("pixels", total=5) as advance:
             advance(5)
         terminal.flush()
-        text = os.read(parent, 65536).decode()
+        text, deadline = "", time.monotonic() + 10
+        os.set_blocking(parent, False)
+        while shown not in text and time.monotonic() < deadline:  # a terminal hands on what was written bit by bit
+            with contextlib.suppress(BlockingIOError):
+                text += os.read(parent, 65536).decode()
+            time.sleep(0.01)
     os.close(parent)
     assert shown in text
