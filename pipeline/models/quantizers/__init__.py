@@ -37,22 +37,24 @@ class _CodebookConfig(_Config):
     gradient: GradientPath = "straight_through"
 
 
-class EMAConfig(_CodebookConfig):
+class _FollowingConfig(_CodebookConfig):
+    """What the quantizers whose codebook follows the data share; see FollowingQuantizer."""
+
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    restart_threshold: float = Field(default=0.1, ge=0, lt=1)
+    init: Start = "kmeans"
+
+
+class EMAConfig(_FollowingConfig):
     """A codebook that follows by moving averages; see EMAQuantizer."""
 
     kind: Literal["ema"] = "ema"
-    decay: float = Field(default=0.99, ge=0, lt=1)
-    restart_threshold: float = Field(default=0.1, ge=0, lt=1)
-    init: Start = "kmeans"
 
 
-class GradientConfig(_CodebookConfig):
+class GradientConfig(_FollowingConfig):
     """A codebook that the optimiser moves; see GradientQuantizer."""
 
     kind: Literal["gradient"] = "gradient"
-    decay: float = Field(default=0.99, ge=0, lt=1)
-    restart_threshold: float = Field(default=0.1, ge=0, lt=1)
-    init: Start = "kmeans"
 
 
 class SimVQConfig(_CodebookConfig):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from ...losses import commitment
-from .base import GradientPath
-from .following import FollowingQuantizer, Start
+from .following import FollowingOptions, FollowingQuantizer
 
 
 class EMAQuantizer(FollowingQuantizer):
@@ -20,28 +21,9 @@ class EMAQuantizer(FollowingQuantizer):
     code_sum: Tensor
 
     def __init__(
-        self,
-        num_codes: int,
-        code_dim: int,
-        *,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        restart_threshold: float = 0.1,
-        init: Start = "kmeans",
-        commitment_weight: float = 0.25,
-        normalise: bool = False,
-        gradient: GradientPath = "straight_through",
+        self, num_codes: int, code_dim: int, *, epsilon: float = 1e-5, **options: Unpack[FollowingOptions]
     ) -> None:
-        super().__init__(
-            num_codes,
-            code_dim,
-            decay=decay,
-            restart_threshold=restart_threshold,
-            init=init,
-            commitment_weight=commitment_weight,
-            normalise=normalise,
-            gradient=gradient,
-        )
+        super().__init__(num_codes, code_dim, **options)
         self.epsilon = epsilon
         start = self.scaled(torch.randn(num_codes, code_dim))
         self.register_buffer("codebook", start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,17 @@ class _Seen:
 
     statistics: Tensor
     rows: Tensor
+
+
+class FollowingOptions(TypedDict, total=False):
+    """The keywords of FollowingQuantizer, which say what they mean."""
+
+    decay: float
+    restart_threshold: float
+    init: Start
+    commitment_weight: float
+    normalise: bool
+    gradient: GradientPath
 
 
 class FollowingQuantizer(CodebookQuantizer):

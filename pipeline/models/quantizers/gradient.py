@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
 from ...losses.precision import widened
-from .base import GradientPath
-from .following import FollowingQuantizer, Start
+from .following import FollowingOptions, FollowingQuantizer
 
 
 class GradientQuantizer(FollowingQuantizer):
@@ -18,28 +19,8 @@ class GradientQuantizer(FollowingQuantizer):
     see FollowingQuantizer and CodebookQuantizer.
     """
 
-    def __init__(
-        self,
-        num_codes: int,
-        code_dim: int,
-        *,
-        decay: float = 0.99,
-        restart_threshold: float = 0.1,
-        init: Start = "kmeans",
-        commitment_weight: float = 0.25,
-        normalise: bool = False,
-        gradient: GradientPath = "straight_through",
-    ) -> None:
-        super().__init__(
-            num_codes,
-            code_dim,
-            decay=decay,
-            restart_threshold=restart_threshold,
-            init=init,
-            commitment_weight=commitment_weight,
-            normalise=normalise,
-            gradient=gradient,
-        )
+    def __init__(self, num_codes: int, code_dim: int, **options: Unpack[FollowingOptions]) -> None:
+        super().__init__(num_codes, code_dim, **options)
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim))
 
     def codebook_rows(self) -> Tensor:
