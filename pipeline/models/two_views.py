@@ -20,8 +20,9 @@ from ..images.augment import ViewsConfig, two_views
 from ..losses.collectives import sum_over_ranks
 from ..losses.precision import widened
 from .backbones import Norm, check_image_size, initialise
+from .backbones.inputs import Inputs, Seen
 from .backbones.resnet import ResNet
-from .base import Batch, Latents, Model, ModelConfig, to_float, to_grey
+from .base import Batch, Latents, Model, ModelConfig, to_float
 from .bottleneck import still
 from .readout import ReadOut, ReadOutConfig
 
@@ -30,9 +31,11 @@ class TwoViewsConfig(ModelConfig):
     """channels: width of each stage of the backbone, a ResNet of `blocks` blocks a stage; every stage halves the side.
 
     whole_first: the first stage keeps the photo's side, at four times the work. norm: `group`, `none`, or `batch`,
-    which needs statistics over all workers. grey: brightness alone goes in. projector: widths of the projector's hidden
-    and last layer. temperature: the smaller, the more the photos that look most alike count. views: how the views
-    differ. read_out: how latents come of the backbone's last map.
+    which needs statistics over all workers. grey: brightness alone goes in. input: `pixels`, or `gradients`: the
+    backbone sees fixed histograms of oriented gradients of `bins` directions instead, one a cell of `cell` pixels,
+    hence at a side of images.size / cell; views are of the photos all the same. projector: widths of the projector's
+    hidden and last layer. temperature: the smaller, the more the photos that look most alike count. views: how the
+    views differ. read_out: how latents come of the backbone's last map.
     """
 
     channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
@@ -40,6 +43,9 @@ class TwoViewsConfig(ModelConfig):
     whole_first: bool = False
     norm: Norm = "group"
     grey: bool = False
+    input: Seen = "pixels"
+    cell: int = Field(4, ge=1)
+    bins: int = Field(9, ge=2)
     projector: tuple[int, int] = (128, 64)
     temperature: float = Field(0.2, gt=0, allow_inf_nan=False)
     views: ViewsConfig = ViewsConfig()
@@ -61,15 +67,16 @@ class TwoViews(Model):
         super().__init__()
         check_image_size(image_size)
         self.image_size = image_size
-        self.grey = config.grey
+        self.inputs = Inputs(config.input, config.grey, config.cell, config.bins)
         self.view_changes = config.views
         self.network = ResNet(
             image_size,
             config.channels,
             blocks=config.blocks,
-            in_channels=1 if config.grey else 3,
+            in_channels=self.inputs.channels,
             norm=config.norm,
             whole_first=config.whole_first,
+            side=self.inputs.side(image_size),
         )
         width, grid, _ = self.network.shape
         hidden, last = config.projector
@@ -87,17 +94,17 @@ class TwoViews(Model):
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
         """Return mean, float32 [B, latent_dim], of photos as they are, uint8 [B, 3, H, W]."""
         with still(self.network):
-            return Latents(self.read_out.vectors(self.network(self._seen(to_float(images)))))
+            return Latents(self.read_out.vectors(self.network(self.inputs(to_float(images)))))
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """Return the map after every stage of the backbone, finest first, of pictures float [B, 3, H, W]."""
-        return self.network.maps(self._seen(pictures))
+        return self.network.maps(self.inputs(pictures))
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit the read-out's PCA where it has one."""
         if self.fits:
             with still(self.network):
-                maps = (self.network(self._seen(to_float(batch.images))) for batch in batches)
+                maps = (self.network(self.inputs(to_float(batch.images))) for batch in batches)
                 self.read_out.fit(torch.cat([self.read_out.pooled(features) for features in maps]))
 
     def scalars(self) -> dict[str, float]:
@@ -106,12 +113,9 @@ class TwoViews(Model):
 
     def _projected(self, images: Tensor, network: nn.Module, projector: nn.Module) -> Tensor:
         """Return the projections of photos uint8 [N, 3, H, W], float32 [N, d] of length 1."""
-        features: Tensor = network(self._seen(to_float(images)))
+        features: Tensor = network(self.inputs(to_float(images)))
         rows: Tensor = projector(features.mean(dim=(2, 3)))
         return F.normalize(widened(rows), dim=1)
-
-    def _seen(self, pictures: Tensor) -> Tensor:
-        return to_grey(pictures) if self.grey else pictures
 
 
 def check_views(images: Tensor) -> None:

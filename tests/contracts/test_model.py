@@ -1,8 +1,9 @@
-"""The model contract, over every model of the table and several sizes."""
+"""The model contract, over every model of the table, some with other options, and several sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,19 @@ from pipeline.models.export import output_names, run_encoder
 from pipeline.storage import open_store
 
 KINDS = sorted(MODELS)
+GRADIENTS = {"input": "gradients", "whole_first": True}
+# Every kind as it is by default, and with options that change what goes in or what is read out.
+CONFIGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in KINDS} | {
+    "simclr_gradients": {"kind": "simclr", **GRADIENTS},
+    "moco_gradients": {"kind": "moco", **GRADIENTS, "grey": True},
+}
 # Conditional models run twice: without conditions, and told one of every sort a row.
-CASES = [(kind, told) for kind in KINDS for told in ([False, True] if MODELS[kind][0].conditional else [False])]
-TRAINED = [(kind, told) for kind, told in CASES if MODELS[kind][1].trains]
+CASES = [
+    (name, told)
+    for name, values in CONFIGS.items()
+    for told in ([False, True] if MODELS[values["kind"]][0].conditional else [False])
+]
+TRAINED = [(name, told) for name, told in CASES if MODELS[CONFIGS[name]["kind"]][1].trains]
 COMPARING, QUEUEING = {"simclr"}, {"moco"}  # whose losses are about more than single photos
 SIZES = [28, 32, 36, 64]
 STEP = Step(0, 10)
@@ -46,13 +57,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def config_of(kind: str) -> ModelConfig:
-    return MODELS[kind][0].model_validate({"kind": kind})
+def config_of(name: str) -> ModelConfig:
+    values = CONFIGS[name]
+    return MODELS[values["kind"]][0].model_validate(values)
 
 
-def make(kind: str, size: int, seed: int = 0) -> Model:
+def make(name: str, size: int, seed: int = 0) -> Model:
     torch.manual_seed(seed)
-    return build_model(config_of(kind), image_size=size, labels=LABELS if MODELS[kind][0].conditional else ())
+    config = config_of(name)
+    return build_model(config, image_size=size, labels=LABELS if config.conditional else ())
 
 
 def conditions(told: bool, number: int) -> torch.Tensor | None:
@@ -109,10 +122,10 @@ def same(first: Latents, second: Latents, tolerance: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("kind", "told"), CASES)
+@pytest.mark.parametrize(("name", "told"), CASES)
 class TestModel:
-    def test_shapes_types_and_ranges(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_shapes_types_and_ranges(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         if model.trains:
             losses = model(batch_of(model, photos(size), conditions(told, 6)), STEP)
             assert isinstance(losses, Losses)
@@ -139,8 +152,8 @@ class TestModel:
             assert pictures.min() >= 0
             assert pictures.max() <= 1
 
-    def test_encode_is_deterministic_and_leaves_the_model_as_it_is(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_encode_is_deterministic_and_leaves_the_model_as_it_is(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         train(model, photos(size), 2, told)
         model.eval()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -153,8 +166,8 @@ class TestModel:
         model.after_step()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    def test_a_photo_encodes_the_same_alone_and_in_any_batch(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_a_photo_encodes_the_same_alone_and_in_any_batch(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         train(model, photos(size), 2, told)
         model.eval()
         images, condition = photos(size, 9), conditions(told, 9)
@@ -166,33 +179,33 @@ class TestModel:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("kind", "told"), TRAINED)
+@pytest.mark.parametrize(("name", "told"), TRAINED)
 class TestTraining:
-    def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         train(model, photos(size), 1, told)  # layers that start at zero pass no gradient in the first step
         model.zero_grad()
         model(batch_of(model, photos(size), conditions(told, 6)), STEP).total.backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.abs().sum() > 0, name
-        for name, buffer in model.named_buffers():
-            assert not buffer.requires_grad, name
+        for where, parameter in model.named_parameters():
+            assert parameter.grad is not None, where
+            assert torch.isfinite(parameter.grad).all(), where
+            assert parameter.grad.abs().sum() > 0, where
+        for where, buffer in model.named_buffers():
+            assert not buffer.requires_grad, where
 
-    def test_two_trainings_have_the_same_bits(self, kind: str, told: bool, size: int) -> None:
-        first = make(kind, size)
+    def test_two_trainings_have_the_same_bits(self, name: str, told: bool, size: int) -> None:
+        first = make(name, size)
         curve = train(first, photos(size), 3, told)
-        second = make(kind, size)
+        second = make(name, size)
         assert train(second, photos(size), 3, told) == curve
         other = second.state_dict()
         assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
-        assert train(make(kind, size, seed=1), photos(size), 3, told) != curve
+        assert train(make(name, size, seed=1), photos(size), 3, told) != curve
 
-    def test_state_goes_round_and_training_continues_to_the_same_bits(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_state_goes_round_and_training_continues_to_the_same_bits(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         train(model, photos(size), 2, told)
-        twin = make(kind, size, seed=5)
+        twin = make(name, size, seed=5)
         twin.load_state_dict(model.state_dict())
         same(model.encode(photos(size), conditions(told, 6)), twin.encode(photos(size), conditions(told, 6)))
         torch.manual_seed(3)
@@ -201,11 +214,11 @@ class TestTraining:
         assert train(twin, photos(size, seed=1), 3, told) == rest
 
     def test_the_loss_is_a_mean_over_photos(
-        self, kind: str, told: bool, size: int, monkeypatch: pytest.MonkeyPatch
+        self, name: str, told: bool, size: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if kind in COMPARING:
+        if CONFIGS[name]["kind"] in COMPARING:
             pytest.skip("a photo is compared with those of its batch; see test_simclr")
-        model = make(kind, size)
+        model = make(name, size)
         train(model, photos(size), 1, told)
         monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
         monkeypatch.setattr(torch, "rand", torch.ones)  # no condition is dropped
@@ -216,17 +229,17 @@ class TestTraining:
             once = model(batch_of(model, images, condition), STEP)
             twice = model(batch_of(model, torch.cat([images, images]), again), STEP)
         torch.testing.assert_close(twice.total, once.total, rtol=1e-5, atol=1e-4)
-        for name, part in once.parts.items():
-            torch.testing.assert_close(twice.parts[name], part, rtol=1e-5, atol=1e-4)
+        for loss, part in once.parts.items():
+            torch.testing.assert_close(twice.parts[loss], part, rtol=1e-5, atol=1e-4)
 
-    def test_training_lowers_the_loss(self, kind: str, told: bool, size: int) -> None:
-        if kind in QUEUEING:
+    def test_training_lowers_the_loss(self, name: str, told: bool, size: int) -> None:
+        if CONFIGS[name]["kind"] in QUEUEING:
             pytest.skip("its queue fills with keys harder than those it began with; see test_moco")
-        curve = train(make(kind, size), photos(size, 8), 40, told)
+        curve = train(make(name, size), photos(size, 8), 40, told)
         assert curve[-1] < 0.98 * curve[0]
 
-    def test_half_precision_autocast(self, kind: str, told: bool, size: int) -> None:
-        model = make(kind, size)
+    def test_half_precision_autocast(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
         with torch.autocast("cpu", torch.bfloat16):
             losses = model(batch_of(model, photos(size), conditions(told, 6)), STEP)
             latents = model.encode(photos(size), conditions(told, 6))
@@ -238,10 +251,10 @@ class TestTraining:
 
 
 @pytest.mark.parametrize("size", [28, 64])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(kind: str, size: int) -> None:
-    store = open_store(f"memory://contract-model-{kind}-{size}")
-    model, config = make(kind, size), config_of(kind)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(name: str, size: int) -> None:
+    store = open_store(f"memory://contract-model-{name}-{size}")
+    model, config = make(name, size), config_of(name)
     train(model, photos(size), 2, told=config.conditional)
     card = {"photos": 6}
     model_id = save_bundle(store, model, config, {"size": size}, train_key="0" * 64, card=card, labels=model.labels)

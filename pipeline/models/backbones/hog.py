@@ -40,15 +40,21 @@ def cell_histograms(pictures: Tensor, cell: int, bins: int) -> Tensor:
     pictures = pictures.float()
     down = F.pad(pictures[..., 2:, :] - pictures[..., :-2, :], (0, 0, 1, 1))  # zero at the border
     right = F.pad(pictures[..., :, 2:] - pictures[..., :, :-2], (1, 1, 0, 0))
-    strongest = torch.hypot(down, right).argmax(dim=1, keepdim=True)
+    strongest = (down.square() + right.square()).argmax(dim=1, keepdim=True)
     down, right = down.gather(1, strongest), right.gather(1, strongest)
     # Half of the plane is turned over, so that the angle of a gradient and of its opposite are the same bits.
     turned = (down < 0) | ((down == 0) & (right < 0))
     angle = torch.atan2(torch.where(turned, -down, down), torch.where(turned, -right, right))
     chosen = (angle * (bins / math.pi)).long().clamp(0, bins - 1)
     shares = torch.zeros(down.shape[0], bins, *down.shape[2:], device=down.device)
-    shares.scatter_(1, chosen, torch.hypot(down, right))
+    shares = shares.scatter(1, chosen, _length(down, right))
     return F.avg_pool2d(shares, cell)
+
+
+def _length(down: Tensor, right: Tensor) -> Tensor:
+    """Return the lengths of gradients. ONNX has no hypot; and where nothing changes, its derivative would be 0 / 0."""
+    squares = down.square() + right.square()
+    return torch.where(squares > 0, squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt(), 0.0)
 
 
 def _over_blocks(values: Tensor) -> Tensor:

@@ -12,15 +12,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .conv import Norm, initialise, map_sizes, norm_layers
+from ...errors import ConfigError
+from .conv import Norm, check_image_size, initialise, norm_layers
 
 
 class ResNet(nn.Module):
     """Pictures float [B, in_channels, H, W] to a map [B, channels[-1], grid, grid].
 
     channels: width of each stage; a stage halves the side, rounding up, and has `blocks` blocks. whole_first: the first
-    stage keeps the photo's side, as ResNets for CIFAR-10 do, at four times the work. Raises ConfigError for a size that
-    no 2 x 2 map would be left of.
+    stage keeps the photo's side, as ResNets for CIFAR-10 do, at four times the work. side: H and W of the pictures
+    where they are not the photos' own, as of one value a cell. Raises ConfigError for a size that no 2 x 2 map would be
+    left of.
     """
 
     def __init__(
@@ -32,11 +34,11 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         norm: Norm = "group",
         whole_first: bool = False,
+        side: int | None = None,
     ) -> None:
         super().__init__()
-        halvings = len(channels) - whole_first
-        map_sizes(image_size, halvings)
-        self.grid = -(-image_size // 2**halvings)
+        check_image_size(image_size)
+        self.grid = _grid(image_size if side is None else side, len(channels), whole_first=whole_first)
         self.shape: tuple[int, ...] = (channels[-1], self.grid, self.grid)
         self.stem = nn.Sequential(_convolution(in_channels, channels[0], norm), *norm_layers(norm, channels[0]))
         stages = []
@@ -90,3 +92,15 @@ class Block(nn.Module):
 
 def _convolution(before: int, after: int, norm: Norm, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(before, after, 3, stride, 1, bias=norm != "batch")
+
+
+def _grid(side: int, stages: int, *, whole_first: bool) -> int:
+    """Return the side of the last map. Raises ConfigError when it would be a single cell."""
+    grid = -(-side // (1 << stages - whole_first))
+    if grid < 2:
+        most = (side - 1).bit_length() - 1 + whole_first
+        raise ConfigError(
+            f"model.channels has {stages} members, which leaves a single cell of the {side} x {side} that go into the "
+            f"network; name at most {most}" + ("" if whole_first else f", or {most + 1} with model.whole_first")
+        )
+    return grid
