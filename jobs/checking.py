@@ -35,7 +35,9 @@ def fields_of(annotation: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if typing.get_origin(annotation) not in (list, tuple, dict, set, frozenset):
         for member in typing.get_args(annotation):
-            found = {**fields_of(member), **found}
+            fields = fields_of(member)
+            both = {name: found[name] | fields[name] for name in fields if name in found}
+            found = {**fields, **found, **both}
     return found
 
 
@@ -157,6 +159,8 @@ def _plain(detail: dict[str, Any]) -> str:
         return f"allowed: {expected}" + (f" (did you mean {near[0]!r}?)" if near else "")
     if detail["type"] in ("model_type", "model_attributes_type"):
         return "must be a section of settings"
+    if detail["type"] == "extra_forbidden":  # a name of a section that another kind has
+        return "is not there for this kind; take it out"
     text = str(detail["msg"]).removeprefix("Value error, ")
     return text.replace("Input should be", "must be").replace("String should", "must").replace("unable to", "cannot")
 

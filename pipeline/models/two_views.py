@@ -2,13 +2,13 @@
 
 Views of one photo are to be alike and views of different photos not, so latents hold what the views' changes leave
 alone. The projector takes the loss's wish to forget upon itself and is not used afterwards (Chen et al. 2020, arXiv
-2002.05709, section 4.2).
+2002.05709, section 4.2), unless the read-out names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,24 @@ from .bottleneck import still
 from .readout import ReadOut, ReadOutConfig
 
 
+class TwoViewsReadOutConfig(ReadOutConfig):
+    """source: what is read out, the `backbone`'s last map, or what the `projector` makes of that map's mean.
+
+    The projector's output has no layout, so pool is `global`; dims and whiten are as for a map.
+    """
+
+    source: Literal["backbone", "projector"] = "backbone"
+
+    @model_validator(mode="after")
+    def _a_projection_has_no_layout(self) -> TwoViewsReadOutConfig:
+        if self.source == "projector" and self.pool != "global":
+            raise ValueError(
+                f"source is projector and pool is {self.pool}, but the projector sees the map's mean alone; set pool "
+                "to global, or source to backbone"
+            )
+        return self
+
+
 class TwoViewsConfig(ModelConfig):
     """channels: width of each stage of the backbone, a ResNet of `blocks` blocks a stage; every stage halves the side.
 
@@ -35,7 +53,7 @@ class TwoViewsConfig(ModelConfig):
     backbone sees fixed histograms of oriented gradients of `bins` directions instead, one a cell of `cell` pixels,
     hence at a side of images.size / cell; views are of the photos all the same. projector: widths of the projector's
     hidden and last layer. temperature: the smaller, the more the photos that look most alike count. views: how the
-    views differ. read_out: how latents come of the backbone's last map.
+    views differ. read_out: how latents come of the backbone's last map, or of the projector's output.
     """
 
     channels: tuple[int, ...] = Field((16, 32, 64), min_length=1)
@@ -49,7 +67,7 @@ class TwoViewsConfig(ModelConfig):
     projector: tuple[int, int] = (128, 64)
     temperature: float = Field(0.2, gt=0, allow_inf_nan=False)
     views: ViewsConfig = ViewsConfig()
-    read_out: ReadOutConfig = ReadOutConfig()
+    read_out: TwoViewsReadOutConfig = TwoViewsReadOutConfig()
 
     @model_validator(mode="after")
     def _widths_are_positive(self) -> TwoViewsConfig:
@@ -82,7 +100,8 @@ class TwoViews(Model):
         hidden, last = config.projector
         self.projector = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, last))
         initialise(self.projector)
-        self.read_out = ReadOut(config.read_out, width, grid)
+        self.from_projector = config.read_out.source == "projector"
+        self.read_out = ReadOut(config.read_out, *((last, 1) if self.from_projector else (width, grid)))
         self.latent_dim = self.read_out.latent_dim
         self.fits = self.read_out.needs_fit
         self.spread = Spread(last)
@@ -94,7 +113,7 @@ class TwoViews(Model):
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
         """Return mean, float32 [B, latent_dim], of photos as they are, uint8 [B, 3, H, W]."""
         with still(self.network):
-            return Latents(self.read_out.vectors(self.network(self.inputs(to_float(images)))))
+            return Latents(self.read_out.vectors(self._read(images)))
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """Return the map after every stage of the backbone, finest first, of pictures float [B, 3, H, W]."""
@@ -104,12 +123,19 @@ class TwoViews(Model):
         """Fit the read-out's PCA where it has one."""
         if self.fits:
             with still(self.network):
-                maps = (self.network(self.inputs(to_float(batch.images))) for batch in batches)
-                self.read_out.fit(torch.cat([self.read_out.pooled(features) for features in maps]))
+                self.read_out.fit(torch.cat([self.read_out.pooled(self._read(batch.images)) for batch in batches]))
 
     def scalars(self) -> dict[str, float]:
         """Return how far the projections are spread since the last call, over all ranks; see Spread.collect."""
         return self.spread.collect(next(self.parameters()).device)
+
+    def _read(self, images: Tensor) -> Tensor:
+        """Return what the read-out reads of photos uint8 [N, 3, H, W]: maps, or projections [N, d, 1, 1]."""
+        features: Tensor = self.network(self.inputs(to_float(images)))
+        if not self.from_projector:
+            return features
+        rows: Tensor = self.projector(features.mean(dim=(2, 3)))
+        return rows[:, :, None, None]
 
     def _projected(self, images: Tensor, network: nn.Module, projector: nn.Module) -> Tensor:
         """Return the projections of photos uint8 [N, 3, H, W], float32 [N, d] of length 1."""

@@ -222,6 +222,18 @@ def test_unions_and_validators_in_plain_words() -> None:
     )
 
 
+def test_a_section_that_two_kinds_have_may_hold_more_in_one(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(SMALLEST.replace("kind: vae", "kind: moco, read_out: {source: projector}"))
+    assert load_config(Arguments(config=str(config)), {}).model.read_out.source == "projector"
+    config.write_text(SMALLEST.replace("kind: vae", "kind: mae, read_out: {source: projector}"))
+    with pytest.raises(ConfigError, match=r"model\.read_out\.source: is not there for this kind.*line 3"):
+        load_config(Arguments(config=str(config)), {})
+    config.write_text(SMALLEST.replace("kind: vae", "kind: mae, read_out: {pol: map}"))
+    with pytest.raises(ConfigError, match=r"unknown name.*did you mean 'model.read_out.pool'"):
+        load_config(Arguments(config=str(config)), {})
+
+
 def test_lists_replace_and_sections_join() -> None:
     toy = build(
         {"shape": {"kind": "cube", "edge": 2}, "paint": {"brushes": ["a", "b"]}},

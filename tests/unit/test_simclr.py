@@ -8,17 +8,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.images.augment import ViewsConfig
 from pipeline.keys import digest_of
 from pipeline.losses import nt_xent
-from pipeline.models import Batch, Step, build_model
+from pipeline.models import AnyModelConfig, Batch, Step, build_model
 from pipeline.models.base import Losses
-from pipeline.models.readout import ReadOutConfig
+from pipeline.models.export import export_encoder, run_encoder
 from pipeline.models.simclr import SimCLR, SimCLRConfig
-from pipeline.models.two_views import Spread
+from pipeline.models.two_views import Spread, TwoViewsReadOutConfig
 from pipeline.training import Loop, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.validation import validate
@@ -78,11 +79,11 @@ def test_latents_are_the_backbones_and_the_projector_does_not_matter():
 
 
 def test_the_read_out_keeps_the_layout_or_fewer_dimensions():
-    config = SMALL.model_copy(update={"read_out": ReadOutConfig(pool="map", cells=2)})
+    config = SMALL.model_copy(update={"read_out": TwoViewsReadOutConfig(pool="map", cells=2)})
     model = made(config).eval()
     assert model.encode(photos()).mean.shape == (12, 16 * 4)
     assert not model.fits
-    model = made(SMALL.model_copy(update={"read_out": ReadOutConfig(dims=3)})).eval()
+    model = made(SMALL.model_copy(update={"read_out": TwoViewsReadOutConfig(dims=3)})).eval()
     assert model.fits
     with torch.no_grad():
         model.fit([Batch(photos(20)), Batch(photos(20, seed=1))])
@@ -91,6 +92,41 @@ def test_the_read_out_keeps_the_layout_or_fewer_dimensions():
     expected = decomposition.PCA(3).fit(rows)
     found = model.encode(photos(20)).mean.detach().numpy()
     np.testing.assert_allclose(np.abs(found), np.abs(expected.transform(rows[:20])), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_latents_may_be_the_projectors(whiten):
+    config = SMALL.model_copy(update={"read_out": TwoViewsReadOutConfig(source="projector")})
+    model = made(config).eval()
+    assert model.latent_dim == 8
+    with torch.no_grad():
+        rows = model.projector(model.network(photos(40).float() / 255).mean(dim=(2, 3)))
+    torch.testing.assert_close(model.encode(photos(40)).mean, rows, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(made().eval().encode(photos(40)).mean[:, :8], rows)  # the default is the backbone's
+    exported = run_encoder(export_encoder(model), photos(40).numpy())["mean"]
+    np.testing.assert_allclose(exported, rows.numpy(), rtol=1e-4, atol=1e-5)
+    reduced = TwoViewsReadOutConfig(source="projector", dims=3, whiten=whiten)
+    model = made(SMALL.model_copy(update={"read_out": reduced})).eval()
+    with torch.no_grad():
+        model.fit([Batch(photos(40)[:25]), Batch(photos(40)[25:])])
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    expected = decomposition.PCA(3, whiten=whiten, svd_solver="full").fit_transform(rows.double().numpy())
+    found = model.encode(photos(40)).mean.detach().numpy()
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_a_projection_is_read_out_whole_and_only_where_there_is_one():
+    with pytest.raises(ValidationError, match=r"pool is map.*set pool to global, or source to backbone"):
+        TwoViewsReadOutConfig(source="projector", pool="map")
+    adapter = TypeAdapter(AnyModelConfig)
+    for kind in ("mae", "pretrained"):
+        with pytest.raises(ValidationError, match=r"read_out\.source"):
+            adapter.validate_python({"kind": kind, "read_out": {"source": "projector"}})
+    told = adapter.validate_python({"kind": "moco", "read_out": {"source": "projector", "dims": 16}})
+    assert build_model(told, image_size=16).latent_dim == 16
+    too_many = adapter.validate_python({"kind": "moco", "read_out": {"source": "projector", "dims": 65}})
+    with pytest.raises(ConfigError, match="dims is 65, but the pooled map has 64"):
+        build_model(too_many, image_size=16)
 
 
 def test_grey_sees_brightness_alone():
