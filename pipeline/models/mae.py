@@ -97,9 +97,8 @@ class MAE(Model):
         return self.encoder.maps(pictures)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit the read-out's PCA."""
-        if self.fits:
-            self.read_out.fit(torch.cat([self.read_out.pooled(self._features(batch.images)) for batch in batches]))
+        """Fit the read-out's components where it has some."""
+        self.read_out.fit_batches(batches, lambda images: self.read_out.pooled(self._features(images)))
 
     def _features(self, images: Tensor) -> Tensor:
         """Return the map that is read out: the patches' [B, width, g, g], or the photo's token [B, width, 1, 1]."""

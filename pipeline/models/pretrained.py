@@ -96,10 +96,8 @@ class Pretrained(Model):
         self.network.load_state_dict({name: source[name] for name in self.network.state_dict()})
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit the read-out's PCA."""
-        if self.fits:
-            rows = [self.read_out.pooled(self.maps(to_float(batch.images))[-1]) for batch in batches]
-            self.read_out.fit(torch.cat(rows))
+        """Fit the read-out's components where it has some."""
+        self.read_out.fit_batches(batches, lambda images: self.read_out.pooled(self.maps(to_float(images))[-1]))
 
 
 def stages_of_resnet18(layer: int) -> nn.Sequential:

@@ -1,17 +1,19 @@
-"""From a feature map to the vector that is compared between photos: pooled, and where asked reduced by a PCA."""
+"""From a feature map to the vector that is compared between photos: pooled, and where asked in fewer components."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
-from .base import full_precision
+from ..images.augment import ViewsConfig
+from .base import Batch, full_precision
+from .components import ViewScatter, principal_components, relevant_components, rows_and_views
 
-_CHUNK = 4096  # rows held in float64 at a time
 _LEAST_VARIANCE = 1e-6  # of the largest: whitening does not blow up what is only rounding
 
 
@@ -19,7 +21,10 @@ class ReadOutConfig(BaseModel):
     """pool: `global` is the mean over the map; `map` keeps the layout, averaged to at most `cells` cells a side.
 
     dims: that many principal components of the pooled vector, fitted on training photos when the training is over; None
-    keeps all numbers. whiten: every component is scaled to variance 1, so none outweighs the others.
+    keeps all numbers. whiten: every component is scaled to variance 1, so none outweighs the others. invariant_to:
+    changes that the vector is to overlook; in place of the principal components come those in which photos differ most
+    compared with such views of one photo (`components.relevant_components`), what contrastive learning looks for, in
+    closed form.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +33,13 @@ class ReadOutConfig(BaseModel):
     cells: int = Field(default=4, ge=1)
     dims: int | None = Field(default=None, ge=1)
     whiten: bool = False
+    invariant_to: ViewsConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> ReadOutConfig:
+        if self.whiten and self.invariant_to is not None:
+            raise ValueError("whiten and invariant_to are two scales for the same components; name one of them")
+        return self
 
 
 class ReadOut(nn.Module):
@@ -60,7 +72,7 @@ class ReadOut(nn.Module):
     @property
     def needs_fit(self) -> bool:
         """Whether a PCA belongs to it."""
-        return self.config.dims is not None or self.config.whiten
+        return self.config.dims is not None or self.config.whiten or self.config.invariant_to is not None
 
     def pooled(self, features: Tensor) -> Tensor:
         """Return maps [B, channels, grid, grid] as float32 [B, num_pooled], channel first: what `fit` takes."""
@@ -76,7 +88,7 @@ class ReadOut(nn.Module):
         if not self.fitted:
             raise ConfigError(
                 "the read-out's PCA is not fitted yet; call the model's fit with training photos, or leave "
-                "read_out.dims and read_out.whiten unset"
+                "read_out.dims, read_out.whiten and read_out.invariant_to unset"
             )
         with full_precision(rows.device.type):
             return (rows - self.mean) @ self.components.T
@@ -85,11 +97,20 @@ class ReadOut(nn.Module):
         """Return `vectors`."""
         return self.vectors(features)
 
-    def fit(self, rows: Tensor) -> None:
-        """Set the PCA of pooled vectors, float [n, num_pooled]; does nothing where none is asked for.
+    def fit_batches(self, batches: Iterable[Batch], pooled: Callable[[Tensor], Tensor]) -> None:
+        """Set the components by batches of photos; does nothing where none are asked for.
 
-        Computed in float64, the largest number of every component positive, so that a repeated fit has the same bits
-        on one machine. Raises InputError when there are too few rows.
+        pooled: photos uint8 [B, 3, H, W] to their pooled vectors, float [B, num_pooled]. Raises InputError as `fit`.
+        """
+        if self.needs_fit:
+            self.fit(*rows_and_views(batches, pooled, self.config.invariant_to))
+
+    def fit(self, rows: Tensor, views: ViewScatter | None = None) -> None:
+        """Set the components of pooled vectors, float [n, num_pooled]; does nothing where none are asked for.
+
+        views: how views of a photo differ, which `invariant_to` needs. Computed in float64, the largest number of every
+        component positive, so that a repeated fit has the same bits on one machine. Raises InputError when there are
+        too few rows.
         """
         if not self.needs_fit:
             return
@@ -98,34 +119,24 @@ class ReadOut(nn.Module):
                 f"{len(rows)} photos cannot fit {self.latent_dim} principal components; set read_out.dims below "
                 f"{max(len(rows), 2)}, or train on more photos"
             )
+        self.mean.copy_(rows.double().mean(dim=0))
+        self.components.copy_(self._directions(rows, views))
+        self.fitted = True
+
+    def _directions(self, rows: Tensor, views: ViewScatter | None) -> Tensor:
+        if self.config.invariant_to is not None:
+            assert views is not None  # noqa: S101 - fit_batches draws them wherever they are asked for
+            return relevant_components(rows, views, self.latent_dim)
         variances, directions = principal_components(rows, self.latent_dim)
         if self.config.whiten:
             least = _LEAST_VARIANCE * variances[0].clamp_min(torch.finfo(torch.float32).tiny)
             directions = directions * variances.clamp_min(least).rsqrt()[:, None]
-        self.mean.copy_(rows.double().mean(dim=0))
-        self.components.copy_(directions)
-        self.fitted = True
+        return directions
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         # Not a buffer: a graph that is exported must not branch on a value.
         self.fitted = not self.needs_fit or bool(self.components.any())
-
-
-def principal_components(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Return variances [number], largest first, and directions [number, D] of rows [n, D]; float64, signs fixed.
-
-    The largest number of each direction, by size, is positive. Memory: D * D and a few thousand rows in float64.
-    """
-    mean = rows.double().mean(dim=0)
-    scatter = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, len(rows), _CHUNK):
-        centred = rows[start : start + _CHUNK].double() - mean
-        scatter += centred.T @ centred
-    variances, columns = torch.linalg.eigh(scatter / max(len(rows) - 1, 1))
-    directions = columns.T.flip(0)[:number]
-    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    return variances.flip(0)[:number].clamp_min(0.0), directions * largest.sign()
 
 
 def pooling_matrix(grid: int, cells: int) -> Tensor:

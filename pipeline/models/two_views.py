@@ -120,10 +120,9 @@ class TwoViews(Model):
         return self.network.maps(self.inputs(pictures))
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit the read-out's PCA where it has one."""
-        if self.fits:
-            with still(self.network):
-                self.read_out.fit(torch.cat([self.read_out.pooled(self._read(batch.images)) for batch in batches]))
+        """Fit the read-out's components where it has some."""
+        with still(self.network):
+            self.read_out.fit_batches(batches, lambda images: self.read_out.pooled(self._read(images)))
 
     def scalars(self) -> dict[str, float]:
         """Return how far the projections are spread since the last call, over all ranks; see Spread.collect."""

@@ -71,7 +71,7 @@ def test_chunks_and_repeats_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     first.fit(rows)
     second.fit(rows)
     assert torch.equal(first.components, second.components)
-    monkeypatch.setattr("pipeline.models.readout._CHUNK", 7)
+    monkeypatch.setattr("pipeline.models.components._CHUNK", 7)
     chunked.fit(rows)
     torch.testing.assert_close(chunked.components, first.components, rtol=1e-5, atol=1e-5)
 
