@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from ..models import ModelConfig, build_model
-from ..models.backbones.hog import cell_histograms
+from ..models.backbones.hog import block_histograms
 
 Float32 = NDArray[np.float32]
 
 _ROWS = 2048  # photos whose gradients are held at a time
 _BATCH = 250  # photos that a network encodes at a time
-_EPSILON = 1e-5  # as in skimage, so that a flat block is zero and no NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +69,13 @@ def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bi
 
     Dalal and Triggs 2005: of every pixel the channel with the strongest gradient votes with its magnitude for one of
     `bins` directions of 0..180 degrees; cells of `cell` pixels; overlapping blocks of block x block cells, each of
-    length 1 (L2). Features: (size // cell - block + 1)^2 * block^2 * bins. Raises InputError for photos below a block.
+    length 1 (L2). Features: (size // cell - block + 1)^2 * block^2 * bins. Raises ConfigError for photos below a block.
     """
-    size = pixels.shape[1]
-    side = size // cell
-    if side < block:
-        raise InputError(f"photos of {size} pixels hold no block of {block} x {block} cells of {cell} pixels")
-    blocks = side - block + 1
-    out = np.empty((len(pixels), blocks * blocks * block * block * bins), np.float32)
-    for start in range(0, len(pixels), _ROWS):
+    found = []
+    for start in range(0, max(len(pixels), 1), _ROWS):
         photos = torch.from_numpy(np.ascontiguousarray(pixels[start : start + _ROWS].transpose(0, 3, 1, 2)))
-        # Whole numbers, not 0..1, so that equal gradients are equal: then the first channel votes.
-        cells = cell_histograms(photos.float(), cell, bins).numpy()
-        windows = np.lib.stride_tricks.sliding_window_view(cells, (block, block), axis=(2, 3))
-        # [n, bins, blocks, blocks, block, block] to skimage's order of features
-        rows = np.moveaxis(windows, 1, 5).reshape(len(cells), blocks, blocks, -1)
-        length = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True) + _EPSILON**2)
-        out[start : start + _ROWS] = (rows / length).reshape(len(cells), -1)
-    return out
+        found.append(block_histograms(photos.float(), cell, block, bins).numpy())
+    return np.concatenate(found)
 
 
 def random_features(config: ModelConfig, pixels: NDArray[np.uint8], *, seed: int = 0) -> Float32:

@@ -15,6 +15,7 @@ from .autoencoder import Autoencoder, AutoencoderConfig
 from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
+from .descriptor import Descriptor, DescriptorConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
 from .pretrained import Pretrained, PretrainedConfig
@@ -25,6 +26,7 @@ from .vqvae import VQVAE, VQVAEConfig
 MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
+    "descriptor": (DescriptorConfig, Descriptor),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
     "pretrained": (PretrainedConfig, Pretrained),
@@ -34,7 +36,15 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
 }
 
 AnyModelConfig = Annotated[
-    AutoencoderConfig | CVAEConfig | MAEConfig | MoCoConfig | PretrainedConfig | SimCLRConfig | VAEConfig | VQVAEConfig,
+    AutoencoderConfig
+    | CVAEConfig
+    | DescriptorConfig
+    | MAEConfig
+    | MoCoConfig
+    | PretrainedConfig
+    | SimCLRConfig
+    | VAEConfig
+    | VQVAEConfig,
     Field(discriminator="kind"),
 ]
 

@@ -28,14 +28,38 @@ class ViewScatter:
 def principal_components(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return variances [number], largest first, and directions [number, D] of rows [n, D]; float64, signs fixed.
 
-    The largest number of each direction, by size, is positive. Memory: D * D and a few thousand rows in float64.
+    number: below n. The largest number of each direction, by size, is positive. Memory: the smaller of D * D and n * n,
+    and a few thousand rows or columns, in float64.
     """
     mean = rows.double().mean(dim=0)
-    scatter = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, len(rows), _CHUNK):
-        centred = rows[start : start + _CHUNK].double() - mean
-        scatter += centred.T @ centred
-    return _largest(scatter / max(len(rows) - 1, 1), number)
+    number_of_rows, width = rows.shape
+    if number_of_rows >= width:
+        scatter = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+        for start in range(0, number_of_rows, _CHUNK):
+            centred = rows[start : start + _CHUNK].double() - mean
+            scatter += centred.T @ centred
+        variances, columns = torch.linalg.eigh(scatter / max(number_of_rows - 1, 1))
+        directions = columns.T.flip(0)[:number]
+    else:
+        variances, directions = _of_wide(rows, mean, number)
+    return variances.flip(0)[:number].clamp_min(0.0), _signed(directions)
+
+
+def _of_wide(rows: Tensor, mean: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return variances [n], largest last, and directions [number, D], largest first, of fewer rows than columns.
+
+    By the products of rows with each other, n * n of them, in place of D * D (Turk and Pentland 1991, Eigenfaces).
+    """
+    places = [slice(start, start + _CHUNK) for start in range(0, rows.shape[1], _CHUNK)]
+    products = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for place in places:
+        centred = rows[:, place].double() - mean[place]
+        products += centred @ centred.T
+    variances, columns = torch.linalg.eigh(products / (len(rows) - 1))
+    weights = columns.flip(1)[:, :number]
+    mixed = torch.cat([(rows[:, place].double() - mean[place]).T @ weights for place in places])
+    # Scaled to length 1; and, where there is no variance left and `mixed` is only rounding, still at right angles.
+    return variances, torch.linalg.qr(mixed).Q.T
 
 
 def relevant_components(rows: Tensor, views: ViewScatter, number: int) -> Tensor:

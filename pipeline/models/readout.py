@@ -1,4 +1,4 @@
-"""From a feature map to the vector that is compared between photos: pooled, and where asked in fewer components."""
+"""From features to the vector that is compared between photos: maps pooled, all in fewer components where asked."""
 
 from __future__ import annotations
 
@@ -14,75 +14,79 @@ from ..images.augment import ViewsConfig
 from .base import Batch, full_precision
 from .components import ViewScatter, principal_components, relevant_components, rows_and_views
 
+_MOST_COMPARED = 4096  # numbers a photo whose views are compared: some 128 MB a covariance
 _LEAST_VARIANCE = 1e-6  # of the largest: whitening does not blow up what is only rounding
 
 
-class ReadOutConfig(BaseModel):
-    """pool: `global` is the mean over the map; `map` keeps the layout, averaged to at most `cells` cells a side.
+class ReductionConfig(BaseModel):
+    """dims: that many principal components of a photo's vector, fitted on training photos; None keeps all numbers.
 
-    dims: that many principal components of the pooled vector, fitted on training photos when the training is over; None
-    keeps all numbers. whiten: every component is scaled to variance 1, so none outweighs the others. invariant_to:
-    changes that the vector is to overlook; in place of the principal components come those in which photos differ most
-    compared with such views of one photo (`components.relevant_components`), what contrastive learning looks for, in
-    closed form.
+    whiten: every component is scaled to variance 1, so none outweighs the others. invariant_to: changes that the vector
+    is to overlook; in place of the principal components come those in which photos differ most compared with such views
+    of one photo (`components.relevant_components`): what contrastive learning looks for, in closed form.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Literal["global", "map"] = "global"
-    cells: int = Field(default=4, ge=1)
     dims: int | None = Field(default=None, ge=1)
     whiten: bool = False
     invariant_to: ViewsConfig | None = None
 
     @model_validator(mode="after")
-    def _one_scale(self) -> ReadOutConfig:
+    def _one_scale(self) -> ReductionConfig:
         if self.whiten and self.invariant_to is not None:
             raise ValueError("whiten and invariant_to are two scales for the same components; name one of them")
         return self
 
 
-class ReadOut(nn.Module):
-    """Maps float [B, channels, grid, grid] to vectors float32 [B, latent_dim]; has no weights to train.
+class ReadOutConfig(ReductionConfig):
+    """pool: `global` is the mean over the map; `map` keeps the layout, averaged to at most `cells` cells a side.
 
-    num_pooled: numbers before the PCA. The buffers mean [num_pooled] and components [latent_dim, num_pooled] are there
-    only where a PCA is asked for. Raises ConfigError where dims is more than the map has numbers.
+    See ReductionConfig for the other fields, which are about the pooled vector.
+    """
+
+    pool: Literal["global", "map"] = "global"
+    cells: int = Field(default=4, ge=1)
+
+
+class Reduction(nn.Module):
+    """Vectors float [B, num_given] to float32 [B, latent_dim] by a PCA where one is asked for; no weights to train.
+
+    The buffers mean [num_given] and components [latent_dim, num_given] are there only with a PCA. Raises ConfigError
+    where dims is more than num_given.
     """
 
     mean: Tensor
     components: Tensor
-    pooling: Tensor
 
-    def __init__(self, config: ReadOutConfig, channels: int, grid: int) -> None:
+    def __init__(self, config: ReductionConfig, num_given: int) -> None:
         super().__init__()
-        cells = 1 if config.pool == "global" else min(grid, config.cells)
         self.config = config
-        self.num_pooled = channels * cells * cells
-        if config.dims is not None and config.dims > self.num_pooled:
+        self.num_given = num_given
+        if config.dims is not None and config.dims > num_given:
             raise ConfigError(
-                f"read_out.dims is {config.dims}, but the pooled map has {self.num_pooled} numbers; name at most these"
+                f"model.read_out.dims is {config.dims}, but a photo has {num_given} numbers to reduce; name at most "
+                "these"
             )
-        self.latent_dim = config.dims or self.num_pooled
-        self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
+        if config.invariant_to is not None and num_given > _MOST_COMPARED:
+            raise ConfigError(
+                f"model.read_out.invariant_to compares views of {num_given} numbers a photo, more than "
+                f"{_MOST_COMPARED}; pool to fewer cells, or leave it unset"
+            )
+        self.latent_dim = config.dims or num_given
         self.fitted = not self.needs_fit
         if self.needs_fit:
-            self.register_buffer("mean", torch.zeros(self.num_pooled))
-            self.register_buffer("components", torch.zeros(self.latent_dim, self.num_pooled))
+            self.register_buffer("mean", torch.zeros(num_given))
+            self.register_buffer("components", torch.zeros(self.latent_dim, num_given))
 
     @property
     def needs_fit(self) -> bool:
         """Whether a PCA belongs to it."""
         return self.config.dims is not None or self.config.whiten or self.config.invariant_to is not None
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """Return maps [B, channels, grid, grid] as float32 [B, num_pooled], channel first: what `fit` takes."""
-        with full_precision(features.device.type):
-            cells = self.pooling @ features.float() @ self.pooling.T
-        return cells.flatten(1)
-
-    def vectors(self, features: Tensor) -> Tensor:
-        """Return the vectors of maps, float32 [B, latent_dim]. Raises ConfigError before a PCA is fitted."""
-        rows = self.pooled(features)
+    def reduced(self, rows: Tensor) -> Tensor:
+        """Return rows float [B, num_given] as float32 [B, latent_dim]. Raises ConfigError before a PCA is fitted."""
+        rows = rows.float()
         if not self.needs_fit:
             return rows
         if not self.fitted:
@@ -93,20 +97,20 @@ class ReadOut(nn.Module):
         with full_precision(rows.device.type):
             return (rows - self.mean) @ self.components.T
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return `vectors`."""
-        return self.vectors(features)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return `reduced`."""
+        return self.reduced(rows)
 
-    def fit_batches(self, batches: Iterable[Batch], pooled: Callable[[Tensor], Tensor]) -> None:
+    def fit_batches(self, batches: Iterable[Batch], given: Callable[[Tensor], Tensor]) -> None:
         """Set the components by batches of photos; does nothing where none are asked for.
 
-        pooled: photos uint8 [B, 3, H, W] to their pooled vectors, float [B, num_pooled]. Raises InputError as `fit`.
+        given: photos uint8 [B, 3, H, W] to their vectors, float [B, num_given]. Raises InputError as `fit`.
         """
         if self.needs_fit:
-            self.fit(*rows_and_views(batches, pooled, self.config.invariant_to))
+            self.fit(*rows_and_views(batches, given, self.config.invariant_to))
 
     def fit(self, rows: Tensor, views: ViewScatter | None = None) -> None:
-        """Set the components of pooled vectors, float [n, num_pooled]; does nothing where none are asked for.
+        """Set the components of vectors, float [n, num_given]; does nothing where none are asked for.
 
         views: how views of a photo differ, which `invariant_to` needs. Computed in float64, the largest number of every
         component positive, so that a repeated fit has the same bits on one machine. Raises InputError when there are
@@ -137,6 +141,31 @@ class ReadOut(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         # Not a buffer: a graph that is exported must not branch on a value.
         self.fitted = not self.needs_fit or bool(self.components.any())
+
+
+class ReadOut(Reduction):
+    """Maps float [B, channels, grid, grid] to vectors float32 [B, latent_dim]: pooled, then a Reduction."""
+
+    pooling: Tensor
+
+    def __init__(self, config: ReadOutConfig, channels: int, grid: int) -> None:
+        cells = 1 if config.pool == "global" else min(grid, config.cells)
+        super().__init__(config, channels * cells * cells)
+        self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Return maps [B, channels, grid, grid] as float32 [B, num_given], channel first: what `fit` takes."""
+        with full_precision(features.device.type):
+            cells = self.pooling @ features.float() @ self.pooling.T
+        return cells.flatten(1)
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return the vectors of maps, float32 [B, latent_dim]. Raises ConfigError before a PCA is fitted."""
+        return self.reduced(self.pooled(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return `vectors`."""
+        return self.vectors(features)
 
 
 def pooling_matrix(grid: int, cells: int) -> Tensor:

@@ -65,7 +65,10 @@ def config_of(name: str) -> ModelConfig:
 def make(name: str, size: int, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     config = config_of(name)
-    return build_model(config, image_size=size, labels=LABELS if config.conditional else ())
+    model = build_model(config, image_size=size, labels=LABELS if config.conditional else ())
+    if not model.trains and model.fits:  # ready once it is fitted
+        model.eval().fit([Batch(photos(size, 40, seed=100)), Batch(photos(size, 40, seed=101))])
+    return model
 
 
 def conditions(told: bool, number: int) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from skimage.feature import hog
 
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
 from pipeline.evaluation import knn_accuracy
 from pipeline.evaluation.baselines import (
     hog_features,
@@ -101,7 +101,7 @@ def test_histograms_see_edges_and_neither_light_nor_colour_of_the_ground() -> No
 
 
 def test_photos_below_a_block_are_refused() -> None:
-    with pytest.raises(InputError, match="12 pixels hold no block"):
+    with pytest.raises(ConfigError, match="12 pixels hold no block"):
         hog_features(np.zeros((1, 12, 12, 3), np.uint8), cell=8)
 
 

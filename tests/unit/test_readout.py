@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.models.readout import ReadOut, ReadOutConfig
+from pipeline.models.readout import ReadOut, ReadOutConfig, principal_components
 
 
 def rows_of(number: int = 500, width: int = 24, seed: int = 0) -> torch.Tensor:
@@ -51,6 +51,21 @@ def test_pca_is_that_of_scikit_learn(dims: int | None, whiten: bool) -> None:
     np.testing.assert_allclose(found, wanted * signs, rtol=0, atol=5e-4)
     largest = read_out.components.gather(1, read_out.components.abs().argmax(1, keepdim=True))
     assert (largest > 0).all()
+
+
+@pytest.mark.parametrize("chunk", [4096, 10])
+def test_fewer_photos_than_numbers_have_the_same_components(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.models.components._CHUNK", chunk)
+    rows = rows_of(20, 24)
+    variances, directions = principal_components(rows, 19)
+    expected = PCA(19, svd_solver="full").fit(rows.double().numpy())
+    np.testing.assert_allclose(variances.numpy(), expected.explained_variance_, rtol=1e-9)
+    signs = np.sign((directions.numpy() * expected.components_).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(directions.numpy(), expected.components_ * signs, rtol=0, atol=1e-8)
+    same = rows[:1].expand(20, -1)  # one photo many times: no variance, and still directions at right angles
+    variances, directions = principal_components(same, 5)
+    assert variances.tolist() == [0.0] * 5
+    torch.testing.assert_close(directions @ directions.T, torch.eye(5, dtype=torch.float64))
 
 
 def test_a_fit_without_centring_is_not_a_pca() -> None:

@@ -125,7 +125,7 @@ def test_a_projection_is_read_out_whole_and_only_where_there_is_one():
     told = adapter.validate_python({"kind": "moco", "read_out": {"source": "projector", "dims": 16}})
     assert build_model(told, image_size=16).latent_dim == 16
     too_many = adapter.validate_python({"kind": "moco", "read_out": {"source": "projector", "dims": 65}})
-    with pytest.raises(ConfigError, match="dims is 65, but the pooled map has 64"):
+    with pytest.raises(ConfigError, match="dims is 65, but a photo has 64"):
         build_model(too_many, image_size=16)
 
 

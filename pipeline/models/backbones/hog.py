@@ -12,6 +12,7 @@ from ...errors import ConfigError
 from ...losses.precision import full_precision
 
 FLOOR = 0.02  # of gradients in 0..1: what is left of noise where a photo is flat, which 1e-5 would blow up to length 1
+_EPSILON = 1e-5  # as in skimage, so that a flat block is zero and no NaN
 
 
 def hog(pictures: Tensor, cell: int = 4, bins: int = 9, *, floor: float = FLOOR) -> Tensor:
@@ -33,6 +34,29 @@ def hog(pictures: Tensor, cell: int = 4, bins: int = 9, *, floor: float = FLOOR)
         scale = torch.rsqrt(blocks + floor**2)
         total, number = _over_blocks(scale), _over_blocks(torch.ones_like(scale))
         return cells * (total / number)
+
+
+def block_histograms(pictures: Tensor, cell: int, block: int, bins: int) -> Tensor:
+    """Return the descriptor of Dalal and Triggs (2005) of pictures float [B, C, H, W]: float32 [B, features].
+
+    Overlapping blocks of block x block cells, each of length 1 (L2): (H // cell - block + 1) * (W // cell - block + 1)
+    * block * block * bins numbers, block after block, in each cell after cell, as skimage.feature.hog orders them.
+    Pictures in whole numbers, 0..255: equal gradients are then equal, and of equal ones the first channel votes. Raises
+    ConfigError for pictures below a block.
+    """
+    rows, columns = (side // cell - block + 1 for side in pictures.shape[-2:])
+    if min(rows, columns) < 1:
+        raise ConfigError(
+            f"photos of {min(pictures.shape[-2:])} pixels hold no block of {block} x {block} cells of {cell} pixels; "
+            "name a smaller cell or block"
+        )
+    with full_precision(pictures.device.type):
+        cells = cell_histograms(pictures, cell, bins)
+        places = ((row, column) for row in range(block) for column in range(block))
+        shifted = [cells[:, :, row : row + rows, column : column + columns] for row, column in places]
+        blocks = torch.stack(shifted, dim=1).permute(0, 3, 4, 1, 2).flatten(3)  # [B, rows, columns, block^2 * bins]
+        length = (blocks.square().sum(dim=3, keepdim=True) + _EPSILON**2).sqrt()
+        return (blocks / length).flatten(1)
 
 
 def cell_histograms(pictures: Tensor, cell: int, bins: int) -> Tensor:
