@@ -67,8 +67,8 @@ def relevant_components(rows: Tensor, views: ViewScatter, number: int) -> Tensor
 
     The generalised eigenvectors v of total v = lambda (within + ridge) v, scaled so that views of one photo have
     variance 1 along each, largest lambda first: Fisher's discriminant with every photo a class of its own. Relevant
-    component analysis (Bar-Hillel et al. 2005, JMLR 6, sections 2 and 4) with views as its chunklets; the same as
-    learned whitening (Radenovic et al. 2018, arXiv 1711.02512, section 3.4). Looked for among the first 256 principal
+    component analysis (Bar-Hillel et al. 2005, JMLR 6) with views as its chunklets, and learned whitening (Radenovic et
+    al. 2017, arXiv 1711.02512) with views as its matching pairs. Looked for among the first 256 principal
     components of rows [n, D], at least `number` of them; the ridge is a tenth of the mean variance between views.
     """
     _, axes = principal_components(rows, max(number, min(_BASIS, len(rows) - 1, rows.shape[1])))
