@@ -1,11 +1,79 @@
-"""Measure and gate a candidate release; no channel moves."""
+"""Measure and gate a candidate release; no channel moves. On request its model's quality table."""
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
+
 from jobs.command import Arguments, Outcome
+from jobs.config import Config, load_config
 from jobs.pipeline_run import run_until
+from jobs.progress import Progress
+from jobs.quality_sample import LEAST, PHOTOS
+from jobs.quality_table import TableOptions, WrittenTable, named_bundles, write_quality
+from pipeline.errors import ConfigError, GateRefused
+from pipeline.runs import default_run_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    parser.add_argument(
+        "--table", action="store_true", help="compare the model with baselines; writes quality.html and quality.json"
+    )
+    parser.add_argument(
+        "--beside",
+        metavar="MODEL_ID",
+        action="append",
+        default=[],
+        help="also another bundle of the store, by its id or the first digits; may be given several times",
+    )
+    parser.add_argument("--photos", metavar="N", type=int, help=f"of up to N items, {PHOTOS:,} by default")
+    parser.add_argument("--without-baselines", action="store_true", help="only the models")
 
 
 def run(arguments: Arguments) -> Outcome:
-    """Everything that `index` does, then what the latents tell of categories; exit 4 when a gate refuses."""
-    return run_until(arguments, "evaluate")
+    """Everything that `index` does, then what the latents tell of categories; exit 4 when a gate refuses.
+
+    With --table then the quality table, also of a release that a gate refused. Raises as `run_until`; ConfigError for
+    options of the table without it, and before anything is run for models that cannot stand in it.
+    """
+    options = table_options(arguments.options)
+    if options is None:
+        return run_until(arguments, "evaluate")
+    config = load_config(arguments)
+    named_bundles(config.store.open(), config, options)
+    arguments = arguments.with_run(arguments.run or default_run_name())
+    try:
+        outcome = run_until(arguments, "evaluate")
+    except GateRefused as refused:
+        if refused.release is not None:
+            written = _write(config, str(arguments.run), refused.release, options)
+            Progress().note(written.text)
+        raise
+    written = _write(config, str(outcome.run), str(outcome.release), options)
+    return replace(outcome, details={**outcome.details, **written.details}, text=f"{outcome.text}\n\n{written.text}")
+
+
+def table_options(given: argparse.Namespace) -> TableOptions | None:
+    """Return what was asked of the table, None for no table. Raises ConfigError for options that do not fit."""
+    if not given.table:
+        idle = [
+            name
+            for name, value in (
+                ("--beside", given.beside),
+                ("--photos", given.photos),
+                ("--without-baselines", given.without_baselines),
+            )
+            if value
+        ]
+        if idle:
+            raise ConfigError(f"{', '.join(idle)} without --table says nothing; add --table, or leave it out")
+        return None
+    photos = PHOTOS if given.photos is None else given.photos
+    if photos < LEAST:
+        raise ConfigError(f"--photos is {photos}; a quality table takes at least {LEAST}")
+    return TableOptions(tuple(given.beside), photos, not given.without_baselines)
+
+
+def _write(config: Config, run: str, release: str, options: TableOptions) -> WrittenTable:
+    return write_quality(config.store.open(), config, run=run, release=release, options=options, progress=Progress())

@@ -5,14 +5,16 @@ A learnt representation that does not beat these at equal dimensions is not wort
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..models import ModelConfig, build_model
+from ..models import Model, ModelConfig, build_model
 from ..models.backbones.hog import block_histograms
 
 Float32 = NDArray[np.float32]
@@ -84,20 +86,41 @@ def random_features(config: ModelConfig, pixels: NDArray[np.uint8], *, seed: int
     What the architecture alone does; the global generator stays as it was. A conditional model is told no category.
     Raises ConfigError for a config whose model cannot be built.
     """
+    return model_latents(untrained_model(config, pixels.shape[1], seed=seed), pixels)
+
+
+def untrained_model(config: ModelConfig, image_size: int, *, seed: int = 0) -> Model:
+    """Return the model of a config before training, in evaluation mode; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(config, image_size=pixels.shape[1])
-    model.eval()
-    found = []
+        model = build_model(config, image_size=image_size)
+    return model.eval()
+
+
+def model_latents(model: Model, pixels: NDArray[np.uint8]) -> Float32:
+    """Return the latents float32 [n, d] of photos, uint8 [n, size, size, 3]; a category is told to no model."""
     with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            photos = np.ascontiguousarray(pixels[start : start + _BATCH].transpose(0, 3, 1, 2))
-            found.append(model.encode(torch.from_numpy(photos)).mean.float().flatten(1).numpy())
+        found = [model.encode(photos).mean.float().flatten(1).numpy() for photos in photo_batches(pixels)]
     return np.concatenate(found) if found else np.empty((0, model.latent_dim), np.float32)
+
+
+def photo_batches(pixels: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
+    """Yield photos, uint8 [n, size, size, 3], as models take them, uint8 [B, 3, size, size]."""
+    for start in range(0, len(pixels), _BATCH):
+        yield torch.from_numpy(np.ascontiguousarray(pixels[start : start + _BATCH].transpose(0, 3, 1, 2)))
 
 
 def umap_features(known: Float32, others: Float32, *, dims: int = 10, seed: int = 0) -> tuple[Float32, Float32]:
     """Return known and other features, [n, D] and [m, D], in `dims` dimensions of a UMAP fitted on the known ones.
+
+    Arguments and errors as `fitted_umap`.
+    """
+    fitted = fitted_umap(known, dims=dims, seed=seed)
+    return np.asarray(fitted.embedding_, np.float32), np.asarray(fitted.transform(others), np.float32)
+
+
+def fitted_umap(known: Float32, *, dims: int = 10, seed: int = 0) -> Any:
+    """Return a UMAP of `dims` dimensions fitted on features [n, D].
 
     McInnes et al. 2018 (arXiv 1802.03426), the package's own settings but for one thread, which a seed needs. Raises
     ConfigError where umap-learn is not installed.
@@ -108,5 +131,4 @@ def umap_features(known: Float32, others: Float32, *, dims: int = 10, seed: int 
         raise ConfigError(
             "the UMAP baseline needs umap-learn, which is not installed; run `pip install 'visual-codebooks[viz]'`"
         ) from error
-    fitted = UMAP(n_components=dims, random_state=seed, n_jobs=1).fit(known)
-    return np.asarray(fitted.embedding_, np.float32), np.asarray(fitted.transform(others), np.float32)
+    return UMAP(n_components=dims, random_state=seed, n_jobs=1).fit(known)

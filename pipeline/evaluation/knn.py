@@ -35,30 +35,16 @@ def knn_labels(
     no vote (the query itself), or None. temperature: None counts every neighbour once, a number weighs it by
     exp(cosine / temperature). Raises InputError for an empty bank or arrays that do not fit together.
     """
-    vectors, asked, labels = _matrix(bank), _matrix(queries), np.asarray(bank_labels)
-    if k < 1:
-        raise ConfigError(f"k is {k}; it must be at least 1")
-    if temperature is not None and not temperature > 0:
-        raise ConfigError(f"temperature is {temperature}; it must be above 0 (None counts every neighbour once)")
-    if len(labels) != len(vectors) or vectors.shape[1] != asked.shape[1]:
-        raise InputError(
-            f"a bank of {list(vectors.shape)} with {len(labels)} labels and queries of {list(asked.shape)} do not fit"
-        )
-    if len(vectors) - (exclude is not None) < 1:
-        raise InputError("the bank holds no vector that could vote; give it at least one besides the query")
-    classes, numbers = np.unique(labels, return_inverse=True)
-    bank_arrays, asked_arrays = LatentArrays(mean=vectors), LatentArrays(mean=asked)
-    rows, cosines = nearest_exact(METRICS["cosine"], bank_arrays, asked_arrays, k, exclude=exclude)
-    voted = numbers[rows]  # [q, k], nearest first
-    # The votes that each neighbour's own label has; the first of the largest is the nearest of the most frequent.
-    same = voted[:, :, None] == voted[:, None, :]
-    if temperature is None:
-        votes = np.sum(same, axis=2, dtype=np.float64)
-    else:  # cosine - 1, so that small temperatures do not overflow; the winner is the same
-        votes = np.sum(same * np.exp((cosines - 1.0) / temperature)[:, None, :], axis=2)
-    winners = voted[np.arange(len(voted)), np.argmax(votes, axis=1)]
-    won: NDArray[Any] = classes[winners]
-    return won
+    _check_voting(k, temperature)
+    voters, cosines = _voters(bank, bank_labels, queries, k, exclude)
+    return _elected(voters, cosines, temperature)
+
+
+def knn_both(bank: ArrayLike, bank_labels: ArrayLike, queries: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the labels [q] of both columns, plain and weighted, from one search; arguments as `knn_labels`."""
+    voters, cosines = _voters(bank, bank_labels, queries, max(_K, WEIGHTED_K), None)
+    plain = _elected(voters[:, :_K], cosines[:, :_K], None)
+    return plain, _elected(voters[:, :WEIGHTED_K], cosines[:, :WEIGHTED_K], TEMPERATURE)
 
 
 def knn_accuracy(
@@ -97,6 +83,43 @@ def label_knn(
     bank, known = _matrix(vectors), np.asarray(labels)
     rows = np.sort(np.random.default_rng(seed).permutation(len(bank))[:queries]).astype(np.int64)
     return float(np.mean(knn_labels(bank, known, bank[rows], k=k, exclude=rows) == known[rows]))
+
+
+def _check_voting(k: int, temperature: float | None) -> None:
+    if k < 1:
+        raise ConfigError(f"k is {k}; it must be at least 1")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0 (None counts every neighbour once)")
+
+
+def _voters(
+    bank: ArrayLike, bank_labels: ArrayLike, queries: ArrayLike, k: int, exclude: NDArray[np.int64] | None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the labels of the k nearest bank vectors, nearest first, and their cosines, both [q, k]."""
+    vectors, asked, labels = _matrix(bank), _matrix(queries), np.asarray(bank_labels)
+    if len(labels) != len(vectors) or vectors.shape[1] != asked.shape[1]:
+        raise InputError(
+            f"a bank of {list(vectors.shape)} with {len(labels)} labels and queries of {list(asked.shape)} do not fit"
+        )
+    if len(vectors) - (exclude is not None) < 1:
+        raise InputError("the bank holds no vector that could vote; give it at least one besides the query")
+    bank_arrays, asked_arrays = LatentArrays(mean=vectors), LatentArrays(mean=asked)
+    rows, cosines = nearest_exact(METRICS["cosine"], bank_arrays, asked_arrays, k, exclude=exclude)
+    return labels[rows], cosines
+
+
+def _elected(voters: NDArray[Any], cosines: NDArray[np.float64], temperature: float | None) -> NDArray[Any]:
+    """Return the label [q] with most votes; [q, k] both, nearest first."""
+    classes, voted = np.unique(voters, return_inverse=True)
+    voted = voted.reshape(voters.shape)
+    # The votes that each neighbour's own label has; the first of the largest is the nearest of the most frequent.
+    same = voted[:, :, None] == voted[:, None, :]
+    if temperature is None:
+        votes = np.sum(same, axis=2, dtype=np.float64)
+    else:  # cosine - 1, so that small temperatures do not overflow; the winner is the same
+        votes = np.sum(same * np.exp((cosines - 1.0) / temperature)[:, None, :], axis=2)
+    won: NDArray[Any] = classes[voted[np.arange(len(voted)), np.argmax(votes, axis=1)]]
+    return won
 
 
 def _matrix(vectors: ArrayLike) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,7 @@ def render_catalogue(folder: Path, *, items: int, seed: int, size: tuple[int, in
         item_id = f"sku-{number:05d}"
         product = _product(seed, number)
         for position, view in enumerate(shown):
-            picture = draw_product(product, view, size=size)
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=88)
-            _write(photos / f"{item_id}-{position}.jpg", buffer.getvalue(), faults.get(number))
+            _write(photos / f"{item_id}-{position}.jpg", _photo(product, view, size), faults.get(number))
         rows.append(_row(item_id, product, len(shown), seed, number))
     table = folder / "catalogue.csv"
     with table.open("w", newline="", encoding="utf-8") as handle:
@@ -58,6 +56,19 @@ def render_catalogue(folder: Path, *, items: int, seed: int, size: tuple[int, in
         writer.writerows(rows)
     broken = {f"sku-{number:05d}": fault for number, fault in sorted(faults.items())}
     return RenderedCatalogue(table, photos, items, sum(map(len, views)), broken)
+
+
+def render_products(items: int, *, seed: int, size: tuple[int, int] = (240, 300)) -> Iterator[tuple[Product, bytes]]:
+    """Yield what each item is and the JPEG bytes of its first photo, as `render_catalogue` writes it, none broken."""
+    for number in range(items):
+        product = _product(seed, number)
+        yield product, _photo(product, _views(seed, number)[0], size)
+
+
+def _photo(product: Product, view: View, size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    draw_product(product, view, size=size).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
 
 
 def _product(seed: int, number: int) -> Product:

@@ -1,7 +1,19 @@
-"""Results of a release as one self-contained HTML page."""
+"""Results as self-contained HTML pages: of a release, and of a quality table."""
 
 from __future__ import annotations
 
 from .page import GateRow, NeighbourRow, Picture, ReportData, render_page
+from .quality import Cell, QualityData, QualityTable, SpaceLine, render_quality
 
-__all__ = ["GateRow", "NeighbourRow", "Picture", "ReportData", "render_page"]
+__all__ = [
+    "Cell",
+    "GateRow",
+    "NeighbourRow",
+    "Picture",
+    "QualityData",
+    "QualityTable",
+    "ReportData",
+    "SpaceLine",
+    "render_page",
+    "render_quality",
+]

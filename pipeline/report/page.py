@@ -69,7 +69,9 @@ def render_page(data: ReportData) -> bytes:
     Raises ValueError for pixels that are not uint8 [h, w, 3].
     """
     marked = any(picture.same is not None for row in data.neighbours for picture in row.neighbours)
-    text = _template().render(data=data, marked=marked, refused=sum(not gate.passed for gate in data.gates))
+    text = template("page.html.j2").render(
+        data=data, marked=marked, refused=sum(not gate.passed for gate in data.gates)
+    )
     return text.encode("utf-8")
 
 
@@ -88,7 +90,8 @@ def _data_uri(picture: Picture) -> str:
 
 
 @functools.cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a page's template; every page escapes what it is given and refuses names that it is not."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -101,4 +104,4 @@ def _template() -> Template:
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

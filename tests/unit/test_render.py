@@ -14,7 +14,7 @@ from pipeline.errors import PhotoRefused
 from pipeline.images import ImagesConfig, decode
 from pipeline.images.drawing import COLOURS, PATTERNS, Product, View, draw_product
 from pipeline.images.garments import GARMENTS
-from pipeline.images.render import COLUMNS, RenderedCatalogue, render_catalogue
+from pipeline.images.render import COLUMNS, RenderedCatalogue, render_catalogue, render_products
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,14 @@ def test_table(rendered: RenderedCatalogue) -> None:
     several = [row for row in table if len(names(row)) > 1]
     assert 0.1 < len(several) / len(table) < 0.3
     assert sum(len(names(row)) for row in table) == rendered.views
+
+
+def test_products_alone_are_the_catalogues_items_and_first_photos(rendered: RenderedCatalogue) -> None:
+    for row, (product, photo) in zip(rows(rendered), render_products(8, seed=5), strict=False):
+        assert (product.category, product.colour, product.pattern) == (row["category"], row["colour"], row["pattern"])
+        assert f"{product.angle:.1f} {product.width:.3f}" == f"{row['angle']} {row['width']}"
+        if row["item_id"] not in rendered.broken:
+            assert photo == (rendered.table.parent / names(row)[0]).read_bytes()
 
 
 def test_every_photo_decodes_but_the_broken_ones(rendered: RenderedCatalogue) -> None:

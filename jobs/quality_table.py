@@ -1,0 +1,181 @@
+"""The quality table of a release's model: beside other bundles of the store and beside baselines that cost nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.config import Config
+from jobs.progress import Progress
+from jobs.quality_page import QualityFacts, quality_page, table_text
+from jobs.quality_sample import PHOTOS, sample_photos
+from pipeline.errors import ConfigError
+from pipeline.evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
+from pipeline.evaluation.spaces import Space, baseline_spaces, has_umap, model_space
+from pipeline.evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
+from pipeline.images import ImagesConfig, transform_id
+from pipeline.models import Bundle, load_bundle
+from pipeline.release import read_manifest
+from pipeline.release.tables import read_table
+from pipeline.storage import Store
+
+FORMAT = 1
+_ID = 64  # hex digits of a model_id
+_ENOUGH = 8  # of which this many may name it
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What the command line asks of the table. beside: model_ids, or their first digits."""
+
+    beside: tuple[str, ...] = ()
+    photos: int = PHOTOS
+    baselines: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """What the command answers: fields of the JSON object, and text."""
+
+    details: Mapping[str, Any]
+    text: str
+
+
+def named_bundles(store: Store, config: Config, options: TableOptions) -> list[Bundle]:
+    """Return the bundles beside the run's own. Raises ConfigError for unknown ones and those of other pixels."""
+    found: dict[str, Bundle] = {}
+    for word in options.beside:
+        bundle = load_bundle(store, _model_id(store, word))
+        _check_pixels(bundle, config)
+        found.setdefault(bundle.model_id, bundle)
+    return list(found.values())
+
+
+def write_quality(
+    store: Store, config: Config, *, run: str, release: str, options: TableOptions, progress: Progress
+) -> WrittenTable:
+    """Measure the table of a release and write `runs/<run>/quality.json` and `quality.html`.
+
+    Raises ConfigError as `named_bundles`, InputError where the release has too few photos with kept pixels.
+    """
+    beside = named_bundles(store, config, options)
+    manifest = read_manifest(store, release)
+    own = load_bundle(store, manifest.model_id)
+    _check_pixels(own, config)
+    items: pa.Table = read_table(store, manifest, "items")
+    sampled = sample_photos(store, config, items, photos=options.photos)
+    seed, count = config.train.seed, len(sampled.pixels)
+    progress.note(f"table: {count:,} photos, {int(sampled.asked.sum()):,} of them asked")
+    rendered = factor_photos(config.images, count=max(200, min(FACTOR_ITEMS, count)), seed=seed)
+    photos = TablePhotos(sampled.pixels, sampled.asked, sampled.labels, sampled.groups, rendered)
+    rows = []
+    bundles = [own, *(bundle for bundle in beside if bundle.model_id != own.model_id)]
+    for space, model_id in _spaces(bundles, photos, options, seed):
+        progress.note(f"table: {space.name}")
+        rows.append(table_row(space, photos, seed=seed, model_id=model_id))
+    facts = QualityFacts(
+        run=run,
+        release=release,
+        model_id=own.model_id,
+        category=config.catalogue.category,
+        split_by=sampled.split_by,
+        known=count - int(sampled.asked.sum()),
+        asked=int(sampled.asked.sum()),
+        rendered=len(rendered.pixels),
+        seed=seed,
+        notes=tuple(_notes(own, config, options)),
+    )
+    ahead = leaders(rows, seed=seed)
+    against = against_baselines(rows[0], rows, seed=seed)
+    document = _document(facts, rows, ahead, against)
+    store.put(f"runs/{run}/quality.json", json.dumps(document, indent=1, allow_nan=False).encode())
+    page = f"runs/{run}/quality.html"
+    store.put(page, quality_page(facts, rows, ahead, against))
+    text = f"{table_text(rows, ahead, against)}\n  the page: {page} of {store.url}"
+    return WrittenTable({"quality": document, "quality_page": page}, text)
+
+
+def _spaces(
+    bundles: Sequence[Bundle], photos: TablePhotos, options: TableOptions, seed: int
+) -> Iterator[tuple[Space, str | None]]:
+    """Yield every space and the model_id of a bundle's; the run's own first."""
+    for bundle in bundles:
+        yield model_space(f"{bundle.config.kind} {bundle.model_id[:8]}", bundle.model), bundle.model_id
+    if options.baselines:
+        for space in baseline_spaces(photos.known_pixels, seed=seed, untrained=bundles[0].config):
+            yield space, None
+
+
+def _notes(own: Bundle, config: Config, options: TableOptions) -> Iterator[str]:
+    """Yield what a reader has to know of this table."""
+    held = config.train.validation
+    seen = f"all but the {held:.0%} that were held out for validation, which are among the asked" if held else "all"
+    yield (
+        f"The baselines are fitted on the known photos alone. The trained models saw {seen} of the catalogue's photos, "
+        "asked ones too, while they were trained without labels."
+    )
+    if own.config.conditional:
+        yield "The model is conditional and encodes these photos without their category, unlike in the release."
+    if config.catalogue.category is None:
+        yield "catalogue.category is not set, so nothing is measured by labels."
+    if not options.baselines:
+        yield "The baselines were left out (--without-baselines)."
+    elif not has_umap():
+        yield "UMAP is left out: umap-learn is not installed (pip install 'visual-codebooks[viz]')."
+    if options.baselines and own.config.kind == "pretrained":
+        yield "There is no row of random weights: the model's weights come from a file."
+
+
+def _document(
+    facts: QualityFacts, rows: Sequence[TableRow], ahead: Mapping[str, str], against: Mapping[str, Against]
+) -> dict[str, Any]:
+    """Return quality.json: plain values, no NaN."""
+    return {
+        "format": FORMAT,
+        "run": facts.run,
+        "release": facts.release,
+        "model_id": facts.model_id,
+        "photos": {"known": facts.known, "asked": facts.asked, "rendered": facts.rendered},
+        "split_by": facts.split_by,
+        "category": facts.category,
+        "seed": facts.seed,
+        "rows": [
+            {"name": row.name, "model_id": row.model_id, "baseline": not row.trained, "dims": row.dims, **row.numbers}
+            for row in rows
+        ],
+        "ahead_of_all": {name: ahead.get(name) for name in LABEL_MEASURES if rows[0].values},
+        "against_best_baseline": {
+            name: {"baseline": each.baseline, **each.difference._asdict()} for name, each in against.items()
+        },
+        "notes": list(facts.notes),
+    }
+
+
+def _model_id(store: Store, word: str) -> str:
+    """Return the one model_id that begins with a word."""
+    there = sorted({entry.name.split("/")[1] for entry in store.list("models/") if entry.name.endswith("/config.json")})
+    found = [model_id for model_id in there if model_id.startswith(word)] if len(word) >= _ENOUGH else []
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(model_id[:12] for model_id in there[:10]) or "none"
+    problem = f"{len(found)} models begin with it" if found else "there is no such model"
+    raise ConfigError(
+        f"--beside {word}: {problem} on {store.url}; give a model_id, or at least its first {_ENOUGH} of {_ID} digits. "
+        f"The store has: {known}{', ...' if len(there) > 10 else ''}"
+    )
+
+
+def _check_pixels(bundle: Bundle, config: Config) -> None:
+    """Refuse a bundle that was trained on other pixels than the run's."""
+    theirs, ours = ImagesConfig(**bundle.images), config.images
+    if transform_id(theirs) != transform_id(ours):
+        pairs = zip(theirs.model_dump().items(), ours.model_dump().values(), strict=True)
+        differing = "; ".join(f"images.{name}: {one} and here {other}" for (name, one), other in pairs if one != other)
+        raise ConfigError(
+            f"model {bundle.model_id[:12]} was trained on other pixels than this run's ({differing}); one table "
+            "compares models on the same pixels, so run `evaluate --table` with its images settings instead"
+        )
