@@ -17,19 +17,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
-import platform
-import queue
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
+from side_by_side import add_place, read, side_by_side, write
 
 from pipeline.keys import key_of, portable
 
@@ -47,22 +41,6 @@ def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> 
     return key_of(portable(asked))[:12]
 
 
-def run_one(name: str, seed: int, core: int | None, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure in a process of its own, on one core with one thread, and return its results."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        options = [f"--{key}={value}" for key in ("data", "catalogue", "cache", "limit", "epochs")
-                   if (value := getattr(asked, key)) is not None]  # fmt: skip
-        one = [f"--one={name}", f"--seeds={seed}", f"--out={out}", *([f"--core={core}"] if core is not None else [])]
-        command = [sys.executable, __file__, *options, *one]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run(command, env={**os.environ, **threads, **paths}, capture_output=True, text=True)
-        if done.returncode or not out.exists():
-            raise RuntimeError(f"{name}, seed {seed}: exit {done.returncode}\n{done.stderr[-3000:]}")
-        return list(json.loads(out.read_text()))
-
-
 def run_all(names: list[str], asked: argparse.Namespace) -> int:
     """Measure what is not there yet, `jobs` at a time; return how many failed."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
@@ -77,54 +55,26 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     }
     for size in sorted(sizes):
         prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    free: queue.Queue[int | None] = queue.Queue()
-    machine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for place in range(asked.jobs):
-        free.put(machine[place % len(machine)] if machine else None)
-
-    def run(task: tuple[str, int]) -> tuple[str, int, list[dict[str, Any]] | RuntimeError]:
-        core = free.get()
-        try:
-            return (*task, run_one(*task, core, asked))
-        except RuntimeError as error:
-            return (*task, error)
-        finally:
-            free.put(core)
-
     failed = 0
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for future in as_completed([pool.submit(run, task) for task in todo]):
-            name, seed, found = future.result()
-            if isinstance(found, RuntimeError):
-                failed += 1
-                print(found, flush=True)
-                continue
-            facts = {
-                "preset": name,
-                "seed": seed,
-                "digest": digests[name],
-                "catalogue": asked.catalogue,
-                "limit": asked.limit,
-                "jobs": asked.jobs,
-                "date": dt.datetime.now(dt.UTC).date().isoformat(),
-            }
-            write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
-            for result in found:
-                print(f"{result['name']}, seed {seed}: k-NN {result['knn']:.4f}, {result['train_s']:.0f} s", flush=True)
+    passed = {key: getattr(asked, key) for key in ("data", "catalogue", "cache", "limit", "epochs")}
+    for (name, seed), found in side_by_side(Path(__file__), todo, passed, asked.jobs):
+        if isinstance(found, RuntimeError):
+            failed += 1
+            print(found, flush=True)
+            continue
+        facts = {
+            "preset": name,
+            "seed": seed,
+            "digest": digests[name],
+            "catalogue": asked.catalogue,
+            "limit": asked.limit,
+            "jobs": asked.jobs,
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        }
+        write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
+        for result in found:
+            print(f"{result['name']}, seed {seed}: k-NN {result['knn']:.4f}, {result['train_s']:.0f} s", flush=True)
     return failed
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
-
-
-def write(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Replace the file in one step: a killed benchmark leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    facts = {"machine": platform.platform(), "torch": torch.__version__, "runs": runs}
-    aside.write_text(json.dumps(facts, indent=1) + "\n")
-    aside.replace(path)
 
 
 # --- the table
@@ -213,12 +163,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / "results.json")
     parser.add_argument("--table", action="store_true", help="only print the table of what is in --json")
     parser.add_argument("--stamp", action="store_true", help="only write what is in --json into the presets")
-    for name in ("one", "out", "core"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    add_place(parser)
     asked = parser.parse_args()
     if asked.one:
-        if asked.core is not None:
-            os.sched_setaffinity(0, {int(asked.core)})
         seed = int(asked.seeds)
         found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)
         Path(asked.out).write_text(json.dumps(found))
