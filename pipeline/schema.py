@@ -15,6 +15,7 @@ ITEMS_VERSION = 1
 QUARANTINE_VERSION = 1
 CHANGES_VERSION = 1
 PLAN_VERSION = 1
+OUTLIERS_VERSION = 1
 
 # What a catalogue source yields, one row a photo. A photo's bytes lie at `uri`; where they are embedded in a table or
 # a tar file, `source` is that file's URI and `offset` the row number (Parquet, JSON lines: base 0) or the first byte's
@@ -95,6 +96,19 @@ CHANGES = pa.schema(
     ]
 )
 
+# How likely a prior finds each photo of a release, the least likely first; joins items and quarantine on (item_id,
+# uri).
+OUTLIERS = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("category", pa.string()),  # null: the photo has none, or none is known of any
+        pa.field("nats", pa.float64(), nullable=False),  # -log p of all the photo's codes
+        pa.field("nats_per_code", pa.float64(), nullable=False),
+        pa.field("outlier_score", pa.float32()),  # null where the photos' nats have no spread to measure by
+    ]
+)
+
 # Names that an attribute column must not have.
 RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
 
@@ -117,6 +131,11 @@ def quarantine_schema() -> pa.Schema:
 def changes_schema() -> pa.Schema:
     """Return the schema of a release's table of changes against its parent."""
     return _versioned(CHANGES, CHANGES_VERSION)
+
+
+def outliers_schema() -> pa.Schema:
+    """Return the schema of a prior's table of outliers."""
+    return _versioned(OUTLIERS, OUTLIERS_VERSION)
 
 
 def pixels_schema(size: int) -> pa.Schema:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..models.priors import Prior
+from ..schema import outliers_schema
 
 _BATCH = 256
 _PSEUDO = 0.5  # of a code never seen (Krichevsky and Trofimov 1981)
 _SPREAD = 1.4826  # median absolute deviation of a normal distribution to its standard deviation
+
+Texts: TypeAlias = Sequence[str | None] | pa.ChunkedArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +145,32 @@ def outlier_scores(nats: NDArray[np.float64], reference: NDArray[np.float64] | N
 
 
 def outlier_table(
-    item_ids: Sequence[str], uris: Sequence[str], nats: NDArray[np.float64], scores: Iterable[float]
+    item_ids: Texts,
+    uris: Texts,
+    nats: NDArray[np.float64],
+    scores: NDArray[np.float32] | None,
+    *,
+    cells: int,
+    categories: Texts | None = None,
 ) -> pa.Table:
-    """Return a table (item_id, uri, nats, outlier_score) of photos, the least likely first, then by item_id and uri."""
-    scored = np.fromiter(scores, np.float32)
-    table = pa.table({"item_id": list(item_ids), "uri": list(uris), "nats": nats, "outlier_score": scored})
-    order = [("outlier_score", "descending"), ("item_id", "ascending"), ("uri", "ascending")]
-    return table.sort_by(order)
+    """Return a table (schema.outliers_schema) of photos, the least likely first, then by item_id and uri.
+
+    nats [n] and scores [n] of the photos; scores None: the nats have no spread. cells: codes a photo. categories: None
+    where no photo's is known.
+    """
+    nulls = pa.nulls(len(nats))
+    columns = {
+        "item_id": item_ids,
+        "uri": uris,
+        "category": nulls if categories is None else categories,
+        "nats": nats,
+        "nats_per_code": nats / cells,
+        "outlier_score": nulls if scores is None else scores,
+    }
+    table = pa.table(columns)
+    order = [("nats", "descending"), ("item_id", "ascending"), ("uri", "ascending")]
+    # The cast says which columns may hold no null, and carries the version.
+    return table.sort_by(order).cast(outliers_schema())
 
 
 def _checked(codes: NDArray[np.integer], num_codes: int) -> NDArray[np.integer]:

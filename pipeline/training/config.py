@@ -14,6 +14,8 @@ _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 # Fields that change how a training runs, never what it learns: two trainings that differ only here share a bundle.
 _NOT_IN_KEY = frozenset({"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures"})
 
+_NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts")
+
 
 class OlderThan(BaseModel):
     """Train anew once per period, for example `30d`, `2w`, `12h`; periods are counted from 1970, not from a bundle."""
@@ -102,6 +104,25 @@ class TrainConfig(BaseModel):
     def key_values(self) -> dict[str, Any]:
         """Return what goes into the train key: every field that can change the weights but seed and version."""
         return self.model_dump(mode="json", exclude=set(_NOT_IN_KEY))
+
+
+class PriorTrainConfig(TrainConfig):
+    """How a prior is trained: as a model is, with defaults that suit grids of codes.
+
+    batch_size: photos an optimiser step. Codes have no pixels to augment, no convolutions to begin with and are in
+    memory as a whole, so `augment`, `init_from`, `balance` and `window_parts` are refused where they are set.
+    """
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _only_what_codes_have(self) -> PriorTrainConfig:
+        for name in _NOT_OF_CODES:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and training a prior on codes has no use for it")
+        return self
 
 
 def train_period(config: TrainConfig, *, run: str, now: float) -> str:

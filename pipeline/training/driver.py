@@ -14,11 +14,15 @@ from ..errors import CodebooksError, ConfigError, Unavailable
 from ..keys import SHORT
 from ..models.base import ModelConfig
 from ..models.bundle import find_bundle
+from ..models.priors import PriorConfig
+from ..models.priors.stored import find_prior
 from ..storage import Store
+from .codes import CodeRows
 from .config import TrainConfig
 from .loader import PixelRows
+from .prior_job import PriorJob
 from .progress import TrainProgress
-from .worker import Board, TrainJob, train_worker
+from .worker import Board, Job, TrainJob, train_worker
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +54,6 @@ def train_bundle(
     `ray.init` was done by the caller. Raises ConfigError when the cluster cannot hold the workers, Unavailable when
     workers died more than train.max_failures times, CodebooksError when the training itself failed.
     """
-    import ray
-
-    where = _placement(train)
     job = TrainJob(
         store=store,
         pixels=tuple(sorted(pixels, key=lambda part: part.part)),
@@ -63,20 +64,65 @@ def train_bundle(
         train_key=train_key,
         labels=tuple(labels),
     )
+    _run_job(job, attempt=attempt, progress=progress)
+    return _answered("bundle", find_bundle(store, train_key), train_key)
+
+
+def train_prior(
+    store: Store,
+    *,
+    codes: Sequence[CodeRows],
+    prior: PriorConfig,
+    num_codes: int,
+    model_id: str,
+    train: TrainConfig,
+    run_dir: str,
+    attempt: int,
+    train_key: str,
+    labels: Sequence[str] = (),
+    progress: ProgressCallback | None = None,
+) -> str:
+    """Train a prior on the codes of latents parts and return the prior_id of the prior that answers train_key.
+
+    num_codes: K of the codebook; model_id: of the VQ model that made the codes. Everything else as `train_bundle`, with
+    the same errors.
+    """
+    job = PriorJob(
+        store=store,
+        codes=tuple(sorted(codes, key=lambda part: part.part)),
+        prior=prior,
+        num_codes=num_codes,
+        model_id=model_id,
+        train=train,
+        run_dir=run_dir.rstrip("/"),
+        train_key=train_key,
+        labels=tuple(labels),
+    )
+    _run_job(job, attempt=attempt, progress=progress)
+    return _answered("prior", find_prior(store, train_key), train_key)
+
+
+def _run_job(job: Job, *, attempt: int, progress: ProgressCallback | None) -> None:
+    """Run a job on Ray Train to its end."""
+    import ray
+
+    where = _placement(job.train)
     board = ray.remote(num_cpus=0)(Board).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
-    name = f"{train_key[:SHORT]}-{attempt}-{uuid.uuid4().hex[:8]}"
+    name = f"{job.train_key[:SHORT]}-{attempt}-{uuid.uuid4().hex[:8]}"
     scratch = tempfile.mkdtemp(prefix="ray-train-")
     try:
-        fit = _Fit({"job": ray.put(job), "board": board}, where, train, _storage(job, scratch), name)
+        fit = _Fit({"job": ray.put(job), "board": board}, where, job.train, _storage(job, scratch), name)
         _watch(fit, board, progress)
     finally:
         ray.kill(board)  # type: ignore[arg-type]
         shutil.rmtree(scratch, ignore_errors=True)
-    model_id = find_bundle(store, train_key)
-    if model_id is None:
-        raise CodebooksError(f"the training ended, but no bundle answers its key {train_key}; see the workers' logs")
-    return model_id
+
+
+def _answered(what: str, found: str | None, train_key: str) -> str:
+    if found is None:
+        raise CodebooksError(f"the training ended, but no {what} answers its key {train_key}; see the workers' logs")
+    return found
 
 
 class _Fit(threading.Thread):
@@ -177,7 +223,7 @@ def _placement(train: TrainConfig) -> dict[str, Any]:
     return {"use_gpu": on_gpu, "resources_per_worker": each}
 
 
-def _storage(job: TrainJob, scratch: str) -> dict[str, Any]:
+def _storage(job: Job, scratch: str) -> dict[str, Any]:
     """Return where Ray Train keeps its own small files: a local folder, or the store when there are more machines."""
     if _machines() == 1:
         return {"storage_path": scratch}

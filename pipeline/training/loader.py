@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..keys import digest_of, key_of
 from ..models.base import NO_CATEGORY, Batch
+from .codes import CodeRows
 from .dealing import Piece, cut, deal
 from .part_cache import PartReader
 from .sampling import Balanced, EveryRow, Sampling
@@ -58,14 +59,14 @@ class Segment:
     stop: int
 
 
-def inputs_digest(pixels: Sequence[PixelRows]) -> str:
+def inputs_digest(parts: Sequence[PixelRows | CodeRows]) -> str:
     """Return a digest of which rows of which parts are trained on, of their categories and of which are held out."""
 
     def text(values: NDArray[np.generic] | None, kind: str) -> str:
         return "" if values is None else digest_of(values.astype(kind).tobytes())
 
     return key_of(
-        [[part.part, text(part.rows, "<i4"), text(part.category, "<i4"), text(part.held_out, "u1")] for part in pixels]
+        [[part.part, text(part.rows, "<i4"), text(part.category, "<i4"), text(part.held_out, "u1")] for part in parts]
     )
 
 

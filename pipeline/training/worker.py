@@ -1,14 +1,14 @@
-"""What one training process does, from a job's description to the saved bundle; Ray Train runs it on every worker."""
+"""What one training process does, from a job's description to what is saved; Ray Train runs it on every worker."""
 
 from __future__ import annotations
 
 import ctypes
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ from ..models.pretraining import copy_convolutions
 from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .loader import PixelLoader, PixelRows, inputs_digest
+from .loader import Loader, PixelLoader, PixelRows, inputs_digest
 from .loop import Loop, Report, ShouldStop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
@@ -34,9 +34,33 @@ _KEPT_BLOCK = 256 * 2**20
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
 
+class Job(Protocol):
+    """What is trained: a model on pixels (`TrainJob`), or a prior on codes (`prior_job.PriorJob`).
+
+    run_dir: `runs/<run>`; train_key: what the result answers; labels: the categories that condition rows from 2 on
+    stand for.
+    """
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def run_dir(self) -> str: ...
+    @property
+    def train_key(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def run_rank(
+        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
+    ) -> str | None:
+        """Train one rank; rank 0 saves what was trained and returns its id, the others return None."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """All that a worker needs to know.
+    """All that a worker needs to know to train a bundle.
 
     images: the images config as JSON values; run_dir: `runs/<run>`; labels: the categories that the condition rows of
     `pixels` from 2 on stand for.
@@ -50,6 +74,12 @@ class TrainJob:
     run_dir: str
     train_key: str
     labels: tuple[str, ...] = ()
+
+    def run_rank(
+        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
+    ) -> str | None:
+        """Do what `run_rank` does."""
+        return run_rank(self, ranks, report=report, should_stop=should_stop, first_here=first_here)
 
 
 def run_rank(
@@ -78,7 +108,20 @@ def run_rank(
         balance=job.train.balance,
     )
     trains = MODELS[job.model.kind][1].trains
-    loop = _loop(job, ranks, loader, report=report, should_stop=should_stop) if trains else None
+    inputs = inputs_digest(job.pixels)
+    loop = (
+        open_loop(
+            job,
+            ranks,
+            loader,
+            build=lambda *, fresh: _model(job, ranks, fresh=fresh),
+            inputs=inputs,
+            report=report,
+            should_stop=should_stop,
+        )
+        if trains
+        else None
+    )
     trained = loop.run() if loop else _model(job, ranks, fresh=True)
     ranks.wait_for_all()
     bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
@@ -96,21 +139,31 @@ def run_rank(
     return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
 
 
-def _loop(
-    job: TrainJob, ranks: Ranks, loader: PixelLoader, *, report: Report | None, should_stop: ShouldStop | None
+def open_loop(
+    job: Job,
+    ranks: Ranks,
+    loader: Loader,
+    *,
+    build: Callable[..., Model],
+    inputs: str,
+    report: Report | None,
+    should_stop: ShouldStop | None,
 ) -> Loop:
-    """Return the loop of one rank, its model built and what surrounds it attached."""
+    """Return the loop of one rank of a job, which goes on from the newest checkpoint where there is one.
+
+    build: called with `fresh`, whether there is none; returns the model to train, the same on every rank. inputs: a
+    digest of what is trained on, which a checkpoint must have been made with.
+    """
     identity = {
         "train_key": job.train_key,
-        "inputs": inputs_digest(job.pixels),
+        "inputs": inputs,
         "labels": key_of(list(job.labels)),
         **job.train.key_values(),
     }
     folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
     checkpoints = Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints)
-    model = _model(job, ranks, fresh=checkpoints.newest() is None)
     return Loop(
-        model,
+        build(fresh=checkpoints.newest() is None),
         loader,
         job.train,
         ranks,
@@ -235,9 +288,9 @@ class BoardLine:
 
 
 def train_worker(setup: dict[str, Any]) -> str | None:
-    """Run this Ray Train worker's rank and return the model_id, or None on the other ranks and when stopped.
+    """Run this Ray Train worker's rank and return the id of what it saved, None on other ranks and when stopped.
 
-    setup: `job`, a reference to a TrainJob, and `board`, the Board actor.
+    setup: `job`, a reference to a Job, and `board`, the Board actor.
     """
     import ray
     import ray.train
@@ -246,14 +299,14 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     board = setup["board"]
     if ray.get(board.is_over.remote()):
         return None  # a restart would only meet the same error again; the driver raises it
-    job: TrainJob = ray.get(setup["job"])
+    job: Job = ray.get(setup["job"])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
     line = BoardLine(board)
     first_here = context.get_local_rank() == 0
     try:
-        return run_rank(job, ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
+        return job.run_rank(ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
     except Unavailable:
         if ray.get(board.is_over.remote()):
             return None  # stopped as asked, on every rank; raising would have Ray start the workers anew

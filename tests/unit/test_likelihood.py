@@ -21,6 +21,7 @@ from pipeline.evaluation.likelihood import (
 )
 from pipeline.models.priors import Prior, build_prior
 from pipeline.models.priors.pixelcnn import PixelCNNConfig
+from pipeline.schema import outliers_schema
 from pipeline.training import Loop, TrainConfig
 from pipeline.training.codes import Codes, CodesLoader
 
@@ -122,12 +123,28 @@ def test_photos_of_another_kind_stand_out(trained: Prior):
     assert scores[500:].min() > scores[:500].max()
     assert scores[500:].min() > 5
     names = [f"item{row:03}" for row in range(510)]
-    table = outlier_table(names, [f"{name}.png" for name in names], nats, scores)
-    assert table.column_names == ["item_id", "uri", "nats", "outlier_score"]
+    kinds = ["usual"] * 500 + [None] * 10
+    table = outlier_table(names, [f"{name}.png" for name in names], nats, scores, cells=9, categories=kinds)
+    assert table.schema == outliers_schema()
+    assert table.schema.metadata == {b"schema": b"1"}
     assert set(table["item_id"].to_pylist()[:10]) == set(names[500:])
     assert table["outlier_score"].to_pylist() == sorted(scores.tolist(), reverse=True)
     at = names.index(table["item_id"][0].as_py())
     assert (table["nats"][0].as_py(), table["uri"][0].as_py()) == (nats[at], f"item{at:03}.png")
+    assert table["nats_per_code"][0].as_py() == nats[at] / 9
+    assert table["category"].to_pylist()[:10] == [None] * 10
+    assert set(table["category"].to_pylist()[10:]) == {"usual"}
+
+
+def test_photos_as_likely_as_each_other_are_ordered_by_name_and_may_have_no_score():
+    table = outlier_table(["b", "a", "a", "c"], ["1", "2", "1", "0"], np.array([2.0, 2.0, 2.0, 9.0]), None, cells=2)
+    found = table.select(["item_id", "uri", "nats_per_code", "outlier_score", "category"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == [
+        ("c", "0", 4.5, None, None),
+        ("a", "1", 1.0, None, None),
+        ("a", "2", 1.0, None, None),
+        ("b", "1", 1.0, None, None),
+    ]
 
 
 def test_scores_are_robust_standard_deviations():

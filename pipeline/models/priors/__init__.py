@@ -1,6 +1,6 @@
 """Priors: how likely a photo's grid of codes is. The table of kinds and the union of their configurations.
 
-To add a prior: its file, one line in PRIORS, one member in AnyPriorConfig.
+To add a prior: its file, one line in PRIORS, one member in AnyPriorConfig, one section in jobs/prior_config.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 from ...errors import ConfigError
 from .base import Prior, PriorConfig
 from .pixelcnn import PixelCNN, PixelCNNConfig
-from .sampling import decode_codes, draw, sample
+from .sampling import check_draw, decode_codes, draw, sample
 from .transformer import CodesTransformer, TransformerConfig
 
 PRIORS: dict[str, tuple[type[PriorConfig], type[Prior]]] = {
@@ -29,6 +29,7 @@ __all__ = [
     "Prior",
     "PriorConfig",
     "build_prior",
+    "check_draw",
     "decode_codes",
     "draw",
     "sample",

@@ -22,16 +22,21 @@ def draw(
     top_k: only the k likeliest codes can be drawn, of equal ones the lower numbers; 1 is argmax. Raises ConfigError for
     a temperature that is not above 0 or a top_k outside 1..K.
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ConfigError(f"temperature is {temperature}; it must be above 0 (top_k 1 takes the likeliest code)")
-    if top_k is not None and not 1 <= top_k <= logits.shape[1]:
-        raise ConfigError(f"top_k is {top_k}; a codebook of {logits.shape[1]} codes has 1..{logits.shape[1]}")
+    check_draw(temperature=temperature, top_k=top_k, num_codes=logits.shape[1])
     scaled = logits.double() / temperature
     if top_k is not None:
         # A stable sort, as torch.topk leaves open which of equal ones it takes.
         beyond = scaled.sort(dim=1, descending=True, stable=True).indices[:, top_k:]
         scaled = scaled.scatter(1, beyond, -math.inf)
     return torch.multinomial(scaled.softmax(dim=1), 1, generator=generator).squeeze(1)
+
+
+def check_draw(*, temperature: float, top_k: int | None, num_codes: int) -> None:
+    """Raise ConfigError unless `draw` can draw one of num_codes codes so."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ConfigError(f"temperature is {temperature}; it must be above 0 (top_k 1 takes the likeliest code)")
+    if top_k is not None and not 1 <= top_k <= num_codes:
+        raise ConfigError(f"top_k is {top_k}; a codebook of {num_codes} codes has 1..{num_codes}")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Trained priors on the store, named by content, loaded without pickled code."""
+"""Trained priors on the store, named by content, found by what was asked, loaded without pickled code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from ...errors import InputError, IntegrityError, NotFound
+from ...keys import key_of, portable
 from ...release.manifest import read_document
 from ...storage import Store
 from ..bundle import model_id_of
@@ -36,11 +37,41 @@ class StoredPrior:
     measures: Mapping[str, float]
 
 
-def save_prior(store: Store, prior: Prior, *, model_id: str, measures: Mapping[str, float]) -> str:
-    """Write a trained prior below `priors/<prior_id>/` and return the prior_id, sha256 of config and weights.
+def prior_key(
+    prior: PriorConfig,
+    model_id: str,
+    train: Mapping[str, Any],
+    seed: int,
+    version: int,
+    nonce: str = "",
+    *,
+    condition: str | None = None,
+) -> str:
+    """Return the key (64 hex digits) of a prior's training: everything that was asked for, never the catalogue.
 
-    Weights first, config.json last, so a prior without config.json is not there and saving again completes it. The
-    given prior is not changed. Raises IntegrityError when the store holds other bytes under its name.
+    model_id: of the VQ model whose codes it learns. train: its configuration as plain values. nonce: sets trainings
+    apart that ask for the same; "" for none. condition: the name of the column that a prior `by_category` is told.
+    """
+    asked = {
+        "format": FORMAT,
+        "prior": prior.model_dump(mode="json"),
+        "model_id": model_id,
+        "train": dict(train),
+        "seed": seed,
+        "version": version,
+        "nonce": nonce,
+    }
+    if condition is not None:
+        asked["condition"] = condition
+    return key_of(portable(asked))
+
+
+def save_prior(store: Store, prior: Prior, *, model_id: str, measures: Mapping[str, float], train_key: str) -> str:
+    """Write a trained prior below `priors/<prior_id>/`; return the prior_id that answers `train_key`.
+
+    That is this one's, sha256 of config and weights, or that of who came first. Weights first, then config.json, so a
+    prior without config.json is not there and saving again completes it; the key last. The given prior is not changed.
+    Raises IntegrityError when the store holds other bytes under its name.
     """
     frozen = _frozen(copy.deepcopy(prior))
     facts = {
@@ -58,6 +89,26 @@ def save_prior(store: Store, prior: Prior, *, model_id: str, measures: Mapping[s
     if not store.put_if_absent(_weights(prior_id), safetensors.torch.save(tensors, {"format": "pt"})):
         _read_weights(store, prior_id, config)
     store.put_if_absent(_config(prior_id), config)
+    pointer = json.dumps({"prior_id": prior_id, "train_key": train_key}, sort_keys=True).encode()
+    if store.put_if_absent(_pointer(train_key), pointer):
+        return prior_id
+    return _read_pointer(store, train_key)
+
+
+def find_prior(store: Store, train_key: str) -> str | None:
+    """Return the prior_id of the prior that answers a key; None when nothing does.
+
+    Raises IntegrityError when the key names a prior that is no longer there.
+    """
+    try:
+        prior_id = _read_pointer(store, train_key)
+    except NotFound:
+        return None
+    if not store.exists(_config(prior_id)):
+        raise IntegrityError(
+            f"{_pointer(train_key)} on {store.url} names prior {prior_id}, which is not there; restore "
+            f"priors/{prior_id}/, or delete {_pointer(train_key)} to train anew"
+        )
     return prior_id
 
 
@@ -121,3 +172,15 @@ def _config(prior_id: str) -> str:
 
 def _weights(prior_id: str) -> str:
     return f"priors/{prior_id}/weights.safetensors"
+
+
+def _pointer(train_key: str) -> str:
+    return f"priors/by-key/{train_key}.json"
+
+
+def _read_pointer(store: Store, train_key: str) -> str:
+    name = _pointer(train_key)
+    prior_id = read_document(store.get(name), name).get("prior_id")
+    if not isinstance(prior_id, str) or not prior_id:
+        raise IntegrityError(f"{name} on {store.url} names no prior_id; delete it to train anew")
+    return prior_id
