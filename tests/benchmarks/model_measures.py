@@ -172,14 +172,7 @@ def train(
     model = build_model(config.model, image_size=config.images.size, labels=labels)
     if begin is not None:
         begin(model)
-    category = condition_of(labels, photos.categories).numpy().astype(np.int32)
-    away = held_out(photos.groups if settings.split_by else photos.items, settings.validation, seed)
-    pixels = []
-    for number, first in enumerate(range(0, len(photos.items), PART_ROWS)):
-        rows = slice(first, first + PART_ROWS)
-        living = np.flatnonzero(np.ones(len(category[rows])) if chosen is None else chosen[rows]).astype(np.int32)
-        name = f"{folder}/train-{number:03}.parquet"
-        pixels.append(PixelRows(name, living, category[rows][living], away[rows][living]))
+    pixels, _ = pixel_rows(config, seed, folder, photos, chosen=chosen)
     loader = PixelLoader(
         PartReader(PartCache(open_store(str(cache)), cache / "parts"), config.images.size),
         pixels,
@@ -208,6 +201,25 @@ def train(
         "train_photos": loader.num_photos,
         **measures,
     }
+
+
+def pixel_rows(
+    config: Config, seed: int, folder: str, photos: Photos, *, chosen: np.ndarray | None = None
+) -> tuple[list[PixelRows], tuple[str, ...]]:
+    """Return the parts of the training photos with who is held out, and the categories.
+
+    chosen: which photos are trained on, bool [n]; all by default.
+    """
+    labels = tuple(sorted(set(photos.categories)))
+    category = condition_of(labels, photos.categories).numpy().astype(np.int32)
+    away = held_out(photos.groups if config.train.split_by else photos.items, config.train.validation, seed)
+    pixels = []
+    for number, first in enumerate(range(0, len(photos.items), PART_ROWS)):
+        rows = slice(first, first + PART_ROWS)
+        living = np.flatnonzero(np.ones(len(category[rows])) if chosen is None else chosen[rows]).astype(np.int32)
+        name = f"{folder}/train-{number:03}.parquet"
+        pixels.append(PixelRows(name, living, category[rows][living], away[rows][living]))
+    return pixels, labels
 
 
 class Kept(Scalars):
