@@ -172,7 +172,8 @@ def _lines(rows: Sequence[TableRow], columns: Sequence[Column], ahead: Mapping[s
             between = "" if low is None or high is None else f"{column.shown(low)} – {column.shown(high)}"
             value = column.shown(row.numbers.get(column.measure))
             cells.append(Cell(value, between, leads=ahead.get(column.measure) == row.name))
-        lines.append(SpaceLine(row.name, "", row.trained, cells))
+        kind, _, digits = row.name.partition(" ") if row.trained else (row.name, "", "")
+        lines.append(SpaceLine(kind, digits, row.trained, cells))
     return lines
 
 

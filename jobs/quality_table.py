@@ -118,6 +118,10 @@ def _notes(own: Bundle, config: Config, options: TableOptions) -> Iterator[str]:
         f"The baselines are fitted on the known photos alone. The trained models saw {seen} of the catalogue's photos, "
         "asked ones too, while they were trained without labels."
     )
+    yield (
+        "The intervals say how much other photos would move a number, not another training. One of no width "
+        "(100.0 – 100.0) means that no asked photo was wrong, not that none could be."
+    )
     if own.config.conditional:
         yield "The model is conditional and encodes these photos without their category, unlike in the release."
     if config.catalogue.category is None:
