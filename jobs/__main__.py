@@ -69,6 +69,13 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
+    "prior": Command(
+        "Ask a release",
+        "jobs.prior",
+        "learn how its VQ codes go together: unlikely photos, new pictures",
+        (*CONFIG, "run"),
+        makes_run=True,
+    ),
 }
 
 EXIT_CODES: dict[int, tuple[str, str]] = {

@@ -89,10 +89,12 @@ def _settle_kinds(merged: Merged, config: type[BaseModel]) -> dict[str, Any]:
     for section, annotation in fields_of(config).items():
         kinds = _members_by_kind(annotation)
         chosen = values.get(section)
-        if not kinds or not isinstance(chosen, dict) or chosen.get("kind") not in kinds:
+        if not kinds or not isinstance(chosen, dict):
             continue
-        kind = chosen["kind"]
-        keep = {}
+        kind = chosen.get("kind", _default_kind(config, section))
+        if kind not in kinds:
+            continue
+        keep = {"kind": kind}
         for name, value in chosen.items():
             source = _source_of(merged, (section, name))
             if name in fields_of(kinds[kind]):
@@ -100,14 +102,21 @@ def _settle_kinds(merged: Merged, config: type[BaseModel]) -> dict[str, Any]:
             elif source is None or not source.weak:
                 owners = ", ".join(other for other, member in kinds.items() if name in fields_of(member))
                 place = source.where((section, name)) if source else "somewhere"
+                chosen_by = merged.where((section, "kind")) if "kind" in chosen else "the default"
                 problems.append(
                     f"{section}.{name}: only {owners} has it, and {section}.kind is {kind!r} "
-                    f"({merged.where((section, 'kind'))}); take it out of {place}"
+                    f"({chosen_by}); take it out of {place}"
                 )
         values[section] = keep
     if problems:
         raise ConfigError(_listed(problems))
     return values
+
+
+def _default_kind(config: type[BaseModel], section: str) -> str | None:
+    """Return the kind that a section without one has: that of the section's default, None where it must be named."""
+    field = config.model_fields[section]
+    return None if field.is_required() else getattr(field.get_default(call_default_factory=True), "kind", None)
 
 
 def _source_of(merged: Merged, path: Path_) -> Source | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from jobs.checking import check_and_build
 from jobs.command import Arguments
 from jobs.place import StoreConfig, absolute
+from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection
 from jobs.sources import merge, read_sources
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeConfig
@@ -38,7 +39,10 @@ class ClusterConfig(BaseModel):
 
 
 class Config(BaseModel):
-    """Everything a refresh is told; the three sections without a default make the smallest useful file."""
+    """Everything a refresh is told; the three sections without a default make the smallest useful file.
+
+    prior: of the command `prior`; a refresh only checks it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,6 +51,7 @@ class Config(BaseModel):
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     model: AnyModelConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
+    prior: AnyPriorSection = DEFAULT_PRIOR
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
     index: IndexConfig = Field(default_factory=IndexConfig)
     gates: GatesConfig = Field(default_factory=GatesConfig)

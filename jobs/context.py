@@ -36,7 +36,8 @@ def ray_starter(context: Context, stack: ExitStack) -> StartRay:
     def start() -> None:
         if not started:
             with context.watch.stage("ray"):
-                stack.enter_context(ray_session(context.config))
+                busy = max(context.config.encode.actors, context.config.train.workers)
+                stack.enter_context(ray_session(context.config.cluster, busy=busy))
             started.append(True)
 
     return start

@@ -121,8 +121,12 @@ def frozen_plan(context: Context, limit: int | None) -> Plan:
 
 
 def config_text(config: Config, limit: int | None) -> str:
-    """Return what a run freezes of its config: the same for the same settings, wherever they came from."""
+    """Return what a run freezes of its config: the same for the same settings, wherever they came from.
+
+    Without the section `prior`, which no stage reads: a change there must not keep tonight's run from going on.
+    """
     settings = config_values(config)
+    del settings["prior"]
     if limit is not None:
         settings["limit"] = limit
     return str(yaml.safe_dump(settings, sort_keys=True))

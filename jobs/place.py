@@ -54,6 +54,7 @@ class LightConfig(BaseModel):
     images: Any = None
     model: Any = None
     train: Any = None
+    prior: Any = None
     encode: Any = None
     index: Any = None
     gates: Any = None

@@ -12,17 +12,17 @@ from typing import Any
 
 import ray
 
-from jobs.config import Config
+from jobs.config import ClusterConfig
 from jobs.stopping import restore_handlers
 from pipeline.errors import Unavailable
 
 
 @contextmanager
-def ray_session(config: Config) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
     """Hold a Ray cluster open; a local one is stopped at the end, a remote one only disconnected from.
 
-    A local cluster gets more logical CPUs than actors and training workers need: with none left over, Ray Data's own
-    tasks would wait for ever without a word. Raises Unavailable when the named cluster does not answer.
+    busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
+    Ray Data's own tasks would wait for ever without a word. Raises Unavailable when the named cluster does not answer.
     """
     # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -33,11 +33,11 @@ def ray_session(config: Config) -> Iterator[None]:
     # Ray's C++ side writes to standard error past every Python setting; what fails reaches us as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
-        "num_cpus": config.cluster.num_cpus or local_cpus(config),
+        "num_cpus": cluster.num_cpus or max(os.cpu_count() or 1, busy + 2),
         "include_dashboard": False,
-        "object_store_memory": config.cluster.object_store_memory_mb * 2**20,
+        "object_store_memory": cluster.object_store_memory_mb * 2**20,
     }
     try:
         with _start_in_silence():
@@ -76,8 +76,3 @@ def _start_in_silence() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def local_cpus(config: Config) -> int:
-    """Return how many logical CPUs a local cluster is started with."""
-    return max(os.cpu_count() or 1, config.encode.actors + 2, config.train.workers + 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.encoding.rows import ranks
 from pipeline.errors import ConfigError, InputError
 from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from pipeline.schema import attribute_fields
-from pipeline.training import PixelRows
+from pipeline.training import PixelRows, TrainConfig
 from pipeline.training.split import choose_labels, held_out
 
 
@@ -43,7 +43,7 @@ def check_training_columns(rows: pa.Table, config: Config) -> None:
 
     rows: schema.plan_schema. Raises ConfigError.
     """
-    split_by, columns = config.train.split_by, _columns(rows)
+    split_by, columns = config.train.split_by, columns_of(rows)
     if split_by is not None and split_by not in columns:
         raise ConfigError(
             f"train.split_by is {split_by!r}, and the catalogue has no such column; it has: {', '.join(columns)}"
@@ -63,7 +63,7 @@ def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: Config) 
     ConfigError as `check_training_columns`, InputError when every photo would be held out.
     """
     check_training_columns(rows, config)
-    aside = _held_out(rows, config)
+    aside = held_out_rows(rows, config.train)
     if living and aside is not None and all(aside[part.plan_rows].all() for part in living):
         count = sum(len(part.rows) for part in living)
         raise InputError(
@@ -83,13 +83,13 @@ def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: Config) 
     return TrainingRows(pixels, labels)
 
 
-def _columns(rows: pa.Table) -> list[str]:
+def columns_of(rows: pa.Table) -> list[str]:
+    """Return the names of the columns that photos can be split and told by: item_id and the catalogue's own."""
     return ["item_id", *(field.name for field in attribute_fields(rows.schema))]
 
 
-def _held_out(rows: pa.Table, config: Config) -> NDArray[np.bool_] | None:
-    """Return which photos of the plan are held out, None when none is to be."""
-    train = config.train
+def held_out_rows(rows: pa.Table, train: TrainConfig) -> NDArray[np.bool_] | None:
+    """Return which photos of a plan or release are held out, None when none is to be."""
     if not train.validation:
         return None
     values = rows["item_id"]
@@ -104,11 +104,22 @@ def _categories(
     """Return the condition row of every photo of the plan (see `models.base.condition_of`), and the labels."""
     if column is None:
         return None, ()
-    codes, names = ranks(rows[column].cast(pa.string()))
     trained = [part.plan_rows if aside is None else part.plan_rows[~aside[part.plan_rows]] for part in living]
+    labels = labels_of(rows[column], trained)
+    return condition_rows(rows[column], labels), labels
+
+
+def labels_of(column: pa.ChunkedArray, trained: Iterable[NDArray[np.integer]]) -> tuple[str, ...]:
+    """Return the categories of the photos that are trained on, at most `split.MAX_LABELS`; trained: their positions."""
+    codes, names = ranks(column.cast(pa.string()))
     counts = sum((np.bincount(codes[at] + 1, minlength=len(names) + 1) for at in trained), np.zeros(1, np.int64))
-    labels = choose_labels(names, np.broadcast_to(counts, len(names) + 1)[1:])
+    return choose_labels(names, np.broadcast_to(counts, len(names) + 1)[1:])
+
+
+def condition_rows(column: pa.ChunkedArray, labels: Sequence[str]) -> NDArray[np.int32]:
+    """Return the condition rows, int32 [n] (see `models.base.condition_of`), of a column of categories."""
+    codes, names = ranks(column.cast(pa.string()))
     number = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
     # Rank -1, a photo without a category, is the last entry.
     table = np.array([*(number.get(name, UNKNOWN_CATEGORY) for name in names), NO_CATEGORY], np.int32)
-    return table[codes], labels
+    return table[codes]

@@ -35,6 +35,7 @@ class Photo:
     category: str | None = "Shoes"
     price: float | None = 1.0
     stock: int | None = 1
+    codes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,43 @@ def make_release(
     return Made(list(photos), written.manifest.release_id)
 
 
+VQ_CODES, VQ_SIDE, STRANGE = 16, 4, "sku-odd"
+
+
+def vq_photos(items: int = 400) -> list[Photo]:
+    """Return one photo an item: code 0 around one code inside, of 1..4 on shoes and 5..8 on hats; and one unlike all.
+
+    The last one, of the item STRANGE, has every code once. What the others' 4 x 4 codes say is log 8 nats a photo.
+    """
+    rng = np.random.default_rng(0)
+    photos = []
+    for number in range(items):
+        shoe = number % 2 == 1
+        codes = np.zeros((VQ_SIDE, VQ_SIDE), np.int64)
+        codes[1:3] = rng.integers(1, 5) + (0 if shoe else 4)
+        mean, category = rng.normal(size=DIM).astype(np.float32), "Shoes" if shoe else "Hats"
+        photos.append(
+            Photo(f"sku-{number:03d}", f"s3://photos/{number}.jpg", 0, mean, category, codes=codes.reshape(-1))
+        )
+    strange = rng.permutation(VQ_CODES)
+    return [*photos, Photo(STRANGE, "s3://photos/odd.jpg", 0, photos[0].mean, "Shoes", codes=strange)]
+
+
+def make_vq_release(store: Store) -> Made:
+    """Publish a release of `vq_photos` on `stable`, with the bundle of a VQ model of photos of 16 x 16 pixels."""
+    import torch
+
+    from pipeline.models import build_model, save_bundle
+    from pipeline.models.quantizers import EMAConfig
+    from pipeline.models.vqvae import VQVAEConfig
+
+    config = VQVAEConfig(channels=(8, 8), quantizer=EMAConfig(num_codes=VQ_CODES, code_dim=4))
+    torch.manual_seed(0)
+    model = build_model(config, image_size=16)
+    model_id = save_bundle(store, model, config, {"size": 16}, train_key="0" * 64, card={})
+    return make_release(store, vq_photos(), run="vq", model_id=model_id, model_kind="vqvae")
+
+
 def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> list[PartFile]:
     parts = []
     for start in range(0, len(photos), PART_ROWS):
@@ -137,7 +175,10 @@ def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> 
             "pixels_row": list(range(len(chunk))),
             "mean": [photo.mean.tolist() for photo in chunk],
         }
-        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=False))
+        cells = 0 if chunk[0].codes is None else len(chunk[0].codes)
+        if cells:
+            columns["codes"] = [photo.codes.tolist() for photo in chunk]
+        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=False, num_codes=cells))
         parts.append(write_part(store, latents_part_name(model, f"{run}-{start}"), table, f"{run}-{start}"))
     return parts
 

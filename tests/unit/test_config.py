@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import yaml
@@ -12,10 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from jobs.checking import check_and_build
 from jobs.command import Arguments
 from jobs.config import Config, load_config
+from jobs.pipeline_run import config_text
 from jobs.place import LightConfig, load_light
+from jobs.prior_config import AnyPriorSection, network_of
 from jobs.sources import PRESETS, Merged, Source, merge, preset_names, read_sources
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS
+from pipeline.models.priors import PRIORS
+from pipeline.models.priors.transformer import TransformerConfig
+from pipeline.training import PriorTrainConfig
 
 SMALLEST = """\
 store: s3://shop/visual
@@ -61,6 +66,7 @@ class Paint(Strict):
 class Toy(Strict):
     shape: Annotated[Sphere | Cube, Field(discriminator="kind")]
     paint: Paint = Paint()
+    lid: Annotated[Sphere | Cube, Field(discriminator="kind")] = Cube(kind="cube", edge=3)
     name: str = "toy"
 
 
@@ -99,7 +105,7 @@ def test_the_smallest_file_of_the_design_is_enough(tmp_path: Path) -> None:
 
 def test_every_section_of_the_design_is_there_and_light_knows_them_all() -> None:
     sections = {
-        "store", "catalogue", "images", "model", "train", "encode", "index", "gates", "publish", "cluster",
+        "store", "catalogue", "images", "model", "train", "prior", "encode", "index", "gates", "publish", "cluster",
     }  # fmt: skip
     assert set(Config.model_fields) == sections
     assert set(LightConfig.model_fields) == sections
@@ -232,6 +238,57 @@ def test_a_section_that_two_kinds_have_may_hold_more_in_one(tmp_path: Path) -> N
     config.write_text(SMALLEST.replace("kind: vae", "kind: mae, read_out: {pol: map}"))
     with pytest.raises(ConfigError, match=r"unknown name.*did you mean 'model.read_out.pool'"):
         load_config(Arguments(config=str(config)), {})
+
+
+def test_a_section_with_a_default_kind_need_not_name_it() -> None:
+    cube = {"shape": {"kind": "cube"}}
+    assert build(cube).lid == Cube(kind="cube", edge=3)
+    assert build(cube, {"lid": {"size": 5}}).lid == Cube(kind="cube", size=5)
+    assert build(cube, {"lid": {"kind": "sphere", "radius": 2}}).lid == Sphere(kind="sphere", radius=2)
+    found = refusal(cube, {"lid": {"radius": 2}})
+    assert "lid.radius: only sphere has it, and lid.kind is 'cube' (the default); take it out of source 1" in found
+    assert "shape.kind: is missing" in refusal({"shape": {"size": 5}})
+
+
+def test_the_section_prior_is_a_network_and_its_training(tmp_path: Path) -> None:
+    config = given(tmp_path).prior
+    assert (config.kind, config.train) == ("pixelcnn", PriorTrainConfig())
+    assert given(tmp_path, SMALLEST, "prior.layers=2").prior.layers == 2
+    config = given(tmp_path, SMALLEST, "prior.kind=transformer", "prior.heads=2", "prior.train.epochs=3").prior
+    assert network_of(config) == TransformerConfig(heads=2)
+    assert "train" not in network_of(config).model_dump()
+    assert config.train.epochs == 3
+    assert given(tmp_path, SMALLEST, "train.epochs=3").prior.train == PriorTrainConfig()
+    found = refused(tmp_path, SMALLEST, "prior.train.epoch=3", "prior.depth=3", "prior.kernel=5", "prior.heads=2")
+    assert "prior.train.epoch: unknown name" in found
+    assert "did you mean 'prior.train.epochs'?" in found
+    assert "prior.depth: unknown name" in found
+    assert "prior.heads: only transformer has it" in refused(tmp_path, SMALLEST, "prior.heads=2")
+    assert "prior.kernel: kernel is 4; a window has its cell in the middle" in refused(
+        tmp_path, SMALLEST, "prior.kernel=4"
+    )
+    assert "prior.kind: is unknown; allowed: 'pixelcnn', 'transformer', given 'lstm'" in refused(
+        tmp_path, SMALLEST, "prior.kind=lstm"
+    )
+
+
+@pytest.mark.parametrize("setting", ["augment=light", "balance=true", f"init_from={'a' * 64}", "window_parts=2"])
+def test_a_prior_s_training_refuses_what_is_about_pixels(tmp_path: Path, setting: str) -> None:
+    found = refused(tmp_path, SMALLEST, f"prior.train.{setting}")
+    assert f"prior.train: {setting.partition('=')[0]} is" in found
+    assert "training a prior on codes has no use for it" in found
+
+
+def test_every_kind_of_prior_has_a_section_of_its_own() -> None:
+    members = {member.model_fields["kind"].default for member in get_args(get_args(AnyPriorSection)[0])}
+    assert members == set(PRIORS)
+
+
+def test_a_changed_prior_is_another_run_of_prior_and_the_same_refresh(tmp_path: Path) -> None:
+    plain, other = given(tmp_path), given(tmp_path, SMALLEST, "prior.layers=2")
+    assert config_text(plain, None) == config_text(other, None)
+    assert "prior" not in yaml.safe_load(config_text(plain, None))
+    assert config_text(plain, None) != config_text(given(tmp_path, SMALLEST, "train.epochs=3"), None)
 
 
 def test_lists_replace_and_sections_join() -> None:

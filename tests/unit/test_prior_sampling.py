@@ -63,6 +63,16 @@ def test_top_k_draws_the_likeliest_by_their_shares():
     assert set(draw(torch.zeros(500, 5), top_k=2).tolist()) == {0, 1}  # of equal ones the lower numbers
 
 
+def test_temperature_and_top_k_together_are_the_softmax_of_the_likeliest():
+    logits = logits_of(8)
+    drawn = draw(
+        logits.expand(DRAWS, -1), temperature=2.0, top_k=4, generator=torch.Generator().manual_seed(3)
+    ).bincount(minlength=8)
+    assert drawn[:4].tolist() == [0] * 4
+    assert p_value(drawn[4:].numpy(), (logits[4:].double() / 2).softmax(0).numpy()) > 1e-3
+    assert p_value(drawn[4:].numpy(), logits[4:].double().softmax(0).numpy()) < 1e-9  # temperature forgotten
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_a_temperature_that_is_none(temperature: float):
     with pytest.raises(ConfigError, match="above 0"):

@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 import ray
 
-from jobs.command import Arguments
-from jobs.config import Config, load_config
+from jobs.config import ClusterConfig
 from jobs.ray_session import ray_session
 from pipeline.errors import Unavailable
-
-
-def config() -> Config:
-    return load_config(Arguments(config="demo", overrides=("store=/s", "catalogue.source=/c.parquet")), {})
 
 
 def test_a_machine_too_busy_to_start_ray_is_a_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +17,10 @@ def test_a_machine_too_busy_to_start_ray_is_a_reason_to_try_again(monkeypatch: p
         raise Exception(words)  # noqa: TRY002 - this is what Ray raises
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(Unavailable, match="did not start on this machine in time"), ray_session(config()):
+    with (
+        pytest.raises(Unavailable, match="did not start on this machine in time"),
+        ray_session(ClusterConfig(), busy=2),
+    ):
         pass
 
 
@@ -31,5 +29,5 @@ def test_any_other_error_of_starting_stays_what_it_is(monkeypatch: pytest.Monkey
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(RuntimeError, match="no such thing"), ray_session(config()):
+    with pytest.raises(RuntimeError, match="no such thing"), ray_session(ClusterConfig(), busy=2):
         pass

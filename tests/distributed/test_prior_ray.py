@@ -1,0 +1,64 @@
+"""`codebooks prior` as a scheduler runs it: a small VQ release, two workers on real Ray, stopped and continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.models.priors.stored import load_prior
+from pipeline.storage import open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+WORDS = [
+    "catalogue.category=category", "prior.by_category=true", "prior.width=16", "prior.layers=2", "prior.dropout=0",
+    "prior.train.epochs=40", "prior.train.batch_size=32", "prior.train.learning_rate=0.01",
+    "prior.train.validation=0.15", "prior.train.workers=2", "prior.train.checkpoint_every_s=0", "--run", "night",
+    "--samples", "6",
+]  # fmt: skip
+
+
+def start(url: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs", "prior", f"store={url}", *WORDS, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
+    assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
+    return dict(json.loads(out))
+
+
+def test_two_workers_stopped_on_the_way_make_the_same_prior(maker: Any, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    folders = [tmp_path / "undisturbed", tmp_path / "stopped"]
+    maker.make_vq_release(open_store(str(folders[0])))
+    shutil.copytree(folders[0], folders[1])
+    whole = finish(start(str(folders[0])))
+    assert (whole["reason"], whole["trained"], whole["published"]) == ("prior trained", True, False)
+    assert whole["measures"]["nats_per_code/prior"] + 0.3 < whole["measures"]["nats_per_code/unigram"]
+    assert whole["outliers"][0]["item_id"] == maker.STRANGE
+
+    process, deadline = start(str(folders[1])), time.monotonic() + 240
+    while not list(folders[1].glob("runs/night/checkpoints/*/*/complete.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    stopped = finish(process, expect=6)
+    assert (stopped["run"], stopped["reason"]) == ("night", "temporary, try again")
+    assert not list(folders[1].glob("priors/by-key/*"))
+    continued = finish(start(str(folders[1])))
+    assert (continued["prior_id"], continued["trained"]) == (whole["prior_id"], True)
+    assert load_prior(open_store(str(folders[1])), continued["prior_id"]).prior.labels == ("Hats", "Shoes")
+    assert continued["measures"] == pytest.approx(whole["measures"])
