@@ -26,7 +26,7 @@ from pipeline.encoding import assign_shards, build_shards
 from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.images import transform_id
 from pipeline.models import build_model
-from pipeline.models.bundle import find_bundle, train_key
+from pipeline.models.bundle import find_bundle, stored_config, train_key
 from pipeline.parts import read_part
 from pipeline.release import Manifest, read_head, read_manifest
 from pipeline.release.tables import read_table
@@ -131,7 +131,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
         image_size=config.images.size,
         shard_rows=config.encode.shard_rows,
         encode_all=encode_all,
-        latent_bytes=latent_bytes(config),
+        latent_bytes=latent_bytes(config, store, model_id),
         transform_id=transform,
     )
     rows = _retry_refused_fetches(store, rows, transform)
@@ -268,7 +268,15 @@ def _nothing_usable(rows: pa.Table) -> str:
     )
 
 
-def latent_bytes(config: Config) -> int:
-    """Return how many bytes one photo's latents take, uncompressed."""
-    model = build_model(config.model, image_size=config.images.size)
+def latent_bytes(config: Config, store: Store, model_id: str | None) -> int:
+    """Return how many bytes one photo's latents take, uncompressed.
+
+    model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
+    ConfigError where a model cannot be made of the bundles it names.
+    """
+    if model_id is None:
+        asked = config.model.resolved(store, config.images.model_dump(mode="json"))
+    else:
+        asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
+    model = build_model(asked, image_size=config.images.size)
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)

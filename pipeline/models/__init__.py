@@ -16,6 +16,7 @@ from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
 from .descriptor import Descriptor, DescriptorConfig
+from .fusion import Fusion, FusionConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
 from .pretrained import Pretrained, PretrainedConfig
@@ -27,6 +28,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
     "descriptor": (DescriptorConfig, Descriptor),
+    "fusion": (FusionConfig, Fusion),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
     "pretrained": (PretrainedConfig, Pretrained),
@@ -39,6 +41,7 @@ AnyModelConfig = Annotated[
     AutoencoderConfig
     | CVAEConfig
     | DescriptorConfig
+    | FusionConfig
     | MAEConfig
     | MoCoConfig
     | PretrainedConfig

@@ -15,6 +15,7 @@ from ..errors import ConfigError, NotReconstructing
 from ..losses.precision import full_precision as full_precision
 
 if TYPE_CHECKING:
+    from ..storage import Store
     from .frozen import FrozenConfig, FrozenEncoder
 
 
@@ -68,6 +69,18 @@ class ModelConfig(BaseModel):
     def frozen(self) -> FrozenConfig | None:
         """Return which frozen encoder the training needs beside the model, or None."""
         return None
+
+    def bundles(self) -> tuple[str, ...]:
+        """Return the model_ids of finished models that become parts of this one, in the order `use_bundles` takes."""
+        return ()
+
+    def resolved(self, store: Store, images: Mapping[str, Any]) -> ModelConfig:
+        """Return the config that the model is built with and the bundle keeps: with what `bundles` say, else itself.
+
+        images: the images config as plain values. A train key is of what was asked, the config before this: model_ids
+        are digests of content, so it says as much. Raises NotFound, ConfigError.
+        """
+        return self
 
 
 class Model(nn.Module, ABC):
@@ -125,6 +138,10 @@ class Model(nn.Module, ABC):
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""
         raise ConfigError(f"{type(self).__name__} trains without a frozen encoder")
+
+    def use_bundles(self, found: Sequence[Model]) -> None:
+        """Take over the finished models that `ModelConfig.bundles` names; they become part of the model's state."""
+        raise ConfigError(f"{type(self).__name__} is not made of other models")
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Set what is computed from training photos once the weights are final, for example a PCA (`ReadOut.fit`).

@@ -152,21 +152,9 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     Raises NotFound when there is no such bundle (also when it was only half written), IntegrityError when its bytes
     are not those the model_id was made from, InputError when this version of the project does not know the model.
     """
-    name = f"models/{model_id}/config.json"
-    try:
-        config_bytes = store.get(name)
-    except NotFound as error:
-        raise NotFound(
-            f"there is no bundle {model_id} on {store.url}: {name} is missing, so it expired or was never finished; "
-            "`codebooks train` makes one"
-        ) from error
+    name, config_bytes = _config_bytes(store, model_id)
     tensors = _read_weights(store, model_id, config_bytes)
-    facts = read_document(config_bytes, name)
-    if facts.get("format") != FORMAT:
-        raise InputError(
-            f"{name}: a bundle of format {facts.get('format')!r}; this version reads format {FORMAT}. Use the version "
-            "that wrote it, or train anew"
-        )
+    facts = _facts(config_bytes, name)
     config = _model_config(facts["model"], name)
     labels = _labels(facts, config, name)
     with torch.random.fork_rng(devices=[]):
@@ -174,6 +162,16 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     _refuse_differences(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
     return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model), labels)
+
+
+def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return a bundle's model config and its images config as plain values, without reading its weights.
+
+    So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
+    """
+    name, config_bytes = _config_bytes(store, model_id)
+    facts = _facts(config_bytes, name)
+    return _model_config(facts["model"], name), facts["images"]
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
@@ -207,6 +205,29 @@ def _read_pointer(store: Store, train_key: str) -> str:
     if not isinstance(model_id, str) or not model_id:
         raise IntegrityError(f"{name} on {store.url} names no model_id; delete it to train anew")
     return model_id
+
+
+def _config_bytes(store: Store, model_id: str) -> tuple[str, bytes]:
+    """Return name and bytes of a bundle's config. Raises NotFound."""
+    name = f"models/{model_id}/config.json"
+    try:
+        return name, store.get(name)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no bundle {model_id} on {store.url}: {name} is missing, so it expired or was never finished; "
+            "`codebooks train` makes one"
+        ) from error
+
+
+def _facts(config: bytes, name: str) -> dict[str, Any]:
+    """Return what a config.json says. Raises InputError for another format."""
+    facts = read_document(config, name)
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{name}: a bundle of format {facts.get('format')!r}; this version reads format {FORMAT}. Use the version "
+            "that wrote it, or train anew"
+        )
+    return facts
 
 
 def _read_weights(store: Store, model_id: str, config: bytes) -> dict[str, Tensor]:

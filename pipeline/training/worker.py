@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -92,9 +92,10 @@ def run_rank(
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
 
-    A model that does not train (`Model.trains`) becomes a bundle at once. first_here: this rank cleans up its machine's
-    cache of parts.
+    A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
+    (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
     """
+    job = replace(job, model=job.model.resolved(job.store, job.images))
     cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
     reader = PartReader(cache, job.images["size"])
     loader = PixelLoader(
@@ -217,6 +218,8 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
     frozen = job.model.frozen()
     if frozen is not None:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+    if members := job.model.bundles():
+        model.use_bundles([load_bundle(job.store, member).model for member in members])
     return model
 
 

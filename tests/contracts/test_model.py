@@ -33,6 +33,16 @@ GRADIENTS = {"input": "gradients", "whole_first": True}
 # Every kind as it is by default, and with options that change what goes in or what is read out.
 CONFIGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in KINDS} | {
     "simclr_gradients": {"kind": "simclr", **GRADIENTS},
+    # A fusion names bundles; this one has what the training fills in.
+    "fusion": {
+        "kind": "fusion",
+        "members": ["a" * 64, "b" * 64],
+        "read_out": {"dims": 12},
+        "parts": [
+            {"model": {"kind": "vae", "latent_dim": 4, "channels": [8, 16]}},
+            {"model": {"kind": "descriptor", "cell": 8, "read_out": {"dims": None}}},
+        ],
+    },
     "moco_gradients": {"kind": "moco", **GRADIENTS, "grey": True},
 }
 # Conditional models run twice: without conditions, and told one of every sort a row.
@@ -301,7 +311,8 @@ def test_more_stages_than_the_picture_has_halves_are_refused(kind: str) -> None:
 def test_the_union_knows_every_kind_and_refuses_others() -> None:
     adapter: TypeAdapter[ModelConfig] = TypeAdapter(AnyModelConfig)
     for kind in KINDS:
-        assert adapter.validate_python({"kind": kind}) == config_of(kind)
+        assert adapter.validate_python(CONFIGS[kind]) == config_of(kind)
+        assert adapter.validate_python({"kind": kind}).kind == kind
     with pytest.raises(ValidationError, match="gan"):
         adapter.validate_python({"kind": "gan"})
     with pytest.raises(ConfigError, match=", ".join(KINDS)):

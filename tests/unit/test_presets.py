@@ -10,8 +10,10 @@ import yaml
 from jobs.command import Arguments
 from jobs.config import Config, load_config
 from jobs.sources import PRESETS, preset_names
-from pipeline.models import MODELS, build_model
+from pipeline.errors import ConfigError
+from pipeline.models import MODELS, build_model, save_bundle
 from pipeline.models.targets import HogTarget, PixelTarget
+from pipeline.storage import open_store
 
 FASHION = [name for name in preset_names() if name.endswith("_fashion_mnist")]
 CLOTHING = [name for name in preset_names() if name.endswith("_clothing")]
@@ -32,13 +34,32 @@ def test_a_preset_begins_with_its_command_and_where_its_numbers_are(name: str) -
     assert re.fullmatch(r"# Measured.*see README, Numbers\.", measured)
 
 
+def with_members(name: str) -> Config:
+    """Return a fusion's preset with two members, small ones for the same photos, and the model config it becomes."""
+    store, images = open_store(f"memory://preset-{name}"), loaded(name).images
+    members = []
+    for number, kind in enumerate(("autoencoder", "vae")):
+        member = MODELS[kind][0].model_validate({"kind": kind, "latent_dim": 40, "channels": [4, 8]})
+        built = build_model(member, image_size=images.size)
+        members.append(save_bundle(store, built, member, images, train_key=f"{number}" * 64, card={}))
+    config = loaded(name, f"model.members=[{', '.join(members)}]")
+    return config.model_copy(update={"model": config.model.resolved(store, images.model_dump(mode="json"))})
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_builds_its_model(name: str) -> None:
-    config = loaded(name)
+    config = with_members(name) if name.startswith("fusion") else loaded(name)
     model = build_model(config.model, image_size=config.images.size, labels=("boot", "shirt"))
     assert model.latent_dim >= 1
     assert config.index.metric == "cosine"
     assert config.catalogue.category == "category"
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("fusion")])
+def test_a_fusion_says_that_its_members_are_missing(name: str) -> None:
+    config = loaded(name)
+    with pytest.raises(ConfigError, match=r"model\.members is empty.*model\.members=\[MODEL_ID, MODEL_ID\]"):
+        config.model.resolved(open_store("memory://preset-without-members"), config.images.model_dump(mode="json"))
 
 
 def test_every_kind_of_model_has_presets_for_both_catalogues() -> None:

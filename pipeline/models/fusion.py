@@ -1,0 +1,211 @@
+"""Several finished models in one space: their latents brought to one scale, side by side, and reduced by a PCA.
+
+A photo's neighbours in the fused space are those that its members agree on. The fused bundle holds its members whole,
+so it stays usable when they have expired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+from .. import models
+from ..errors import ConfigError
+from ..images import ImagesConfig, transform_id
+from .backbones import check_image_size
+from .base import Batch, Latents, Losses, Model, ModelConfig, Step, as_dict, full_precision
+from .bundle import stored_config
+from .readout import Reduction, ReductionConfig
+
+if TYPE_CHECKING:
+    from ..storage import Store
+
+_REMEDY = "name finished models of this store: model.members=[MODEL_ID, MODEL_ID]"
+
+
+class PartConfig(BaseModel):
+    """A member's configuration, as its own bundle has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any]
+
+
+class FusionConfig(ModelConfig):
+    """members: model_ids of two or more finished bundles on the same store, of the same images.size and transform.
+
+    weights: one per member, how much it counts; by default all the same. scale: `each_photo` brings every member's
+    vector of a photo to length 1, so that without a PCA the fused cosine is the weighted mean of the members' cosines;
+    `mean_norm` divides a member by the mean length of its vectors over training photos, so that photos keep their
+    lengths. centre: the mean over training photos is first taken off every member: what all photos share tells none
+    apart, yet would fill a vector's length (the cosines meant above are then about that mean). read_out: a PCA of all
+    members' numbers; by default they are kept.
+
+    parts: the members' own configurations; the training fills them in, nobody else (`resolved`).
+    """
+
+    kind: Literal["fusion"] = "fusion"
+    members: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    scale: Literal["each_photo", "mean_norm"] = "each_photo"
+    centre: bool = True
+    read_out: ReductionConfig = ReductionConfig()
+    parts: tuple[PartConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FusionConfig:
+        wrong = [member for member in self.members if len(member) != 64 or set(member) - set("0123456789abcdef")]
+        if wrong:
+            raise ValueError(f"members holds {wrong[0]!r}, which is no model_id of 64 hex digits; {_REMEDY}")
+        if len(self.members) == 1 or len(set(self.members)) < len(self.members):
+            raise ValueError(f"members are {list(self.members)}; name at least two, and each once")
+        if self.weights is not None:
+            if not all(0 < weight < math.inf for weight in self.weights):
+                raise ValueError(f"weights are {list(self.weights)}; every one must be above 0")
+            if len(self.weights) != len(self.members):
+                raise ValueError(
+                    f"there are {len(self.weights)} weights for {len(self.members)} members; name one each"
+                )
+        return self
+
+    def bundles(self) -> tuple[str, ...]:
+        """Return the members."""
+        return self.members
+
+    def resolved(self, store: Store, images: Mapping[str, Any]) -> FusionConfig:
+        """Return the config with its members' own, as the bundle keeps it.
+
+        Raises NotFound that names a member the store lacks, ConfigError for no members, a conditional one, or one of
+        photos of another size or transform.
+        """
+        if self.parts:
+            raise ConfigError("model.parts is filled in by the training and cannot be set; name model.members alone")
+        if not self.members:
+            raise ConfigError(f"model.members is empty, and a fusion has at least two; {_REMEDY}")
+        parts = []
+        for member in self.members:
+            config, theirs = stored_config(store, member)
+            if config.conditional:
+                raise ConfigError(
+                    f"model.members: {member} is a {config.kind}, which is told each photo's category, and a fusion is "
+                    "told none; name a model of another kind"
+                )
+            _check_same_images(member, ImagesConfig.model_validate(theirs), ImagesConfig.model_validate(images))
+            parts.append(PartConfig(model=as_dict(config)))
+        return self.model_copy(update={"parts": tuple(parts)})
+
+
+class Fusion(Model):
+    """The members' latents (a VAE's: the mean), scaled and concatenated. Never in training mode, nothing is trained.
+
+    centres, one buffer a member [d]; factors [members]: what a member's vector, of length 1 (`each_photo`) or less its
+    centre (`mean_norm`), is multiplied by. Weights enter by their square roots, hence into inner products as they are.
+    """
+
+    trains: ClassVar[bool] = False
+    factors: Tensor
+
+    def __init__(self, config: FusionConfig, image_size: int) -> None:
+        super().__init__()
+        check_image_size(image_size)
+        if not config.parts:
+            raise ConfigError(f"a fusion is built of its members, and this one has none yet; {_REMEDY}")
+        self.config = config
+        self.image_size = image_size
+        self.members = nn.ModuleList(built(part, image_size) for part in config.parts)
+        self.widths = [member.latent_dim for member in self._members()]
+        for number, width in enumerate(self.widths):
+            self.register_buffer(f"centre_{number}", torch.zeros(width))
+        weights = torch.tensor(config.weights or [1.0] * len(self.widths), dtype=torch.float64)
+        self.shares = (weights / weights.sum()).sqrt().tolist()
+        self.reduction = Reduction(config.read_out, sum(self.widths))
+        self.latent_dim = self.reduction.latent_dim
+        self.fits = self.reduction.needs_fit or config.centre or config.scale == "mean_norm"
+        self.fitted = not self.fits
+        self.register_buffer("factors", torch.tensor(self.shares) * self.fitted)  # zeros until it is fitted
+        self.eval().requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Fusion:  # noqa: FBT001, FBT002 - nn.Module's signature
+        """Stay in evaluation mode."""
+        return super().train(mode=False)
+
+    def forward(self, batch: Batch, step: Step) -> Losses:
+        """Raise ConfigError: there is no loss."""
+        raise ConfigError("model.kind fusion is not trained; train its members")
+
+    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
+        """Return mean, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W]. Raises ConfigError before `fit`."""
+        if not self.fitted:
+            raise ConfigError("the fusion's scales are not fitted yet; call its fit with training photos")
+        return Latents(self.reduction.reduced(self._joined(self._vectors(images))))
+
+    def use_bundles(self, found: Sequence[Model]) -> None:
+        """Copy the members' tensors."""
+        for member, source in zip(self._members(), found, strict=True):
+            member.load_state_dict(source.state_dict())
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Set centres and factors, then fit the PCA of what they make."""
+        if not self.fits:
+            return
+        gathered = [self._vectors(batch.images) for batch in batches]
+        vectors = [torch.cat(rows) for rows in zip(*gathered, strict=True)]
+        for number, rows in enumerate(vectors):
+            wide = rows.double()
+            if self.config.centre:
+                self._centre(number).copy_(wide.mean(dim=0))
+            length = (wide - self._centre(number)).norm(dim=1).mean().item()
+            if length == 0:
+                raise ConfigError(
+                    f"model.members: {self.config.members[number]} says the same of all photos; leave it out"
+                )
+            self.factors[number] = self.shares[number] / (length if self.config.scale == "mean_norm" else 1.0)
+        self.reduction.fit(self._joined(vectors))
+        self.fitted = True
+
+    def _vectors(self, images: Tensor) -> list[Tensor]:
+        return [member.encode(images).mean.float() for member in self._members()]
+
+    def _joined(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the members' vectors, [B, d] each, scaled and side by side, float32 [B, sum of d]."""
+        with full_precision(vectors[0].device.type):
+            scaled = []
+            for number, rows in enumerate(vectors):
+                shifted = rows - self._centre(number)
+                if self.config.scale == "each_photo":
+                    shifted = F.normalize(shifted, dim=1)
+                scaled.append(shifted * self.factors[number])
+            return torch.cat(scaled, dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.fitted = bool(self.factors.all())  # not a buffer: a graph that is exported must not branch on a value
+
+    def _members(self) -> list[Model]:
+        return [member for member in self.members if isinstance(member, Model)]
+
+    def _centre(self, number: int) -> Tensor:
+        return self.get_buffer(f"centre_{number}")
+
+
+def built(part: PartConfig, image_size: int) -> Model:
+    """Return the model of a member, in evaluation mode, its weights not yet those of its bundle."""
+    config_class, _ = models.MODELS[part.model["kind"]]
+    return models.build_model(config_class.model_validate(part.model), image_size=image_size).eval()
+
+
+def _check_same_images(member: str, theirs: ImagesConfig, ours: ImagesConfig) -> None:
+    """Raise ConfigError unless a member's photos became pixels in the same way."""
+    if transform_id(theirs) == transform_id(ours):
+        return
+    have, want = as_dict(theirs), as_dict(ours)
+    lines = [f"images.{name} is {have[name]!r} there, {want[name]!r} here" for name in have if have[name] != want[name]]
+    raise ConfigError(
+        f"model.members: {member} sees photos in another way ({'; '.join(lines)}); set the same, or name another member"
+    )
