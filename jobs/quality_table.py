@@ -120,7 +120,7 @@ def _notes(own: Bundle, config: Config, options: TableOptions) -> Iterator[str]:
     )
     yield (
         "The intervals say how much other photos would move a number, not another training. One of no width "
-        "(100.0 – 100.0) means that no asked photo was wrong, not that none could be."
+        "(100.0 – 100.0) means that all these photos came out alike, not that none could be otherwise."
     )
     if own.config.conditional:
         yield "The model is conditional and encodes these photos without their category, unlike in the release."

@@ -52,5 +52,3 @@ def test_a_runs_model_is_compared_and_a_retry_says_the_same(tmp_path: Path) -> N
     assert again["quality"] == table, "the model itself is no second row, and numbers repeat"
     refused, _ = evaluate(store_url, catalogue, *asked, "--beside", "0" * 64, expect=2)
     assert own[:12] in refused["error"]
-    few, _ = evaluate(store_url, catalogue, "--run", "night", "--table", "--photos", "12", expect=2)
-    assert "--photos is 12" in few["error"]
