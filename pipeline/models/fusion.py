@@ -1,4 +1,4 @@
-"""Several finished models in one space: their latents brought to one scale, side by side, and reduced by a PCA.
+"""Several finished models in one space: latents brought to one scale, side by side, in fewer components where asked.
 
 A photo's neighbours in the fused space are those that its members agree on. The fused bundle holds its members whole,
 so it stays usable when they have expired.
@@ -151,9 +151,13 @@ class Fusion(Model):
             member.load_state_dict(source.state_dict())
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Set centres and factors, then fit the PCA of what they make."""
+        """Set centres and factors, then fit the components of what they make.
+
+        With read_out.invariant_to all photos are held in memory, since their views are asked for once these are set.
+        """
         if not self.fits:
             return
+        batches = list(batches) if self.config.read_out.invariant_to else batches
         gathered = [self._vectors(batch.images) for batch in batches]
         vectors = [torch.cat(rows) for rows in zip(*gathered, strict=True)]
         for number, rows in enumerate(vectors):
@@ -166,7 +170,10 @@ class Fusion(Model):
                     f"model.members: {self.config.members[number]} says the same of all photos; leave it out"
                 )
             self.factors[number] = self.shares[number] / (length if self.config.scale == "mean_norm" else 1.0)
-        self.reduction.fit(self._joined(vectors))
+        if self.config.read_out.invariant_to:
+            self.reduction.fit_batches(batches, lambda images: self._joined(self._vectors(images)))
+        else:
+            self.reduction.fit(self._joined(vectors))
         self.fitted = True
 
     def _vectors(self, images: Tensor) -> list[Tensor]:
