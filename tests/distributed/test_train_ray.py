@@ -18,9 +18,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pydantic import TypeAdapter
 
-from pipeline.errors import CodebooksError, ConfigError
-from pipeline.models import AnyModelConfig
+from pipeline.errors import CodebooksError, ConfigError, NotFound
+from pipeline.models import AnyModelConfig, load_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelRows, TrainConfig, TrainProgress, train_bundle
@@ -50,8 +52,6 @@ def fill(store: Store) -> list[PixelRows]:
 
 
 def model_config() -> AnyModelConfig:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(AnyModelConfig).validate_python({"kind": "vae", "latent_dim": 8})
 
 
@@ -187,3 +187,36 @@ def test_a_diverging_training_ends_with_step_and_parts_and_no_retries(ray_sessio
 def test_more_workers_than_the_machine_holds_are_refused_at_once(ray_session, tmp_path):
     with pytest.raises(ConfigError, match="need 64 CPU"):
         train(new_store(tmp_path), workers=64)
+
+
+def test_two_bundles_become_a_fusion(ray_session, tmp_path):
+    store = new_store(tmp_path)
+    pixels = fill(store)
+
+    def made(key: str, **values: object) -> str:
+        return train_bundle(
+            store,
+            pixels=pixels,
+            model=TypeAdapter(AnyModelConfig).validate_python(values),
+            images={"size": SIZE, "fit": "pad"},
+            train=TrainConfig(epochs=1, batch_size=400, workers=2),
+            run_dir="runs/night",
+            attempt=1,
+            train_key=key * 64,
+        )
+
+    hog = made("1", kind="descriptor", cell=4, features="pixels", read_out={"dims": 2})
+    vae = made("2", kind="vae", latent_dim=4, channels=[4, 8])
+    fused = made("3", kind="fusion", members=[hog, vae], weights=[2, 1])
+    photos = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    bundle = load_bundle(store, fused)
+    found = bundle.model.encode(photos).mean
+    assert found.shape == (4, 6)
+    norms = found.split([2, 4], dim=1)
+    assert [one.norm(dim=1).square().tolist() for one in norms] == [
+        pytest.approx([2 / 3] * 4, abs=1e-5),
+        pytest.approx([1 / 3] * 4, abs=1e-5),
+    ]
+    assert [part.model["kind"] for part in bundle.config.parts] == ["descriptor", "vae"]
+    with pytest.raises(NotFound, match=f"no bundle {'a' * 64}"):
+        made("4", kind="fusion", members=[hog, "a" * 64])
