@@ -33,7 +33,10 @@ def start(url: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # of a command that hangs; nothing of one that has ended
     assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
     assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
     return dict(json.loads(out))
