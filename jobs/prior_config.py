@@ -27,7 +27,8 @@ class TransformerSection(TransformerConfig):
 AnyPriorSection = Annotated[PixelCNNSection | TransformerSection, Field(discriminator="kind")]
 
 
-DEFAULT_PRIOR: AnyPriorSection = PixelCNNSection.model_validate({})
+# Of one epoch over the codes of Fashion-MNIST, of about the same cost, it learned more than a PixelCNN.
+DEFAULT_PRIOR: AnyPriorSection = TransformerSection.model_validate({})
 
 
 def network_of(section: AnyPriorSection) -> PriorConfig:

@@ -128,7 +128,9 @@ def _answered(what: str, found: str | None, train_key: str) -> str:
 class _Fit(threading.Thread):
     """Ray Train's blocking call, in a thread of its own so that this process stays free to watch and to stop.
 
-    In the main thread Ray would also replace the handler of SIGINT for good.
+    In the main thread Ray would also replace the handler of SIGINT for good. Wait for `ended`, not with `join`: a
+    signal handler that raises inside `Thread.join` leaves the thread marked as ended while it runs (CPython 3.11,
+    bpo-45274), and Ray, shut down under a running training, ends the process with 1.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class _Fit(threading.Thread):
             run_config=RunConfig(name=name, failure_config=failures, **storage),
         )
         self.error: Exception | None = None
+        self.ended = threading.Event()
 
     def run(self) -> None:
         """Train; what went wrong is kept in `error`."""
@@ -158,6 +161,8 @@ class _Fit(threading.Thread):
             self._trainer.fit()
         except Exception as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
             self.error = error
+        finally:
+            self.ended.set()
 
 
 def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
@@ -170,8 +175,7 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
     try:
         ended = False
         while not ended:
-            fit.join(_POLL_S)
-            ended = not fit.is_alive()
+            ended = fit.ended.wait(_POLL_S)
             try:
                 latest, fatal = ray.get(board.read.remote(), timeout=5.0)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -181,7 +185,7 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
                 progress(latest)
     except BaseException:
         board.stop.remote()
-        fit.join(_STOP_S)
+        fit.ended.wait(_STOP_S)
         raise
     if fatal is not None:
         raise fatal

@@ -20,7 +20,8 @@ from pipeline.storage import open_store
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 WORDS = [
-    "catalogue.category=category", "prior.by_category=true", "prior.width=16", "prior.layers=2", "prior.dropout=0",
+    "catalogue.category=category", "prior.by_category=true", "prior.kind=pixelcnn", "prior.width=16",
+    "prior.layers=2", "prior.dropout=0",
     "prior.train.epochs=40", "prior.train.batch_size=32", "prior.train.learning_rate=0.01",
     "prior.train.validation=0.15", "prior.train.workers=2", "prior.train.checkpoint_every_s=0", "--run", "night",
     "--samples", "6",
@@ -33,7 +34,10 @@ def start(url: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # of a command that hangs; nothing of one that has ended
     assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
     assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
     return dict(json.loads(out))

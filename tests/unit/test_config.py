@@ -252,20 +252,21 @@ def test_a_section_with_a_default_kind_need_not_name_it() -> None:
 
 def test_the_section_prior_is_a_network_and_its_training(tmp_path: Path) -> None:
     config = given(tmp_path).prior
-    assert (config.kind, config.train) == ("pixelcnn", PriorTrainConfig())
+    assert (config.kind, config.train) == ("transformer", PriorTrainConfig())
     assert given(tmp_path, SMALLEST, "prior.layers=2").prior.layers == 2
     config = given(tmp_path, SMALLEST, "prior.kind=transformer", "prior.heads=2", "prior.train.epochs=3").prior
     assert network_of(config) == TransformerConfig(heads=2)
     assert "train" not in network_of(config).model_dump()
     assert config.train.epochs == 3
     assert given(tmp_path, SMALLEST, "train.epochs=3").prior.train == PriorTrainConfig()
-    found = refused(tmp_path, SMALLEST, "prior.train.epoch=3", "prior.depth=3", "prior.kernel=5", "prior.heads=2")
+    found = refused(tmp_path, SMALLEST, "prior.train.epoch=3", "prior.depth=3")
     assert "prior.train.epoch: unknown name" in found
     assert "did you mean 'prior.train.epochs'?" in found
     assert "prior.depth: unknown name" in found
-    assert "prior.heads: only transformer has it" in refused(tmp_path, SMALLEST, "prior.heads=2")
+    found = refused(tmp_path, SMALLEST, "prior.kernel=5")
+    assert "prior.kernel: only pixelcnn has it, and prior.kind is 'transformer' (the default)" in found
     assert "prior.kernel: kernel is 4; a window has its cell in the middle" in refused(
-        tmp_path, SMALLEST, "prior.kernel=4"
+        tmp_path, SMALLEST, "prior.kind=pixelcnn", "prior.kernel=4"
     )
     assert "prior.kind: is unknown; allowed: 'pixelcnn', 'transformer', given 'lstm'" in refused(
         tmp_path, SMALLEST, "prior.kind=lstm"

@@ -28,7 +28,8 @@ from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
 SETTINGS = [
-    "catalogue.category=category", "prior.width=16", "prior.layers=2", "prior.dropout=0", "prior.train.epochs=12",
+    "catalogue.category=category", "prior.kind=pixelcnn", "prior.width=16", "prior.layers=2", "prior.dropout=0",
+    "prior.train.epochs=12",
     "prior.train.batch_size=32", "prior.train.learning_rate=0.01", "prior.train.validation=0.15",
 ]  # fmt: skip
 KNOWN = [f"nats_per_code/{name}" for name in ("prior", "position", "unigram", "uniform")]
