@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test check format bench bench-models bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test check format bench bench-models bench-quality bench-claims bench-refresh bench-kill install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -32,6 +32,10 @@ bench: $(VENV)/.dev  ## small benchmarks; each compares two ways in one run and 
 bench-models: $(VENV)/.dev  ## every preset trained and measured (DATA=folder), about an hour; can be continued
 	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2
 	$(BIN)/python tests/benchmarks/bench_models.py --data $(DATA) --jobs 2 --catalogue clothing
+
+bench-quality: $(VENV)/.dev  ## models and baselines by the same measures, three seeds (DATA=folder), hours; can be continued
+	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2
+	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2 --catalogue clothing
 
 bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (DATA=folder), about 12 minutes
 	$(BIN)/python tests/benchmarks/bench_claims.py --data $(DATA) --jobs 2
