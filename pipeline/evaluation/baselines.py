@@ -71,7 +71,8 @@ def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bi
 
     Dalal and Triggs 2005: of every pixel the channel with the strongest gradient votes with its magnitude for one of
     `bins` directions of 0..180 degrees; cells of `cell` pixels; overlapping blocks of block x block cells, each of
-    length 1 (L2). Features: (size // cell - block + 1)^2 * block^2 * bins. Raises ConfigError for photos below a block.
+    length 1, clipped at 0.2 and of length 1 again (L2-Hys). Features: (size // cell - block + 1)^2 * block^2 * bins.
+    Raises ConfigError for photos below a block.
     """
     found = []
     for start in range(0, max(len(pixels), 1), _ROWS):

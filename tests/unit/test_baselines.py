@@ -78,7 +78,7 @@ def test_histograms_are_those_of_skimage(size: int, cell: int, bins: int) -> Non
             orientations=bins,
             pixels_per_cell=(cell, cell),
             cells_per_block=(2, 2),
-            block_norm="L2",
+            block_norm="L2-Hys",
             channel_axis=-1,
         )
         for photo in pixels
@@ -97,7 +97,7 @@ def test_histograms_see_edges_and_neither_light_nor_colour_of_the_ground() -> No
     assert np.abs(hog_features(strong) - hog_features(pixels)).max() < 1e-5
     # Negative controls: raw pixels see the light, and a turned picture has other directions.
     assert np.abs(pixel_features(bright) - pixel_features(pixels)).max() > 0.3
-    assert np.abs(hog_features(np.rot90(pixels, axes=(1, 2)).copy()) - hog_features(pixels)).max() > 0.3
+    assert np.abs(hog_features(np.rot90(pixels, axes=(1, 2)).copy()) - hog_features(pixels)).max() > 0.2
 
 
 def test_photos_below_a_block_are_refused() -> None:

@@ -12,6 +12,7 @@ from ...errors import ConfigError
 from ...losses.precision import full_precision
 
 FLOOR = 0.02  # of gradients in 0..1: what is left of noise where a photo is flat, which 1e-5 would blow up to length 1
+_CLIPPED = 0.2  # of a block of length 1 (Lowe 2004)
 _EPSILON = 1e-5  # as in skimage, so that a flat block is zero and no NaN
 
 
@@ -39,7 +40,8 @@ def hog(pictures: Tensor, cell: int = 4, bins: int = 9, *, floor: float = FLOOR)
 def block_histograms(pictures: Tensor, cell: int, block: int, bins: int) -> Tensor:
     """Return the descriptor of Dalal and Triggs (2005) of pictures float [B, C, H, W]: float32 [B, features].
 
-    Overlapping blocks of block x block cells, each of length 1 (L2): (H // cell - block + 1) * (W // cell - block + 1)
+    Overlapping blocks of block x block cells, each brought to length 1, clipped at 0.2 and brought to length 1 again
+    (L2-Hys, which one strong edge cannot outweigh): (H // cell - block + 1) * (W // cell - block + 1)
     * block * block * bins numbers, block after block, in each cell after cell, as skimage.feature.hog orders them.
     Pictures in whole numbers, 0..255: equal gradients are then equal, and of equal ones the first channel votes. Raises
     ConfigError for pictures below a block.
@@ -55,8 +57,7 @@ def block_histograms(pictures: Tensor, cell: int, block: int, bins: int) -> Tens
         places = ((row, column) for row in range(block) for column in range(block))
         shifted = [cells[:, :, row : row + rows, column : column + columns] for row, column in places]
         blocks = torch.stack(shifted, dim=1).permute(0, 3, 4, 1, 2).flatten(3)  # [B, rows, columns, block^2 * bins]
-        length = (blocks.square().sum(dim=3, keepdim=True) + _EPSILON**2).sqrt()
-        return (blocks / length).flatten(1)
+        return _unit(_unit(blocks).clamp_max(_CLIPPED)).flatten(1)
 
 
 def cell_histograms(pictures: Tensor, cell: int, bins: int) -> Tensor:
@@ -73,6 +74,10 @@ def cell_histograms(pictures: Tensor, cell: int, bins: int) -> Tensor:
     shares = torch.zeros(down.shape[0], bins, *down.shape[2:], device=down.device)
     shares = shares.scatter(1, chosen, _length(down, right))
     return F.avg_pool2d(shares, cell)
+
+
+def _unit(blocks: Tensor) -> Tensor:
+    return blocks / (blocks.square().sum(dim=-1, keepdim=True) + _EPSILON**2).sqrt()
 
 
 def _length(down: Tensor, right: Tensor) -> Tensor:
