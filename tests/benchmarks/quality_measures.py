@@ -29,7 +29,7 @@ UNTRAINED = {"fashion_mnist": "simclr_fashion_mnist", "clothing": "simclr_clothi
 # Bundles that a fusion's preset is measured with, by preset: the same seed of each.
 MEMBERS: dict[str, tuple[str, ...]] = {
     "fusion_fashion_mnist": ("descriptor_views_fashion_mnist", "vae_hog32_fashion_mnist", "autoencoder_fashion_mnist"),
-    "fusion_clothing": ("descriptor_views_clothing", "simclr_clothing"),
+    "fusion_clothing": ("descriptor_views_clothing", "vae_hog_clothing"),
 }
 PERTURBED = 5000  # photos of the tests by logo and by edit
 
