@@ -26,10 +26,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from bench_models import read, write
 from claim_experiments import EXPERIMENTS, Result, table
 from claim_measures import SEED, Variant, measure
 from model_measures import RENDERED, prepare
+from side_by_side import read, write
 
 from pipeline.images.render import render_catalogue
 from pipeline.keys import key_of, portable

@@ -15,7 +15,6 @@ Every result is written when it is there; run again, what is there for the same 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
-from side_by_side import add_place, read, side_by_side, write
+from side_by_side import add_options, read, record_all, shown
 
 from pipeline.keys import key_of, portable
 
@@ -55,38 +54,12 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     }
     for size in sorted(sizes):
         prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    failed = 0
-    passed = {key: getattr(asked, key) for key in ("data", "catalogue", "cache", "limit", "epochs")}
-    for (name, seed), found in side_by_side(Path(__file__), todo, passed, asked.jobs):
-        if isinstance(found, RuntimeError):
-            failed += 1
-            print(found, flush=True)
-            continue
-        facts = {
-            "preset": name,
-            "seed": seed,
-            "digest": digests[name],
-            "catalogue": asked.catalogue,
-            "limit": asked.limit,
-            "jobs": asked.jobs,
-            "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        }
-        write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
-        for result in found:
-            print(f"{result['name']}, seed {seed}: k-NN {result['knn']:.4f}, {result['train_s']:.0f} s", flush=True)
-    return failed
+    return record_all(
+        Path(__file__), todo, digests, asked, lambda found: f"k-NN {found['knn']:.4f}, {found['train_s']:.0f} s"
+    )
 
 
 # --- the table
-
-
-def shown(runs: list[dict[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
-    """Return mean ± standard deviation over seeds; – where there is nothing."""
-    values = [run[key] * scale for run in runs if run.get(key) is not None]
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.{digits}f}{spread}"
 
 
 def used(runs: list[dict[str, Any]]) -> str:
@@ -152,18 +125,7 @@ def preset_order(name: str) -> tuple[int, str]:
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--catalogue", choices=sorted(FLOOR_SIZES), default="fashion_mnist")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--presets", help=f"names, or {FLOORS}; all of the catalogue by default")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one core and one thread each")
-    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
-    parser.add_argument("--epochs", type=int, help="instead of the presets'")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / "results.json")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is in --json")
-    parser.add_argument("--stamp", action="store_true", help="only write what is in --json into the presets")
-    add_place(parser)
+    add_options(parser, FLOOR_SIZES, "results.json")
     asked = parser.parse_args()
     if asked.one:
         seed = int(asked.seeds)

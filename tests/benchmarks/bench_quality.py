@@ -13,7 +13,6 @@ chosen by looking at the held-out photos. Intervals: 95 %, bootstrap over querie
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from model_measures import prepare, preset_config
 from quality_measures import FLOORS, MEMBERS, SIZES, measure
-from side_by_side import ROOT, add_place, read, side_by_side, write
+from side_by_side import ROOT, add_options, read, record_all, shown
 
 from pipeline.evaluation.quality import LABEL_MEASURES, paired_difference
 from pipeline.keys import key_of, portable
@@ -53,40 +52,17 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     todo = [(name, seed) for name, seed in todo if (digests[name], seed) not in there]
     if todo:  # before anything is timed: two processes would decode the same photos side by side
         prepare(asked.data, asked.cache, asked.catalogue, SIZES[asked.catalogue], asked.limit)
-    passed = {key: getattr(asked, key) for key in ("data", "catalogue", "cache", "limit", "epochs")}
-    failed = 0
-    for now in ([task for task in todo if task[0] not in MEMBERS], [task for task in todo if task[0] in MEMBERS]):
-        for (name, seed), found in side_by_side(Path(__file__), now, passed, asked.jobs):
-            if isinstance(found, RuntimeError):
-                failed += 1
-                print(found, flush=True)
-                continue
-            facts = {
-                "preset": name,
-                "seed": seed,
-                "digest": digests[name],
-                "catalogue": asked.catalogue,
-                "limit": asked.limit,
-                "jobs": asked.jobs,
-                "date": dt.datetime.now(dt.UTC).date().isoformat(),
-            }
-            write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
-            for result in found:
-                spent = f", {result['train_cpu_s']:.0f} s" if "train_cpu_s" in result else ""
-                print(f"{result['name']}, seed {seed}: k-NN {result['knn']:.4f}{spent}", flush=True)
-    return failed
+    members, fusions = ([task for task in todo if (task[0] in MEMBERS) == later] for later in (False, True))
+    return sum(record_all(Path(__file__), now, digests, asked, told) for now in (members, fusions))
+
+
+def told(result: dict[str, Any]) -> str:
+    """Return a few words about a result."""
+    spent = f", {result['train_cpu_s']:.0f} s" if "train_cpu_s" in result else ""
+    return f"k-NN {result['knn']:.4f}{spent}"
 
 
 # --- the tables
-
-
-def shown(runs: list[dict[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
-    """Return mean ± standard deviation over seeds; – where there is nothing."""
-    values = [run[key] * scale for run in runs if run.get(key) is not None]
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.{digits}f}{spread}"
 
 
 def with_interval(runs: list[dict[str, Any]], name: str) -> str:
@@ -172,18 +148,7 @@ def preset_order(name: str, catalogue: str) -> tuple[bool, bool, str]:
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--catalogue", choices=sorted(SIZES), default="fashion_mnist")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--presets", help=f"names, or {FLOORS}; all of the catalogue but `pretrained` by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core and one thread each")
-    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
-    parser.add_argument("--epochs", type=int, help="instead of the presets'")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / "quality.json")
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is in --json")
-    parser.add_argument("--stamp", action="store_true", help="only write what is in --json into the presets")
-    add_place(parser)
+    add_options(parser, SIZES, "quality.json")
     asked = parser.parse_args()
     if asked.one:
         Path(asked.out).write_text(json.dumps(measure(asked.one, int(asked.seeds), asked)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
 import platform
@@ -11,21 +12,78 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 Task = tuple[str, int]  # a name and a seed
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options with which `side_by_side` calls the program again: one task, and where its result goes."""
+def add_options(parser: argparse.ArgumentParser, catalogues: Iterable[str], results: str) -> None:
+    """Add the options that the benchmarks of models share; results: name of the file in the cache.
+
+    The last two are those with which `side_by_side` calls a program again: one task, and where its result goes.
+    """
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--catalogue", choices=sorted(catalogues), default="fashion_mnist")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--presets", help="names, or floors; all of the catalogue by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core and one thread each")
+    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
+    parser.add_argument("--epochs", type=int, help="instead of the presets'")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
+    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / results)
+    parser.add_argument("--table", action="store_true", help="only print what is in --json")
+    parser.add_argument("--stamp", action="store_true", help="only write what is in --json into the presets")
     for name in ("one", "out"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+
+
+def record_all(
+    program: Path,
+    tasks: Sequence[Task],
+    digests: Mapping[str, str],
+    asked: argparse.Namespace,
+    say: Callable[[dict[str, Any]], str],
+) -> int:
+    """Run tasks and write every result into asked.json when it is there; return how many failed.
+
+    digests: of what decides a preset's results. say: a few words about a result.
+    """
+    failed = 0
+    passed = {key: getattr(asked, key) for key in ("data", "catalogue", "cache", "limit", "epochs")}
+    for (name, seed), found in side_by_side(program, tasks, passed, asked.jobs):
+        if isinstance(found, RuntimeError):
+            failed += 1
+            print(found, flush=True)
+            continue
+        facts = {
+            "preset": name,
+            "seed": seed,
+            "digest": digests[name],
+            "catalogue": asked.catalogue,
+            "limit": asked.limit,
+            "jobs": asked.jobs,
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        }
+        write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
+        for result in found:
+            print(f"{result['name']}, seed {seed}: {say(result)}", flush=True)
+    return failed
+
+
+def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
+    """Return mean ± standard deviation over seeds; – where there is nothing."""
+    values = [run[key] * scale for run in runs if run.get(key) is not None]
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{spread}"
 
 
 def side_by_side(
