@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
-from .contrastive import info_nce, nt_xent, triplet
+from .contrastive import info_nce, info_nce_in_batch, nt_xent, triplet
 from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
 from .rebalance import RunningMean
@@ -19,6 +19,7 @@ __all__ = [
     "commitment",
     "feature_distance",
     "info_nce",
+    "info_nce_in_batch",
     "kl_per_dimension",
     "kl_to_standard_normal",
     "kl_with_free_bits",

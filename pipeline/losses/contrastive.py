@@ -58,6 +58,23 @@ def info_nce(
         return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
 
 
+def info_nce_in_batch(queries: Tensor, keys: Tensor, temperature: float, *, over_ranks: bool) -> Tensor:
+    """Return the cross entropy of telling each query's key from the batch's other keys; [B, d] twice to [].
+
+    Chen et al. 2021 (MoCo v3, arXiv 2104.02057), algorithm 1: a mean over queries, times 2 temperature. Keys have no
+    gradient. With over_ranks the other keys are those of all ranks, of which each must bring equally many: the mean
+    over ranks of the values and of the gradients is then that of one rank with all photos. Raises ConfigError for
+    unlike shapes or a temperature that is not positive.
+    """
+    _check(queries, keys, temperature)
+    with full_precision(queries.device.type):
+        queries, keys = _unit(queries), _unit(keys.detach())
+        others = gather_rows(keys) if over_ranks else keys
+        begin = rank_and_world()[0] * len(keys) if over_ranks else 0
+        own = begin + torch.arange(len(queries), device=queries.device)
+        return 2.0 * temperature * F.cross_entropy(queries @ others.T / temperature, own)
+
+
 def triplet(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float = 1.0) -> Tensor:
     """Return by how much each anchor is not nearer, by `margin`, to its positive than to its negative; [B, d] to [].
 

@@ -19,6 +19,7 @@ from .descriptor import Descriptor, DescriptorConfig
 from .fusion import Fusion, FusionConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
+from .moco_v3 import MoCoV3, MoCoV3Config
 from .pretrained import Pretrained, PretrainedConfig
 from .simclr import SimCLR, SimCLRConfig
 from .vae import VAE, VAEConfig
@@ -31,6 +32,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "fusion": (FusionConfig, Fusion),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
+    "moco_v3": (MoCoV3Config, MoCoV3),
     "pretrained": (PretrainedConfig, Pretrained),
     "simclr": (SimCLRConfig, SimCLR),
     "vae": (VAEConfig, VAE),
@@ -44,6 +46,7 @@ AnyModelConfig = Annotated[
     | FusionConfig
     | MAEConfig
     | MoCoConfig
+    | MoCoV3Config
     | PretrainedConfig
     | SimCLRConfig
     | VAEConfig

@@ -6,18 +6,18 @@ batches: there is as much to tell apart from as the queue is long, whatever the 
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..losses import info_nce
 from ..losses.collectives import gather_rows, rank_and_world
 from .base import Batch, Losses, Step
-from .two_views import TwoViews, TwoViewsConfig, check_views
+from .following import Following
+from .two_views import TwoViewsConfig, check_views
 
 
 class MoCoConfig(TwoViewsConfig):
@@ -34,28 +34,23 @@ class MoCoConfig(TwoViewsConfig):
     queue: int = Field(4096, ge=2)
 
 
-class MoCo(TwoViews):
+class MoCo(Following):
     """Backbone and projector, their copies that follow without gradient, and the queue, the same on every rank.
 
-    The copies' weights are buffers: nothing trains, averages or clips them. The queue begins empty, not with random
+    The queue begins empty, not with random
     rows as elsewhere: to get away from those all photos move the same way, which delays telling them apart.
     """
 
     queue: Tensor
     filled: Tensor
     place: Tensor
-    started: Tensor
 
     def __init__(self, config: MoCoConfig, image_size: int) -> None:
         super().__init__(config, image_size)
         self.config = config
-        self.key_network = following(self.network)
-        self.key_projector = following(self.projector)
         self.register_buffer("queue", torch.zeros(config.queue, config.projector[1]))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))  # places with a key, the first ones
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))  # of the oldest key
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self._started = False
         self._new_keys: Tensor | None = None  # of all ranks, from the forward pass to the end of the step
 
     def forward(self, batch: Batch, step: Step) -> Losses:
@@ -65,7 +60,7 @@ class MoCo(TwoViews):
         """
         check_views(batch.images)
         if self.training:
-            self._begin()
+            self.begin()
         queries = self._projected(batch.images, self.network, self.projector)
         with torch.no_grad():
             keys = self._projected(batch.images, self.key_network, self.key_projector)
@@ -82,25 +77,12 @@ class MoCo(TwoViews):
         """Let the copies follow and the step's keys take the place of the oldest; nothing without a forward pass."""
         if self._new_keys is None:
             return
-        self._follow(1.0 - self.config.momentum)
+        self.follow(1.0 - self.config.momentum)
         places = (self.place + torch.arange(len(self._new_keys), device=self.place.device)) % len(self.queue)
         self.queue.index_copy_(0, places, self._new_keys)
         self.filled.copy_((self.filled + len(self._new_keys)).clamp_max(len(self.queue)))
         self.place.copy_((self.place + len(self._new_keys)) % len(self.queue))
         self._new_keys = None
-
-    def _begin(self) -> None:
-        """Before the first step of all, make the copies equal: a training may begin with another model's weights."""
-        if not self._started and not bool(self.started):
-            with torch.no_grad():
-                self._follow(1.0)
-                self.started.fill_(value=True)
-        self._started = True
-
-    def _follow(self, share: float) -> None:
-        for copy, model in ((self.key_network, self.network), (self.key_projector, self.projector)):
-            for name, parameter in model.named_parameters():
-                copy.get_buffer(name).lerp_(parameter, share)
 
     def _of_all_ranks(self, keys: Tensor) -> Tensor:
         """Return every rank's keys, those of first views in front: the order that one rank with all photos has."""
@@ -112,13 +94,3 @@ class MoCo(TwoViews):
             )
         world = rank_and_world()[1]
         return gathered.view(world, 2, -1, keys.shape[1]).transpose(0, 1).flatten(0, 2)
-
-
-def following(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose parameters are buffers of the same names and values."""
-    copy = deepcopy(module)
-    for part in copy.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            delattr(part, name)
-            part.register_buffer(name, parameter.detach().clone())
-    return copy

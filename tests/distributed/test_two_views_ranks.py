@@ -1,5 +1,6 @@
-"""SimCLR and MoCo on two and four gloo ranks under DDP against one rank with all photos: losses, weights, the queue.
+"""SimCLR, MoCo and MoCo v3 on two and four gloo ranks under DDP against one rank with all photos.
 
+Losses, weights, the queue, the copies.
 This file is also the program that every rank runs.
 """
 
@@ -16,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import Batch, ModelConfig, Step, build_model, moco, simclr
+from pipeline.models import Batch, ModelConfig, Step, build_model, moco, moco_v3, simclr
 from pipeline.models.moco import MoCoConfig
+from pipeline.models.moco_v3 import MoCoV3Config
 from pipeline.models.simclr import SimCLRConfig
 
 PHOTOS, STEPS = 16, 4
@@ -25,8 +27,9 @@ SMALL: dict[str, Any] = {"channels": (8, 16), "projector": (16, 8)}
 CONFIGS: dict[str, ModelConfig] = {
     "simclr": SimCLRConfig(**SMALL),
     "moco": MoCoConfig(queue=100, momentum=0.9, **SMALL),
+    "moco_v3": MoCoV3Config(momentum=0.9, predictor=12, **SMALL),
 }
-CONTROLS = {"simclr of each rank alone": "simclr", "moco of each rank alone": "moco"}
+CONTROLS = {f"{kind} of each rank alone": kind for kind in CONFIGS}
 
 
 def shown(step: int, mine: slice) -> Tensor:
@@ -71,6 +74,8 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     simclr.nt_xent = lambda *rows, over_ranks: right(*rows, over_ranks=False)  # type: ignore[assignment]
     moco.gather_rows = lambda rows: rows
     moco.rank_and_world = lambda: (0, 1)
+    in_batch = moco_v3.info_nce_in_batch
+    moco_v3.info_nce_in_batch = lambda *rows, over_ranks: in_batch(*rows, over_ranks=False)  # type: ignore[assignment]
     assert gather is not moco.gather_rows
     found |= {case: run(case, rank, world) for case in CONTROLS}
     torch.save(found, Path(folder) / f"rank-{rank}.pt")
