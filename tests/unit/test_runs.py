@@ -217,7 +217,7 @@ def test_a_killed_holder_of_this_host_is_followed_at_once(any_url: str) -> None:
     began = time.monotonic()
     with run.begin(CONFIG) as attempt:  # nobody has reaped the killed process yet: it is a zombie of this test
         assert attempt.number == 2
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60  # and not after the 1000 s that the heartbeat may be old
     holder.communicate()
     assert run.begin(CONFIG).number == 3
 
