@@ -30,7 +30,7 @@ Features = Callable[[Pixels], Float32]
 FITTED = 10_000  # known photos that principal components and read-outs are fitted on
 UMAP_FITTED = 20_000
 COMPONENTS = (10, 64)
-SIDE = 64  # pixels a side that "raw pixels" have at most: a search among thousands of numbers a photo takes minutes
+SIDE = 48  # pixels a side that "raw pixels" have at most: a search among thousands of numbers a photo takes minutes
 _ROWS = 2048  # photos whose features are held at a time
 
 
@@ -43,10 +43,12 @@ class Space:
     encode: Features
 
 
-def baseline_spaces(known: Pixels, *, seed: int, untrained: ModelConfig | None = None) -> Iterator[Space]:
+def baseline_spaces(
+    known: Pixels, *, seed: int, untrained: ModelConfig | None = None, side: int = SIDE
+) -> Iterator[Space]:
     """Yield the spaces that a model has to beat, each fitted on known photos, uint8 [n, size, size, 3].
 
-    Raw pixels (of at most SIDE a side, as `thumbnails`); principal components of these and of histograms of oriented
+    Raw pixels (of at most `side` a side, as `thumbnails`); principal components of these and of histograms of oriented
     gradients, fitted on a seeded FITTED of the photos; UMAP-10 of the pixels, fitted on a seeded UMAP_FITTED, where
     umap-learn is installed; random weights: the model of `untrained` before training. Fewer photos than components
     give fewer components, and the name says how many. Raises ConfigError for fewer than two photos.
@@ -54,7 +56,7 @@ def baseline_spaces(known: Pixels, *, seed: int, untrained: ModelConfig | None =
     grey = bool(np.all(known == known[..., :1]))
 
     def pixel_rows(pixels: Pixels) -> Float32:
-        return pixel_features(thumbnails(pixels), grey=grey)
+        return pixel_features(thumbnails(pixels, side=side), grey=grey)
 
     def hog_rows(pixels: Pixels) -> Float32:
         return hog_features(pixels, cell=hog_cell(pixels.shape[1]))

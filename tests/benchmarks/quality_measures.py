@@ -42,7 +42,7 @@ def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, A
     factors = factor_photos(ImagesConfig(size=size), seed=0)
     if name == FLOORS:
         untrained = preset_config(UNTRAINED[asked.catalogue], None).model
-        spaces = baseline_spaces(bank.pixels, seed=seed, untrained=untrained)
+        spaces = baseline_spaces(bank.pixels, seed=seed, untrained=untrained, side=size)
         return [row(space, bank, held, factors, asked, name, seed) for space in spaces]
     model_id, spent = bundle_of(name, seed, asked, folder, bank)
     bundle = load_bundle(open_store(str(asked.cache)), model_id)
