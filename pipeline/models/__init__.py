@@ -24,6 +24,7 @@ from .pretrained import Pretrained, PretrainedConfig
 from .simclr import SimCLR, SimCLRConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
+from .vqvae2 import VQVAE2, VQVAE2Config
 
 MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
@@ -37,6 +38,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "simclr": (SimCLRConfig, SimCLR),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
+    "vqvae2": (VQVAE2Config, VQVAE2),
 }
 
 AnyModelConfig = Annotated[
@@ -50,7 +52,8 @@ AnyModelConfig = Annotated[
     | PretrainedConfig
     | SimCLRConfig
     | VAEConfig
-    | VQVAEConfig,
+    | VQVAEConfig
+    | VQVAE2Config,
     Field(discriminator="kind"),
 ]
 

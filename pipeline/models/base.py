@@ -135,6 +135,13 @@ class Model(nn.Module, ABC):
         """
         return images
 
+    def code_levels(self, codes: Tensor) -> Mapping[str, Tensor]:
+        """Return the codes of each codebook by its level's name, of codes int [B, num_latent_codes]; "" of only one.
+
+        The same number means different vectors on two levels, so uses are counted level by level.
+        """
+        return {"": codes}
+
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""
         raise ConfigError(f"{type(self).__name__} trains without a frozen encoder")

@@ -139,8 +139,8 @@ def dimensions(config: QuantizerConfig) -> int:
     return len(config.levels) if config.kind == "fsq" else config.code_dim
 
 
-class GridCodes(nn.Module):
-    """A vector for each of the map's g x g cells."""
+class CodeMap(nn.Module):
+    """A vector for each of a map's g x g cells, and what is compared between photos: the map averaged to fewer."""
 
     def __init__(self, width: int, grid: int, code_dim: int, cells: int) -> None:
         super().__init__()
@@ -148,7 +148,6 @@ class GridCodes(nn.Module):
         self.number = grid * grid
         self.latent_dim = cells * cells * code_dim
         self.to_vectors = nn.Conv2d(width, code_dim, 1)
-        self.from_vectors = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), nn.SiLU())
         self.pooling: Tensor
         self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
 
@@ -157,16 +156,24 @@ class GridCodes(nn.Module):
         vectors: Tensor = self.to_vectors(features)
         return vectors.permute(0, 2, 3, 1)
 
-    def features(self, values: Tensor) -> Tensor:
-        """Return the decoder's map [B, width, g, g] of values [B, g, g, code_dim]."""
-        features: Tensor = self.from_vectors(values.permute(0, 3, 1, 2))
-        return features
-
     def summary(self, values: Tensor) -> Tensor:
         """Return what is compared between photos, float32 [B, latent_dim], of values [B, g, g, code_dim]."""
         with full_precision(values.device.type):
             cells = self.pooling @ values.permute(0, 3, 1, 2) @ self.pooling.T  # [B, code_dim, p, p]
         return cells.flatten(1)
+
+
+class GridCodes(CodeMap):
+    """A map of codes that a decoder sees alone."""
+
+    def __init__(self, width: int, grid: int, code_dim: int, cells: int) -> None:
+        super().__init__(width, grid, code_dim, cells)
+        self.from_vectors = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), nn.SiLU())
+
+    def features(self, values: Tensor) -> Tensor:
+        """Return the decoder's map [B, width, g, g] of values [B, g, g, code_dim]."""
+        features: Tensor = self.from_vectors(values.permute(0, 3, 1, 2))
+        return features
 
 
 class SingleCode(nn.Module):

@@ -86,7 +86,10 @@ def grid_of(number: int) -> tuple[int, int]:
     """Return rows and columns of a photo's `number` codes. Raises InputError unless they fill a square."""
     side = math.isqrt(number)
     if side * side != number or number == 0:
-        raise InputError(f"{number} codes a photo do not fill a square; a prior reads h x h grids or single codes")
+        raise InputError(
+            f"{number} codes a photo do not fill a square; a prior reads h x h grids or single codes. The codes of two "
+            "levels (vqvae2) are not read by priors yet: take those of a vqvae"
+        )
     return side, side
 
 

@@ -48,9 +48,9 @@ def validate(
     In evaluation mode, without gradients, in fp32 and with noise drawn from `seed`; the random generators and the mode
     are then as they were. step: which step's loss is measured. labels: names of the condition rows from 2 on. Measures:
     `total` and the parts of the loss, `mse` (per value in 0..1), `ssim`, `worst_category_mse` and `best_category_mse`,
-    `active_units` of Gaussian latents, `used_codes` and `perplexity` of codes, each where the model has them; a part of
-    the loss that bears another measure's name gives way. Raises CodebooksError, on every rank alike, when a measure is
-    not a finite number.
+    `active_units` of Gaussian latents, `used_codes` and `perplexity` of codes (of two levels `top/used_codes` and so
+    on), each where the model has them; a part of the loss that bears another measure's name gives way. Raises
+    CodebooksError, on every rank alike, when a measure is not a finite number.
     """
     random, training = random_state(ranks.device), model.training
     seed_rank(seed, ranks.rank)
@@ -120,7 +120,8 @@ class _Sums:
                 self._note("means", means.sum(dim=0))
                 self._note("squares", means.square().sum(dim=0))
             if latents.codes is not None:
-                self._note("codes", torch.bincount(latents.codes[:photos].flatten()))
+                for level, codes in self._model.code_levels(latents.codes).items():
+                    self._note(f"codes/{level}", torch.bincount(codes[:photos].flatten()))
         try:
             made = self._model.reconstruct(batch.images, batch.condition)[:photos].float()
         except NotReconstructing:
@@ -163,10 +164,12 @@ def _measured(sums: Mapping[str, Tensor], labels: Sequence[str]) -> Validation:
         variance = sums["squares"] / photos - (sums["means"] / photos).square()
         # A posterior that is no number is not an inactive one: it must show.
         found["active_units"] = float((variance > _ACTIVE).sum()) if bool(variance.isfinite().all()) else math.nan
-    if "codes" in sums:
-        shares = sums["codes"] / sums["codes"].sum()
-        found["used_codes"] = float((shares > 0).sum())
-        found["perplexity"] = float((-torch.special.xlogy(shares, shares).sum()).exp())
+    for name, uses in sums.items():
+        if name.startswith("codes/"):
+            level = name.removeprefix("codes/")
+            shares, prefix = uses / uses.sum(), f"{level}/" if level else ""
+            found[f"{prefix}used_codes"] = float((shares > 0).sum())
+            found[f"{prefix}perplexity"] = float((-torch.special.xlogy(shares, shares).sum()).exp())
     categories: dict[str, float] = {}
     if "mse" in sums and int((sums["category_photos"] > 0).sum()) > 1:
         names = ["<none>", "<unknown>", *labels]

@@ -38,6 +38,7 @@ from pipeline.images import ImagesConfig, decode
 from pipeline.images.config import transform_id
 from pipeline.models import Model, build_model
 from pipeline.models.base import condition_of, to_float
+from pipeline.models.vqvae2 import VQVAE2
 from pipeline.schema import pixels_schema
 from pipeline.storage import open_store
 from pipeline.training import Loop, PixelLoader, PixelRows
@@ -257,8 +258,7 @@ def measure_preset(name: str, seed: int, asked: argparse.Namespace) -> list[dict
     if found.log_var is not None:
         result |= gaussian_measures(found.mean, found.log_var)
     if found.codes is not None:
-        result["num_codes"] = model.quantizer.num_codes
-        result |= code_measures(found.codes, model.quantizer.num_codes)
+        result |= all_code_measures(model, found.codes)
     try:
         conditions = condition_of(model.labels, held.categories).numpy() if config.model.conditional else None
         errors = reconstruct_errors(model, held.pixels, conditions=conditions)
@@ -270,6 +270,15 @@ def measure_preset(name: str, seed: int, asked: argparse.Namespace) -> list[dict
     shown = target.kind if target.kind != "pixels" else f"pixels, {target.loss}"
     about = {"kind": config.model.kind, "target": shown, "size": config.images.size, "dims": model.latent_dim}
     return [{"name": name.removesuffix(f"_{asked.catalogue}"), **about, "epochs": config.train.epochs, **result}]
+
+
+def all_code_measures(model: Any, codes: np.ndarray) -> dict[str, Any]:
+    """Return num_codes and how held-out photos use them; of two levels over both codebooks, one after the other."""
+    if not isinstance(model, VQVAE2):
+        return {"num_codes": model.quantizer.num_codes, **code_measures(codes, model.quantizer.num_codes)}
+    top, number = model.num_top_codes, model.top_quantizer.num_codes + model.bottom_quantizer.num_codes
+    numbered = np.concatenate([codes[:, :top], codes[:, top:] + model.top_quantizer.num_codes], axis=1)
+    return {"num_codes": number, **code_measures(numbered, number)}
 
 
 def measure_floors(asked: argparse.Namespace) -> list[dict[str, Any]]:

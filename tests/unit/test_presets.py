@@ -13,6 +13,7 @@ from jobs.sources import PRESETS, preset_names
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS, build_model, save_bundle
 from pipeline.models.targets import HogTarget, PixelTarget
+from pipeline.models.vqvae2 import VQVAE2
 from pipeline.storage import open_store
 
 FASHION = [name for name in preset_names() if name.endswith("_fashion_mnist")]
@@ -65,7 +66,7 @@ def test_a_fusion_says_that_its_members_are_missing(name: str) -> None:
 def test_every_kind_of_model_has_presets_for_both_catalogues() -> None:
     for names in (FASHION, CLOTHING):
         assert {loaded(name).model.kind for name in names} == set(MODELS)
-    quantizers = {loaded(name).model.quantizer.kind for name in FASHION if name.startswith("vqvae")}
+    quantizers = {loaded(name).model.quantizer.kind for name in FASHION if loaded(name).model.kind == "vqvae"}
     assert quantizers == {"ema", "gradient", "fsq", "simvq"}
     targets = {type(getattr(loaded(name).model, "target", None)) for name in FASHION} - {type(None), str}
     assert targets == {PixelTarget, HogTarget}
@@ -91,6 +92,11 @@ def test_codes_lie_as_said() -> None:
     assert (model.num_latent_codes, config.model.quantizer.num_codes, config.images.size) == (49, 256, 28)
     config = loaded("vqvae_single_fashion_mnist")
     assert build_model(config.model, image_size=config.images.size).num_latent_codes == 1
+    for name, cells in (("vqvae2_fashion_mnist", (9, 49)), ("vqvae2_clothing", (64, 256))):
+        config = loaded(name)
+        two = build_model(config.model, image_size=config.images.size)
+        assert isinstance(two, VQVAE2)
+        assert (two.num_top_codes, two.num_latent_codes) == (cells[0], sum(cells))
     assert loaded("cvae_clothing").train.balance
 
 

@@ -221,7 +221,9 @@ def test_every_model_is_measured(kind: str):
     draws = type(model).decode is not Model.decode
     assert ({"validation/mse", "validation/ssim"} <= set(found.measures)) == draws
     assert ("validation/active_units" in found.measures) == model.has_log_var
-    assert ("validation/used_codes" in found.measures) == (model.num_latent_codes > 0)
+    levels = {"vqvae": [""], "vqvae2": ["top/", "bottom/"]}.get(kind, [])
+    counted = {name for name in found.measures if name.endswith(("used_codes", "perplexity"))}
+    assert counted == {f"validation/{level}{name}" for level in levels for name in ("used_codes", "perplexity")}
     assert set(found.categories) == ({"<none>", "<unknown>", *LABELS} if draws else set())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.scalars() == {}  # what a training notes of its own steps is not touched
