@@ -20,7 +20,7 @@ from pipeline.models.quantizers import following
 
 STEPS, PHOTOS, SIZE, WORLD = 6, 16, 20, 2
 TOLERANCE = 1e-5  # relative
-EMA = {"num_codes": 24, "code_dim": 4, "restart_threshold": 0.3}
+EMA = {"kind": "ema", "num_codes": 24, "code_dim": 4, "restart_threshold": 0.3}
 GRADIENT = {"kind": "gradient", "num_codes": 20, "code_dim": 3, "restart_threshold": 0.3, "normalise": True}
 # The control comes last: ranks whose codebooks never learnt of the process group.
 BOTH, MIXED, ALONE = "ema on both levels", "ema above gradient", "ranks alone"
