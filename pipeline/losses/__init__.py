@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
 from .contrastive import info_nce, info_nce_in_batch, nt_xent, triplet
+from .distillation import balanced_shares, centred_shares, distillation
 from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
 from .rebalance import RunningMean
@@ -14,9 +15,12 @@ __all__ = [
     "Reconstruction",
     "RunningMean",
     "active_units",
+    "balanced_shares",
     "bce",
+    "centred_shares",
     "codebook_loss",
     "commitment",
+    "distillation",
     "feature_distance",
     "info_nce",
     "info_nce_in_batch",

@@ -16,6 +16,7 @@ from .base import Batch, Latents, Losses, Model, ModelConfig, Step
 from .bundle import Bundle, bundle_files, find_bundle, load_bundle, save_bundle, train_key
 from .cvae import CVAE, CVAEConfig
 from .descriptor import Descriptor, DescriptorConfig
+from .dino import DINO, DINOConfig
 from .fusion import Fusion, FusionConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
@@ -30,6 +31,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "cvae": (CVAEConfig, CVAE),
     "descriptor": (DescriptorConfig, Descriptor),
+    "dino": (DINOConfig, DINO),
     "fusion": (FusionConfig, Fusion),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
@@ -45,6 +47,7 @@ AnyModelConfig = Annotated[
     AutoencoderConfig
     | CVAEConfig
     | DescriptorConfig
+    | DINOConfig
     | FusionConfig
     | MAEConfig
     | MoCoConfig

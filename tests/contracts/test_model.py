@@ -52,7 +52,7 @@ CASES = [
     for told in ([False, True] if MODELS[values["kind"]][0].conditional else [False])
 ]
 TRAINED = [(name, told) for name, told in CASES if MODELS[CONFIGS[name]["kind"]][1].trains]
-COMPARING, QUEUEING = {"simclr", "moco_v3"}, {"moco"}  # whose losses are about more than single photos
+COMPARING, QUEUEING = {"simclr", "moco_v3", "dino"}, {"moco"}  # whose losses are about more than single photos
 SIZES = [28, 32, 36, 64]
 STEP = Step(0, 10)
 LABELS = ("bags", "hats", "shoes")

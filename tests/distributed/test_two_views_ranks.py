@@ -1,7 +1,6 @@
-"""SimCLR, MoCo and MoCo v3 on two and four gloo ranks under DDP against one rank with all photos.
+"""SimCLR, MoCo, MoCo v3 and DINO on two and four gloo ranks under DDP against one rank with all photos.
 
-Losses, weights, the queue, the copies.
-This file is also the program that every rank runs.
+Losses, weights, the queue, the copies, the centre. This file is also the program that every rank runs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import Batch, ModelConfig, Step, build_model, moco, moco_v3, simclr
+from pipeline.models import Batch, ModelConfig, Step, build_model, dino, moco, moco_v3, simclr
+from pipeline.models.dino import DINOConfig
 from pipeline.models.moco import MoCoConfig
 from pipeline.models.moco_v3 import MoCoV3Config
 from pipeline.models.simclr import SimCLRConfig
@@ -28,6 +28,8 @@ CONFIGS: dict[str, ModelConfig] = {
     "simclr": SimCLRConfig(**SMALL),
     "moco": MoCoConfig(queue=100, momentum=0.9, **SMALL),
     "moco_v3": MoCoV3Config(momentum=0.9, predictor=12, **SMALL),
+    "dino": DINOConfig(momentum=0.9, prototypes=12, **SMALL),
+    "dino with a centre": DINOConfig(momentum=0.9, prototypes=12, centring="mean", centre_momentum=0.5, **SMALL),
 }
 CONTROLS = {f"{kind} of each rank alone": kind for kind in CONFIGS}
 
@@ -76,6 +78,10 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     moco.rank_and_world = lambda: (0, 1)
     in_batch = moco_v3.info_nce_in_batch
     moco_v3.info_nce_in_batch = lambda *rows, over_ranks: in_batch(*rows, over_ranks=False)  # type: ignore[assignment]
+    balanced = dino.balanced_shares
+    dino.balanced_shares = lambda *rows, over_ranks: balanced(*rows, over_ranks=False)  # type: ignore[assignment]
+    dino.sum_over_ranks = lambda values: values
+    dino.rows_per_rank = lambda rows: torch.tensor([len(rows)])
     assert gather is not moco.gather_rows
     found |= {case: run(case, rank, world) for case in CONTROLS}
     torch.save(found, Path(folder) / f"rank-{rank}.pt")

@@ -1,15 +1,17 @@
-"""Contrastive losses on one rank: against explicit float64 formulas, pytorch-metric-learning and torch."""
+"""Contrastive losses on one rank: against explicit float64 formulas, lightly, pytorch-metric-learning and torch."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.losses import info_nce, nt_xent, triplet
+from pipeline.losses import info_nce, info_nce_in_batch, nt_xent, triplet
 from pipeline.losses.collectives import gather_rows
 
 TEMPERATURES = [0.05, 0.2, 1.0]
@@ -49,6 +51,16 @@ def test_nt_xent_is_its_formula(temperature: float) -> None:
     found = nt_xent(first, second, temperature, over_ranks=False)
     assert found.item() == pytest.approx(explicit_nt_xent(first, second, temperature), rel=1e-12)
     assert found.shape == ()
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_nt_xent_is_lightlys(temperature: float) -> None:
+    first, second = (view.float().requires_grad_() for view in views(16, 8))
+    ours = nt_xent(first, second, temperature, over_ranks=False)
+    theirs = NTXentLoss(temperature=temperature, memory_bank_size=0)(first, second)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
+    for one, other in zip(gradients(ours, first, second), gradients(theirs, first, second), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -169,3 +181,30 @@ def test_what_does_not_fit_is_refused() -> None:
         info_nce(first, second, second, math.nan)
     with pytest.raises(ConfigError, match="one shape"):
         triplet(first, second, second[:6])
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def test_info_nce_in_a_batch_is_its_formula() -> None:
+    queries, keys = rows(7, 5, 0), rows(7, 5, 1)
+    q, k = (side.numpy() / np.linalg.norm(side.numpy(), axis=1, keepdims=True) for side in (queries, keys))
+    expected = -2 * 0.2 * np.diag(log_softmax(q @ k.T / 0.2)).mean()
+    found = info_nce_in_batch(queries, keys, 0.2, over_ranks=False)
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-12)
+    # The control: the keys of other photos are not the right answer.
+    assert float(info_nce_in_batch(queries, keys.roll(1, dims=0), 0.2, over_ranks=False)) != pytest.approx(expected)
+    keys.requires_grad_()
+    queries.requires_grad_()
+    info_nce_in_batch(queries, keys, 0.2, over_ranks=False).backward()
+    assert keys.grad is None
+    assert queries.grad is not None
+
+
+def test_what_info_nce_in_a_batch_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one shape"):
+        info_nce_in_batch(rows(3, 2, 0), rows(4, 2, 0), 0.2, over_ranks=False)
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        info_nce_in_batch(rows(3, 2, 0), rows(3, 2, 0), 0, over_ranks=False)

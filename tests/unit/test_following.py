@@ -1,21 +1,21 @@
-"""MoCo v3: its loss against the formula written out in NumPy, the copies that follow, and that it learns."""
+"""MoCo v3 and DINO: what they compare, the copies that follow, the centre, and that they learn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.losses import info_nce_in_batch, nt_xent
+from pipeline.losses import balanced_shares, centred_shares, distillation, info_nce_in_batch, nt_xent
 from pipeline.models import Batch, Step
-from pipeline.models.following import rising
+from pipeline.models.dino import DINO, DINOConfig
+from pipeline.models.following import Following, rising
 from pipeline.models.moco_v3 import MoCoV3, MoCoV3Config
 
-SMALL = {"channels": (8, 16), "projector": (16, 8)}
+SMALL: dict[str, Any] = {"channels": (8, 16), "projector": (16, 8)}
 
 
 @pytest.fixture(autouse=True)
@@ -24,37 +24,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def rows(count: int, width: int, seed: int) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def test_info_nce_in_a_batch_is_its_formula() -> None:
-    queries, keys = rows(7, 5, 0), rows(7, 5, 1)
-    q, k = (side.numpy() / np.linalg.norm(side.numpy(), axis=1, keepdims=True) for side in (queries, keys))
-    expected = -2 * 0.2 * np.diag(log_softmax(q @ k.T / 0.2)).mean()
-    found = info_nce_in_batch(queries, keys, 0.2, over_ranks=False)
-    assert float(found.detach()) == pytest.approx(expected, abs=1e-12)
-    # The control: the keys of other photos are not the right answer.
-    assert float(info_nce_in_batch(queries, keys.roll(1, dims=0), 0.2, over_ranks=False)) != pytest.approx(expected)
-    keys.requires_grad_()
-    queries.requires_grad_()
-    info_nce_in_batch(queries, keys, 0.2, over_ranks=False).backward()
-    assert keys.grad is None
-    assert queries.grad is not None
-
-
-def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one shape"):
-        info_nce_in_batch(rows(3, 2, 0), rows(4, 2, 0), 0.2, over_ranks=False)
-    with pytest.raises(ConfigError, match="temperature is 0"):
-        info_nce_in_batch(rows(3, 2, 0), rows(3, 2, 0), 0, over_ranks=False)
 
 
 def test_the_momentum_rises_to_one_along_half_a_cosine() -> None:
@@ -67,8 +36,13 @@ def photos(count: int = 6, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def made(seed: int = 0) -> MoCoV3:
+KINDS = ["moco_v3", "dino"]
+
+
+def made(kind: str, seed: int = 0, **options: Any) -> Following:
     torch.manual_seed(seed)
+    if kind == "dino":
+        return DINO(DINOConfig(momentum=0.9, prototypes=options.pop("prototypes", 12), **options, **SMALL), 16)
     return MoCoV3(MoCoV3Config(momentum=0.9, predictor=12, **SMALL), 16)
 
 
@@ -76,14 +50,14 @@ def unit(values: Tensor) -> Tensor:
     return torch.nn.functional.normalize(values, dim=1)
 
 
-def projected(model: MoCoV3, views: Tensor, *, copy: bool) -> Tensor:
+def projected(model: Following, views: Tensor, *, copy: bool) -> Tensor:
     network, projector = (model.key_network, model.key_projector) if copy else (model.network, model.projector)
     with torch.no_grad():
         return unit(projector(network(views.float() / 255).mean(dim=(2, 3))))
 
 
 def test_moco_v3_compares_predictions_with_the_other_views_keys() -> None:
-    model = made()
+    model = made("moco_v3")
     views = model.augmented(photos())
     loss = model(Batch(views), Step(0, 10)).total
     with torch.no_grad():
@@ -96,8 +70,42 @@ def test_moco_v3_compares_predictions_with_the_other_views_keys() -> None:
     assert not torch.isclose(2 * same, loss, rtol=1e-3)  # the control: a view against its own key
 
 
-def test_the_copies_follow_by_the_rising_momentum_and_have_no_gradient() -> None:
-    model = made()
+def shares(model: Following, views: Tensor, *, copy: bool) -> Tensor:
+    """Return a DINO's cosines of photos with its prototypes, or the teacher's."""
+    prototypes = model.get_buffer("key_prototypes.weight") if copy else model.get_parameter("prototypes.weight")
+    return projected(model, views, copy=copy) @ unit(prototypes.detach()).T
+
+
+def test_dino_asks_for_the_teachers_balanced_shares_of_the_other_view() -> None:
+    model = made("dino", teacher_temperature=0.05, temperature=0.2)
+    views = model.augmented(photos())
+    loss = model(Batch(views), Step(0, 10)).total
+    student, teacher = shares(model, views, copy=False), shares(model, views, copy=True)
+    wanted = balanced_shares(teacher, 0.05, over_ranks=False)
+    crossed = distillation(student[:6], wanted[6:], 0.2) + distillation(student[6:], wanted[:6], 0.2)
+    torch.testing.assert_close(loss, crossed / 2, rtol=1e-4, atol=1e-5)
+    same = distillation(student, wanted, 0.2)
+    assert not torch.isclose(same, loss, rtol=1e-3)  # the control: a view against itself
+
+
+def test_dinos_centre_follows_the_mean_of_the_teachers_logits() -> None:
+    model = made("dino", centring="mean", centre_momentum=0.8, teacher_temperature=0.04)
+    views = model.augmented(photos())
+    centre = torch.zeros(12)
+    for step in range(3):
+        loss = model(Batch(views), Step(step, 10)).total
+        student, teacher = shares(model, views, copy=False), shares(model, views, copy=True)
+        wanted = centred_shares(teacher, centre, 0.04)
+        crossed = distillation(student[:6], wanted[6:], 0.1) + distillation(student[6:], wanted[:6], 0.1)
+        torch.testing.assert_close(loss, crossed / 2, rtol=1e-4, atol=1e-5)
+        model.after_step()
+        centre = 0.8 * centre + 0.2 * teacher.mean(dim=0)
+        torch.testing.assert_close(model.get_buffer("centre"), centre, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_copies_follow_by_the_rising_momentum_and_have_no_gradient(kind: str) -> None:
+    model = made(kind)
     model(Batch(model.augmented(photos())), Step(0, 4)).total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert not any(buffer.requires_grad for buffer in model.buffers())
@@ -130,9 +138,8 @@ def rectangles(count: int, seed: int) -> Tensor:
     return images
 
 
-def test_it_learns_to_tell_photos_apart() -> None:
-    """NT-Xent of views of held-out photos falls, which it is not trained on, and projections do not collapse."""
-    model = made()
+def learnt(model: Following) -> tuple[float, float, float]:
+    """Return NT-Xent of views of held-out photos before and after a training, and the projections' effective rank."""
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
 
     def held_out() -> float:
@@ -146,5 +153,21 @@ def test_it_learns_to_tell_photos_apart() -> None:
         model(Batch(model.augmented(rectangles(16, seed=number))), Step(number, 200)).total.backward()
         optimiser.step()
         model.after_step()
-    assert held_out() < 0.85 * before
-    assert model.scalars()["projection/effective_rank"] > 2
+        if number < 150:
+            model.scalars()
+    return before, held_out(), model.scalars()["projection/effective_rank"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("moco_v3", {}), ("dino", {"prototypes": 64})])
+def test_they_learn_to_tell_photos_apart(kind: str, options: dict[str, Any]) -> None:
+    """NT-Xent falls, which neither is trained on, and projections do not collapse."""
+    before, after, rank = learnt(made(kind, **options))
+    assert after < 0.9 * before
+    assert rank > 2.5
+
+
+def test_a_teacher_of_one_temperature_and_no_balance_brings_all_photos_together() -> None:
+    """The control: a fast teacher with a centre alone ends with even shares, as the paper says of a warm one."""
+    before, after, rank = learnt(made("dino", prototypes=64, centring="mean", teacher_temperature=0.1))
+    assert after > 0.99 * before
+    assert rank < 1.5
