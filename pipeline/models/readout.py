@@ -101,6 +101,7 @@ class Reduction(nn.Module):
         """Return `reduced`."""
         return self.reduced(rows)
 
+    @torch.no_grad()
     def fit_batches(self, batches: Iterable[Batch], given: Callable[[Tensor], Tensor]) -> None:
         """Set the components by batches of photos; does nothing where none are asked for.
 
