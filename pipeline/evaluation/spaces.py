@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..models import Batch, Model, ModelConfig
-from ..models.pretrained import PretrainedConfig
+from ..models import MODELS, Batch, Model, ModelConfig
 from .baselines import (
     Components,
     fitted_umap,
@@ -50,8 +49,9 @@ def baseline_spaces(
 
     Raw pixels (of at most `side` a side, as `thumbnails`); principal components of these and of histograms of oriented
     gradients, fitted on a seeded FITTED of the photos; UMAP-10 of the pixels, fitted on a seeded UMAP_FITTED, where
-    umap-learn is installed; random weights: the model of `untrained` before training. Fewer photos than components
-    give fewer components, and the name says how many. Raises ConfigError for fewer than two photos.
+    umap-learn is installed; random weights: the model of `untrained` before training, unless nothing of it is trained.
+    Fewer photos than components give fewer components, and the name says how many. Raises ConfigError for fewer than
+    two photos.
     """
     grey = bool(np.all(known == known[..., :1]))
 
@@ -67,7 +67,7 @@ def baseline_spaces(
     yield from _component_spaces("HOG + PCA", hog_rows, sample)
     if has_umap():
         yield umap_space(known[_sample(len(known), UMAP_FITTED, seed)], pixel_rows, seed=seed)
-    if untrained is not None and not isinstance(untrained, PretrainedConfig):
+    if untrained is not None and MODELS[untrained.kind][1].trains:
         yield untrained_space(untrained, sample, seed=seed)
 
 

@@ -93,6 +93,15 @@ def test_grey_photos_are_one_value_a_pixel() -> None:
     assert np.array_equal(first.encode(grey), pixel_features(grey, grey=True))
 
 
+@pytest.mark.usefixtures("without_umap")
+def test_what_is_not_trained_has_no_random_weights() -> None:
+    fused = config(kind="fusion", members=["a" * 64, "b" * 64], read_out={"dims": 8},
+                   parts=[{"model": VAE}, {"model": {"kind": "descriptor", "read_out": {"dims": None}}}])  # fmt: skip
+    for untrained in (fused, config(kind="descriptor"), config(kind="pretrained")):
+        names = {space.name for space in baseline_spaces(photos(90), seed=0, untrained=untrained)}
+        assert names == {"raw pixels", "PCA-10", "PCA-64", "HOG + PCA-10", "HOG + PCA-64"}
+
+
 def test_thumbnails_are_means_of_blocks() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 21, 21, 3), np.uint8)
     small = thumbnails(pixels, side=8)
