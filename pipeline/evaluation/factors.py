@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from .probe import check_fit, held_out, linear_probe, standardised
+from .probe import check_fit, held_out, in_row_space, linear_probe, one_thread, standardised
 
 FACTORS = ("category", "colour", "pattern", "angle", "shade", "width")
 _ASKED = 0.25
@@ -80,9 +80,10 @@ def ridge_r2(known: ArrayLike, values: ArrayLike, asked: ArrayLike, truth: Array
     rows, others = np.asarray(known, np.float64), np.asarray(asked, np.float64)
     wanted, right = np.asarray(values, np.float64), np.asarray(truth, np.float64)
     check_fit(rows, wanted, others, right)
-    rows, others = standardised(rows, others)
+    rows, others = in_row_space(*standardised(rows, others))
     guess = np.square(right - wanted.mean()).sum()
     if wanted.std() == 0 or guess == 0:
         raise InputError(f"all {len(wanted)} known values are {wanted[0]:g}, or all asked ones are their mean")
-    drawn: NDArray[np.float64] = RidgeCV(alphas=_STRENGTHS).fit(rows, wanted).predict(others)
+    with one_thread():
+        drawn: NDArray[np.float64] = RidgeCV(alphas=_STRENGTHS).fit(rows, wanted).predict(others)
     return float(1.0 - np.square(right - drawn).sum() / guess)

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.evaluation.probe import held_out, linear_probe, standardised
+from pipeline.evaluation.probe import held_out, in_row_space, linear_probe, standardised
 
 
 def blobs(count: int, *, seed: int, classes: int = 4, dim: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +35,25 @@ def test_accuracy_is_that_of_scikit_learns_pipeline() -> None:
         warnings.simplefilter("ignore")  # nor does it converge
         plain = LogisticRegression(C=0.01, max_iter=300).fit(known - known.mean(0), names)
     assert plain.score(asked - known.mean(0), labels) < found.accuracy - 0.05
+
+
+def test_wide_latents_are_told_as_in_their_own_space() -> None:
+    generator = np.random.default_rng(0)
+    names = np.array(["a", "b", "c"])[np.arange(120) % 3]
+    rows = generator.normal(size=(120, 400)) + 0.4 * (names == "b")[:, None]
+    known, asked = standardised(rows[:60], rows[60:])
+    narrow, others = in_row_space(known, asked)
+    assert narrow.shape == others.shape == (60, 60)
+    np.testing.assert_allclose(narrow @ narrow.T, known @ known.T, atol=1e-9)
+    options = {"C": 0.05, "tol": 1e-10, "max_iter": 5000}
+    wide = LogisticRegression(**options).fit(known, names[:60])
+    less = LogisticRegression(**options).fit(narrow, names[:60])
+    np.testing.assert_allclose(less.predict_proba(others), wide.predict_proba(asked), atol=1e-5)
+    assert linear_probe(rows[:60], names[:60], rows[60:], names[60:], strengths=(0.05,)).accuracy == pytest.approx(
+        np.mean(wide.predict(asked) == names[60:])
+    )
+    # As many rows as numbers, or more, stay as they are.
+    np.testing.assert_array_equal(in_row_space(known[:, :60], asked[:, :60])[0], known[:, :60])
 
 
 def test_strength_is_chosen_on_the_known_rows_alone() -> None:
