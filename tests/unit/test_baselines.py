@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from scipy.linalg import subspace_angles
 from skimage.feature import hog
 
 from pipeline.errors import ConfigError
@@ -53,6 +54,30 @@ def test_components_are_the_singular_vectors(rows: int, width: int) -> None:
     np.testing.assert_allclose(left, np.square(singular[5:]).sum(), rtol=1e-3)
     # Negative control: without the centre the same axes' coordinates do not draw the rows.
     assert np.square(given - (given @ found.axes.T) @ found.axes).sum() > 1.05 * left
+
+
+def test_a_linear_autoencoder_ends_in_the_same_space() -> None:
+    """Baldi and Hornik 1989: the least squared error has no other minimum; by principal angles, in radians."""
+    given = features(300, 12)
+    rows = torch.from_numpy(given.astype(np.float64))
+    rows = (rows - rows.mean(dim=0)) / rows.std()
+    torch.manual_seed(0)
+    encoder, decoder = torch.nn.Linear(12, 3, bias=False).double(), torch.nn.Linear(3, 12, bias=False).double()
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def error() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = (decoder(encoder(rows)) - rows).square().sum(dim=1).mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(error)
+    drawn = decoder.weight.detach().numpy()
+    angles = subspace_angles(drawn, principal_components(given, 3).axes.T.astype(np.float64))
+    assert angles.max() < 1e-2
+    # Negative control: the next three axes are as far as can be.
+    assert subspace_angles(drawn, principal_components(given, 6).axes[3:].T.astype(np.float64)).min() > 1.5
 
 
 def test_components_repeat_bit_for_bit() -> None:

@@ -340,3 +340,37 @@ def test_dense_networks_have_no_maps_and_a_target_without_encoder_takes_none() -
 def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         VAEConfig(**fields)
+
+
+def test_latents_are_smooth_and_draws_lie_near_the_photos() -> None:
+    """Decoded in twenty steps from one photo's mean to another's, no step is a jump; noise decodes to such photos."""
+    images = shapes(256)
+    model = make(beta=1.0)
+    train(model, images, 400, rate=5e-3)
+    model.eval()
+    with torch.no_grad():
+        mean = model.encode(images).mean
+        shares = torch.linspace(0, 1, 21)[:, None, None]
+        path = (1 - shares) * mean[:40] + shares * mean[40:80]
+        drawn = torch.stack([model.decode(Latents(rows)) for rows in path])
+        steps = (drawn[1:] - drawn[:-1]).square().flatten(2).mean(dim=2)  # [20, 40], MSE
+        whole = (drawn[-1] - drawn[0]).square().flatten(1).mean(dim=1)
+        assert whole.mean() > 0.01  # there is a way to go
+        assert (steps.max(dim=0).values / whole).mean() < 0.1
+        # The control: nearest photos in place of the decoder jump.
+        nearest = images[torch.cdist(path.flatten(0, 1), mean).argmin(dim=1)].float().view(21, 40, -1) / 255
+        jumps = (nearest[1:] - nearest[:-1]).square().mean(dim=2).max(dim=0).values
+        ends = (nearest[-1] - nearest[0]).square().mean(dim=1)
+        assert (jumps / ends).mean() > 0.5
+
+        def to_photos(pictures: Tensor) -> float:
+            others = images.float().flatten(1) / 255
+            return float(torch.cdist(pictures.flatten(1), others).min(dim=1).values.square().mean() / others.shape[1])
+
+        torch.manual_seed(1)
+        found = to_photos(model.decode(Latents(torch.randn(100, mean.shape[1]))))
+        far = to_photos(model.decode(Latents(10 * torch.randn(100, mean.shape[1]))))
+        grey = to_photos(torch.full((1, 3, 16, 16), 0.5))
+    # The controls: where the prior puts nothing, and a picture of nothing.
+    assert found < 0.6 * far
+    assert found < 0.6 * grey
