@@ -356,12 +356,13 @@ def test_latents_are_smooth_and_draws_lie_near_the_photos() -> None:
         steps = (drawn[1:] - drawn[:-1]).square().flatten(2).mean(dim=2)  # [20, 40], MSE
         whole = (drawn[-1] - drawn[0]).square().flatten(1).mean(dim=1)
         assert whole.mean() > 0.01  # there is a way to go
-        assert (steps.max(dim=0).values / whole).mean() < 0.1
+        largest = (steps.max(dim=0).values / whole).mean()
+        assert largest < 0.1
         # The control: nearest photos in place of the decoder jump.
         nearest = images[torch.cdist(path.flatten(0, 1), mean).argmin(dim=1)].float().view(21, 40, -1) / 255
         jumps = (nearest[1:] - nearest[:-1]).square().mean(dim=2).max(dim=0).values
         ends = (nearest[-1] - nearest[0]).square().mean(dim=1)
-        assert (jumps / ends).mean() > 0.5
+        assert (jumps / ends).mean() > 4 * largest
 
         def to_photos(pictures: Tensor) -> float:
             others = images.float().flatten(1) / 255
