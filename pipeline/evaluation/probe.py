@@ -103,7 +103,7 @@ def in_row_space(
 def one_thread() -> AbstractContextManager[Any]:
     """Return a context of one BLAS and OpenMP thread.
 
-    Thousands of small steps do not gain by more, and on a busy machine threads that wait for each other took twenty
+    Thousands of small steps do not gain by more, and on a busy machine threads that wait for each other took fifteen
     times as long.
     """
     from threadpoolctl import threadpool_limits

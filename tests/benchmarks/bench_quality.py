@@ -136,7 +136,8 @@ def stamp(rows: dict[str, list[dict[str, Any]]]) -> None:
         path = ROOT / "jobs" / "presets" / f"{name}.yaml"
         command, _, *rest = path.read_text().splitlines()
         spent = f"{shown(own, 'train_cpu_s', digits=0)} CPU seconds of training, " if "train_cpu_s" in own[0] else ""
-        text = f"# Measured, {len(own)} seeds, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see README, Numbers."
+        seeds = f"{len(own)} seeds" if len(own) > 1 else "1 seed"
+        text = f"# Measured, {seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see README, Numbers."
         path.write_text("\n".join([command, text, *rest]) + "\n")
 
 

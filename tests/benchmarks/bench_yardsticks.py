@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model_measures import Photos, load, prepare, preset_config
-from quality_measures import SIZES, bundle_of
+from model_measures import Photos, preset_config
+from quality_measures import SIZES, bundle_of, photos_of
 from side_by_side import add_options, read, record_all, shown
 from torch import nn
 
-from pipeline.evaluation.baselines import model_latents, photo_batches, principal_components
+from pipeline.evaluation.baselines import model_latents, photo_batches, pixel_features, principal_components
 from pipeline.evaluation.knn import knn_accuracy
 from pipeline.evaluation.quality import label_quality
 from pipeline.evaluation.spaces import thumbnails
@@ -45,14 +45,6 @@ NUMBERS = (512, 256, 128, 64, 32, 16, 10)
 PER_CATEGORY = 500
 READ_OUT = ("read_out.", "reduction.")  # names of fitted components in a model's state
 Results = list[dict[str, Any]]
-
-
-def photos_of(asked: argparse.Namespace) -> tuple[str, Photos, Photos]:
-    """Return the cache's folder of decoded photos, those to learn from and those held out."""
-    size = SIZES[asked.catalogue]
-    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
-    return folder, bank, held
 
 
 def labels(seed: int, asked: argparse.Namespace) -> Results:
@@ -85,9 +77,7 @@ def supervise(model: Any, bank: Photos, batch_size: int, learning_rate: float, s
     names, targets = np.unique(bank.categories, return_inverse=True)
     pixels = torch.from_numpy(bank.pixels.transpose(0, 3, 1, 2))
     wanted = torch.from_numpy(targets)
-    head = nn.LazyLinear(len(names))
-    network: Callable[[torch.Tensor], torch.Tensor] = lambda views: model.network(model.inputs(to_float(views)))  # noqa: E731
-    head(network(pixels[:2]).mean(dim=(2, 3)))
+    head = nn.Linear(model.network.shape[0], len(names))
     optimiser = torch.optim.AdamW([*model.network.parameters(), *head.parameters()], learning_rate, weight_decay=1e-4)
     begun, seen = time.process_time(), 0
     for chosen in drawn(len(pixels), batch_size):
@@ -97,7 +87,8 @@ def supervise(model: Any, bank: Photos, batch_size: int, learning_rate: float, s
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + np.cos(np.pi * gone))
         view = model.augmented(pixels[chosen])[: len(chosen)]
-        loss = F.cross_entropy(head(network(view).mean(dim=(2, 3))), wanted[chosen])
+        features = model.network(model.inputs(to_float(view))).mean(dim=(2, 3))
+        loss = F.cross_entropy(head(features), wanted[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -147,7 +138,7 @@ def sample(seed: int, asked: argparse.Namespace) -> Results:
     chosen = np.concatenate([
         generator.permutation(np.flatnonzero(names == name))[:PER_CATEGORY] for name in np.unique(names)
     ])  # fmt: skip
-    spaces = {"raw pixels": tuple(flat(photos) for photos in (bank, held))}
+    spaces = {"raw pixels": tuple(pixel_features(thumbnails(photos.pixels)) for photos in (bank, held))}
     components = principal_components(spaces["raw pixels"][0], 64)
     known, found = (components.project(rows) for rows in spaces["raw pixels"])
     spaces |= {f"PCA-{dims}": (known[:, :dims], found[:, :dims]) for dims in (10, 64)}
@@ -159,11 +150,6 @@ def sample(seed: int, asked: argparse.Namespace) -> Results:
          "knn": knn_accuracy(rows[chosen], names[chosen], others, held.categories, k=k)}
         for name, (rows, others) in spaces.items() for k in (5, 10)
     ]  # fmt: skip
-
-
-def flat(photos: Photos) -> np.ndarray:
-    """Return photos as rows of brightness and colour, at most 48 pixels a side."""
-    return (thumbnails(photos.pixels).reshape(len(photos.pixels), -1) / 255.0).astype(np.float32)
 
 
 YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {

@@ -37,8 +37,7 @@ PERTURBED = 5000  # photos of the tests by logo and by edit
 def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of one preset with one seed, or those of all floors."""
     size = SIZES[asked.catalogue]
-    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
+    folder, bank, held = photos_of(asked)
     factors = factor_photos(ImagesConfig(size=size), seed=0)
     if name == FLOORS:
         untrained = preset_config(UNTRAINED[asked.catalogue], None).model
@@ -49,6 +48,14 @@ def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, A
     shown = name.removesuffix(f"_{asked.catalogue}")
     found = row(model_space(shown, bundle.model), bank, held, factors, asked, name, seed)
     return [{**found, **spent, "kind": bundle.config.kind, "model_id": model_id}]
+
+
+def photos_of(asked: argparse.Namespace) -> tuple[str, Photos, Photos]:
+    """Return the cache's folder of decoded photos, those to learn from and those held out."""
+    size = SIZES[asked.catalogue]
+    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
+    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
+    return folder, bank, held
 
 
 def bundle_of(

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ import torch
 from PIL import Image
 
 from jobs.__main__ import main
-from pipeline.models import build_model, save_bundle
+from jobs.prior import codes_of
+from pipeline.errors import ConfigError
+from pipeline.models import build_model, load_bundle, save_bundle
 from pipeline.models.priors.stored import load_prior
 from pipeline.models.targets import HogTarget
 from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
+from pipeline.models.vqvae2 import VQVAE2Config
+from pipeline.release import read_manifest
 from pipeline.schema import outliers_schema
 from pipeline.storage import open_store
 from pipeline.training.prior_job import PriorJob
@@ -222,3 +227,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     assert found["exit_code"] == code
     assert re.search(said, found["error"]), found["error"]
     assert not list(open_store(store_url).list("runs/wrong/"))
+
+
+def test_codes_of_two_levels_are_not_read(maker: Any, store_url: str):
+    store = open_store(store_url)
+    manifest = read_manifest(store, "vq-0123456789ab")
+    bundle = load_bundle(store, manifest.model_id)
+    assert codes_of(manifest, bundle) == 16
+    two = replace(bundle, model=build_model(VQVAE2Config(), image_size=16))
+    with pytest.raises(ConfigError, match="codes lie on two levels; priors do not read these yet"):
+        codes_of(manifest, two)
