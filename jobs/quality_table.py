@@ -15,7 +15,7 @@ from jobs.quality_page import QualityFacts, quality_page, table_text
 from jobs.quality_sample import PHOTOS, sample_photos
 from pipeline.errors import ConfigError
 from pipeline.evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
-from pipeline.evaluation.spaces import Space, baseline_spaces, has_umap, model_space
+from pipeline.evaluation.spaces import Space, baseline_spaces, has_umap, model_space, word_space
 from pipeline.evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models import Bundle, load_bundle
@@ -104,7 +104,10 @@ def _spaces(
 ) -> Iterator[tuple[Space, str | None]]:
     """Yield every space and the model_id of a bundle's; the run's own first."""
     for bundle in bundles:
-        yield model_space(f"{bundle.config.kind} {bundle.model_id[:8]}", bundle.model), bundle.model_id
+        name, model = f"{bundle.config.kind} {bundle.model_id[:8]}", bundle.model
+        yield model_space(name, model), bundle.model_id
+        if model.num_latent_codes > 1:
+            yield word_space(f"words of {name}", model, photos.known_pixels), bundle.model_id
     if options.baselines:
         for space in baseline_spaces(photos.known_pixels, seed=seed, untrained=bundles[0].config):
             yield space, None

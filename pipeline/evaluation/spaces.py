@@ -21,6 +21,7 @@ from .baselines import (
     principal_components,
     untrained_model,
 )
+from .words import fitted_words, model_codes
 
 Float32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -74,6 +75,15 @@ def baseline_spaces(
 def model_space(name: str, model: Model) -> Space:
     """Return a model's own space; a conditional model is told no category, which would answer the question asked."""
     return Space(name, model.latent_dim, lambda pixels: model_latents(model, pixels))
+
+
+def word_space(name: str, model: Model, known: Pixels) -> Space:
+    """Return the space of a VQ model's codes as words, weighted by how few known photos have each (`words.CodeWords`).
+
+    Raises InputError for a model without codes, or no known photo.
+    """
+    words = fitted_words(model_codes(model, known))
+    return Space(name, words.dims, lambda pixels: words.vectors(words.counts(model_codes(model, pixels))))
 
 
 def untrained_space(config: ModelConfig, known: Pixels, *, seed: int) -> Space:

@@ -38,11 +38,15 @@ from pipeline.training.split import held_out
 SIZE = 16
 ITEMS = 120
 MODEL = ["model.kind=vae", "model.latent_dim=4", "model.channels=[4, 8]", f"images.size={SIZE}"]
+CODES = [
+    "model.kind=vqvae", "model.channels=[4, 8]", "model.quantizer.kind=ema", "model.quantizer.num_codes=32",
+    f"images.size={SIZE}",
+]  # fmt: skip
 
 
-def config_of(store: str, *more: str, category: bool = True) -> Config:
+def config_of(store: str, *more: str, model: Sequence[str] = MODEL, category: bool = True) -> Config:
     named = ["catalogue.category=category"] if category else []
-    overrides = (f"store={store}", "catalogue.source=/nowhere.csv", *named, *MODEL, *more)
+    overrides = (f"store={store}", "catalogue.source=/nowhere.csv", *named, *model, *more)
     return load_config(Arguments(overrides=overrides), {})
 
 
@@ -184,6 +188,20 @@ def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) 
     expected = f"{knn['knn'] * 100:.1f}|{knn['knn_low'] * 100:.1f} – {knn['knn_high'] * 100:.1f}|"
     assert shown[0][2] == expected
     assert all(name in written.text for name in rows)
+
+
+def test_a_model_of_codes_has_a_row_of_its_words(night: SimpleNamespace) -> None:
+    config = config_of(night.url, model=CODES)
+    quantised = bundle(night.store, config, key="codes")
+    options = TableOptions(beside=(quantised,), baselines=False)
+    written = write_quality(
+        night.store, night.config, run="words", release=night.release, options=options, progress=Progress()
+    )
+    rows = {row["name"]: row for row in written.details["quality"]["rows"]}
+    name = f"vqvae {quantised[:8]}"
+    assert list(rows) == [f"vae {night.own[:8]}", name, f"words of {name}"]
+    assert rows[f"words of {name}"]["model_id"] == quantised
+    assert 1 <= rows[f"words of {name}"]["dims"] <= 32
 
 
 def test_without_categories_only_what_needs_none(night: SimpleNamespace) -> None:
