@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..losses import balanced_shares, centred_shares, distillation
 from ..losses.collectives import rows_per_rank, sum_over_ranks
 from .base import Batch, Losses, Step
-from .following import Following, following, rising
+from .following import Following, following
 from .two_views import TwoViewsConfig, check_views
 
 
@@ -52,7 +52,6 @@ class DINO(Following):
         self.prototypes = Prototypes(config.projector[1], config.prototypes)
         self.key_prototypes = following(self.prototypes)
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        self._step: Step | None = None  # from the forward pass to the end of the step
         self._mean: Tensor | None = None  # of the teacher's logits over all ranks' photos, likewise
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -66,8 +65,7 @@ class DINO(Following):
         """
         check_views(batch.images)
         if self.training:
-            self.begin()
-            self._step = step
+            self.begin(step)
         rows = self._projected(batch.images, self.network, self.projector)
         if self.training:
             self.spread.note(rows)
@@ -80,11 +78,10 @@ class DINO(Following):
 
     def after_step(self) -> None:
         """Let the teacher follow and its centre move; nothing without a forward pass."""
-        if self._step is not None:
-            self.follow(1.0 - rising(self.config.momentum, self._step))
+        self.end(self.config.momentum)
         if self._mean is not None:
             self.centre.lerp_(self._mean, 1.0 - self.config.centre_momentum)
-        self._step = self._mean = None
+        self._mean = None
 
     def _wanted(self, logits: Tensor) -> Tensor:
         """Return the teacher's shares [2 B, K] of its logits [2 B, K], and note what the centre has to follow."""

@@ -22,18 +22,26 @@ class Following(TwoViews):
         self.key_projector = following(self.projector)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self._started = False
+        self._step: Step | None = None  # from the forward pass to the end of the step
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return the copies, each with what it follows."""
         return [(self.key_network, self.network), (self.key_projector, self.projector)]
 
-    def begin(self) -> None:
+    def begin(self, step: Step) -> None:
         """Before the first step of all, make the copies equal: a training may begin with another model's weights."""
+        self._step = step
         if not self._started and not bool(self.get_buffer("started")):
             with torch.no_grad():
                 self.follow(1.0)
                 self.get_buffer("started").fill_(value=True)
         self._started = True
+
+    def end(self, momentum: float) -> None:
+        """Let the copies follow with the `rising` momentum of the step that began; nothing without a forward pass."""
+        if self._step is not None:
+            self.follow(1.0 - rising(momentum, self._step))
+            self._step = None
 
     @torch.no_grad()
     def follow(self, share: float) -> None:

@@ -60,7 +60,7 @@ class MoCo(Following):
         """
         check_views(batch.images)
         if self.training:
-            self.begin()
+            self.begin(step)
         queries = self._projected(batch.images, self.network, self.projector)
         with torch.no_grad():
             keys = self._projected(batch.images, self.key_network, self.key_projector)

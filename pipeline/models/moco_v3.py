@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..losses import info_nce_in_batch
 from .backbones import initialise
 from .base import Batch, Losses, Step
-from .following import Following, rising
+from .following import Following
 from .two_views import TwoViewsConfig, check_views
 
 
@@ -39,7 +39,6 @@ class MoCoV3(Following):
         last = config.projector[1]
         self.predictor = nn.Sequential(nn.Linear(last, config.predictor), nn.ReLU(), nn.Linear(config.predictor, last))
         initialise(self.predictor)
-        self._step: Step | None = None  # from the forward pass to the end of the step
 
     def forward(self, batch: Batch, step: Step) -> Losses:
         """Return InfoNCE of two views of each photo, uint8 [2 B, 3, H, W], either being the other's key; a sum.
@@ -48,8 +47,7 @@ class MoCoV3(Following):
         """
         check_views(batch.images)
         if self.training:
-            self.begin()
-            self._step = step
+            self.begin(step)
         rows = self._projected(batch.images, self.network, self.projector)
         if self.training:
             self.spread.note(rows)
@@ -64,6 +62,4 @@ class MoCoV3(Following):
 
     def after_step(self) -> None:
         """Let the copies follow; nothing without a forward pass."""
-        if self._step is not None:
-            self.follow(1.0 - rising(self.config.momentum, self._step))
-            self._step = None
+        self.end(self.config.momentum)
