@@ -37,7 +37,7 @@ bench-quality: $(VENV)/.dev  ## models and baselines by the same measures, three
 	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2
 	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2 --catalogue clothing
 
-bench-yardsticks: $(VENV)/.dev  ## what labels would give, what fewer numbers cost (DATA=folder)
+bench-yardsticks: $(VENV)/.dev  ## what labels would give, what fewer numbers cost, what outweighs a design (DATA=folder)
 	$(BIN)/python tests/benchmarks/bench_yardsticks.py --data $(DATA) --seeds 0
 
 bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (DATA=folder), about 12 minutes

@@ -59,6 +59,12 @@ SPREAD = (
     Column("moved", "moved", "how far a patch of 5 % moves the latents; 1: as far as another photo", 1, 2),
     Column("found", "found %", "patched photos whose own original is the nearest"),
 )
+PURITY = (
+    Column("purity_angle", "purity, angle %", "turned by some 4 degrees"),
+    Column("purity_shade", "purity, shade %", "darker or lighter fabric"),
+    Column("purity_width", "purity, width %", "narrower or wider"),
+    Column("purity_view", "purity, view %", "as it stands, mirrored, from near, and turned by 12 to 24 degrees"),
+)
 _NUMBERS = {"angle", "shade", "width"}
 RENDERED = tuple(
     Column(
@@ -86,6 +92,15 @@ def quality_page(
             "half of its code when a twentieth of a photo changes.",
             _heads(SPREAD),
             _lines(rows, SPREAD, ahead),
+        ),
+        QualityTable(
+            "The same design, shown otherwise",
+            "Four rendered photos each of products of one category, colour and pattern, which differ in what the "
+            "column names alone: how many of a photo's three nearest neighbours are of its design, under it the 95 % "
+            f"interval over designs. By chance {rows[0].numbers['purity_view_chance']:.1%}; 100: always; "
+            "low: the nuisance outweighs the design, or the space does not know what tells designs apart.",
+            _heads(PURITY),
+            _lines(rows, PURITY, ahead),
         ),
         QualityTable(
             "What made a picture",
@@ -138,7 +153,7 @@ def verdicts(against: Mapping[str, Against]) -> list[tuple[str, str, int]]:
 
 def table_text(rows: Sequence[TableRow], ahead: Mapping[str, str], against: Mapping[str, Against]) -> str:
     """Return the table for a terminal: blocks of columns, behind a number half its interval, * for leaders."""
-    blocks = [columns for columns in (LABELS, SPREAD, RENDERED) if columns[0].measure in rows[0].numbers]
+    blocks = [columns for columns in (LABELS, SPREAD, PURITY, RENDERED) if columns[0].measure in rows[0].numbers]
     parts = []
     for columns in blocks:
         cells = [["space", "dims", *(column.name for column in columns)]]

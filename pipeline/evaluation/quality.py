@@ -18,6 +18,7 @@ from ..images.drawing import Product
 from ..images.render import render_products
 from .factors import FACTORS, factor_probe
 from .knn import knn_both
+from .nuisance import DESIGNS, DesignPhotos, nuisance_photos, nuisance_purity
 from .perturbation import local_movement
 from .probe import check_fit, linear_probe
 from .rare import rare_recall
@@ -180,35 +181,45 @@ def encoder_quality(encode: Encode, pixels: Pixels, *, seed: int) -> dict[str, f
 
 @dataclass(frozen=True, slots=True)
 class FactorPhotos:
-    """Rendered photos, uint8 [n, size, size, 3], and the FACTORS that made them, by name [n]."""
+    """Rendered photos, uint8 [n, size, size, 3], and the FACTORS that made them, by name [n].
+
+    varied: photos of designs by the nuisance that they differ in (`nuisance_photos`).
+    """
 
     pixels: Pixels
     factors: Mapping[str, Sequence[object]]
+    varied: Mapping[str, DesignPhotos]
 
 
-def factor_photos(images: ImagesConfig, *, count: int = FACTOR_ITEMS, seed: int) -> FactorPhotos:
-    """Return the first photo of each of `count` rendered items as a model sees it; the same for the same arguments.
+def factor_photos(
+    images: ImagesConfig, *, count: int = FACTOR_ITEMS, designs: int = DESIGNS, seed: int
+) -> FactorPhotos:
+    """Return the first photo of each of `count` rendered items as a model sees it, and `nuisance_photos` of designs.
 
-    About 20 ms an item: render once for all encoders of one size.
+    The same for the same arguments. About 20 ms a photo, `count` and 16 a design: render once for all encoders of one
+    size.
     """
     products: list[Product] = []
     pixels = np.empty((count, images.size, images.size, 3), np.uint8)
     for number, (product, photo) in enumerate(render_products(count, seed=seed)):
         products.append(product)
         pixels[number] = decode(photo, images)
-    return FactorPhotos(pixels, {name: [getattr(product, name) for product in products] for name in FACTORS})
+    factors = {name: [getattr(product, name) for product in products] for name in FACTORS}
+    return FactorPhotos(pixels, factors, nuisance_photos(images, designs=designs, seed=seed))
 
 
 def factor_quality(encode: Encode, photos: FactorPhotos, *, seed: int) -> dict[str, float]:
-    """Return `factor_<name>` and `factor_<name>_chance` of FACTORS: how well each is read from the latents by a line.
+    """Return what is read of the factors that made rendered photos, and whether nuisances outweigh the design.
 
-    Accuracy of names, R2 of numbers (`factor_probe`). Every photo is of an item of its own and factors are drawn
-    independently, so there are no groups to keep apart. Raises InputError for too few photos.
+    `factor_<name>` and `factor_<name>_chance` of FACTORS: how well each is read from the latents by a line, accuracy of
+    names, R2 of numbers (`factor_probe`). Every photo is of an item of its own and factors are drawn independently, so
+    there are no groups to keep apart. `purity_<nuisance>` and its `_chance`, `_low`, `_high`: of `nuisance_purity`.
+    Raises InputError for too few photos.
     """
     numbers: dict[str, float] = {}
     for score in factor_probe(encode(photos.pixels), photos.factors, seed=seed):
         numbers |= {f"factor_{score.factor}": score.score, f"factor_{score.factor}_chance": score.chance}
-    return numbers
+    return numbers | nuisance_purity(encode, photos.varied, seed=seed)
 
 
 def _sample(count: int, limit: int, seed: int, stream: int) -> NDArray[np.int64]:

@@ -56,6 +56,11 @@ class View:
     backdrop: int = 244  # grey level of the background
 
 
+def is_light(colour: str, shade: float) -> bool:
+    """Return whether seams and patterns of a fabric are darker than it; on a dark one patterns are lighter."""
+    return sum(_times(COLOURS[colour], shade)) > 330
+
+
 def draw_product(product: Product, view: View, *, size: tuple[int, int]) -> Image:
     """Return the picture, RGB of `size` (width, height) pixels."""
     from PIL import Image, ImageChops, ImageDraw
@@ -99,7 +104,7 @@ class _Pen:
         self._y = (sine * across, cosine)
         self._centre = (size[0] / 2 + view.shift[0] * self.unit, size[1] / 2 + view.shift[1] * self.unit)
         fabric = _times(COLOURS[product.colour], product.shade)
-        bright = sum(fabric) > 330
+        bright = is_light(product.colour, product.shade)
         self.tones: dict[str, Rgb] = {
             "fabric": fabric,
             "deep": _times(fabric, 0.78) if bright else _mixed(_times(fabric, 0.7), (255, 255, 255), 0.10),

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from model_measures import prepare, preset_config
-from quality_measures import FLOORS, MEMBERS, SIZES, measure
+from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
 from side_by_side import ROOT, add_options, read, record_all, shown
 
 from pipeline.evaluation.quality import LABEL_MEASURES, paired_difference
@@ -141,11 +141,6 @@ def stamp(rows: dict[str, list[dict[str, Any]]]) -> None:
         path.write_text("\n".join([command, text, *rest]) + "\n")
 
 
-def preset_order(name: str, catalogue: str) -> tuple[bool, bool, str]:
-    """Return what sorts presets: fusions last, VQ models before them."""
-    return name in MEMBERS, name.startswith("vqvae"), name.removesuffix(f"_{catalogue}")
-
-
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,8 +149,7 @@ def main() -> int:
     if asked.one:
         Path(asked.out).write_text(json.dumps(measure(asked.one, int(asked.seeds), asked)))
         return 0
-    files = (ROOT / "jobs" / "presets").glob(f"*_{asked.catalogue}.yaml")
-    there = sorted((path.stem for path in files), key=lambda name: preset_order(name, asked.catalogue))
+    there = presets_of(asked.catalogue)
     # The file of a pretrained network's weights is not part of the project.
     names = [FLOORS, *(name for name in there if not name.startswith("pretrained"))]
     wanted = names if asked.presets is None else asked.presets.split(",")

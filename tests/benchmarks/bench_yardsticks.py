@@ -5,12 +5,15 @@
 - numbers: k-NN by the first d numbers of a model's latents, whose components are in order: one bundle serves all.
 - sample: k-NN with a bank of 500 photos a category, k = 5 for components and 10 for the VAE, as a well-known notebook
   (github.com/snakers4/playing_with_vae) has it, and both with both k.
+- nuisance: of rendered designs whose photos differ in angle, shade, width or view alone, how many of a photo's nearest
+  are of its design; the floors and every preset whose bundle is in the cache, with its own table. Trains nothing; to
+  measure bundles that came later take its rows out of the results.
 
 Queries are the held-out photos; nothing is chosen by them. Bundles of the presets are those of `bench_quality.py` in
-the cache, trained where they are missing; one thread.
+the cache, trained by the first three where they are missing; one thread.
 
     python tests/benchmarks/bench_yardsticks.py --data ../shared/data [--catalogue fashion_mnist|clothing] [--seeds 0]
-        [--presets labels,numbers,sample] [--limit 500] [--json yardsticks.json] [--table]
+        [--presets labels,numbers,sample,nuisance] [--limit 500] [--json yardsticks.json] [--table]
 """
 
 from __future__ import annotations
@@ -27,14 +30,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from model_measures import Photos, preset_config
-from quality_measures import SIZES, bundle_of, photos_of
+from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
 from side_by_side import add_options, read, record_all, shown
 from torch import nn
 
 from pipeline.evaluation.baselines import model_latents, photo_batches, pixel_features, principal_components
 from pipeline.evaluation.knn import knn_accuracy
+from pipeline.evaluation.nuisance import nuisance_photos, nuisance_purity
 from pipeline.evaluation.quality import label_quality
-from pipeline.evaluation.spaces import thumbnails
+from pipeline.evaluation.spaces import baseline_spaces, model_space, thumbnails
+from pipeline.images import ImagesConfig
+from pipeline.images.render import NUISANCES
 from pipeline.models import Batch, Model, build_model, load_bundle
 from pipeline.models.base import to_float
 from pipeline.storage import open_store
@@ -152,24 +158,68 @@ def sample(seed: int, asked: argparse.Namespace) -> Results:
     ]  # fmt: skip
 
 
+def nuisance(seed: int, asked: argparse.Namespace) -> Results:
+    """Measure `nuisance_purity` of the floors and of the presets whose bundles are there."""
+    size = SIZES[asked.catalogue]
+    photos = nuisance_photos(ImagesConfig(size=size), seed=0)
+    _, bank, _ = photos_of(asked)
+    untrained = preset_config(UNTRAINED[asked.catalogue], None).model
+    spaces = [*baseline_spaces(bank.pixels, seed=seed, untrained=untrained, side=size)]
+    for name in presets_of(asked.catalogue):
+        # The file of a pretrained network's weights is not part of the project.
+        if not name.startswith("pretrained") and (kept := kept_bundle(name, seed, asked)) is not None:
+            model = load_bundle(open_store(str(asked.cache)), kept[0]).model
+            spaces.append(model_space(name.removesuffix(f"_{asked.catalogue}"), model))
+    return [
+        {"name": space.name, "dims": space.dims, **nuisance_purity(space.encode, photos, seed=0)} for space in spaces
+    ]
+
+
 YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
     "labels": labels,
     "numbers": numbers,
     "sample": sample,
+    "nuisance": nuisance,
 }
 
 
 def table(runs: Results) -> str:
-    """Return a Markdown table, a row each name: mean and deviation over seeds."""
-    rows: dict[str, Results] = {}
-    for run in runs:
-        rows.setdefault(run["name"], []).append(run)
+    """Return Markdown tables, a row each name: mean and deviation over seeds; `nuisance` has a table of its own."""
+    own, others = ([run for run in runs if (run["preset"] == "nuisance") == asked] for asked in (True, False))
+    parts = [labelled_table(others)] if others or not own else []
+    return "\n\n".join([*parts, nuisance_table(own)] if own else parts)
+
+
+def labelled_table(runs: Results) -> str:
+    """Return the table of the yardsticks that ask for labels."""
     lines = ["| yardstick | numbers | epochs | CPU minutes | k-NN % | P@10 % | MAP@R % |", "|" + "---|" * 7]
-    for name, own in rows.items():
+    for name, own in by_name(runs).items():
         cells = [name, str(own[0]["dims"]), shown(own, "epochs"), shown(own, "train_cpu_s", 1 / 60)]
         cells += [shown(own, key, 100) for key in ("knn", "precision_at_10", "map_at_r")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def nuisance_table(runs: Results) -> str:
+    """Return the table of purities, in brackets the 95 % interval of the first seed."""
+    heads = [f"same design, other {name} %" for name in NUISANCES]
+    lines = ["| " + " | ".join(["space", "numbers", *heads]) + " |", "|" + "---|" * (2 + len(heads))]
+    for name, own in by_name(runs).items():
+        cells = [name, str(own[0]["dims"])]
+        for key in (f"purity_{each}" for each in NUISANCES):
+            low, high = (100 * own[0][f"{key}_{end}"] for end in ("low", "high"))
+            cells.append(f"{shown(own, key, 100)} ({low:.1f}–{high:.1f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    chance = shown(runs[:1], f"purity_{NUISANCES[0]}_chance", 100)
+    return "\n".join([*lines, "", f"By chance {chance} %."])
+
+
+def by_name(runs: Results) -> dict[str, Results]:
+    """Return runs by name, those of the lowest seed first."""
+    rows: dict[str, Results] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        rows.setdefault(run["name"], []).append(run)
+    return rows
 
 
 def main() -> int:
@@ -200,7 +250,9 @@ def main() -> int:
 
 def told(result: dict[str, Any]) -> str:
     """Return a few words about a result."""
-    return f"k-NN {result['knn']:.4f}"
+    if "knn" in result:
+        return f"k-NN {result['knn']:.4f}"
+    return "purity " + ", ".join(f"{name} {result[f'purity_{name}']:.3f}" for name in NUISANCES)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from model_measures import Photos, load, pixel_rows, prepare, preset_config
+from side_by_side import ROOT
 
 from jobs.config import Config
 from pipeline.evaluation.quality import FactorPhotos, encoder_quality, factor_photos, factor_quality, label_quality
@@ -65,15 +66,13 @@ def bundle_of(
 
     What an earlier run trained with the same settings is taken from the cache, whose times are those of then.
     """
-    config = with_members(preset_config(name, asked.epochs), name, seed, asked, folder, bank)
-    settings = config.train.model_copy(update={"seed": seed, "threads": 1, "checkpoint_every_s": 1e9})
-    images = config.images.model_dump(mode="json")
-    nonce = f"{asked.catalogue} {asked.limit}"
-    key = train_key(config.model, images, settings.key_values(), seed, 1, nonce)
-    note = Path(asked.cache) / "times" / f"{key}.json"
-    if note.exists():
-        kept = json.loads(note.read_text())
-        return kept.pop("model_id"), kept
+    if (kept := kept_bundle(name, seed, asked)) is not None:
+        return kept
+    members = [bundle_of(member, seed, asked, folder, bank)[0] for member in MEMBERS.get(name, ())]
+    config = seeded(name, seed, asked, members)
+    settings, images = config.train, config.images.model_dump(mode="json")
+    key = key_in_cache(config, asked)
+    note = note_of(key, asked)
     pixels, labels = pixel_rows(config, seed, folder, bank)
     store = open_store(str(asked.cache))
     job = TrainJob(store, tuple(pixels), config.model, images, settings, f"runs/{key[:12]}", key, labels)
@@ -95,12 +94,44 @@ def bundle_of(
     return model_id, spent
 
 
-def with_members(config: Config, name: str, seed: int, asked: argparse.Namespace, folder: str, bank: Photos) -> Config:
-    """Return a fusion's settings with the bundles of its members, all other settings as they are."""
-    if name not in MEMBERS:
-        return config
-    members = tuple(bundle_of(member, seed, asked, folder, bank)[0] for member in MEMBERS[name])
-    return config.model_copy(update={"model": config.model.model_copy(update={"members": members})})
+def presets_of(catalogue: str) -> list[str]:
+    """Return the names of a catalogue's presets: fusions last, VQ models before them."""
+    names = [path.stem for path in (ROOT / "jobs" / "presets").glob(f"*_{catalogue}.yaml")]
+    return sorted(
+        names, key=lambda name: (name in MEMBERS, name.startswith("vqvae"), name.removesuffix(f"_{catalogue}"))
+    )
+
+
+def kept_bundle(name: str, seed: int, asked: argparse.Namespace) -> tuple[str, dict[str, float]] | None:
+    """Return what `bundle_of` would take from the cache; None where it would train."""
+    members = [kept_bundle(member, seed, asked) for member in MEMBERS.get(name, ())]
+    there = [member[0] for member in members if member is not None]
+    if len(there) < len(members):
+        return None
+    note = note_of(key_in_cache(seeded(name, seed, asked, there), asked), asked)
+    if not note.exists():
+        return None
+    kept = json.loads(note.read_text())
+    return kept.pop("model_id"), kept
+
+
+def seeded(name: str, seed: int, asked: argparse.Namespace, members: Sequence[str]) -> Config:
+    """Return a preset's settings with a seed, one thread, and the model_ids of a fusion's members."""
+    config = preset_config(name, asked.epochs)
+    train = config.train.model_copy(update={"seed": seed, "threads": 1, "checkpoint_every_s": 1e9})
+    model = config.model.model_copy(update={"members": tuple(members)}) if members else config.model
+    return config.model_copy(update={"train": train, "model": model})
+
+
+def key_in_cache(config: Config, asked: argparse.Namespace) -> str:
+    """Return the train key of settings on the catalogue's photos."""
+    images, train = config.images.model_dump(mode="json"), config.train
+    return train_key(config.model, images, train.key_values(), train.seed, 1, f"{asked.catalogue} {asked.limit}")
+
+
+def note_of(key: str, asked: argparse.Namespace) -> Path:
+    """Return the file that is written when a bundle is finished: its model_id and what it took."""
+    return Path(asked.cache) / "times" / f"{key}.json"
 
 
 def row(

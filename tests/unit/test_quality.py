@@ -26,6 +26,7 @@ from pipeline.evaluation.quality import (
 )
 from pipeline.evaluation.rare import rare_recall
 from pipeline.images import ImagesConfig
+from pipeline.images.render import NUISANCES
 
 
 def space(known: int = 240, asked: int = 90, dims: int = 6, spread: float = 0.9) -> tuple[np.ndarray, ...]:
@@ -221,16 +222,22 @@ def test_an_encoders_numbers_are_those_of_its_measures() -> None:
 
 
 def test_rendered_factors_are_repeatable_and_read_from_what_shows_them() -> None:
-    photos = factor_photos(ImagesConfig(size=16), count=120, seed=1)
-    again = factor_photos(ImagesConfig(size=16), count=120, seed=1)
+    photos = factor_photos(ImagesConfig(size=16), count=120, designs=4, seed=1)
+    again = factor_photos(ImagesConfig(size=16), count=120, designs=4, seed=1)
     assert photos.pixels.shape == (120, 16, 16, 3)
     assert np.array_equal(photos.pixels, again.pixels)
     assert photos.factors == again.factors
     assert list(photos.factors) == list(FACTORS)
-    assert not np.array_equal(photos.pixels, factor_photos(ImagesConfig(size=16), count=120, seed=2).pixels)
+    other = factor_photos(ImagesConfig(size=16), count=120, designs=1, seed=2)
+    assert not np.array_equal(photos.pixels, other.pixels)
+    assert all(np.array_equal(photos.varied[name].pixels, again.varied[name].pixels) for name in NUISANCES)
     found = factor_quality(lambda given: given[:, 4:12, 4:12].reshape(len(given), -1) / 255.0, photos, seed=0)
-    assert set(found) == {f"factor_{name}{end}" for name in FACTORS for end in ("", "_chance")}
+    names = {f"factor_{name}{end}" for name in FACTORS for end in ("", "_chance")}
+    assert set(found) == names | {
+        f"purity_{name}{end}" for name in NUISANCES for end in ("", "_chance", "_low", "_high")
+    }
     assert found["factor_category"] > found["factor_category_chance"] + 0.2
     # Negative control: an encoder that sees the order of the photos only.
     blind = factor_quality(lambda given: np.arange(len(given))[:, None] % 7, photos, seed=0)
     assert blind["factor_category"] < 0.35
+    assert found["purity_shade"] > 0.9 > 0.4 > blind["purity_shade"]

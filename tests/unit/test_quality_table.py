@@ -22,11 +22,12 @@ from jobs.quality_sample import sample_photos
 from jobs.quality_table import TableOptions, named_bundles, write_quality
 from pipeline.encoding.actors import _pixels_table
 from pipeline.errors import ConfigError, GateRefused, InputError
+from pipeline.evaluation.nuisance import DesignPhotos
 from pipeline.evaluation.quality import Difference, FactorPhotos
 from pipeline.evaluation.spaces import Space
 from pipeline.evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
 from pipeline.images import ImagesConfig, decode
-from pipeline.images.render import render_products
+from pipeline.images.render import NUISANCES, render_products
 from pipeline.models import build_model, save_bundle
 from pipeline.parts import put_part
 from pipeline.release import write_release
@@ -117,7 +118,9 @@ def few_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
         kept[:] = pairs
         names = ("category", "colour", "pattern", "angle", "shade", "width")
         values = {name: [getattr(product, name) for product, _ in pairs] for name in names}
-        return FactorPhotos(np.stack([photo for _, photo in pairs]), values)
+        designs = np.repeat(np.arange(10), 4)
+        varied = {name: DesignPhotos(np.stack([photo for _, photo in pairs[:40]]), designs) for name in NUISANCES}
+        return FactorPhotos(np.stack([photo for _, photo in pairs]), values, varied)
 
     kept: list[tuple[Any, np.ndarray]] = []
     monkeypatch.setattr(quality_table, "factor_photos", photos)
@@ -168,6 +171,10 @@ def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) 
     for row in document["rows"]:
         for name in ("knn", "knn_weighted", "probe", "precision_at_10", "map_at_r", "ndcg_at_10", "rare_recall"):
             assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1, (row["name"], name)
+        for name in NUISANCES:
+            purity = [row[f"purity_{name}{end}"] for end in ("_low", "", "_high")]
+            assert 0 <= purity[0] <= purity[1] <= purity[2] <= 1
+            assert row[f"purity_{name}_chance"] == pytest.approx(3 / 39)
         for name in ("effective_rank", "unit_spread", "rare_ahead", "moved", "found", "factor_angle"):
             assert np.isfinite(row[name])
     assert rows["raw pixels"]["knn"] > 0.35
@@ -183,10 +190,13 @@ def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) 
     page = Page(night.store.get("runs/night/quality.html"))
     assert not [tag for tag, found in page.elements if tag in {"script", "img", "link"} or "src" in found]
     shown = [row for row in page.rows if row[0] == f"vae|{night.own[:8]}|"]
-    assert len(shown) == 3
+    assert len(shown) == 4
     knn = rows[models[0]]
     expected = f"{knn['knn'] * 100:.1f}|{knn['knn_low'] * 100:.1f} – {knn['knn_high'] * 100:.1f}|"
     assert shown[0][2] == expected
+    view = [knn[f"purity_view{end}"] * 100 for end in ("", "_low", "_high")]
+    assert shown[2][5] == f"{view[0]:.1f}|{view[1]:.1f} – {view[2]:.1f}|"
+    assert "purity, view %" in written.text
     assert all(name in written.text for name in rows)
 
 
@@ -393,7 +403,7 @@ def test_a_row_hands_known_and_asked_over_in_their_places() -> None:
         sign = [(1 if number % 2 else -1) * (-1 if number >= 60 else 1) for number in own]
         return np.stack([np.asarray(sign, float), rng.normal(0, 0.05, len(own))], axis=1)
 
-    factors = FactorPhotos(pixels[:40], {"shade": rng.normal(size=40).tolist()})
+    factors = FactorPhotos(pixels[:40], {"shade": rng.normal(size=40).tolist()}, {})
     photos = TablePhotos(pixels, asked, labels, [str(number) for number in range(80)], factors)
     assert np.array_equal(photos.known_pixels, pixels[:60])
     found = table_row(Space("odd", 2, encode), photos, seed=0, model_id="m")
