@@ -39,6 +39,7 @@ bench-quality: $(VENV)/.dev  ## models and baselines by the same measures, three
 
 bench-yardsticks: $(VENV)/.dev  ## what labels would give, what fewer numbers cost, what outweighs a design (DATA=folder)
 	$(BIN)/python tests/benchmarks/bench_yardsticks.py --data $(DATA) --seeds 0
+	$(BIN)/python tests/benchmarks/bench_yardsticks.py --data $(DATA) --seeds 0 --catalogue clothing
 
 bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (DATA=folder), about 12 minutes
 	$(BIN)/python tests/benchmarks/bench_claims.py --data $(DATA) --jobs 2

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
-from side_by_side import add_options, read, record_all, shown
+from side_by_side import add_options, headed, line, read, record_all, shown
 
 from pipeline.keys import key_of, portable
 
@@ -85,7 +85,7 @@ def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str])
     """Return the Markdown table of README, floors first."""
     heads = ["model", "target", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
              "active units or codes", "twins %", "code error", "drawn worst, best (MSE)"]  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = headed(heads)
     current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
     rows: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(current, key=lambda run: names.index(run["preset"])):
@@ -97,7 +97,7 @@ def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str])
                  shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
                  shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
                  extremes(own)]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return "\n".join(lines)
 
 

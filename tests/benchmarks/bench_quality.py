@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from model_measures import prepare, preset_config
 from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from side_by_side import ROOT, add_options, read, record_all, shown
+from side_by_side import ROOT, add_options, headed, line, read, record_all, shown
 
 from pipeline.evaluation.quality import LABEL_MEASURES, paired_difference
 from pipeline.keys import key_of, portable
@@ -104,7 +104,7 @@ def tables(rows: dict[str, list[dict[str, Any]]], cache: Path) -> str:
     floor = rows.get(FLOOR, [None])[0]
     heads = ["model", "numbers", "CPU minutes", "photos per CPU second", *(f"{title} %" for title in LABELS.values()),
              f"k-NN, P@10, MAP@R above {FLOOR}"]  # fmt: skip
-    lines = [line(heads), "|" + "---|" * len(heads)]
+    lines = headed(heads)
     for name, own in rows.items():
         cells = [name, str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60), shown(own, "images_per_cpu_s", digits=0),
                  *(with_interval(own, measure) for measure in LABEL_MEASURES),
@@ -112,7 +112,7 @@ def tables(rows: dict[str, list[dict[str, Any]]], cache: Path) -> str:
         lines.append(line(cells))
     heads = ["model", "effective rank", "unit spread", "logo items found %", "without logo %", "ahead %",
              "moved by edit", "still found %", *FACTORS]  # fmt: skip
-    lines += ["", line(heads), "|" + "---|" * len(heads)]
+    lines += ["", *headed(heads)]
     for name, own in rows.items():
         cells = [name, shown(own, "effective_rank_centred"), shown(own, "unit_spread", digits=2),
                  shown(own, "rare_recall", 100), shown(own, "rare_plain_recall", 100), shown(own, "rare_ahead", 100),
@@ -120,11 +120,6 @@ def tables(rows: dict[str, list[dict[str, Any]]], cache: Path) -> str:
                  *(shown(own, f"factor_{factor}", digits=2) for factor in FACTORS)]  # fmt: skip
         lines.append(line(cells))
     return "\n".join(lines)
-
-
-def line(cells: list[str]) -> str:
-    """Return a row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def stamp(rows: dict[str, list[dict[str, Any]]]) -> None:

@@ -8,12 +8,14 @@
 - nuisance: of rendered designs whose photos differ in angle, shade, width or view alone, how many of a photo's nearest
   are of its design; the floors and every preset whose bundle is in the cache, with its own table. Trains nothing; to
   measure bundles that came later take its rows out of the results.
+- words: codes of VQ models as words, weighted by TF-IDF, beside the same models' latents: neighbours, groups by
+  k-means, customers who have bought several products, with its own table (word_measures.py).
 
 Queries are the held-out photos; nothing is chosen by them. Bundles of the presets are those of `bench_quality.py` in
-the cache, trained by the first three where they are missing; one thread.
+the cache, trained where they are missing, but by nuisance; one thread.
 
     python tests/benchmarks/bench_yardsticks.py --data ../shared/data [--catalogue fashion_mnist|clothing] [--seeds 0]
-        [--presets labels,numbers,sample,nuisance] [--limit 500] [--json yardsticks.json] [--table]
+        [--presets labels,numbers,sample,nuisance,words] [--limit 500] [--json yardsticks.json] [--table]
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from model_measures import Photos, preset_config
 from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
-from side_by_side import add_options, read, record_all, shown
+from side_by_side import add_options, headed, line, read, record_all, shown
 from torch import nn
+from word_measures import words
 
 from pipeline.evaluation.baselines import model_latents, photo_batches, pixel_features, principal_components
 from pipeline.evaluation.knn import knn_accuracy
@@ -180,36 +183,53 @@ YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
     "numbers": numbers,
     "sample": sample,
     "nuisance": nuisance,
+    "words": words,
 }
 
 
 def table(runs: Results) -> str:
-    """Return Markdown tables, a row each name: mean and deviation over seeds; `nuisance` has a table of its own."""
-    own, others = ([run for run in runs if (run["preset"] == "nuisance") == asked] for asked in (True, False))
-    parts = [labelled_table(others)] if others or not own else []
-    return "\n\n".join([*parts, nuisance_table(own)] if own else parts)
+    """Return Markdown tables, a row each name: mean and deviation over seeds."""
+    tables = {"nuisance": nuisance_table, "words": words_table}
+    plain = [run for run in runs if run["preset"] not in tables]
+    parts = [labelled_table(plain)] if plain else []
+    for name, told_of in tables.items():
+        if own := [run for run in runs if run["preset"] == name]:
+            parts.append(told_of(own))
+    return "\n\n".join(parts)
 
 
 def labelled_table(runs: Results) -> str:
     """Return the table of the yardsticks that ask for labels."""
-    lines = ["| yardstick | numbers | epochs | CPU minutes | k-NN % | P@10 % | MAP@R % |", "|" + "---|" * 7]
+    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
+    lines = headed(["yardstick", "numbers", "epochs", "CPU minutes", *keys])
     for name, own in by_name(runs).items():
         cells = [name, str(own[0]["dims"]), shown(own, "epochs"), shown(own, "train_cpu_s", 1 / 60)]
-        cells += [shown(own, key, 100) for key in ("knn", "precision_at_10", "map_at_r")]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line([*cells, *(shown(own, key, 100) for key in keys.values())]))
+    return "\n".join(lines)
+
+
+def words_table(runs: Results) -> str:
+    """Return the table of codes as words."""
+    keys = {
+        "k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r", "purity %": "purity",
+        "by chance %": "purity_chance", "NMI %": "nmi", "offered: of what is liked %": "liked",
+        "of the one less offered %": "least", "nearest customer likes the same %": "fellow",
+    }  # fmt: skip
+    lines = headed(["compared by", "numbers", *keys])
+    for name, own in by_name(runs).items():
+        lines.append(line([name, str(own[0]["dims"]), *(shown(own, key, 100) for key in keys.values())]))
     return "\n".join(lines)
 
 
 def nuisance_table(runs: Results) -> str:
     """Return the table of purities, in brackets the 95 % interval of the first seed."""
-    heads = [f"same design, other {name} %" for name in NUISANCES]
-    lines = ["| " + " | ".join(["space", "numbers", *heads]) + " |", "|" + "---|" * (2 + len(heads))]
+    lines = headed(["space", "numbers", *(f"same design, other {name} %" for name in NUISANCES)])
     for name, own in by_name(runs).items():
         cells = [name, str(own[0]["dims"])]
         for key in (f"purity_{each}" for each in NUISANCES):
             low, high = (100 * own[0][f"{key}_{end}"] for end in ("low", "high"))
             cells.append(f"{shown(own, key, 100)} ({low:.1f}–{high:.1f})")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     chance = shown(runs[:1], f"purity_{NUISANCES[0]}_chance", 100)
     return "\n".join([*lines, "", f"By chance {chance} %."])
 

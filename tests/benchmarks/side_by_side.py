@@ -77,6 +77,16 @@ def record_all(
     return failed
 
 
+def headed(heads: list[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [line(heads), "|" + "---|" * len(heads)]
+
+
+def line(cells: list[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
     """Return mean ± standard deviation over seeds; – where there is nothing."""
     values = [run[key] * scale for run in runs if run.get(key) is not None]
