@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", metavar="RELEASE_ID", help="a certain release, instead of the channel's current one"
     )
-    parser.add_argument("--samples", metavar="N", type=int, default=64, help="how many pictures to draw (default 64)")
+    parser.add_argument("--samples", metavar="N", type=int, default=64, help="how many pictures to show (default 64)")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=1.0, help="below 1 draws likelier codes (default 1)"
     )

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from jobs.command import Outcome
 from jobs.prior_rows import ReleasePhotos
+from pipeline.encoding.rows import ranks
 from pipeline.errors import ConfigError, InputError, NotReconstructing
 from pipeline.evaluation.drawing import Drawn, draw_alone, draw_samples, pictures_of
+from pipeline.evaluation.drawn_realism import drawn_realism
 from pipeline.evaluation.likelihood import code_likelihood, item_nats, outlier_scores, outlier_table
 from pipeline.images.grid import picture_grid
 from pipeline.models import Bundle
@@ -91,6 +93,7 @@ def write_results(
     store.put(files["outliers"], write_table(outliers))
     sheets = draw_sheets(prior, codes, sampling, seed=seed)
     files |= write_pictures(store, run, bundle, sheets)
+    like_photos, realism = realism_measures(prior, bundle, codes, photos, sampling, seed=seed)
     return {
         "prior_id": stored.prior_id,
         "model_id": manifest.model_id,
@@ -106,7 +109,9 @@ def write_results(
             **held_out_measures(prior, codes),
             "nats_per_code/samples": sheets.drawn.nats_per_code,
             "nats_per_code/independent": sheets.alone.nats_per_code,
+            **like_photos,
         },
+        "realism": realism,
         "sample_rows": list(sheets.rows),
         "files": files,
         "outliers": outliers.slice(0, _SHOWN).to_pylist(),
@@ -134,6 +139,44 @@ def held_out_measures(prior: Prior, codes: Codes) -> dict[str, float]:
         return {}
     told = _told(prior, held_out.category)
     return code_likelihood(prior, train.codes, held_out.codes, condition=told).measures()
+
+
+def realism_measures(
+    prior: Prior, bundle: Bundle, codes: Codes, photos: ReleasePhotos, sampling: Sampling, *, seed: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return how like photos drawn pictures are, by name, and what was compared: `photos` of each set, `components`.
+
+    Of the prior as a whole, as its nats are: `sampling.number` and `sampling.category` say what the sheet shows and
+    change nothing here, temperature and top_k do. Where it cannot be measured there are no measures, and `left_out`
+    says why.
+    """
+    held_out = one_an_item(photos, seed=seed)
+    told = _told(prior, codes.category)
+    try:
+        found = drawn_realism(
+            prior,
+            bundle.model,
+            codes.side(held_out=False).codes,
+            codes.codes[held_out],
+            condition=None if told is None else told[held_out],
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            seed=seed,
+        )
+    except (InputError, NotReconstructing) as error:  # nats and outliers are good all the same
+        return {}, {"left_out": str(error)}
+    return found.measures(), {"photos": found.held_out.photos, "components": found.held_out.components}
+
+
+def one_an_item(photos: ReleasePhotos, *, seed: int) -> NDArray[np.int64]:
+    """Return the rows of the held-out photos, of an item of several a seeded one, in ascending order.
+
+    Two views of an item are each other's nearest, which no drawn picture could be: photos would seem easy to tell.
+    """
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(photos.held_out))
+    items, _ = ranks(photos.items["item_id"])
+    _, first = np.unique(items[rows], return_index=True)
+    return np.sort(rows[first]).astype(np.int64)
 
 
 def draw_sheets(prior: Prior, codes: Codes, sampling: Sampling, *, seed: int) -> Sheets:
@@ -191,6 +234,7 @@ def described(result: Mapping[str, Any]) -> list[str]:
         if known
         else "no photo is held out, so nothing says how well it knows others; raise prior.train.validation",
         f"of drawn pictures: from the prior {values['samples']}, every cell alone {values['independent']}",
+        *_described_realism(result),
         f"least likely of {counts['photos']:,} photos ({files['outliers']} has all):",
     ]
     lines += [
@@ -204,6 +248,21 @@ def described(result: Mapping[str, Any]) -> list[str]:
     else:
         lines.append("the model's decoder draws no pictures, so there are none")
     return lines
+
+
+def _described_realism(result: Mapping[str, Any]) -> list[str]:
+    """Return the line of `realism_measures`, none for a result written before they were measured."""
+    realism, measures = result.get("realism"), result["measures"]
+    if realism is None:
+        return []
+    if "left_out" in realism:
+        return [f"how like photos drawn pictures are was not measured: {realism['left_out']}"]
+    names = {"samples": "from the prior", "independent": "every cell alone", "held_out": "other held-out photos"}
+    values = [f"{of} {measures[f'frechet/{key}']:.3f}, {measures[f'one_nn/{key}']:.3f}" for key, of in names.items()]
+    return [
+        f"against {realism['photos']:,} held-out photos (Fréchet distance; 1-NN accuracy, 0.5 cannot be told apart): "
+        + "; ".join(values)
+    ]
 
 
 def _told(prior: Prior, category: NDArray[np.int32] | None) -> NDArray[np.int32] | None:

@@ -56,9 +56,14 @@ def draw_alone(
 
     categories: what the prior is told when it judges the pictures. Raises as `draw_samples`.
     """
+    return _drawn(prior, codes_alone(prior, number, train, seed=seed), conditions(prior, categories))
+
+
+def codes_alone(prior: Prior, number: int, train: NDArray[np.integer], *, seed: int = 0) -> NDArray[np.int32]:
+    """Return codes int32 [number, h, w] of the prior's grid, every cell drawn as `draw_alone` does."""
     shares = code_shares(train, prior.num_codes)
     codes = np.random.default_rng(seed).choice(prior.num_codes, size=(number, *prior.grid), p=shares)
-    return _drawn(prior, codes.astype(np.int32), conditions(prior, categories))
+    return codes.astype(np.int32)
 
 
 def pictures_of(model: Model, codes: NDArray[np.integer]) -> NDArray[np.uint8]:

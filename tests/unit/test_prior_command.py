@@ -19,6 +19,8 @@ from PIL import Image
 
 from jobs.__main__ import main
 from jobs.prior import codes_of
+from jobs.prior_results import one_an_item, outcome_of
+from jobs.prior_rows import release_photos
 from pipeline.errors import ConfigError
 from pipeline.models import build_model, load_bundle, save_bundle
 from pipeline.models.priors.stored import load_prior
@@ -29,6 +31,7 @@ from pipeline.models.vqvae2 import VQVAE2Config
 from pipeline.release import read_manifest
 from pipeline.schema import outliers_schema
 from pipeline.storage import open_store
+from pipeline.training import PriorTrainConfig
 from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
@@ -40,6 +43,11 @@ SETTINGS = [
 KNOWN = [f"nats_per_code/{name}" for name in ("prior", "position", "unigram", "uniform")]
 
 Command = Callable[..., dict[str, Any]]
+
+
+def nats_of(result: dict[str, Any]) -> dict[str, float]:
+    """Return the nats per code among a result's measures."""
+    return {name: value for name, value in result["measures"].items() if name.startswith("nats_per_code/")}
 
 
 def train_here(store: Any, *, codes: Any, attempt: int, progress: Any, **given: Any) -> str:
@@ -101,7 +109,7 @@ def first(prior: Command, trainings: list[int]) -> dict[str, Any]:
 
 
 def test_the_prior_knows_more_than_frequencies_and_they_more_than_nothing(first: dict[str, Any]):
-    nats = {name.removeprefix("nats_per_code/"): value for name, value in first["measures"].items()}
+    nats = {name.removeprefix("nats_per_code/"): value for name, value in nats_of(first).items()}
     assert nats["prior"] == pytest.approx(math.log(8) / 16, abs=0.1)
     assert nats["prior"] + 0.3 < nats["position"] < nats["unigram"] < nats["uniform"] == math.log(16)
     assert nats["samples"] + 0.5 < nats["independent"]
@@ -111,6 +119,47 @@ def test_the_prior_knows_more_than_frequencies_and_they_more_than_nothing(first:
     assert (counts["photos"], counts["items"], counts["samples"]) == (401, 401, 6)
     assert 20 < counts["held_out"] < 120
     assert first["run"] == "night"
+
+
+def test_cells_alone_are_less_like_photos_than_what_the_prior_draws(first: dict[str, Any], prior: Command):
+    found = {name: value for name, value in first["measures"].items() if name not in nats_of(first)}
+    kinds = ("samples", "independent", "held_out")
+    assert set(found) == {f"{name}/{kind}" for name in ("frechet", "one_nn") for kind in kinds}
+    assert found["frechet/held_out"] < found["frechet/samples"] < found["frechet/independent"] / 2
+    assert found["one_nn/samples"] < 0.7 < 0.9 < found["one_nn/independent"] <= 1
+    pictures = first["counts"]["held_out"] // 2
+    assert first["realism"] == {"photos": pictures, "components": pictures // 5}
+    shown = f"{found['frechet/samples']:.3f}, {found['one_nn/samples']:.3f}; every cell alone"
+    assert f"against {pictures} held-out photos (" in first["text"]
+    assert shown in first["text"]
+    # Not the sheet's pictures: their number and category change nothing. Temperature and top_k do.
+    sheet = prior("--run", "sheet", "--samples", "3")
+    assert {name: sheet["measures"][name] for name in found} == found
+    likeliest = prior("--run", "likeliest", "--top-k", "1")["measures"]
+    assert likeliest["frechet/samples"] > 2 * found["frechet/samples"]
+    assert likeliest["one_nn/samples"] > found["one_nn/samples"] + 0.1
+    assert likeliest["frechet/independent"] == found["frechet/independent"]
+
+
+def test_a_result_from_before_realism_was_measured_is_still_shown(first: dict[str, Any]):
+    old = {name: value for name, value in first.items() if name not in ("realism", "text")}
+    shown = outcome_of({**old, "measures": nats_of(first)}, "this run has already finished").text.splitlines()
+    assert shown[0] == "this run has already finished"
+    assert len(shown) == len(outcome_of(first).text.splitlines())  # one line more, one line less
+    assert "Fréchet" not in "".join(shown)
+
+
+def test_views_of_an_item_count_once(maker: Any, tmp_path: Any):
+    store = open_store(str(tmp_path))
+    made = [maker.Photo(**{**vars(photo), "codes": np.zeros(4, int)}) for photo in maker.some_photos(60, seed=2)]
+    made.sort(key=lambda photo: (photo.item_id, photo.view))
+    items = maker.items_table(made, [part.name for part in maker.write_parts(store, made, maker.MODEL, "night")])
+    photos = release_photos(items, PriorTrainConfig(validation=0.5), category=None)
+    rows = one_an_item(photos, seed=0)
+    named = np.array(photos.items["item_id"].to_pylist())
+    assert photos.held_out[rows].all()
+    assert sorted(named[rows]) == sorted(set(named[photos.held_out])) != sorted(named[photos.held_out])
+    assert not np.array_equal(rows, one_an_item(photos, seed=1))  # not always the first view
 
 
 def test_every_photo_is_judged_and_the_strange_one_is_first(store_url: str, first: dict[str, Any], maker: Any):
@@ -187,6 +236,7 @@ def test_nothing_held_out_leaves_nothing_to_compare_by(prior: Command):
     found = prior("--run", "all", "prior.train.validation=0", "prior.train.epochs=1", "--samples", "1")
     assert set(found["measures"]) == {"nats_per_code/samples", "nats_per_code/independent"}
     assert "no photo is held out" in found["text"]
+    assert "was not measured: 0 photos are held out (one an item); at least 50 are needed" in found["text"]
 
 
 def test_a_model_that_draws_features_has_outliers_and_no_pictures(prior: Command, store_url: str, maker: Any):
@@ -200,6 +250,8 @@ def test_a_model_that_draws_features_has_outliers_and_no_pictures(prior: Command
     found = prior("--channel", "hog", "prior.train.epochs=1")
     assert set(found["files"]) == {"outliers"}
     assert "draws no pictures" in found["text"]
+    assert found["measures"] == nats_of(found)
+    assert set(found["realism"]) == {"left_out"}
 
 
 @pytest.mark.parametrize(
