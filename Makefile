@@ -14,8 +14,8 @@ help:  ## this list
 demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (about two minutes with two cores)
 	$(BIN)/codebooks demo store=$(DEMO)
 
-test: $(VENV)/.dev  ## all tests: real Ray, real FAISS, a real S3 server process
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
 	$(BIN)/ruff check .

@@ -17,6 +17,16 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The behaviour of Ray's next versions, chosen now so that it does not warn: a worker that asked for no GPU sees
 # those of its machine unchanged.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep together what shares costly fixtures, where tests run in several processes: all of Ray's, and each file."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "ray" if item.get_closest_marker("ray") else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _load(name: str) -> Any:
