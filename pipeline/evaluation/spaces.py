@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..models import MODELS, Batch, Model, ModelConfig
 from .baselines import (
     Components,
@@ -21,7 +22,7 @@ from .baselines import (
     principal_components,
     untrained_model,
 )
-from .words import fitted_words, model_codes
+from .words import Codes, fitted_words
 
 Float32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -84,6 +85,24 @@ def word_space(name: str, model: Model, known: Pixels) -> Space:
     """
     words = fitted_words(model_codes(model, known))
     return Space(name, words.dims, lambda pixels: words.vectors(words.counts(model_codes(model, pixels))))
+
+
+def model_codes(model: Model, pixels: NDArray[np.uint8]) -> dict[str, Codes]:
+    """Return the codes int64 [n, cells] of photos, uint8 [n, size, size, 3], by level (`Model.code_levels`).
+
+    A category is told to no model. Raises InputError for a model without codes, or no photo.
+    """
+    if not len(pixels):
+        raise InputError("there are no photos to read words from; give at least one")
+    found: dict[str, list[Codes]] = {}
+    with torch.inference_mode():
+        for photos in photo_batches(pixels):
+            codes = model.encode(photos).codes
+            if codes is None:
+                raise InputError(f"{type(model).__name__} has no codes to read words from; give a quantised model")
+            for name, level in model.code_levels(codes).items():
+                found.setdefault(name, []).append(level.flatten(1).numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def untrained_space(config: ModelConfig, known: Pixels, *, seed: int) -> Space:

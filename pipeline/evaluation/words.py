@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ..models import Model
-from .baselines import photo_batches
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.integer[Any]]
@@ -75,24 +72,6 @@ def fitted_words(known: Levels, *, regions: int = 1) -> CodeWords:
     counts = _counted(words, vocabulary)
     idf = np.log((1 + len(counts)) / (1 + np.count_nonzero(counts, axis=0))) + 1
     return CodeWords(vocabulary, idf, regions)
-
-
-def model_codes(model: Model, pixels: NDArray[np.uint8]) -> dict[str, Codes]:
-    """Return the codes int64 [n, cells] of photos, uint8 [n, size, size, 3], by level (`Model.code_levels`).
-
-    A category is told to no model. Raises InputError for a model without codes, or no photo.
-    """
-    if not len(pixels):
-        raise InputError("there are no photos to read words from; give at least one")
-    found: dict[str, list[Codes]] = {}
-    with torch.inference_mode():
-        for photos in photo_batches(pixels):
-            codes = model.encode(photos).codes
-            if codes is None:
-                raise InputError(f"{type(model).__name__} has no codes to read words from; give a quantised model")
-            for name, level in model.code_levels(codes).items():
-                found.setdefault(name, []).append(level.flatten(1).numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def counts_of_owners(counts: Float32, owners: Sequence[str]) -> tuple[list[str], Float32]:

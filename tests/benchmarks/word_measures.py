@@ -19,7 +19,8 @@ from quality_measures import bundle_of, photos_of
 
 from pipeline.evaluation.baselines import model_latents
 from pipeline.evaluation.quality import label_quality
-from pipeline.evaluation.words import cluster_quality, fitted_words, model_codes
+from pipeline.evaluation.spaces import model_codes
+from pipeline.evaluation.words import cluster_quality, fitted_words
 from pipeline.models import Model, load_bundle
 from pipeline.storage import open_store
 

@@ -24,6 +24,7 @@ found = [name for name in absent if importlib.util.find_spec(name)]
 assert not found, f"the base install brought {found}"
 import pipeline
 assert "site-packages" in pipeline.__file__, pipeline.__file__
+from pipeline.evaluation.words import fitted_words
 from pipeline.reader import open_release
 release = open_release(sys.argv[1], cache_dir=sys.argv[2])
 near = release.similar("sku-003", k=5, where={"category": ["Shoes", "Hats", "Bags"]})

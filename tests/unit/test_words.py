@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from pipeline.errors import InputError
-from pipeline.evaluation.spaces import word_space
-from pipeline.evaluation.words import cluster_quality, counts_of_owners, fitted_words, model_codes
+from pipeline.evaluation.spaces import model_codes, word_space
+from pipeline.evaluation.words import cluster_quality, counts_of_owners, fitted_words
 from pipeline.models import build_model
 from pipeline.models.simclr import SimCLRConfig
 from pipeline.models.vqvae import VQVAEConfig
