@@ -396,7 +396,10 @@ def test_a_newer_store_is_refused(store: Store) -> None:
     assert [entry.name for entry in store.list()] == ["store.json"]
 
 
-@pytest.mark.parametrize("name", ["2026-11-21", "scheduled__2026-11-21T02:00:00+00:00", "a", default_run_name()])
+@pytest.mark.parametrize(
+    "name",
+    ["2026-11-21", "scheduled__2026-11-21T02:00:00+00:00", "a", pytest.param(default_run_name(), id="default")],
+)
 def test_run_names_of_schedulers_are_fine(name: str) -> None:
     assert check_run_name(name) == name
 
