@@ -15,7 +15,7 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (a
 	$(BIN)/codebooks demo store=$(DEMO)
 
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
 	$(BIN)/ruff check .
