@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep together what shares costly fixtures, where tests run in several processes: each file, all of distributed.
+    """Keep together what shares costly fixtures, where tests run in several processes: each file, all of Ray's.
 
     Marks of groups would say it too, but pytest-xdist 3.8 does not see them with pytest 9.2.
     """
@@ -32,7 +32,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Rooms(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.split("::", 1)[0]
-            return "distributed" if path.startswith("tests/distributed/") else path
+            # Ranks are processes without Ray.
+            on_ray = path.startswith("tests/distributed/") and not path.endswith("_ranks.py")
+            return "ray" if on_ray else path
 
     return Rooms(config, log)
 
