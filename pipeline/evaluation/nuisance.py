@@ -48,7 +48,7 @@ class Purity:
 def nuisance_photos(images: ImagesConfig, *, designs: int = DESIGNS, seed: int) -> dict[str, DesignPhotos]:
     """Return SHOWINGS photos of each design, as a model sees them, by the one of NUISANCES in which these differ.
 
-    The same designs for all, and the same photos for the same arguments. About 20 ms a photo, of which there are
+    The same designs for all, and the same photos for the same arguments. About 7 ms a photo, of which there are
     designs x 16: render once for all encoders of one size. Raises InputError for more designs than there are.
     """
     chosen = choose_designs(designs, seed=seed)

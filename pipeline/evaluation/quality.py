@@ -196,7 +196,7 @@ def factor_photos(
 ) -> FactorPhotos:
     """Return the first photo of each of `count` rendered items as a model sees it, and `nuisance_photos` of designs.
 
-    The same for the same arguments. About 20 ms a photo, `count` and 16 a design: render once for all encoders of one
+    The same for the same arguments. About 7 ms a photo, `count` and 16 a design: render once for all encoders of one
     size.
     """
     products: list[Product] = []

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from .retrieval import retrieve
+from .spread import unit_rows
 
 Pixels = NDArray[np.uint8]
 Encode = Callable[[Pixels], ArrayLike]
@@ -86,9 +87,7 @@ def _found(
     """Return each marked row's R-precision [r], and how often a marked row is nearer than another (ties count half)."""
     ids = np.arange(len(vectors))
     ranked = retrieve(vectors, marked, vectors[rows], marked[rows], gallery_ids=ids, query_ids=rows, k=1, seed=seed)
-    wide = vectors.astype(np.float64)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit = np.divide(wide, length, out=np.zeros_like(wide), where=length > 0)
+    unit = unit_rows(vectors.astype(np.float64))
     shares = []
     for row in rows:
         near = unit @ unit[row]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 _EPSILON = 1e-7  # as in RankMe, for float32 latents
 
@@ -36,9 +40,14 @@ def unit_spread(vectors: ArrayLike) -> float:
     arXiv 2011.10566, section 4.1). Zero vectors have no direction and stay zero.
     """
     matrix = _matrix(vectors)
+    return float(unit_rows(matrix).std(axis=0).mean() * np.sqrt(matrix.shape[1]))
+
+
+def unit_rows(matrix: NDArray[Real]) -> NDArray[Real]:
+    """Return the rows of a matrix, float [n, d], at length 1, in its own precision; zero rows stay zero."""
     length = np.linalg.norm(matrix, axis=1, keepdims=True)
-    unit = np.divide(matrix, length, out=np.zeros_like(matrix), where=length > 0)
-    return float(unit.std(axis=0).mean() * np.sqrt(matrix.shape[1]))
+    unit: NDArray[Real] = np.divide(matrix, length, out=np.zeros_like(matrix), where=length > 0)
+    return unit
 
 
 def spread_measures(vectors: ArrayLike) -> dict[str, float]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from .spread import unit_rows
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.integer[Any]]
@@ -57,8 +58,7 @@ class CodeWords:
         """
         if counts.ndim != 2 or counts.shape[1] != self.dims:
             raise InputError(f"counts are {list(counts.shape)} and there are {self.dims} words; give `counts` of these")
-        weighted = counts * self.idf.astype(np.float32)
-        return _unit(weighted)
+        return unit_rows(counts * self.idf.astype(np.float32))
 
 
 def fitted_words(known: Levels, *, regions: int = 1) -> CodeWords:
@@ -122,7 +122,7 @@ def cluster_quality(vectors: ArrayLike, labels: ArrayLike, *, clusters: int | No
         raise InputError(f"clusters is {wanted} for {len(rows)} rows; it must be between 1 and the number of rows")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer unlike rows than clusters, which `clusters` tells
-        groups = KMeans(wanted, n_init=_STARTS, random_state=seed).fit_predict(_unit(rows))
+        groups = KMeans(wanted, n_init=_STARTS, random_state=seed).fit_predict(unit_rows(rows))
     shuffled = np.random.default_rng(seed).permutation(truth)
     return ClusterQuality(
         purity=_purity(groups, truth),
@@ -176,9 +176,3 @@ def _counted(words: Mapping[str, NDArray[np.int64]], vocabulary: Mapping[str, ND
         np.add.at(counts, (rows, places[rows, cells]), 1)
         parts.append(counts)
     return np.concatenate(parts, axis=1)
-
-
-def _unit(rows: Float32) -> Float32:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: Float32 = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return scaled

@@ -52,7 +52,7 @@ class DINO(Following):
         self.prototypes = Prototypes(config.projector[1], config.prototypes)
         self.key_prototypes = following(self.prototypes)
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        self._mean: Tensor | None = None  # of the teacher's logits over all ranks' photos, likewise
+        self._mean: Tensor | None = None  # of the teacher's logits over all ranks' photos, until the step ends
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return the copies, each with what it follows."""

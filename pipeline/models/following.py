@@ -29,7 +29,7 @@ class Following(TwoViews):
         return [(self.key_network, self.network), (self.key_projector, self.projector)]
 
     def begin(self, step: Step) -> None:
-        """Before the first step of all, make the copies equal: a training may begin with another model's weights."""
+        """Note a step; before the first of all, make the copies equal: a training may begin with another's weights."""
         self._step = step
         if not self._started and not bool(self.get_buffer("started")):
             with torch.no_grad():

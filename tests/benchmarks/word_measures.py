@@ -20,13 +20,13 @@ from quality_measures import bundle_of, photos_of
 from pipeline.evaluation.baselines import model_latents
 from pipeline.evaluation.quality import label_quality
 from pipeline.evaluation.spaces import model_codes
+from pipeline.evaluation.spread import unit_rows
 from pipeline.evaluation.words import cluster_quality, fitted_words
 from pipeline.models import Model, load_bundle
 from pipeline.storage import open_store
 
 Float32 = NDArray[np.float32]
-QUANTISED = {"fashion_mnist": ("vqvae", "vqvae2"), "clothing": ("vqvae", "vqvae2")}
-COMPARED = {"fashion_mnist": "vae", "clothing": "vae"}  # latents that are no codes, for the same customers
+MODELS = ("vqvae", "vqvae2", "vae")  # the last one's latents are no codes
 GROUPED = 5000  # photos that are put into groups
 CUSTOMERS, LIKED, BOUGHT, OFFERED = 500, 2, 5, 20
 
@@ -56,7 +56,7 @@ def words(seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
     customers = made_up(bank, rng)
     chosen = np.sort(rng.permutation(len(bank.items))[:GROUPED])
     results = []
-    for name in (*QUANTISED[asked.catalogue], COMPARED[asked.catalogue]):
+    for name in MODELS:
         model_id, _ = bundle_of(f"{name}_{asked.catalogue}", seed, asked, folder, bank)
         model = load_bundle(open_store(str(asked.cache)), model_id).model
         for way in ways(name, model, bank, held):
@@ -72,14 +72,16 @@ def words(seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
 def ways(name: str, model: Model, bank: Photos, held: Photos) -> Iterator[Way]:
     """Yield a model's latents and, of one with codes, its words: by counts alone, weighted, weighted and of regions."""
     known, found = (model_latents(model, photos.pixels) for photos in (bank, held))
-    yield Way(f"{name}: latents", known, found, lambda rows: unit(unit(known[rows]).mean(axis=0)))
+    yield Way(
+        f"{name}: latents", known, found, lambda rows: unit_rows(unit_rows(known[rows]).mean(axis=0, keepdims=True))[0]
+    )
     if not model.num_latent_codes:
         return
     levels, others = (model_codes(model, photos.pixels) for photos in (bank, held))
     for told, regions, weighted in (("counts", 1, False), ("TF-IDF", 1, True), ("TF-IDF of 3 x 3 regions", 3, True)):
         fitted = fitted_words(levels, regions=regions)
         counts, theirs = fitted.counts(levels), fitted.counts(others)
-        scaled = fitted.vectors if weighted else unit
+        scaled = fitted.vectors if weighted else unit_rows
 
         def together(
             rows: NDArray[np.int64], counts: Float32 = counts, scaled: Callable[[Float32], Float32] = scaled
@@ -112,7 +114,7 @@ def asked_for(way: Way, customers: list[Customer], held: Photos) -> dict[str, fl
     """
     profiles = np.stack([way.together(customer.rows) for customer in customers])
     products = np.asarray(held.categories)
-    nearest = np.argsort(-(profiles @ unit(way.held).T), axis=1, kind="stable")[:, :OFFERED]
+    nearest = np.argsort(-(profiles @ unit_rows(way.held).T), axis=1, kind="stable")[:, :OFFERED]
     shares = np.array([
         [np.mean(products[rows] == name) for name in customer.likes]
         for customer, rows in zip(customers, nearest, strict=True)
@@ -128,9 +130,3 @@ def asked_for(way: Way, customers: list[Customer], held: Photos) -> dict[str, fl
         "least": float(shares.min(axis=1).mean()),
         "fellow": float(np.mean(fellows)),
     }
-
-
-def unit(rows: Float32) -> Float32:
-    """Return rows [..., d] of length 1."""
-    scaled: Float32 = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-    return scaled
