@@ -26,7 +26,7 @@ from pipeline.encoding import assign_shards, build_shards
 from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.images import transform_id
 from pipeline.models import build_model
-from pipeline.models.bundle import find_bundle, stored_config, train_key
+from pipeline.models.bundle import find_bundle, resolved_config, stored_config, train_key
 from pipeline.parts import read_part
 from pipeline.release import Manifest, read_head, read_manifest
 from pipeline.release.tables import read_table
@@ -275,7 +275,7 @@ def latent_bytes(config: Config, store: Store, model_id: str | None) -> int:
     ConfigError where a model cannot be made of the bundles it names.
     """
     if model_id is None:
-        asked = config.model.resolved(store, config.images.model_dump(mode="json"))
+        asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
     else:
         asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
     model = build_model(asked, image_size=config.images.size)
