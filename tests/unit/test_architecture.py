@@ -20,11 +20,13 @@ LEVELS: list[set[str]] = [
     {"storage"},
     {"parts"},
     {"release", "runs"},
-    {"losses", "catalogue", "images"},
+    {"losses", "catalogue", "images", "report"},
     {"index"},
     {"models"},
     {"training", "encoding", "evaluation"},
-    {"report", "reader"},
+    {"planning"},
+    {"quality"},
+    {"reader"},
     {"serving"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -33,7 +35,7 @@ SAME_LEVEL_ALLOWED = {("runs", "release")}
 
 ONLY_IN: dict[str, set[str]] = {
     "ray": {"training", "encoding", "jobs", "cluster"},
-    "torch": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation"},
+    "torch": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation", "quality"},
     "torchvision": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation"},
     "faiss": {"index"},
     "s3fs": {"storage"},

@@ -18,11 +18,11 @@ from sklearn.decomposition import PCA
 
 from jobs.command import Arguments
 from jobs.config import load_config
-from jobs.planning import make_plan
 from pipeline.errors import ConfigError, NotFound
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle, save_bundle, train_key
 from pipeline.models.bundle import resolved_config
 from pipeline.models.export import run_encoder
+from pipeline.planning import make_plan
 from pipeline.schema import pixels_schema
 from pipeline.storage import Files, Store, open_store
 from pipeline.training import PixelRows, TrainConfig

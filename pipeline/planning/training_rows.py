@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.config import Config
-from pipeline.encoding import LivingRows
-from pipeline.encoding.rows import ranks
-from pipeline.errors import ConfigError, InputError
-from pipeline.models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
-from pipeline.schema import attribute_fields
-from pipeline.training import PixelRows, TrainConfig
-from pipeline.training.split import choose_labels, held_out
+from ..encoding import LivingRows
+from ..encoding.rows import ranks
+from ..errors import ConfigError, InputError
+from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from ..schema import attribute_fields
+from ..training import PixelRows, TrainConfig
+from ..training.split import choose_labels, held_out
+from .settings import NightSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class TrainingRows:
         return sum(int(part.held_out.sum()) for part in self.pixels if part.held_out is not None)
 
 
-def check_training_columns(rows: pa.Table, config: Config) -> None:
+def check_training_columns(rows: pa.Table, config: NightSettings) -> None:
     """Refuse a training that names columns which the catalogue lacks, before any photo is fetched for it.
 
     rows: schema.plan_schema. Raises ConfigError.
@@ -55,7 +55,7 @@ def check_training_columns(rows: pa.Table, config: Config) -> None:
         )
 
 
-def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: Config) -> TrainingRows:
+def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSettings) -> TrainingRows:
     """Return the living rows of pixels parts with their categories and with who is held out.
 
     rows: schema.plan_schema, which `living` refers to. An item without a value in train.split_by is a group of its
