@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +17,19 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 
 _BOUNDS = {"min": pc.greater_equal, "max": pc.less_equal}
+_INT64 = range(-(2**63), 2**63)
+_UINT64 = range(2**64)
+# What Arrow and Python say of a value that a type cannot be compared with.
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, ArithmeticError)
 
 
 def matching_rows(table: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return bool [rows]: which rows fit every condition of `where`; nulls never fit.
 
-    A condition is a value (equality), a list, tuple or set (any of them), or a dict of `min` and/or `max` (both
-    inclusive). Raises ConfigError for an attribute that the table does not have, naming those it has, or a value that
-    its type cannot be compared with.
+    table: columns as `column_types.stored_column` makes them. A condition is a value (equality), a list, tuple or set
+    (any of them), or a dict of `min` and/or `max` (both inclusive). Numbers compare by value, whatever their types;
+    dates, times and decimals may be given as ISO text; a moment with a time zone needs one too. Raises ConfigError for
+    an attribute that the table does not have, naming those it has, or a value that its type cannot be compared with.
     """
     mask = np.ones(table.num_rows, np.bool_)
     for name, condition in where.items():
@@ -36,11 +45,12 @@ def _fits(name: str, column: pa.ChunkedArray, condition: Any) -> NDArray[np.bool
         if isinstance(condition, Mapping):
             fits = _between(name, column, condition)
         elif isinstance(condition, Sequence | set | frozenset) and not isinstance(condition, str | bytes):
-            values = [_known(name, value) for value in condition]
-            fits = pc.is_in(column, value_set=pa.array(values, column.type))
+            fits = _any_of(column, [_known(name, value) for value in condition])
         else:
-            fits = pc.equal(column, pa.scalar(_known(name, condition)))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            fits = _any_of(column, [_known(name, condition)])
+    except _UNFIT as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"where: attribute {name!r} is {column.type} and cannot be compared with {condition!r} ({error})"
         ) from error
@@ -48,16 +58,104 @@ def _fits(name: str, column: pa.ChunkedArray, condition: Any) -> NDArray[np.bool
     return filled
 
 
+def _any_of(column: pa.ChunkedArray, values: list[Any]) -> Any:
+    cells = [exact for value in values if (exact := _exact(_comparable(value, column.type), column.type)) is not None]
+    if len(cells) == 1:
+        return pc.equal(column, cells[0])
+    return pc.is_in(column, value_set=pa.array(cells, column.type))
+
+
 def _between(name: str, column: pa.ChunkedArray, bounds: Mapping[Any, Any]) -> pa.ChunkedArray:
     if not bounds or set(bounds) - set(_BOUNDS):
         raise ConfigError(f"where: {name!r} has the bounds {dict(bounds)!r}; give `min`, `max` or both")
     fits = pc.is_valid(column)
     for side, limit in bounds.items():
-        fits = pc.and_kleene(fits, _BOUNDS[side](column, pa.scalar(_known(name, limit))))
+        fits = pc.and_kleene(fits, _BOUNDS[side](column, _comparable(_known(name, limit), column.type)))
     return fits
 
 
 def _known(name: str, value: Any) -> Any:
     if value is None or value != value:
         raise ConfigError(f"where: {name!r} is asked to be {value!r}, which never matches; leave the condition out")
-    return value.item() if isinstance(value, np.generic) else value
+    # NumPy's moments in nanoseconds would come out as numbers.
+    return value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else value
+
+
+def _exact(cell: pa.Scalar, kind: Any) -> pa.Scalar | None:
+    """Return a cell in the type of a column, None when no value of that type equals it."""
+    try:
+        return cell if cell.type == kind else cell.cast(kind)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _comparable(value: Any, kind: Any) -> pa.Scalar:
+    """Return a value of `where` as a cell that Arrow compares with a column of this type. Raises TypeError and others."""
+    if isinstance(value, bool) or pa.types.is_boolean(kind):
+        if not (isinstance(value, bool) and pa.types.is_boolean(kind)):
+            raise TypeError("only true and false compare with booleans")
+        return pa.scalar(value)
+    make = next((make for holds, make in _CELLS if holds(kind)), None)
+    return pa.scalar(value) if make is None else make(value, kind)
+
+
+def _text_cell(value: Any, kind: Any) -> pa.Scalar:
+    return pa.scalar(str(value) if isinstance(value, uuid.UUID) else value, kind)
+
+
+def _whole_cell(value: Any, kind: Any) -> pa.Scalar:
+    if not isinstance(value, int | float | decimal.Decimal):
+        raise TypeError("give a number")
+    if not isinstance(value, int) and not (math.isfinite(value) and value == math.floor(value)):
+        return pa.scalar(float(value))
+    whole, held = int(value), _UINT64 if pa.types.is_uint64(kind) else _INT64
+    if whole in held:
+        return pa.scalar(whole, pa.uint64() if held is _UINT64 else pa.int64())
+    return pa.scalar(math.copysign(math.inf, whole))  # beyond every value of the column
+
+
+def _float_cell(value: Any, kind: Any) -> pa.Scalar:
+    if not isinstance(value, int | float | decimal.Decimal):
+        raise TypeError("give a number")
+    # In the column's own precision: a single 0.1 is the 0.1 that is asked for.
+    with np.errstate(over="ignore"):
+        return pa.scalar(kind.to_pandas_dtype()(float(value)), kind)
+
+
+def _decimal_cell(value: Any, kind: Any) -> pa.Scalar:
+    if isinstance(value, float) and math.isinf(value):
+        return pa.scalar(value)
+    return pa.scalar(decimal.Decimal(repr(value) if isinstance(value, float) else value))
+
+
+def _date_cell(value: Any, kind: Any) -> pa.Scalar:
+    return pa.scalar(_of_text(value, datetime.datetime.fromisoformat) if isinstance(value, str) else value)
+
+
+def _moment_cell(value: Any, kind: Any) -> pa.Scalar:
+    value = _of_text(value, datetime.datetime.fromisoformat)
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = datetime.datetime.combine(value, datetime.time())
+    cell = pa.scalar(value)
+    if pa.types.is_timestamp(cell.type) and bool(cell.type.tz) != bool(kind.tz):
+        raise TypeError("give a time zone" if kind.tz else "the column has no time zone: give none")
+    return cell
+
+
+def _time_cell(value: Any, kind: Any) -> pa.Scalar:
+    return pa.scalar(_of_text(value, datetime.time.fromisoformat))
+
+
+def _of_text(value: Any, parse: Callable[[str], Any]) -> Any:
+    return parse(value) if isinstance(value, str) else value
+
+
+_CELLS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Any], pa.Scalar]], ...] = (
+    (pa.types.is_string, _text_cell),
+    (pa.types.is_integer, _whole_cell),
+    (pa.types.is_floating, _float_cell),
+    (pa.types.is_decimal, _decimal_cell),
+    (pa.types.is_date, _date_cell),
+    (pa.types.is_timestamp, _moment_cell),
+    (pa.types.is_time, _time_cell),
+)
