@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.context import Context, StartRay
-from jobs.planning import Plan, category_told
-from jobs.training_rows import check_training_columns, training_rows
 from pipeline.encoding import (
     EncodeJob,
     Shard,
@@ -23,6 +21,7 @@ from pipeline.encoding import (
 from pipeline.errors import InputError
 from pipeline.models.bundle import find_bundle
 from pipeline.parts import PartFile, read_part
+from pipeline.planning import Plan, category_told, check_training_columns, training_rows
 from pipeline.release import read_manifest
 from pipeline.training import train_bundle
 

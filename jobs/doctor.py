@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
 from jobs.place import LightConfig, load_light
-from jobs.sampling import read_sample
 from pipeline.catalogue import CatalogueConfig
 from pipeline.catalogue.columns import choose_columns
+from pipeline.catalogue.first_rows import read_sample
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.index.faiss_module import faiss_wheels, load_faiss
 from pipeline.release import check_store, read_head

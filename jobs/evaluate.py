@@ -9,9 +9,9 @@ from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
 from jobs.pipeline_run import run_until
 from jobs.progress import Progress
-from jobs.quality_sample import LEAST, PHOTOS
-from jobs.quality_table import TableOptions, WrittenTable, named_bundles, write_quality
 from pipeline.errors import ConfigError, GateRefused
+from pipeline.quality.table import TableOptions, WrittenTable, named_bundles, write_quality
+from pipeline.quality.table_sample import LEAST, PHOTOS
 from pipeline.runs import default_run_name
 
 
@@ -76,4 +76,4 @@ def table_options(given: argparse.Namespace) -> TableOptions | None:
 
 
 def _write(config: Config, run: str, release: str, options: TableOptions) -> WrittenTable:
-    return write_quality(config.store.open(), config, run=run, release=release, options=options, progress=Progress())
+    return write_quality(config.store.open(), config, run=run, release=release, options=options, note=Progress().note)

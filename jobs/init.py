@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import yaml
 
 from jobs.command import Arguments, Outcome
-from jobs.sampling import Sample, read_sample
 from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue.first_rows import Sample, read_sample
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage import Files
 

@@ -13,11 +13,11 @@ from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
-from jobs.planning import Plan, make_plan, nothing_to_do
 from jobs.progress import Progress
-from jobs.reporting import category_lines
 from jobs.watch import Watch
 from pipeline.errors import GateRefused
+from pipeline.planning import Plan, make_plan, nothing_to_do
+from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
 

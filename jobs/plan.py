@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.pipeline_run import plan_line
-from jobs.planning import Plan, make_plan, nothing_to_do
 from pipeline.catalogue import CatalogueNotes
+from pipeline.planning import Plan, make_plan, nothing_to_do
 from pipeline.runs import default_run_name
 
 _SHOWN = 5

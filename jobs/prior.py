@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,6 @@ from jobs.command import Arguments, Outcome
 from jobs.config import ClusterConfig
 from jobs.place import LightConfig
 from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection, network_of
-from jobs.prior_results import Sampling, check_category, outcome_of, write_results
-from jobs.prior_rows import ReleasePhotos, release_photos
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from jobs.sources import merge, read_sources
@@ -28,6 +27,8 @@ from pipeline.models.priors import check_draw
 from pipeline.models.priors.stored import find_prior, load_prior, prior_key
 from pipeline.models.vqvae import VQVAE
 from pipeline.models.vqvae2 import VQVAE2
+from pipeline.planning import ReleasePhotos, release_photos
+from pipeline.quality.prior_results import Sampling, check_category, described, write_results
 from pipeline.release import Manifest, check_store, read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
@@ -204,6 +205,19 @@ def found_or_trained(
                 progress=work.progress.training,
             )
     return prior_id, True
+
+
+def outcome_of(result: Mapping[str, Any], reason: str | None = None) -> Outcome:
+    """Return a result as an outcome; reason: why nothing had to be done."""
+    lines = [reason] if reason else []
+    return Outcome(
+        run=result["run"],
+        release=result["release"],
+        published=False,
+        reason=reason or result["reason"],
+        details=result,
+        text="\n".join([*lines, *described(result)]),
+    )
 
 
 def _held_task(run: Run) -> Task | None:

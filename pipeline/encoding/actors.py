@@ -18,8 +18,9 @@ import torch
 from ..errors import CodebooksError, ConfigError, IntegrityError, PhotoRefused
 from ..images import ImagesConfig, decode
 from ..keys import digest_of
-from ..models.base import Model, condition_of
+from ..models.base import Model
 from ..models.bundle import load_bundle
+from ..models.conditions import condition_of
 from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
 from ..schema import CATEGORY, latents_schema, pixels_schema
 from ..storage import Store
@@ -72,7 +73,7 @@ class Encoder:
     ) -> LatentArrays:
         """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3].
 
-        condition: of each of `rows`, for a conditional model (see `models.base.condition_of`).
+        condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
         """
         model = self.model
         mean = np.empty((len(rows), model.latent_dim), np.float32)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..keys import digest_of, key_of
-from ..models.base import NO_CATEGORY, Batch
+from ..models.base import Batch
+from ..models.conditions import NO_CATEGORY
 from .codes import CodeRows
 from .dealing import Piece, cut, deal
 from .part_cache import PartReader
@@ -38,7 +39,7 @@ _PARTS, _ROWS, _WINDOW = range(3)
 class PixelRows:
     """A pixels part (full name on the store) and its living rows, int32 and ascending.
 
-    category: the condition row of each living row (`models.base.condition_of`), or None where no category is known.
+    category: the condition row of each living row (`models.conditions.condition_of`), or None where none is known.
     held_out: whether each living row is for validation only; None: none is.
     """
 

@@ -16,8 +16,8 @@ from ..errors import CodebooksError, Unavailable
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
 from ..models.base import Batch, Model, ModelConfig
-from ..models.bundle import load_bundle, save_bundle
-from ..models.frozen import load_frozen
+from ..models.bundle import load_bundle, resolved_config, save_bundle
+from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..storage import Store
 from .checkpoints import Checkpoints
@@ -95,7 +95,7 @@ def run_rank(
     A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
     (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
     """
-    job = replace(job, model=job.model.resolved(job.store, job.images))
+    job = replace(job, model=resolved_config(job.store, job.model, job.images))
     cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
     reader = PartReader(cache, job.images["size"])
     loader = PixelLoader(

@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs.building import model_files
 from pipeline.errors import CodebooksError, InputError, IntegrityError, NotFound
 from pipeline.models import (
     MODELS,
@@ -32,6 +31,7 @@ from pipeline.models.bundle import model_id_of
 from pipeline.models.quantizers import EMAConfig
 from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
+from pipeline.quality.examining import model_files
 from pipeline.release import Manifest
 from pipeline.storage import MemoryStore, Store, open_store
 

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.reporting import category_lines
 from pipeline.evaluation import category, category_knn, category_measures
 from pipeline.evaluation.category import first_photos
 from pipeline.evaluation.retrieval import retrieve
+from pipeline.quality.release_page import category_lines
 
 NAMES = ("category_precision_at_10", "category_map_at_r", "category_ndcg_at_10", "category_probe")
 

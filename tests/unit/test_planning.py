@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from jobs import planning
 from jobs.command import Arguments
 from jobs.config import Config, load_config
-from jobs.planning import Plan, make_plan
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeJob, build_shards, make_worker
 from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.planning import Plan, make_plan
+from pipeline.planning import plan as planning
 from pipeline.schema import QUARANTINE, attribute_fields, items_schema
 from pipeline.storage import Files, Store, open_store
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.prior_rows import release_photos
 from pipeline.errors import ConfigError
+from pipeline.planning import release_photos
 from pipeline.storage import open_store
 from pipeline.training import PriorTrainConfig, read_codes
 from pipeline.training.split import held_out

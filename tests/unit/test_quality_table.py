@@ -13,13 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import evaluate, quality_table
+from jobs import evaluate
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
 from jobs.progress import Progress
-from jobs.quality_page import table_text, verdicts
-from jobs.quality_sample import sample_photos
-from jobs.quality_table import TableOptions, named_bundles, write_quality
 from pipeline.encoding.actors import _pixels_table
 from pipeline.errors import ConfigError, GateRefused, InputError
 from pipeline.evaluation.nuisance import DesignPhotos
@@ -30,6 +27,10 @@ from pipeline.images import ImagesConfig, decode
 from pipeline.images.render import NUISANCES, render_products
 from pipeline.models import build_model, save_bundle
 from pipeline.parts import put_part
+from pipeline.quality import table as quality_table
+from pipeline.quality.table import TableOptions, named_bundles, write_quality
+from pipeline.quality.table_page import table_text, verdicts
+from pipeline.quality.table_sample import sample_photos
 from pipeline.release import write_release
 from pipeline.release.tables import write_table
 from pipeline.schema import items_schema
@@ -157,7 +158,7 @@ class Page(HTMLParser):
 def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) -> None:
     options = TableOptions(beside=(night.other[:12], night.own))
     written = write_quality(
-        night.store, night.config, run="night", release=night.release, options=options, progress=Progress()
+        night.store, night.config, run="night", release=night.release, options=options, note=Progress().note
     )
     document = json.loads(night.store.get("runs/night/quality.json"))
     assert document == json.loads(json.dumps(written.details["quality"]))
@@ -205,7 +206,7 @@ def test_a_model_of_codes_has_a_row_of_its_words(night: SimpleNamespace) -> None
     quantised = bundle(night.store, config, key="codes")
     options = TableOptions(beside=(quantised,), baselines=False)
     written = write_quality(
-        night.store, night.config, run="words", release=night.release, options=options, progress=Progress()
+        night.store, night.config, run="words", release=night.release, options=options, note=Progress().note
     )
     rows = {row["name"]: row for row in written.details["quality"]["rows"]}
     name = f"vqvae {quantised[:8]}"
@@ -218,7 +219,7 @@ def test_without_categories_only_what_needs_none(night: SimpleNamespace) -> None
     config = config_of(night.url, category=False)
     options = TableOptions(baselines=False)
     written = write_quality(
-        night.store, config, run="plain", release=night.release, options=options, progress=Progress()
+        night.store, config, run="plain", release=night.release, options=options, note=Progress().note
     )
     document = written.details["quality"]
     assert [row["name"] for row in document["rows"]] == [f"vae {night.own[:8]}"]

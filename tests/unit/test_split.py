@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 from jobs import computing
-from jobs.training_rows import check_training_columns, training_rows
 from pipeline.encoding import LivingRows
 from pipeline.errors import ConfigError, InputError
 from pipeline.images import ImagesConfig
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
+from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig
 from pipeline.training.loader import inputs_digest

@@ -12,22 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.command import Outcome
-from jobs.prior_rows import ReleasePhotos
-from pipeline.encoding.rows import ranks
-from pipeline.errors import ConfigError, InputError, NotReconstructing
-from pipeline.evaluation.drawing import Drawn, draw_alone, draw_samples, pictures_of
-from pipeline.evaluation.drawn_realism import drawn_realism
-from pipeline.evaluation.likelihood import code_likelihood, item_nats, outlier_scores, outlier_table
-from pipeline.images.grid import picture_grid
-from pipeline.models import Bundle
-from pipeline.models.priors import Prior
-from pipeline.models.priors.stored import StoredPrior
-from pipeline.release import Manifest
-from pipeline.release.tables import write_table
-from pipeline.runs import Run
-from pipeline.storage import Store
-from pipeline.training import Codes, read_codes
+from ..encoding.rows import ranks
+from ..errors import ConfigError, InputError, NotReconstructing
+from ..evaluation.drawing import Drawn, draw_alone, draw_samples, pictures_of
+from ..evaluation.drawn_realism import drawn_realism
+from ..evaluation.likelihood import code_likelihood, item_nats, outlier_scores, outlier_table
+from ..images.grid import picture_grid
+from ..models import Bundle
+from ..models.priors import Prior
+from ..models.priors.stored import StoredPrior
+from ..planning import ReleasePhotos
+from ..release import Manifest
+from ..release.tables import write_table
+from ..runs import Run
+from ..storage import Store
+from ..training import Codes, read_codes
 
 _SHOWN = 10  # of the least likely photos
 _SIDE = 56  # pixels that a drawn picture is at least shown with
@@ -206,19 +205,6 @@ def write_pictures(store: Store, run: Run, bundle: Bundle, sheets: Sheets) -> di
     except NotReconstructing:  # its decoder brings back features; the prior and its outliers are good all the same
         return {}
     return files
-
-
-def outcome_of(result: Mapping[str, Any], reason: str | None = None) -> Outcome:
-    """Return a result as an outcome; reason: why nothing had to be done."""
-    lines = [reason] if reason else []
-    return Outcome(
-        run=result["run"],
-        release=result["release"],
-        published=False,
-        reason=reason or result["reason"],
-        details=result,
-        text="\n".join([*lines, *described(result)]),
-    )
 
 
 def described(result: Mapping[str, Any]) -> list[str]:

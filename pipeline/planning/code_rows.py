@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.training_rows import columns_of, condition_rows, held_out_rows, labels_of
-from pipeline.encoding.rows import ranks, take_rows
-from pipeline.errors import ConfigError
-from pipeline.training import CodeRows, TrainConfig
+from ..encoding.rows import ranks, take_rows
+from ..errors import ConfigError
+from ..training import CodeRows, TrainConfig
+from .training_rows import columns_of, condition_rows, held_out_rows, labels_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from jobs.config import Config
-from jobs.progress import Progress
-from jobs.quality_page import QualityFacts, quality_page, table_text
-from jobs.quality_sample import PHOTOS, sample_photos
-from pipeline.errors import ConfigError
-from pipeline.evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
-from pipeline.evaluation.spaces import Space, baseline_spaces, has_umap, model_space, word_space
-from pipeline.evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
-from pipeline.images import ImagesConfig, transform_id
-from pipeline.models import Bundle, load_bundle
-from pipeline.release import read_manifest
-from pipeline.release.tables import read_table
-from pipeline.storage import Store
+from ..errors import ConfigError
+from ..evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
+from ..evaluation.spaces import Space, baseline_spaces, has_umap, model_space, word_space
+from ..evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
+from ..images import ImagesConfig, transform_id
+from ..models import Bundle, load_bundle
+from ..planning import NightSettings
+from ..release import read_manifest
+from ..release.tables import read_table
+from ..storage import Store
+from .table_page import QualityFacts, quality_page, table_text
+from .table_sample import PHOTOS, sample_photos
 
 FORMAT = 1
 _ID = 64  # hex digits of a model_id
@@ -45,7 +44,7 @@ class WrittenTable:
     text: str
 
 
-def named_bundles(store: Store, config: Config, options: TableOptions) -> list[Bundle]:
+def named_bundles(store: Store, config: NightSettings, options: TableOptions) -> list[Bundle]:
     """Return the bundles beside the run's own. Raises ConfigError for unknown ones and those of other pixels."""
     found: dict[str, Bundle] = {}
     for word in options.beside:
@@ -56,7 +55,7 @@ def named_bundles(store: Store, config: Config, options: TableOptions) -> list[B
 
 
 def write_quality(
-    store: Store, config: Config, *, run: str, release: str, options: TableOptions, progress: Progress
+    store: Store, config: NightSettings, *, run: str, release: str, options: TableOptions, note: Callable[[str], None]
 ) -> WrittenTable:
     """Measure the table of a release and write `runs/<run>/quality.json` and `quality.html`.
 
@@ -69,13 +68,13 @@ def write_quality(
     items: pa.Table = read_table(store, manifest, "items")
     sampled = sample_photos(store, config, items, photos=options.photos)
     seed, count = config.train.seed, len(sampled.pixels)
-    progress.note(f"table: {count:,} photos, {int(sampled.asked.sum()):,} of them asked")
+    note(f"table: {count:,} photos, {int(sampled.asked.sum()):,} of them asked")
     rendered = factor_photos(config.images, count=max(200, min(FACTOR_ITEMS, count)), seed=seed)
     photos = TablePhotos(sampled.pixels, sampled.asked, sampled.labels, sampled.groups, rendered)
     rows = []
     bundles = [own, *(bundle for bundle in beside if bundle.model_id != own.model_id)]
     for space, model_id in _spaces(bundles, photos, options, seed):
-        progress.note(f"table: {space.name}")
+        note(f"table: {space.name}")
         rows.append(table_row(space, photos, seed=seed, model_id=model_id))
     facts = QualityFacts(
         run=run,
@@ -113,7 +112,7 @@ def _spaces(
             yield space, None
 
 
-def _notes(own: Bundle, config: Config, options: TableOptions) -> Iterator[str]:
+def _notes(own: Bundle, config: NightSettings, options: TableOptions) -> Iterator[str]:
     """Yield what a reader has to know of this table."""
     held = config.train.validation
     seen = f"all but the {held:.0%} that were held out for validation, which are among the asked" if held else "all"
@@ -176,7 +175,7 @@ def _model_id(store: Store, word: str) -> str:
     )
 
 
-def _check_pixels(bundle: Bundle, config: Config) -> None:
+def _check_pixels(bundle: Bundle, config: NightSettings) -> None:
     """Refuse a bundle that was trained on other pixels than the run's."""
     theirs, ours = ImagesConfig(**bundle.images), config.images
     if transform_id(theirs) != transform_id(ours):

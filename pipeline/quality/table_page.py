@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.factors import FACTORS
-from pipeline.evaluation.table import Against, TableRow
-from pipeline.report import Cell, QualityData, QualityTable, SpaceLine, render_quality
+from ..evaluation.factors import FACTORS
+from ..evaluation.table import Against, TableRow
+from ..report import Cell, QualityData, QualityTable, SpaceLine, render_quality
 
 
 @dataclass(frozen=True, slots=True)

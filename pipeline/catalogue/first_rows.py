@@ -13,10 +13,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalogue import CatalogueConfig
-from pipeline.catalogue.formats import Located, Place, locate, reading
-from pipeline.errors import InputError
-from pipeline.storage import Files
+from ..errors import InputError
+from ..storage import Files
+from .config import CatalogueConfig
+from .formats import Located, Place, locate, reading
 
 ROWS = 1000
 _BYTES = 8 * 2**20

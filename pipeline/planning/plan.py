@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from jobs.config import Config
-from pipeline.catalogue import (
+from ..catalogue import (
     CatalogueNotes,
     Difference,
     catalogue_notes,
@@ -22,17 +21,18 @@ from pipeline.catalogue import (
     read_photos,
     resolve_tokens,
 )
-from pipeline.encoding import assign_shards, build_shards
-from pipeline.errors import ConfigError, InputError, IntegrityError
-from pipeline.images import transform_id
-from pipeline.models import build_model
-from pipeline.models.bundle import find_bundle, stored_config, train_key
-from pipeline.parts import read_part
-from pipeline.release import Manifest, read_head, read_manifest
-from pipeline.release.tables import read_table
-from pipeline.schema import attribute_fields, plan_schema
-from pipeline.storage import Files, Store
-from pipeline.training import train_period
+from ..encoding import assign_shards, build_shards
+from ..errors import ConfigError, InputError, IntegrityError
+from ..images import transform_id
+from ..models import build_model
+from ..models.bundle import find_bundle, resolved_config, stored_config, train_key
+from ..parts import read_part
+from ..release import Manifest, read_head, read_manifest
+from ..release.tables import read_table
+from ..schema import attribute_fields, plan_schema
+from ..storage import Files, Store
+from ..training import train_period
+from .settings import NightSettings
 
 _META = b"plan"
 
@@ -94,7 +94,7 @@ class Plan:
         return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
 
 
-def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: int | None) -> Plan:
+def make_plan(config: NightSettings, store: Store, files: Files, *, run: str, limit: int | None) -> Plan:
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
     Raises ConfigError for a conditional model without categories, InputError when the catalogue cannot be read or is
@@ -156,7 +156,7 @@ def make_plan(config: Config, store: Store, files: Files, *, run: str, limit: in
     return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
 
 
-def category_told(config: Config) -> str | None:
+def category_told(config: NightSettings) -> str | None:
     """Return the catalogue's column that the model is told, None for a model that is told none.
 
     Raises ConfigError for a conditional model when the catalogue names no category.
@@ -172,7 +172,7 @@ def category_told(config: Config) -> str | None:
     return config.catalogue.category
 
 
-def nothing_to_do(plan: Plan, store: Store, config: Config) -> bool:
+def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
     """Return whether the channel's release already is what this plan would publish."""
     summary = plan.summary
     if summary.parent is None or summary.encode_all:
@@ -188,7 +188,7 @@ def nothing_to_do(plan: Plan, store: Store, config: Config) -> bool:
     return _keys(refused, names) == _keys(before, names)
 
 
-def release_config(config: Config) -> dict[str, Any]:
+def release_config(config: NightSettings) -> dict[str, Any]:
     """Return the parts of a config that a release depends on beside its items and model."""
     return {
         "index": config.index.model_dump(mode="json"),
@@ -202,7 +202,7 @@ def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:
     return set(zip(*(table[name].to_pylist() for name in names), strict=True)) if table.num_rows else set()
 
 
-def _same_space(parent: Manifest, config: Config, model_id: str | None, transform: str) -> bool:
+def _same_space(parent: Manifest, config: NightSettings, model_id: str | None, transform: str) -> bool:
     """Return whether the parent's latents can stand beside those that this config makes."""
     precision = release_config(config)["encode"] == parent.config.get("encode")
     return parent.model_id == model_id and parent.transform_id == transform and precision
@@ -268,14 +268,14 @@ def _nothing_usable(rows: pa.Table) -> str:
     )
 
 
-def latent_bytes(config: Config, store: Store, model_id: str | None) -> int:
+def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> int:
     """Return how many bytes one photo's latents take, uncompressed.
 
     model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
     ConfigError where a model cannot be made of the bundles it names.
     """
     if model_id is None:
-        asked = config.model.resolved(store, config.images.model_dump(mode="json"))
+        asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
     else:
         asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
     model = build_model(asked, image_size=config.images.size)

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.config import Config
-from pipeline.encoding import LivingRows
-from pipeline.encoding.rows import ranks
-from pipeline.errors import ConfigError, InputError
-from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
-from pipeline.schema import attribute_fields
-from pipeline.training import PixelRows, TrainConfig
-from pipeline.training.split import choose_labels, held_out
+from ..encoding import LivingRows
+from ..encoding.rows import ranks
+from ..errors import ConfigError, InputError
+from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from ..schema import attribute_fields
+from ..training import PixelRows, TrainConfig
+from ..training.split import choose_labels, held_out
+from .settings import NightSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class TrainingRows:
         return sum(int(part.held_out.sum()) for part in self.pixels if part.held_out is not None)
 
 
-def check_training_columns(rows: pa.Table, config: Config) -> None:
+def check_training_columns(rows: pa.Table, config: NightSettings) -> None:
     """Refuse a training that names columns which the catalogue lacks, before any photo is fetched for it.
 
     rows: schema.plan_schema. Raises ConfigError.
@@ -55,7 +55,7 @@ def check_training_columns(rows: pa.Table, config: Config) -> None:
         )
 
 
-def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: Config) -> TrainingRows:
+def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSettings) -> TrainingRows:
     """Return the living rows of pixels parts with their categories and with who is held out.
 
     rows: schema.plan_schema, which `living` refers to. An item without a value in train.split_by is a group of its
@@ -101,7 +101,7 @@ def held_out_rows(rows: pa.Table, train: TrainConfig) -> NDArray[np.bool_] | Non
 def _categories(
     rows: pa.Table, living: Sequence[LivingRows], aside: NDArray[np.bool_] | None, column: str | None
 ) -> tuple[NDArray[np.int32] | None, tuple[str, ...]]:
-    """Return the condition row of every photo of the plan (see `models.base.condition_of`), and the labels."""
+    """Return the condition row of every photo of the plan (see `models.conditions.condition_of`), and the labels."""
     if column is None:
         return None, ()
     trained = [part.plan_rows if aside is None else part.plan_rows[~aside[part.plan_rows]] for part in living]
@@ -117,7 +117,7 @@ def labels_of(column: pa.ChunkedArray, trained: Iterable[NDArray[np.integer]]) -
 
 
 def condition_rows(column: pa.ChunkedArray, labels: Sequence[str]) -> NDArray[np.int32]:
-    """Return the condition rows, int32 [n] (see `models.base.condition_of`), of a column of categories."""
+    """Return the condition rows, int32 [n] (see `models.conditions.condition_of`), of a column of categories."""
     codes, names = ranks(column.cast(pa.string()))
     number = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
     # Rank -1, a photo without a category, is the last entry.

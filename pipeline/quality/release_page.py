@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.context import Context
-from jobs.planning import Plan, category_told
-from pipeline.errors import NotReconstructing
-from pipeline.evaluation import GateVerdict
-from pipeline.index import BuiltIndex, LatentArrays, SearchIndex, open_index
-from pipeline.models import Bundle
-from pipeline.models.reconstruct import reconstruct
-from pipeline.parts import read_part
-from pipeline.report import GateRow, NeighbourRow, Picture, ReportData, render_page
-from pipeline.storage import Store
+from ..errors import NotReconstructing
+from ..index import LatentArrays, SearchIndex, open_index
+from ..models import Bundle
+from ..models.reconstruct import reconstruct
+from ..parts import read_part
+from ..planning import NightSettings, Plan, category_told
+from ..report import GateRow, NeighbourRow, Picture, ReportData, render_page
+from ..storage import Store
+from .examining import Findings
 
 _QUERIES = 8
 _NEIGHBOURS = 10
@@ -32,38 +31,30 @@ _BY_CATEGORY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a release is found to be before it is written: its tables, latents, index, measures and verdicts.
-
-    latents: one row a row of items, in their order. counts, measures: by name.
-    """
-
-    items: pa.Table
-    quarantine: pa.Table
-    changes: pa.Table
-    latents: LatentArrays
-    built: BuiltIndex
-    counts: dict[str, int]
-    measures: dict[str, float]
-    verdicts: tuple[GateVerdict, ...]
-
-
-def report_page(context: Context, plan: Plan, bundle: Bundle, found: Findings) -> bytes:
-    """Return the release's self-contained HTML page."""
+def report_page(
+    store: Store,
+    config: NightSettings,
+    plan: Plan,
+    bundle: Bundle,
+    found: Findings,
+    *,
+    run: str,
+    measured: Mapping[str, Any],
+) -> bytes:
+    """Return the release's self-contained HTML page. measured: seconds and photos_per_s by stage so far."""
     items, counts = found.items, found.counts
-    shown = choose_queries(items, seed=context.config.train.seed)
-    index = open_index(found.built.data, context.config.index.metric)
+    shown = choose_queries(items, seed=config.train.seed)
+    index = open_index(found.built.data, config.index.metric)
     near = [neighbours_of(row, items, found.latents, index) for row in shown]
     wanted = sorted({*shown, *(row for pairs in near for row, _ in pairs)})
-    pixels = read_pixels(context.store, items, wanted, size=context.config.images.size)
+    pixels = read_pixels(store, items, wanted, size=config.images.size)
     data = ReportData(
-        title=f"Release of run {context.run.name}",
-        facts=facts(context, plan, bundle, counts, found.measures),
+        title=f"Release of run {run}",
+        facts=facts(config, plan, bundle, found, measured),
         gates=[GateRow(v.name, _text(v.value), _text(v.limit), v.passed) for v in found.verdicts],
-        neighbours=neighbour_rows(items, shown, near, pixels, category=context.config.catalogue.category),
+        neighbours=neighbour_rows(items, shown, near, pixels, category=config.catalogue.category),
         reconstructions=reconstructions(
-            bundle, [pixels[row] for row in shown if row in pixels], categories_of(context, items, shown, pixels)
+            bundle, [pixels[row] for row in shown if row in pixels], categories_of(config, items, shown, pixels)
         ),
         quarantine=quarantine_rows(found.quarantine),
         changes=[(name, counts[name]) for name in ("added", "changed", "removed", "relabelled", "quarantined")],
@@ -148,10 +139,10 @@ def reconstructions(
 
 
 def categories_of(
-    context: Context, items: pa.Table, shown: Sequence[int], pixels: dict[int, np.ndarray]
+    config: NightSettings, items: pa.Table, shown: Sequence[int], pixels: dict[int, np.ndarray]
 ) -> list[str | None] | None:
     """Return the categories of the shown photos with pixels, None for a model that is not told them."""
-    told = category_told(context.config)
+    told = category_told(config)
     if told is None:
         return None
     rows = [row for row in shown if row in pixels]
@@ -169,12 +160,11 @@ def quarantine_rows(quarantine: pa.Table) -> list[tuple[str, int, str]]:
 
 
 def facts(
-    context: Context, plan: Plan, bundle: Bundle, counts: dict[str, int], measures: dict[str, float]
+    config: NightSettings, plan: Plan, bundle: Bundle, found: Findings, measured: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """Return what the head of the page says."""
-    config = context.config
-    rates = context.watch.summary()["photos_per_s"]
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in context.watch.summary()["seconds"].items())
+    counts, measures, rates = found.counts, found.measures, measured["photos_per_s"]
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in measured["seconds"].items())
     return [
         ("photos, items", f"{counts['photos']:,} photos of {counts['items']:,} items; {counts['refused']:,} refused"),
         ("model", f"{config.model.kind}, {bundle.model.latent_dim} dimensions, {bundle.model_id[:12]}"),

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.config import Config
-from jobs.reporting import read_pixels
-from pipeline.errors import ConfigError, InputError
-from pipeline.schema import attribute_fields
-from pipeline.storage import Store
-from pipeline.training.split import held_out
+from ..errors import ConfigError, InputError
+from ..planning import NightSettings
+from ..schema import attribute_fields
+from ..storage import Store
+from ..training.split import held_out
+from .release_page import read_pixels
 
 PHOTOS = 5_000
 LEAST = 40
@@ -37,7 +37,7 @@ class Sampled:
     split_by: str
 
 
-def sample_photos(store: Store, config: Config, items: pa.Table, *, photos: int) -> Sampled:
+def sample_photos(store: Store, config: NightSettings, items: pa.Table, *, photos: int) -> Sampled:
     """Return a seeded sample of up to `photos` items, each by its first photo whose pixels are kept.
 
     items: schema.items_schema. Of photos with the same bytes the first takes part, and where the catalogue names
@@ -84,7 +84,7 @@ def _candidates(items: pa.Table, category: str | None, seed: int) -> NDArray[np.
     return np.asarray(rows, np.int64)
 
 
-def _groups(items: pa.Table, config: Config) -> pa.ChunkedArray:
+def _groups(items: pa.Table, config: NightSettings) -> pa.ChunkedArray:
     """Return each row's group: its value in train.split_by, else its item_id."""
     column = config.train.split_by
     if column is None:

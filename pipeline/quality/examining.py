@@ -1,0 +1,101 @@
+"""What a release is found to be before it is written: its tables, its counts and what its gates look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import IntegrityError
+from ..evaluation import GateVerdict, category_measures
+from ..index import BuiltIndex, LatentArrays
+from ..models import bundle_files
+from ..parts import PartFile
+from ..planning import NightSettings, Plan
+from ..release import FileEntry, Manifest
+from ..schema import quarantine_schema
+from ..storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a release is found to be before it is written: its tables, latents, index, measures and verdicts.
+
+    latents: one row a row of items, in their order. counts, measures: by name.
+    """
+
+    items: pa.Table
+    quarantine: pa.Table
+    changes: pa.Table
+    latents: LatentArrays
+    built: BuiltIndex
+    counts: dict[str, int]
+    measures: dict[str, float]
+    verdicts: tuple[GateVerdict, ...]
+
+
+def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[str, FileEntry]:
+    """Return the manifest's entries of the bundle's files; a parent of the same model must list the same bytes."""
+    found = bundle_files(store, model_id)
+    if parent is None or parent.model_id != model_id:
+        return found
+    for now, entry in ((found["encoder"], parent.encoder), (found["bundle_config"], parent.bundle_config)):
+        if entry is not None and now != entry:
+            raise IntegrityError(
+                f"{entry.name} on {store.url} has {now.bytes:,} bytes and the sha256 {now.sha256}, the parent release "
+                f"says {entry.bytes:,} bytes and {entry.sha256}: it was changed after it was written; restore it, or "
+                "train another model (train.seed)"
+            )
+    return found
+
+
+def named_parts(items: pa.Table, known: dict[str, PartFile]) -> tuple[PartFile, ...]:
+    """Return the latents parts that items names, in name order."""
+    names = sorted(pc.unique(items["latents_part"]).to_pylist())
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise IntegrityError(f"items names {len(unknown)} parts that nobody wrote, first {unknown[0]!r}; report this")
+    return tuple(known[name] for name in names)
+
+
+def with_first_seen(refused: pa.Table, parent: pa.Table | None, run: str) -> pa.Table:
+    """Return the quarantine table: the run that first refused each photo is kept while it is refused."""
+    if parent is not None and parent.num_rows:
+        seen = parent.select(["item_id", "uri", "first_seen"])
+        refused = refused.join(seen, keys=["item_id", "uri"], join_type="left outer")
+        first = pc.fill_null(refused["first_seen"], run)
+        refused = refused.drop_columns(["first_seen"]).append_column("first_seen", first)
+    else:
+        refused = refused.append_column("first_seen", pa.repeat(pa.scalar(run), refused.num_rows))
+    order = [("item_id", "ascending"), ("uri", "ascending")]
+    schema = quarantine_schema()
+    return refused.select(schema.names).sort_by(order).combine_chunks().cast(schema)
+
+
+def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) -> dict[str, int]:
+    """Return a release's counts: photos, items, refused, and photos by change."""
+    by_change = {entry["values"]: entry["counts"] for entry in pc.value_counts(changes["change"]).to_pylist()}
+    return {
+        "photos": items.num_rows,
+        "items": pc.count_distinct(items["item_id"]).as_py(),
+        "refused": quarantine.num_rows,
+        "parent_photos": plan.summary.counts["parent_photos"],
+        **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
+    }
+
+
+def measure(
+    config: NightSettings, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
+) -> dict[str, float]:
+    """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
+    measures = {
+        "recall": built.recall,
+        "quarantine_share": counts["refused"] / max(1, counts["refused"] + counts["photos"]),
+        "removed_share": counts["removed"] / max(1, counts["parent_photos"]),
+        "items": float(counts["items"]),
+    }
+    category = config.catalogue.category
+    if category is not None:
+        measures |= category_measures(items, latents.mean, category, seed=config.train.seed)
+    return measures
