@@ -6,7 +6,7 @@ not find is refused where the catalogue is read.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ _IMAGE: frozenset[Role] = frozenset({"image"})
 
 _UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _UNITS = tuple(_UNITS_PER_S)
-_EPOCH = datetime.date(1970, 1, 1)
-_FIRST_DAY = (datetime.date.min - _EPOCH).days
-_LAST_DAY = (datetime.date.max - _EPOCH).days
+_EPOCH = dt.date(1970, 1, 1)
+_FIRST_DAY = (dt.date.min - _EPOCH).days
+_LAST_DAY = (dt.date.max - _EPOCH).days
 _DAY_S = 86_400
 _EXTENSIONS = {"arrow.uuid", "arrow.json", "arrow.bool8"}
 

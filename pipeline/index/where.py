@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import math
 import uuid
@@ -90,7 +90,7 @@ def _exact(cell: pa.Scalar, kind: Any) -> pa.Scalar | None:
 
 
 def _comparable(value: Any, kind: Any) -> pa.Scalar:
-    """Return a value of `where` as a cell that Arrow compares with a column of this type. Raises TypeError and others."""
+    """Return a value of `where` as a cell that Arrow compares with a column of this type. Raises TypeError and more."""
     if isinstance(value, bool) or pa.types.is_boolean(kind):
         if not (isinstance(value, bool) and pa.types.is_boolean(kind)):
             raise TypeError("only true and false compare with booleans")
@@ -129,13 +129,13 @@ def _decimal_cell(value: Any, kind: Any) -> pa.Scalar:
 
 
 def _date_cell(value: Any, kind: Any) -> pa.Scalar:
-    return pa.scalar(_of_text(value, datetime.datetime.fromisoformat) if isinstance(value, str) else value)
+    return pa.scalar(_of_text(value, dt.datetime.fromisoformat) if isinstance(value, str) else value)
 
 
 def _moment_cell(value: Any, kind: Any) -> pa.Scalar:
-    value = _of_text(value, datetime.datetime.fromisoformat)
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        value = datetime.datetime.combine(value, datetime.time())
+    value = _of_text(value, dt.datetime.fromisoformat)
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime.combine(value, dt.time())
     cell = pa.scalar(value)
     if pa.types.is_timestamp(cell.type) and bool(cell.type.tz) != bool(kind.tz):
         raise TypeError("give a time zone" if kind.tz else "the column has no time zone: give none")
@@ -143,7 +143,7 @@ def _moment_cell(value: Any, kind: Any) -> pa.Scalar:
 
 
 def _time_cell(value: Any, kind: Any) -> pa.Scalar:
-    return pa.scalar(_of_text(value, datetime.time.fromisoformat))
+    return pa.scalar(_of_text(value, dt.time.fromisoformat))
 
 
 def _of_text(value: Any, parse: Callable[[str], Any]) -> Any:
