@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"keys", "schema", "column_types"},
     {"storage"},
-    {"parts"},
+    {"parts", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},
@@ -34,7 +34,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_LEVEL_ALLOWED = {("runs", "release")}
 
 ONLY_IN: dict[str, set[str]] = {
-    "ray": {"training", "encoding", "jobs", "cluster"},
+    "ray": {"workers", "training", "encoding", "jobs", "cluster"},
     "torch": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation", "quality"},
     "torchvision": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation"},
     "faiss": {"index"},
