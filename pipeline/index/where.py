@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 
 _BOUNDS = {"min": pc.greater_equal, "max": pc.less_equal}
-_INT64 = range(-(2**63), 2**63)
-_UINT64 = range(2**64)
 # What Arrow and Python say of a value that a type cannot be compared with.
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, ArithmeticError)
 
@@ -70,7 +68,10 @@ def _between(name: str, column: pa.ChunkedArray, bounds: Mapping[Any, Any]) -> p
         raise ConfigError(f"where: {name!r} has the bounds {dict(bounds)!r}; give `min`, `max` or both")
     fits = pc.is_valid(column)
     for side, limit in bounds.items():
-        fits = pc.and_kleene(fits, _BOUNDS[side](column, _comparable(_known(name, limit), column.type)))
+        known = _known(name, limit)
+        whole = pa.types.is_integer(column.type)
+        cell = _whole_bound(known, column.type, side) if whole else _comparable(known, column.type)
+        fits = pc.and_kleene(fits, cell if isinstance(cell, bool) else _BOUNDS[side](column, cell))
     return fits
 
 
@@ -106,12 +107,28 @@ def _text_cell(value: Any, kind: Any) -> pa.Scalar:
 def _whole_cell(value: Any, kind: Any) -> pa.Scalar:
     if not isinstance(value, int | float | decimal.Decimal):
         raise TypeError("give a number")
-    if not isinstance(value, int) and not (math.isfinite(value) and value == math.floor(value)):
-        return pa.scalar(float(value))
-    whole, held = int(value), _UINT64 if pa.types.is_uint64(kind) else _INT64
+    held = _held(kind)
+    whole = isinstance(value, int) or (math.isfinite(value) and value == math.floor(value))
+    # What no row can equal stays a double, which is no value of the column's type.
+    return pa.scalar(int(value), kind) if whole and int(value) in held else pa.scalar(math.inf)
+
+
+def _whole_bound(value: Any, kind: Any, side: str) -> pa.Scalar | bool:
+    """Return a bound of whole numbers in the column's type, or whether every row is inside: doubles hold 53 bits."""
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
+        raise TypeError("give a number")
+    held = _held(kind)
+    if isinstance(value, float) and math.isinf(value):
+        return (value < 0) == (side == "min")
+    whole = math.ceil(value) if side == "min" else math.floor(value)
     if whole in held:
-        return pa.scalar(whole, pa.uint64() if held is _UINT64 else pa.int64())
-    return pa.scalar(math.copysign(math.inf, whole))  # beyond every value of the column
+        return pa.scalar(whole, kind)
+    return (whole < 0) == (side == "min")
+
+
+def _held(kind: Any) -> range:
+    unsigned = pa.types.is_unsigned_integer(kind)
+    return range(2**kind.bit_width) if unsigned else range(-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1))
 
 
 def _float_cell(value: Any, kind: Any) -> pa.Scalar:
