@@ -24,7 +24,7 @@ from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
 from pipeline.release import read_manifest
 from pipeline.runs import Lookout
-from pipeline.training import train_bundle
+from pipeline.training import TrainJob, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,19 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     rows = training_rows(plan.rows, living, config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
+    job = TrainJob(
+        store=store,
+        pixels=tuple(rows.pixels),
+        labels=rows.labels,
+        model=config.model,
+        images=config.images.model_dump(mode="json"),
+        train=config.train,
+        run_dir=f"runs/{context.run.name}",
+        attempt=context.attempt.number,
+        train_key=plan.summary.train_key,
+    )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_bundle(
-            store,
-            pixels=rows.pixels,
-            labels=rows.labels,
-            model=config.model,
-            images=config.images.model_dump(mode="json"),
-            train=config.train,
-            run_dir=f"runs/{context.run.name}",
-            attempt=context.attempt.number,
-            train_key=plan.summary.train_key,
-            progress=context.progress.training,
-        )
+        return train_job(job, progress=context.progress.training)
 
 
 def _nothing_to_train_on(context: Context, shards: list[Shard]) -> str:

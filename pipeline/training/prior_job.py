@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..models.priors import Prior, PriorConfig, build_prior
-from ..models.priors.stored import save_prior
+from ..models.priors.stored import find_prior, save_prior
 from ..storage import Store
 from .codes import CodeRows, Codes, CodesLoader, read_codes
 from .config import TrainConfig
@@ -21,9 +21,9 @@ from .worker import open_loop
 class PriorJob:
     """All that a worker needs to know to train a prior.
 
-    codes: which rows of which latents parts; num_codes: K of their codebook; model_id: of the VQ model that made them.
-    run_dir: `runs/<run>`; attempt: of that run, for which it is trained. labels: the categories that the condition rows
-    of `codes` from 2 on stand for.
+    codes: which rows of which latents parts, in any order, kept in that of their names; num_codes: K of their
+    codebook; model_id: of the VQ model that made them. run_dir: `runs/<run>`; attempt: of that run, for which it is
+    trained. labels: the categories that the condition rows of `codes` from 2 on stand for.
     """
 
     store: Store
@@ -36,6 +36,14 @@ class PriorJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+
+    def __post_init__(self) -> None:
+        """Sort the parts, as every attempt must meet them in one order."""
+        object.__setattr__(self, "codes", tuple(sorted(self.codes, key=lambda part: part.part)))
+
+    def answer(self) -> str | None:
+        """Return the prior_id of the prior that answers train_key."""
+        return find_prior(self.store, self.train_key)
 
     def run_rank(
         self,

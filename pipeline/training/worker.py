@@ -16,7 +16,7 @@ from ..errors import CodebooksError, Conflict, Unavailable
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
 from ..models.base import Batch, Model, ModelConfig
-from ..models.bundle import load_bundle, resolved_config, save_bundle
+from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bundle
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
@@ -61,13 +61,17 @@ class Job(Protocol):
     ) -> str | None:
         """Train one rank; rank 0 saves what was trained and returns its id, the others return None."""
 
+    def answer(self) -> str | None:
+        """Return the id of what answers train_key on the store, None when nothing does."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
     """All that a worker needs to know to train a bundle.
 
-    images: the images config as JSON values; run_dir: `runs/<run>`; labels: the categories that the condition rows of
-    `pixels` from 2 on stand for; attempt: of the run, for which it is trained.
+    pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
+    `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
+    run, for which it is trained.
     """
 
     store: Store
@@ -80,11 +84,19 @@ class TrainJob:
     labels: tuple[str, ...] = ()
     attempt: int = 1
 
+    def __post_init__(self) -> None:
+        """Sort the parts, as every attempt must meet them in one order."""
+        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
+
     def run_rank(
         self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
     ) -> str | None:
         """Do what `run_rank` does."""
         return run_rank(self, ranks, report=report, should_stop=should_stop, first_here=first_here)
+
+    def answer(self) -> str | None:
+        """Return the model_id of the bundle that answers train_key."""
+        return find_bundle(self.store, self.train_key)
 
 
 def run_rank(
