@@ -6,7 +6,7 @@ from .codes import CodeRows, Codes, CodesLoader, read_codes
 from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
 from .driver import train_job
 from .loader import PixelLoader, PixelRows
-from .loop import Loop
+from .loop import Line, Loop
 from .prior_job import PriorJob
 from .progress import TrainProgress
 from .worker import TrainJob
@@ -15,6 +15,7 @@ __all__ = [
     "CodeRows",
     "Codes",
     "CodesLoader",
+    "Line",
     "Loop",
     "OlderThan",
     "PixelLoader",

@@ -12,7 +12,7 @@ from ..storage import Store
 from .codes import CodeRows, Codes, CodesLoader, read_codes
 from .config import TrainConfig
 from .loader import inputs_digest
-from .loop import Report, ShouldStop
+from .loop import NO_LINE, Line
 from .ranks import Ranks
 from .worker import open_loop
 
@@ -49,8 +49,7 @@ class PriorJob:
         self,
         ranks: Ranks,
         *,
-        report: Report | None = None,
-        should_stop: ShouldStop | None = None,
+        line: Line = NO_LINE,
         first_here: bool = True,
     ) -> str | None:
         """Train one rank; rank 0 saves the prior and returns its prior_id, the others return None.
@@ -71,8 +70,7 @@ class PriorJob:
             loader,
             build=lambda *, fresh: self._prior(codes),
             inputs=inputs_digest(self.codes),
-            report=report,
-            should_stop=should_stop,
+            line=line,
         )
         trained = loop.run()
         ranks.wait_for_all()

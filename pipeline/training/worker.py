@@ -24,7 +24,7 @@ from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import Loader, PixelLoader, PixelRows, inputs_digest
-from .loop import Loop, Report, ShouldStop
+from .loop import NO_LINE, Line, Loop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
@@ -56,9 +56,7 @@ class Job(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
-    def run_rank(
-        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
-    ) -> str | None:
+    def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Train one rank; rank 0 saves what was trained and returns its id, the others return None."""
 
     def answer(self) -> str | None:
@@ -88,11 +86,9 @@ class TrainJob:
         """Sort the parts, as every attempt must meet them in one order."""
         object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
 
-    def run_rank(
-        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
-    ) -> str | None:
+    def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Do what `run_rank` does."""
-        return run_rank(self, ranks, report=report, should_stop=should_stop, first_here=first_here)
+        return run_rank(self, ranks, line=line, first_here=first_here)
 
     def answer(self) -> str | None:
         """Return the model_id of the bundle that answers train_key."""
@@ -103,8 +99,7 @@ def run_rank(
     job: TrainJob,
     ranks: Ranks,
     *,
-    report: Report | None = None,
-    should_stop: ShouldStop | None = None,
+    line: Line = NO_LINE,
     first_here: bool = True,
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
@@ -134,8 +129,7 @@ def run_rank(
             loader,
             build=lambda *, fresh: _model(job, ranks, fresh=fresh),
             inputs=inputs,
-            report=report,
-            should_stop=should_stop,
+            line=line,
         )
         if trains
         else None
@@ -164,8 +158,7 @@ def open_loop(
     *,
     build: Callable[..., Model],
     inputs: str,
-    report: Report | None,
-    should_stop: ShouldStop | None,
+    line: Line,
 ) -> Loop:
     """Return the loop of one rank of a job, which goes on from the newest checkpoint where there is one.
 
@@ -194,8 +187,7 @@ def open_loop(
         ranks,
         labels=job.labels,
         checkpoints=checkpoints,
-        report=report,
-        should_stop=should_stop,
+        line=line,
         open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
     )
 
@@ -354,7 +346,7 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     fix_process(job.train, ranks.device)
     first_here = context.get_local_rank() == 0
     try:
-        return job.run_rank(ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
+        return job.run_rank(ranks, line=Line(line.report, line.should_stop), first_here=first_here)
     except Unavailable:
         if line.is_over():
             return None  # stopped as asked, on every rank; raising would have Ray start the workers anew

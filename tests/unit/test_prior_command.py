@@ -31,7 +31,7 @@ from pipeline.quality.prior_results import one_an_item
 from pipeline.release import read_manifest
 from pipeline.schema import outliers_schema
 from pipeline.storage import open_store
-from pipeline.training import PriorTrainConfig
+from pipeline.training import Line, PriorTrainConfig
 from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
@@ -52,7 +52,7 @@ def nats_of(result: dict[str, Any]) -> dict[str, float]:
 
 def train_here(job: PriorJob, *, progress: Any) -> str:
     """Do what `train_job` does, without Ray."""
-    prior_id = job.run_rank(Ranks(), report=progress)
+    prior_id = job.run_rank(Ranks(), line=Line(report=progress))
     assert prior_id is not None
     return prior_id
 
