@@ -17,7 +17,7 @@ from .csv import csv_rows, typed
 from .folder import folder_rows
 from .formats import Located, Place, locate
 from .jsonl import jsonl_rows
-from .notes import NOTES_KEY, CatalogueNotes
+from .notes import NOTES_KEY, CatalogueNotes, Found
 from .ordering import as_numpy, keep_rows, positions_in_runs, run_starts, sorted_by, take_rows
 from .parquet import parquet_rows
 from .rows import ROW_BITS, ROWS, Tally
@@ -76,6 +76,7 @@ def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = No
         skipped=dict(tally.skipped.most_common()),
         skipped_columns=tuple(sorted(tally.skipped_columns)),
         listed=tally.listed,
+        counted={what: Found(number=found.number, where=found.where) for what, found in tally.counted.items()},
     )
     return _finished(rows, positions_in_runs(starts), notes)
 

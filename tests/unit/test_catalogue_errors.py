@@ -166,9 +166,9 @@ def test_a_cut_gzip_file(tmp_path: Path) -> None:
 
 
 def test_csv_rows_of_other_lengths_and_encodings(tmp_path: Path) -> None:
-    refused(csv(tmp_path, "item_id,image\na,1\nb,2,3\n"), "Expected 2 columns, got 3")
+    refused(csv(tmp_path, "item_id,image\na,1\nb,2,3\n"), "has 2 columns", "line 3 has 3 ('b,2,3')")
     (tmp_path / "c.csv").write_bytes("item_id,image\nä,1\n".encode("latin-1"))
-    refused(tmp_path / "c.csv", "cannot be read as CSV", "UTF")
+    refused(tmp_path / "c.csv", "line 2: byte 14 (0xe4) is no UTF-8", "cp1252", "'ä,1'")
 
 
 def test_doubled_columns(tmp_path: Path) -> None:
