@@ -15,7 +15,6 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from .. import models
 from ..errors import InputError, IntegrityError, NotFound
 from ..keys import digest_of, key_of, portable
 from ..release import FileEntry
@@ -24,6 +23,7 @@ from ..storage import Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
 from .export import export_encoder
+from .kinds import MODELS, build_model
 
 FORMAT = 1
 
@@ -158,7 +158,7 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     config = _model_config(facts["model"], name)
     labels = _labels(facts, config, name)
     with torch.random.fork_rng(devices=[]):
-        model = models.build_model(config, image_size=facts["image_size"], labels=labels)
+        model = build_model(config, image_size=facts["image_size"], labels=labels)
     _refuse_differences(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
     return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model), labels)
@@ -172,6 +172,11 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, A
     name, config_bytes = _config_bytes(store, model_id)
     facts = _facts(config_bytes, name)
     return _model_config(facts["model"], name), facts["images"]
+
+
+def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
+    """Return `ModelConfig.resolved` of a config, by the bundles of a store. Raises NotFound, ConfigError."""
+    return config.resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
@@ -254,12 +259,12 @@ def _read_weights(store: Store, model_id: str, config: bytes) -> dict[str, Tenso
 def _model_config(values: Mapping[str, Any], name: str) -> ModelConfig:
     """Return the configuration of a stored model. Raises InputError that shows what this version does not know."""
     kind = values.get("kind")
-    if kind not in models.MODELS:
+    if kind not in MODELS:
         raise InputError(
-            f"{name}: the model's kind is {kind!r}; this version knows {', '.join(sorted(models.MODELS))}. "
+            f"{name}: the model's kind is {kind!r}; this version knows {', '.join(sorted(MODELS))}. "
             "Use the version that wrote it, or train anew"
         )
-    config_class, _ = models.MODELS[kind]
+    config_class, _ = MODELS[kind]
     try:
         return config_class.model_validate_json(json.dumps(values))
     except ValidationError as error:

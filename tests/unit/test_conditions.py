@@ -21,7 +21,7 @@ from pipeline.errors import CodebooksError, InputError, PhotoRefused
 from pipeline.images import ImagesConfig
 from pipeline.index.photo import _FIRST, _NONE, _UNKNOWN
 from pipeline.models import Bundle, Model, build_model, export, load_bundle, save_bundle
-from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, condition_of
+from pipeline.models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, condition_of
 from pipeline.models.cvae import CVAEConfig
 from pipeline.models.reconstruct import reconstruct
 from pipeline.parts import PartFile, part_key, read_part, write_part
