@@ -25,7 +25,7 @@ from ..catalogue import (
 from ..encoding import assign_shards, build_shards
 from ..errors import InputError, IntegrityError
 from ..models import build_model
-from ..models.bundle import stored_config
+from ..models.bundle import resolved_config, stored_config
 from ..parts import read_part
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
@@ -259,7 +259,7 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     ConfigError where a model cannot be made of the bundles it names.
     """
     if model_id is None:
-        asked = config.model.resolved(store, config.images.model_dump(mode="json"))
+        asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
     else:
         asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
     model = build_model(asked, image_size=config.images.size)
