@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..catalogue import (
     CatalogueNotes,
@@ -29,7 +29,7 @@ from ..models.bundle import find_bundle, resolved_config, stored_config, train_k
 from ..parts import read_part
 from ..release import Manifest, read_head, read_manifest
 from ..release.tables import read_table
-from ..schema import attribute_fields, plan_schema
+from ..schema import PHOTOS, attribute_fields, plan_schema
 from ..storage import Files, Store
 from ..training import train_period
 from .settings import NightSettings
@@ -43,8 +43,8 @@ class PlanSummary(BaseModel):
     head: the channel's head number when the plan was frozen; only head + 1 may be published. model_id: the bundle that
     answers `train_key`, or null when one has to be trained. encode_all: all carried photos are encoded again, because
     the parent release has another model (without it only those whose category changed, by a conditional model).
-    catalogue: what reading it found beside its photos. listed, heads and
-    revalidated: requests that the tokens cost. seconds: what planning took.
+    catalogue: what reading it found beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the
+    tokens cost (`TokenCost`). seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +61,9 @@ class PlanSummary(BaseModel):
     listed: int
     heads: int
     revalidated: int
+    reads: int = 0
+    read_bytes: int = 0
+    slowed: dict[str, float] = Field(default_factory=dict)
     limit: int | None
     seconds: float
 
@@ -91,6 +94,8 @@ class Plan:
         meta = rows.schema.metadata or {}
         if _META not in meta:
             raise IntegrityError("plan.parquet has no plan in its metadata; start a run of another name")
+        if "signed_uri" not in rows.column_names:  # frozen by an earlier version
+            rows = rows.append_column(PHOTOS.field("signed_uri"), pa.nulls(rows.num_rows, pa.string()))
         return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
 
 
@@ -150,6 +155,9 @@ def make_plan(config: NightSettings, store: Store, files: Files, *, run: str, li
         listed=cost.listed,
         heads=cost.heads,
         revalidated=cost.revalidated,
+        reads=cost.reads,
+        read_bytes=cost.read_bytes,
+        slowed=cost.slowed,
         limit=limit,
         seconds=round(time.monotonic() - began, 3),
     )
