@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..column_types import photo_bytes
 from ..errors import IntegrityError, PhotoRefused
 from ..storage import Files
 from .parquet import READ_AHEAD_BYTES, is_under
@@ -82,19 +81,18 @@ class EmbeddedPhotos:
                 if streamed:
                     return self._streamed(table, group, rows, size)
                 column = table.read_row_group(group, columns=[self._image], use_threads=False).column(0)
-            self._last = ((source, group), _photo_bytes(column))
+            self._last = ((source, group), photo_bytes(column))
         return self._taken(self._last[1], rows)
 
     def _taken(self, column: pa.ChunkedArray, rows: np.ndarray) -> list[bytes | PhotoRefused | None]:
         """Return the photos in these rows of a column; the too long ones without a copy."""
-        column = column.take(pa.array(rows))
-        most = self._max_bytes
-        if most is None:
-            return list(column.to_pylist())
-        sizes = pc.binary_length(column)
-        kept = pc.if_else(pc.greater(sizes, most), pa.scalar(None, column.type), column)
-        pairs = zip(kept.to_pylist(), sizes.to_pylist(), strict=True)
-        return [data if data is not None or size is None else refuse_size(size, most) for data, size in pairs]
+        found: list[bytes | PhotoRefused | None] = []
+        for row in rows.tolist():
+            buffer = column[row].as_buffer()
+            size = -1 if buffer is None else buffer.size
+            too_long = self._max_bytes is not None and size > self._max_bytes
+            found.append(_refuse_size(size, self._max_bytes or 0) if too_long else column[row].as_py())
+        return found
 
     def _streamed(
         self, table: pq.ParquetFile, group: int, rows: np.ndarray, size: int
@@ -106,7 +104,7 @@ class EmbeddedPhotos:
         for batch in table.iter_batches(batch_rows, row_groups=[group], columns=[self._image], use_threads=False):
             inside = np.flatnonzero((rows >= begin) & (rows < begin + batch.num_rows))
             if len(inside):
-                column = _photo_bytes(pa.chunked_array([batch.column(0)]))
+                column = photo_bytes(pa.chunked_array([batch.column(0)]))
                 for member, value in zip(inside, self._taken(column, rows[inside] - begin), strict=True):
                     found[member] = value
             begin += batch.num_rows
@@ -115,16 +113,12 @@ class EmbeddedPhotos:
         return found
 
 
-def _photo_bytes(column: pa.ChunkedArray) -> Any:
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-
-
 def _bytes_of(footer: pq.FileMetaData, group: int, image: str) -> int:
     meta = footer.row_group(group)
     chunks = (meta.column(number) for number in range(meta.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in chunks if is_under(chunk.path_in_schema, image))
 
 
-def refuse_size(size: int, max_bytes: int) -> PhotoRefused:
+def _refuse_size(size: int, max_bytes: int) -> PhotoRefused:
     """Return the refusal of a photo that is longer than images.max_bytes: no later night is to try it again."""
     return PhotoRefused("decode", "too_many_bytes", f"{size:,} bytes are more than images.max_bytes={max_bytes:,}")

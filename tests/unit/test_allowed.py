@@ -44,7 +44,8 @@ def shop(tmp_path: Path, *cells: str) -> Path:
 
 @pytest.mark.parametrize(
     "cell",
-    ["{0}/secret/key", "file://{0}/secret/key", "file://localhost{0}/secret/key", "../secret/key", "photos/../../secret/key",
+    ["{0}/secret/key", "file://{0}/secret/key", "file://localhost{0}/secret/key", "../secret/key",
+     "photos/../../secret/key",
      "photos/out.jpg", "photos/folder/key", "file://{0}/shop/photos/%2e%2e/%2e%2e/secret/key",
      "file://{0}/shop/photos/out.jpg", "{0}/shop-of-others/a.jpg"],
 )  # fmt: skip
@@ -166,7 +167,8 @@ def test_prefixes_that_are_none(tmp_path: Path) -> None:
     ("ip", "refused"),
     [
         ("169.254.169.254", True), ("169.254.0.1", True), ("fe80::1", True), ("fe80::1%eth0", True),
-        ("100.100.100.200", True), ("fd00:ec2::254", True), ("::ffff:169.254.169.254", True), ("::169.254.169.254", True),
+        ("100.100.100.200", True), ("fd00:ec2::254", True), ("::ffff:169.254.169.254", True),
+        ("::169.254.169.254", True),
         ("2002:a9fe:a9fe::", True), ("64:ff9b::a9fe:a9fe", True), ("93.184.216.34", False), ("10.0.0.5", False),
         ("2606:2800:220:1::1", False), ("100.100.100.201", False),
     ],
