@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..catalogue import (
     CatalogueNotes,
@@ -29,7 +29,7 @@ from ..models.bundle import resolved_config, stored_config
 from ..parts import read_part
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
-from ..schema import attribute_fields, plan_schema
+from ..schema import PHOTOS, attribute_fields, plan_schema
 from ..storage import Files, Store
 from .asked import category_told
 from .renewal import Renewal, renewal_of
@@ -47,8 +47,8 @@ class PlanSummary(BaseModel):
     when the plan was frozen; only head + 1 may be published. model_id: the bundle that answers `train_key`, or null
     when one has to be trained. encode_all: all carried photos are encoded again, because the parent release has another
     model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
-    beside its photos. listed, heads and revalidated: requests that the tokens cost. sample: which items alone were
-    taken, null for all. renewal: what is done anew although the channel has a release. seconds: what planning took.
+    beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the tokens cost (`TokenCost`).
+    sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release. seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +65,9 @@ class PlanSummary(BaseModel):
     listed: int
     heads: int
     revalidated: int
+    reads: int = 0
+    read_bytes: int = 0
+    slowed: dict[str, float] = Field(default_factory=dict)
     limit: int | None
     sample: Sample | None = None
     renewal: Renewal | None = None
@@ -97,6 +100,8 @@ class Plan:
         meta = rows.schema.metadata or {}
         if _META not in meta:
             raise IntegrityError("plan.parquet has no plan in its metadata; start a run of another name")
+        if "signed_uri" not in rows.column_names:  # frozen by an earlier version
+            rows = rows.append_column(PHOTOS.field("signed_uri"), pa.nulls(rows.num_rows, pa.string()))
         return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
 
 
@@ -147,6 +152,9 @@ def make_plan(
         listed=cost.listed,
         heads=cost.heads,
         revalidated=cost.revalidated,
+        reads=cost.reads,
+        read_bytes=cost.read_bytes,
+        slowed=cost.slowed,
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
