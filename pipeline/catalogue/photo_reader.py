@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotFound, PhotoRefused
 from ..keys import digest_of
 from ..storage import Files
+from .addresses import photo_text
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
 from .rows import decode_data_uri
@@ -86,7 +87,7 @@ class PhotoReader:
         if not row["uri"].startswith("sha256:"):
             return data  # a member of a tar shard
         try:
-            return decode_data_uri(json.loads(data)[self._config.image])
+            return decode_data_uri(photo_text(json.loads(data)[self._config.image]))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
+from .addresses import plain_addresses
 from .config import CatalogueConfig
 from .ordering import as_numpy
 
@@ -26,6 +27,7 @@ def absolute_uris(cells: pa.Array, base: str, config: CatalogueConfig, rows: np.
     """
     if not len(cells):
         return cells
+    cells = plain_addresses(cells)
     absolute = pc.match_substring_regex(cells, _ABSOLUTE)
     joined = pc.binary_join_element_wise(pa.scalar(base), cells, pa.scalar(""))
     uris = pc.if_else(absolute, cells, joined)
