@@ -218,6 +218,6 @@ def _with_photo_texts(batch: pa.Table, image: str) -> pa.Table:
 def _refuse_embedded(held: pa.Table, file: str) -> None:
     if held.column("source").null_count < held.num_rows:
         raise InputError(
-            f"{file} is packed or not in UTF-8 and holds embedded photos, which are read by their place; write it as "
-            "plain UTF-8"
+            f"{file} is packed or not in UTF-8 and holds embedded photos, which are read by their place; unpack it, "
+            "and write it in UTF-8"
         )
