@@ -48,7 +48,8 @@ class PlanSummary(BaseModel):
     when one has to be trained. encode_all: all carried photos are encoded again, because the parent release has another
     model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
     beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the tokens cost (`TokenCost`).
-    sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release. seconds: what planning took.
+    sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release.
+    seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
