@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotAllowed, NotFound, PhotoRefused, TooLarge
 from ..keys import digest_of
 from ..storage import Files
+from .addresses import photo_text
 from .allowed import NOT_ALLOWED
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
@@ -98,7 +99,7 @@ class PhotoReader:
         most = None if self._max_bytes is None else self._max_bytes * 4 // 3 + _OTHER_FIELDS
         data = self._files.fetch(row["source"], start=first, end=last, max_bytes=most).data
         try:
-            return decode_data_uri(json.loads(data)[self._config.image])
+            return decode_data_uri(photo_text(json.loads(data)[self._config.image]))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 
