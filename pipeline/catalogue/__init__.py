@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .changes import changes_between
 from .config import CatalogueConfig
-from .difference import Difference, compare
+from .difference import Difference, compare, named_in
+from .limits import Failed, FailureLimits, homes_of
 from .notes import CatalogueNotes, catalogue_notes
 from .photo_reader import PhotoReader
 from .photos import SOURCES, read_photos
@@ -15,11 +16,15 @@ __all__ = [
     "CatalogueConfig",
     "CatalogueNotes",
     "Difference",
+    "Failed",
+    "FailureLimits",
     "PhotoReader",
     "TokenCost",
     "catalogue_notes",
     "changes_between",
     "compare",
+    "homes_of",
+    "named_in",
     "read_photos",
     "resolve_tokens",
 ]

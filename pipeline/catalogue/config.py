@@ -23,6 +23,8 @@ class CatalogueConfig(BaseModel):
     rows: `item`: each key once; `photo`: a key may repeat, its photos are viewed in order of appearance.
     version: a column that changes when the photo does; with it no photo is ever listed or asked for its state.
     https_prefixes: where https photos may come from; everything else on the web is refused.
+    max_unreachable: share of the photos that may newly fail to answer (or have no usable address) in a night; they are
+        quarantined, fewer than 10 always; more stop the run with exit 6, as does every one when it is 0.
     storage: how to reach the source and its photos; None: as the store.
     """
 
@@ -37,6 +39,7 @@ class CatalogueConfig(BaseModel):
     rows: Literal["item", "photo"] = "item"
     version: str | None = Field(default=None, min_length=1)
     https_prefixes: tuple[str, ...] = ()
+    max_unreachable: float = Field(default=0.01, ge=0.0, le=1.0)
     storage: StorageOptions | None = None
 
     @field_validator("https_prefixes")

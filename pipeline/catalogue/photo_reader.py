@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotFound, PhotoRefused
+from ..errors import CodebooksError, IntegrityError, PhotoRefused
 from ..keys import digest_of
 from ..storage import Files
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
+from .failures import Failure, Failures
 from .rows import decode_data_uri
 
 Fetched = bytes | PhotoRefused
@@ -33,6 +34,7 @@ class PhotoReader:
     def _begin(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._embedded = EmbeddedPhotos(self._files, self._config.image)
+        self._failures = Failures(self._files)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,8 +47,8 @@ class PhotoReader:
     def read(self, photos: pa.Table) -> list[Fetched]:
         """Return the bytes of each photo (schema.PHOTOS; one entry a row, in order), or why it is refused.
 
-        Refusals have the stage `fetch` and the reason `missing`, `forbidden`, `changed` (the bytes do not fit a
-        `sha256:` token), `bad_uri` or `unreadable`. Raises Unavailable when a temporary failure outlasts the retries.
+        Refusals have the stage `fetch` and a reason of `refusals.ASKED_REASONS`. Raises what `Failures.ask` does, when
+        it is no photo's fault.
         """
         asked = photos.select(_COLUMNS).to_pylist()
         fetched: list[Fetched | None] = [None] * len(asked)
@@ -75,8 +77,10 @@ class PhotoReader:
         return list(self._pool.map(read, rows))
 
     def _one(self, row: dict[str, Any]) -> Fetched:
-        fetched = _refusing(row["uri"], lambda: self._bytes_of(row))
-        return fetched if isinstance(fetched, PhotoRefused) else _verified(fetched, row)
+        fetched = self._failures.ask(row["source"] or row["uri"], lambda: self._bytes_of(row))
+        if isinstance(fetched, Failure):
+            return PhotoRefused("fetch", fetched.reason, fetched.detail)
+        return _verified(fetched, row)
 
     def _bytes_of(self, row: dict[str, Any]) -> bytes:
         if row["source"] is None:
@@ -91,29 +95,16 @@ class PhotoReader:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 
     def _in_table(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
+        found = self._failures.ask(source, lambda: self._rows_of(source, rows))
+        return [PhotoRefused("fetch", found.reason, found.detail)] * len(rows) if isinstance(found, Failure) else found
+
+    def _rows_of(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
         try:
             return list(self._embedded.read(source, rows))
-        except (NotFound, Forbidden, ConfigError, InputError, IntegrityError, pa.ArrowInvalid, OSError) as error:
-            return [_refusal(source, error)] * len(rows)
-
-
-def _refusing(uri: str, read: Callable[[], bytes]) -> Fetched:
-    try:
-        return read()
-    except (NotFound, Forbidden, ConfigError, InputError, IntegrityError) as error:
-        return _refusal(uri, error)
-
-
-def _refusal(uri: str, error: Exception) -> PhotoRefused:
-    if isinstance(error, NotFound):
-        return PhotoRefused("fetch", "missing", str(error))
-    if isinstance(error, Forbidden):
-        return PhotoRefused("fetch", "forbidden", str(error))
-    if isinstance(error, ConfigError):
-        return PhotoRefused("fetch", "bad_uri", str(error))
-    if isinstance(error, InputError):
-        return PhotoRefused("fetch", "unreadable", str(error))
-    return _changed(f"{uri} is not what the plan saw: {error}")
+        except CodebooksError:
+            raise
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IntegrityError(f"{source} is not what the plan saw: {error}") from error
 
 
 def _changed(detail: str) -> PhotoRefused:
