@@ -48,6 +48,7 @@ def describe(plan: Plan, *, idle: bool) -> str:
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         f"catalogue: {catalogue_line(summary.catalogue)}",
+        *(f"  {found.number:,} {what}: {found.where}" for what, found in summary.catalogue.counted.items()),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),

@@ -38,16 +38,37 @@ ROWS = pa.schema(
 ROW_BITS = 40
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How often something was found, and where; weight: what chooses among several places."""
+
+    number: int
+    where: str
+    weight: int = 0
+
+
 @dataclass(slots=True)
 class Tally:
     """What a source passed over, so that nothing is dropped in silence.
 
-    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed.
+    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed;
+    counted: whatever else was dropped, merged or read in another way than it seems, in words, with where it is.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     skipped_columns: set[str] = field(default_factory=set)
     listed: int = 0
+    counted: dict[str, Counted] = field(default_factory=dict)
+
+    def count(self, what: str, number: int, where: str, *, weight: int = 0) -> None:
+        """Add to the count of `what`; `where` is kept from the first call, or from the one of the greatest weight."""
+        known = self.counted.get(what)
+        if known is None:
+            self.counted[what] = Counted(number, where, weight)
+        elif weight > known.weight:
+            self.counted[what] = Counted(known.number + number, where, weight)
+        else:
+            self.counted[what] = Counted(known.number + number, known.where, known.weight)
 
 
 @dataclass(frozen=True, slots=True)
