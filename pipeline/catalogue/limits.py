@@ -75,10 +75,11 @@ class FailureLimits:
         return count > self._most(self._by_home.get(home, 0)) or (count == asked and count >= LEAST)
 
     def _refusal(self, home: str, refused: list[Failed]) -> CodebooksError:
+        there = self._by_home.get(home, 0)
         return ClientRefused(
-            f"access to {len(refused):,} photos of {home or 'this machine'} was refused, of "
-            f"{self._by_home.get(home, 0):,} of the catalogue there, so it is who asks and not the photos: {_first(refused)}. Give the "
-            "credentials the right to read them and run the same command again, or raise catalogue.max_unreachable"
+            f"access to {len(refused):,} photos of {home or 'this machine'} was refused, of {there:,} of the catalogue "
+            f"there, so it is who asks and not the photos: {_first(refused)}. Give the credentials the right to read "
+            "them and run the same command again, or raise catalogue.max_unreachable"
         )
 
 

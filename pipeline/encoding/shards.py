@@ -132,7 +132,8 @@ def build_shards(
 
     Without a model_id only the shards whose photos are fetched. retry_of: a run that asks again where older parts hold
     failures that may pass (see `answers.ask_again`). category: the plan's column that a conditional model is told, of
-    any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no token.
+    any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no
+    token.
     """
     numbers, starts, order = shard_order(plan)
     prefix = f"pixels/{transform_id}/"
