@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .allowed import NOT_ALLOWED, catalogue_files, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
 from .difference import Difference, compare, named_in
@@ -12,6 +13,7 @@ from .photos import SOURCES, read_photos
 from .tokens import TokenCost, resolve_tokens
 
 __all__ = [
+    "NOT_ALLOWED",
     "SOURCES",
     "CatalogueConfig",
     "CatalogueNotes",
@@ -20,11 +22,14 @@ __all__ = [
     "FailureLimits",
     "PhotoReader",
     "TokenCost",
+    "catalogue_files",
     "catalogue_notes",
     "changes_between",
     "compare",
     "homes_of",
     "named_in",
+    "places_of",
+    "prefixes_to_add",
     "read_photos",
     "resolve_tokens",
 ]

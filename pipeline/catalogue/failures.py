@@ -17,18 +17,20 @@ from ..errors import (
     InputError,
     IntegrityError,
     Misconfigured,
+    NotAllowed,
     NotFound,
     SignatureRefused,
+    TooLarge,
     Unavailable,
 )
 from ..storage import Files, masked
+from ..storage.places import WEB
 from ..storage.urls import home_of, scheme_of
+from .allowed import NOT_ALLOWED
 
 Answer = TypeVar("Answer")
 _OF_THE_SENDER = (ClientRefused, ClientStale, Misconfigured)
 _SILENT_STORE = 10  # photos of a bucket or disk without an answer in a row, after which it is asked for a listing
-_SILENT_HOST = 5  # photos of a web host in a row, after which it is given up but for a try now and then
-_PROBE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,11 @@ class Failure:
 @dataclass(slots=True)
 class _Place:
     """answered: when something last came from it; silent: photos without an answer since; unsigned: photos whose
-    signature it refused; probe: when a host that was given up is tried again; last: its last words."""
+    signature it refused."""
 
     answered: float = float("-inf")
     silent: int = 0
     unsigned: set[str] = field(default_factory=set)
-    probe: float = float("-inf")
-    last: str = ""
 
 
 class Failures:
@@ -71,10 +71,6 @@ class Failures:
         with self._lock:
             place = self._places.setdefault(name, _Place())
             begun = self._clock()
-            if scheme_of(uri) in ("https", "http") and place.silent >= _SILENT_HOST:
-                if begun < place.probe:
-                    return Failure("unreachable", f"{name} is given up for now, its last answer: {place.last}")
-                place.probe = begun + _PROBE_S
         try:
             answer = _twice(question)
         except SignatureRefused as error:
@@ -101,11 +97,11 @@ class Failures:
 
     def _silent(self, name: str, place: _Place, begun: float, error: Unavailable, uri: str) -> None:
         with self._lock:
-            place.last = masked(str(error))
             if place.answered > begun:
                 return  # others were answered meanwhile: it is this photo
             place.silent += 1
-            due = place.silent % _SILENT_STORE == 0 and scheme_of(uri) not in ("https", "http")
+            # Web hosts are given up one by one (storage/hosts.py): many may be dead without any fault of ours.
+            due = place.silent % _SILENT_STORE == 0 and scheme_of(uri) not in WEB
         if due and not self._lists(uri):
             raise Unavailable(
                 f"{name or 'the disk'}: no answer to {place.silent} photos in a row, nor to a listing; last: {error}"
@@ -124,6 +120,10 @@ class Failures:
 
 def reason_of(error: CodebooksError) -> str:
     """Return the reason word for what is wrong with one photo."""
+    if isinstance(error, NotAllowed):
+        return NOT_ALLOWED
+    if isinstance(error, TooLarge):
+        return "too_many_bytes"
     if isinstance(error, NotFound):
         return "missing"
     if isinstance(error, Forbidden):

@@ -20,7 +20,7 @@ from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
 from .ordering import as_numpy, take_rows
-from .uris import absolute_uris, shown_rows
+from .uris import Uris, absolute_uris, shown_rows
 
 # A photo on its way into schema.PHOTOS. `uri` is null where a row holds no photo; `row` is the number of the file
 # times 2^40 plus the row in it, counted from 0.
@@ -32,6 +32,7 @@ ROWS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("signed_uri", pa.string()),
         pa.field("row", pa.int64()),
     ]
 )
@@ -88,6 +89,7 @@ class _Cells:
     token: pa.Array
     offset: pa.Array
     length: pa.Array
+    signed: pa.Array
     embedded: np.ndarray
 
 
@@ -102,8 +104,8 @@ def photo_rows(
 ) -> pa.Table:
     """Return one row a photo (schema ROWS, then the attributes); a row without a photo gives one with a null uri.
 
-    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError as
-    `absolute_uris` does, for an image cell that begins a JSON list and is none, and for a null version.
+    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError
+    for an image cell that begins a JSON list and is none, and for a null version.
     """
     cells = _cells(batch.column(columns.image), columns, place, config, first_row=first_row, lines=lines)
     token = cells.token
@@ -137,6 +139,7 @@ def photo_rows(
         source,
         cells.offset,
         cells.length,
+        cells.signed,
         pa.array(numbers, pa.int64()),
         *(parents.column(name) for name in columns.attributes),
     ]
@@ -165,8 +168,17 @@ def _cells(
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
         if data is not None and data.any() and lines is not None:
             return _with_data(parent, texts, data, lines, place, config, first_row)
-    uris = _resolved(parent, texts, place, config, first_row)
-    return _plain_cells(parent, uris)
+    uris = _resolved(texts, place, config)
+    none = pa.nulls(len(texts), pa.int64())
+    return _Cells(
+        parent=parent,
+        uri=uris.identity,
+        token=pa.nulls(len(texts), pa.string()),
+        offset=none,
+        length=none,
+        signed=uris.signed,
+        embedded=np.zeros(len(texts), dtype=np.bool_),
+    )
 
 
 def _usable(
@@ -187,16 +199,12 @@ def _usable(
     )
 
 
-def _plain_cells(parent: np.ndarray, uris: pa.Array) -> _Cells:
-    none = pa.nulls(len(uris), pa.int64())
-    return _Cells(parent, uris, pa.nulls(len(uris), pa.string()), none, none, np.zeros(len(uris), dtype=np.bool_))
-
-
 def _embedded(digests: list[str | None], offsets: np.ndarray, *, first_row: int) -> _Cells:
     names = pa.array([None if digest is None else f"sha256:{digest}" for digest in digests], pa.string())
     held = np.array([digest is not None for digest in digests], dtype=np.bool_)
     offset = pa.array(offsets + first_row, pa.int64(), mask=~held)
-    return _Cells(np.arange(len(digests)), names, names, offset, pa.nulls(len(digests), pa.int64()), held)
+    none = pa.nulls(len(digests), pa.int64())
+    return _Cells(np.arange(len(digests)), names, names, offset, none, none.cast(pa.string()), held)
 
 
 def _with_data(
@@ -216,14 +224,15 @@ def _with_data(
         except ValueError as error:
             raise InputError(f"row {first_row + number + 1} of {place.uri}: {error}") from error
     others = pc.if_else(pa.array(data), pa.scalar(None, pa.string()), texts)
-    uris = _resolved(parent, others, place, config, first_row)
+    uris = _resolved(others, place, config)
     embedded = pc.replace_with_mask(pa.nulls(len(texts), pa.string()), pa.array(data), pa.array(names, pa.string()))
     return _Cells(
         parent,
-        pc.coalesce(embedded, uris),
+        pc.coalesce(embedded, uris.identity),
         embedded,
         pa.array(lines.start[parent], pa.int64(), mask=~data),
         pa.array(lines.length[parent], pa.int64(), mask=~data),
+        uris.signed,
         data,
     )
 
@@ -244,13 +253,13 @@ def _digest(value: Any) -> str | None:
     return None if buffer is None else hashlib.sha256(buffer).hexdigest()
 
 
-def _resolved(parent: np.ndarray, texts: pa.Array, place: Place, config: CatalogueConfig, first_row: int) -> pa.Array:
+def _resolved(texts: pa.Array, place: Place, config: CatalogueConfig) -> Uris:
     valid = pc.is_valid(texts)
+    found = absolute_uris(texts.drop_null(), place.base, config)
     if pc.all(valid).as_py():
-        return absolute_uris(texts, place.base, config, parent + first_row, place.uri)
-    rows = parent[as_numpy(valid)] + first_row
-    uris = absolute_uris(texts.drop_null(), place.base, config, rows, place.uri)
-    return pc.replace_with_mask(texts, valid, uris)
+        return found
+    none = pa.nulls(len(texts), pa.string())
+    return Uris(pc.replace_with_mask(none, valid, found.identity), pc.replace_with_mask(none, valid, found.signed))
 
 
 def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:

@@ -142,10 +142,10 @@ def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int
         row = (place.number << ROW_BITS) + number
         # Without a photo the item still becomes a row, with its reason, in the quarantine.
         for _, member, digest, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
-            rows.append((item.key, f"{place.uri}#{member}", f"sha256:{digest}", place.uri, offset, length, row))
+            rows.append((item.key, f"{place.uri}#{member}", f"sha256:{digest}", place.uri, offset, length, None, row))
             owners.append(item)
         if not item.photos:
-            rows.append((item.key, None, None, None, None, None, row))
+            rows.append((item.key, None, None, None, None, None, None, row))
             owners.append(item)
     columns = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), ROWS, strict=True)]
     held = columns_of(

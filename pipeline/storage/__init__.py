@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .base import Entry, Store
+from .base import Body, Entry, Store
 from .clock import check_shows_writes, check_write_once, store_clock
 from .files import Files
 from .local import LocalStore
 from .memory import MemoryStore
 from .options import NO_SECRETS, StorageOptions
+from .places import Places
 from .retry import Retry
 from .s3 import S3Store
 from .secrets import holds_user, masked, masked_for_people, names_secret
@@ -16,10 +17,12 @@ from .web import WebReader
 
 __all__ = [
     "NO_SECRETS",
+    "Body",
     "Entry",
     "Files",
     "LocalStore",
     "MemoryStore",
+    "Places",
     "Retry",
     "S3Store",
     "StorageOptions",

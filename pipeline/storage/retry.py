@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from ..errors import ClientRefused, Unavailable
+from ..errors import ClientRefused, HostSilent, Unavailable
 
 Answer = TypeVar("Answer")
 # A generator of its own: jitter must neither take from the seeded one nor be equal in forked workers.
@@ -48,27 +48,32 @@ def retrying(
     action: Callable[[], Answer],
     policy: Retry,
     *,
+    asked: Callable[[Unavailable], float] = lambda _: 0.0,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     uniform: Callable[[float, float], float] = _JITTER.uniform,
 ) -> Answer:
     """Return what `action` returns, calling it again while it raises Unavailable or, three times in all, ClientRefused.
 
-    Raises an error of the same class, with the number of tries, when the policy is used up; every other error passes
-    at once.
+    asked: seconds that a failure asks to wait at least. Raises an error of the last failure's class, with the number of
+    tries, when the policy is used up; every other error, and HostSilent, passes at once.
     """
     begun = clock()
     failures = 0
     while True:
         try:
             return action()
+        except HostSilent:
+            raise
         except (Unavailable, ClientRefused) as error:
             failures += 1
-            lasting = isinstance(error, ClientRefused)
-            most = min(policy.attempts, _REFUSED_TRIES) if lasting else policy.attempts
+            refused = isinstance(error, ClientRefused)
+            most = min(policy.attempts, _REFUSED_TRIES) if refused else policy.attempts
             wait = uniform(0.0, policy.longest_wait(failures))
+            if isinstance(error, Unavailable):
+                wait = max(asked(error), wait)
             waited = clock() - begun
             if failures >= most or waited + wait > policy.total_s:
-                advice = "" if lasting else "; it may work later: run the same command again"
+                advice = "" if refused else "; it may work later: run the same command again"
                 raise type(error)(f"{error}; {failures} tries in {waited:.1f} s{advice}") from error
             sleep(wait)
