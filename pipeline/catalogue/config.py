@@ -18,7 +18,9 @@ class CatalogueConfig(BaseModel):
     source: a table, a folder of tables, a folder of photos, a tar shard or a folder of shards; `s3://...` or a path.
     format: `auto` goes by the suffix, and for a folder by what lies in it.
     item_id: the column of keys. For a folder of photos: `name` (the default: file name without suffix), `path` (path
-        below the source without suffix) or `folder` (each folder is one item; needs `rows: photo`).
+        below the source without suffix) or `folder` (each folder is one item; needs `rows: photo`). For tar shards:
+        `key` (a name up to its first dot, as WebDataset has it) or `name` (up to its last dot); the default is `key`,
+        but refuses to make one item of photos whose names differ by more than a number.
     image: a column of URIs, of lists of URIs, or of embedded bytes (binary, or `data:` URIs in JSON lines).
     image_separator: what stands between several addresses in one cell of `image`, such as `,` or `|`; spaces around it
         are passed over. Where a cell begins with a scheme or `//`, only separators before another such address count,

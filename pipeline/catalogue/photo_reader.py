@@ -15,6 +15,7 @@ from ..keys import digest_of
 from ..refusals import KEPT
 from ..storage import Files
 from ..storage.addresses import shown
+from .addresses import photo_text
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
 from .failures import Failure, Failures
@@ -103,7 +104,7 @@ class PhotoReader:
         most = None if self._max_bytes is None else self._max_bytes * 4 // 3 + _OTHER_FIELDS
         data = self._files.fetch(row["source"], start=first, end=last, max_bytes=most).data
         try:
-            return decode_data_uri(json.loads(data)[self._config.image])
+            return decode_data_uri(photo_text(json.loads(data)[self._config.image]))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 

@@ -7,15 +7,16 @@ import binascii
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..column_types import photo_bytes, shown_cell, stored_column, text_column, text_lists, unusable_values
+from ..column_types import photo_bytes, photo_paths, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
+from .addresses import split_addresses
 from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
@@ -155,7 +156,9 @@ def _cells(
     first_row: int,
     lines: Lines | None,
 ) -> _Cells:
-    if columns.image_kind in ("bytes", "struct"):
+    if columns.image_kind == "struct":
+        return _structs(column, columns, place, config, first_row=first_row)
+    if columns.image_kind == "bytes":
         digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
         return _embedded(digests, np.arange(len(digests)), first_row=first_row)
     if columns.image_kind == "uris":
@@ -164,7 +167,11 @@ def _cells(
     else:
         texts = _one(_usable(text_column(column), columns.image, place, first_row))
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-        parent, texts = _lists_in_text(texts, place, first_row)
+        parent = np.arange(len(texts))
+        if config.image_separator is not None:
+            parent, texts = _flatten(split_addresses(texts, config.image_separator))
+        within, texts = _lists_in_text(texts, place, parent + first_row)
+        parent = parent[within]
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
         if data is not None and data.any() and lines is not None:
             return _with_data(parent, texts, data, lines, place, config, first_row)
@@ -205,6 +212,18 @@ def _embedded(digests: list[str | None], offsets: np.ndarray, *, first_row: int)
     offset = pa.array(offsets + first_row, pa.int64(), mask=~held)
     none = pa.nulls(len(digests), pa.int64())
     return _Cells(np.arange(len(digests)), names, names, offset, none, none.cast(pa.string()), held)
+
+
+def _structs(
+    column: pa.ChunkedArray, columns: Columns, place: Place, config: CatalogueConfig, *, first_row: int
+) -> _Cells:
+    """Photos as {bytes, path}: the bytes where there are some, else the path, which starts at the table's folder."""
+    digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
+    held = _embedded(digests, np.arange(len(digests)), first_row=first_row)
+    paths = _one(_usable(photo_paths(column), columns.image, place, first_row))
+    paths = pc.if_else(pc.equal(paths, ""), pa.scalar(None, pa.string()), paths)
+    uris = _resolved(paths, place, config)
+    return replace(held, uri=pc.coalesce(held.uri, uris.identity), signed=uris.signed)
 
 
 def _with_data(
@@ -276,13 +295,16 @@ def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return parent[order], texts.take(pa.array(order))
 
 
-def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.ndarray, pa.Array]:
-    """A table of text (CSV) holds several photos as a JSON list: `["a.jpg", "b.jpg"]`."""
+def _lists_in_text(texts: pa.Array, place: Place, rows: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Cells of text, as CSV has them, may hold several photos as a JSON list: `["a.jpg", "b.jpg"]`.
+
+    rows: int64 [n], the row of the file each cell stands in, for the error.
+    """
     listed = pc.fill_null(pc.match_substring_regex(texts, r"^\s*\["), False)
     if not pc.any(listed).as_py():
         return np.arange(len(texts)), texts
     members: list[list[str | None]] = []
-    for row, text in enumerate(texts.to_pylist()):
+    for number, text in enumerate(texts.to_pylist()):
         if text is None or not text.lstrip().startswith("["):
             members.append([text])
             continue
@@ -292,7 +314,7 @@ def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.nd
             found = None
         if found is None or not all(isinstance(member, str | None) for member in found):
             raise InputError(
-                f"row {first_row + row + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
+                f"row {rows[number] + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
                 'JSON list of texts; write ["a.jpg", "b.jpg"]'
             )
         members.append(found)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .addresses import plain_addresses
 from .config import CatalogueConfig
 from .identity import identities
 
@@ -32,6 +33,7 @@ def absolute_uris(cells: pa.Array, base: str, config: CatalogueConfig) -> Uris:
     Whether they may be asked for is judged later, row by row (`allowed`). A `data:` URI, which is read from JSON lines
     only, is named by a digest: it may hold megabytes.
     """
+    cells = plain_addresses(cells)
     absolute = pc.match_substring_regex(cells, _ABSOLUTE)
     joined = pc.binary_join_element_wise(pa.scalar(base), cells, pa.scalar(""))
     uris = _without_dots(_without_data(pc.if_else(absolute, cells, joined)))
