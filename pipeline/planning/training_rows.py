@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..catalogue.ordering import ranks
 from ..encoding import LivingRows
-from ..encoding.rows import ranks
 from ..errors import ConfigError, InputError
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields

@@ -29,7 +29,7 @@ from ..models.conditions import NO_CATEGORY
 from .codes import CodeRows
 from .dealing import Piece, cut, deal
 from .part_cache import PartReader
-from .sampling import Balanced, EveryRow, Sampling
+from .row_draws import Balanced, EveryRow, Sampling
 
 # Separate streams of random numbers for the three shuffles of one (seed, epoch).
 _PARTS, _ROWS, _WINDOW = range(3)
@@ -87,7 +87,7 @@ class Loader(Protocol):
 class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
-    balance: every category is drawn equally often (see `sampling.Balanced`), rows without one being a category too;
+    balance: every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
     categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
     for validation only. Raises InputError when there are fewer photos than ranks.
     """
