@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.models.bundle import find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
+from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.runs import Lookout
 from pipeline.training import train_bundle
@@ -82,6 +83,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     shards = shards_of(context, plan, model_id=model_id)
     results = compute(context, plan, shards, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, plan.rows, shards, results)
+    check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:
         parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}

@@ -33,10 +33,10 @@ def packages_hook() -> Callable[[], None]:
     def use_ours() -> None:
         import contextlib
         import importlib
-        import os
         import sys
+        from pathlib import Path
 
-        places = [root] if os.path.isfile(os.path.join(root, "pipeline", "workers.py")) else []
+        places = [root] if (Path(root) / "pipeline" / "workers.py").is_file() else []
         sys.path[:0] = places
         # Not installed on this machine: told in full when Ray unpacks what needs them.
         with contextlib.suppress(ImportError):

@@ -47,9 +47,10 @@ def compare(
 
     same: item_id, uri and token are the parent's; digest, parts and rows are carried over. changed: another token, or
     an embedded photo whose bytes differ at the same (item_id, view). refused: refused tonight already, or refused by
-    the decoder in the parent with this token, whose reason is carried. added: all else; `retried` where the parent
-    could not fetch the photo. A caller whose transform differs from the parent's passes no parent_quarantine, since
-    another decoder may take what the last one refused. relabel: False spares comparing views and attributes. told: the
+    the decoder or the model in the parent with this token, whose reason is carried. added: all else; `retried` where
+    the parent could not fetch the photo. A caller whose transform differs from the parent's passes no
+    parent_quarantine, since another decoder may take what the last one refused; one whose model differs leaves out what
+    the model refused. relabel: False spares comparing views and attributes. told: the
     column that a conditional model was told; a `same` photo in which it differs loses its latents (`latents_part` and
     `latents_row` are null) and keeps the rest.
 
@@ -167,7 +168,7 @@ def _refused_before(
     own = photos.select(REFUSAL.names)
     if before is None:
         return own, np.zeros(photos.num_rows, dtype=np.bool_)
-    decoded = pc.fill_null(pc.equal(before.column("stage"), "decode"), False)
+    decoded = pc.fill_null(pc.is_in(before.column("stage"), value_set=pa.array(["decode", "encode"])), False)
     equal = pc.fill_null(pc.equal(before.column("token"), photos.column("token")), False)
     carried = pc.and_(decoded, equal)
     columns = [pc.if_else(carried, before.column(name), own.column(name)).cast(pa.string()) for name in REFUSAL.names]

@@ -6,8 +6,10 @@ from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
 from .shards import PART_BYTES, Shard, ShardResult, assign_shards, build_shards, split_done
+from .unfit import NOT_FINITE
 
 __all__ = [
+    "NOT_FINITE",
     "PART_BYTES",
     "EncodeConfig",
     "EncodeJob",

@@ -122,6 +122,8 @@ def make_plan(config: NightSettings, store: Store, files: Files, *, run: str, li
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
     quarantine = read_table(store, parent, "quarantine") if parent is not None and comparable else None
+    if quarantine is not None and encode_all:  # nor does what another model could not encode
+        quarantine = quarantine.filter(pc.not_equal(quarantine["stage"], "encode"))
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, quarantine, told=told)
