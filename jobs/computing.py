@@ -19,7 +19,7 @@ from pipeline.encoding import (
     split_done,
 )
 from pipeline.errors import InputError
-from pipeline.models.bundle import find_bundle
+from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
 from pipeline.quality.examining import check_encoded
@@ -42,6 +42,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     if found:
+        BUNDLES.answer(store, plan.summary.train_key, found)  # an earlier version may have named it by another key
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)

@@ -12,7 +12,7 @@ from jobs.command import Arguments
 from jobs.place import StoreConfig, absolute
 from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection
 from jobs.sources import merge, read_sources
-from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig
 from pipeline.images import ImagesConfig
@@ -80,4 +80,4 @@ def config_values(config: Config) -> dict[str, Any]:
 
 def photo_files(config: Config) -> Files:
     """Return what reads the catalogue and its photos: as the catalogue says, else as the store is reached."""
-    return Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
+    return catalogue_files(config.catalogue, config.store.options())

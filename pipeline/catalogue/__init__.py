@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .allowed import NOT_ALLOWED, catalogue_files, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
 from .difference import Difference, compare
@@ -11,15 +12,19 @@ from .photos import SOURCES, read_photos
 from .tokens import TokenCost, resolve_tokens
 
 __all__ = [
+    "NOT_ALLOWED",
     "SOURCES",
     "CatalogueConfig",
     "CatalogueNotes",
     "Difference",
     "PhotoReader",
     "TokenCost",
+    "catalogue_files",
     "catalogue_notes",
     "changes_between",
     "compare",
+    "places_of",
+    "prefixes_to_add",
     "read_photos",
     "resolve_tokens",
 ]

@@ -10,33 +10,44 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotFound, PhotoRefused
+from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotAllowed, NotFound, PhotoRefused, TooLarge
 from ..keys import digest_of
 from ..storage import Files
+from .addresses import photo_text
+from .allowed import NOT_ALLOWED
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
 from .rows import decode_data_uri
 
 Fetched = bytes | PhotoRefused
-_COLUMNS = ("uri", "token", "source", "offset", "length")
+_COLUMNS = ("uri", "signed_uri", "token", "source", "offset", "length")
+# A line of JSON holds a photo as base64, four bytes for three, and other fields beside it.
+_OTHER_FIELDS = 1 << 20
 
 
 class PhotoReader:
-    """Reads photos of a catalogue, many at a time; safe to pickle to workers. threads: concurrent requests."""
+    """Reads photos of a catalogue, many at a time; safe to pickle to workers.
 
-    def __init__(self, files: Files, config: CatalogueConfig, threads: int = 16) -> None:
+    threads: concurrent requests. max_bytes: of one photo; a longer one is refused before it is read.
+    """
+
+    def __init__(
+        self, files: Files, config: CatalogueConfig, threads: int = 16, *, max_bytes: int | None = None
+    ) -> None:
         self._files = files
         self._config = config
         self._threads = threads
+        self._max_bytes = max_bytes
         self._begin()
 
     def _begin(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._embedded = EmbeddedPhotos(self._files, self._config.image)
+        self._embedded = EmbeddedPhotos(self._files, self._config.image, self._max_bytes)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files, "_config": self._config, "_threads": self._threads}
+        kept = ("_files", "_config", "_threads", "_max_bytes")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -48,7 +59,8 @@ class PhotoReader:
         Refusals have the stage `fetch` and the reason `missing`, `forbidden`, `changed` (the bytes do not fit a
         `sha256:` token), `bad_uri` or `unreadable`. Raises Unavailable when a temporary failure outlasts the retries.
         """
-        asked = photos.select(_COLUMNS).to_pylist()
+        # A plan frozen by an earlier version has no signed addresses.
+        asked = photos.select([name for name in _COLUMNS if name in photos.column_names]).to_pylist()
         fetched: list[Fetched | None] = [None] * len(asked)
         in_tables: dict[str, list[tuple[int, int]]] = {}
         single: list[int] = []
@@ -80,13 +92,14 @@ class PhotoReader:
 
     def _bytes_of(self, row: dict[str, Any]) -> bytes:
         if row["source"] is None:
-            return self._files.read(row["uri"])
-        first = row["offset"]
-        data = self._files.read(row["source"], start=first, end=first + row["length"])
-        if not row["uri"].startswith("sha256:"):
-            return data  # a member of a tar shard
+            return self._files.fetch(row.get("signed_uri") or row["uri"], max_bytes=self._max_bytes).data
+        first, last = row["offset"], row["offset"] + row["length"]
+        if not row["uri"].startswith("sha256:"):  # a member of a tar shard
+            return self._files.fetch(row["source"], start=first, end=last, max_bytes=self._max_bytes).data
+        most = None if self._max_bytes is None else self._max_bytes * 4 // 3 + _OTHER_FIELDS
+        data = self._files.fetch(row["source"], start=first, end=last, max_bytes=most).data
         try:
-            return decode_data_uri(json.loads(data)[self._config.image])
+            return decode_data_uri(photo_text(json.loads(data)[self._config.image]))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 
@@ -105,6 +118,10 @@ def _refusing(uri: str, read: Callable[[], bytes]) -> Fetched:
 
 
 def _refusal(uri: str, error: Exception) -> PhotoRefused:
+    if isinstance(error, NotAllowed):
+        return PhotoRefused("fetch", NOT_ALLOWED, str(error))
+    if isinstance(error, TooLarge):  # a limit of `images`: no later night is to try again
+        return PhotoRefused("decode", "too_many_bytes", f"{error} (images.max_bytes)")
     if isinstance(error, NotFound):
         return PhotoRefused("fetch", "missing", str(error))
     if isinstance(error, Forbidden):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import ConfigError, Forbidden, InputError, NotFound
+from ..errors import ConfigError, Forbidden, InputError, NotAllowed, NotFound, TooLarge
 from ..schema import PHOTOS, REFUSAL
 from ..storage import Files
+from .allowed import NOT_ALLOWED, Judgement, judge
 from .config import CatalogueConfig
 from .listing import list_tokens
 from .notes import NOTES_KEY, catalogue_notes
@@ -31,12 +32,17 @@ NO_IMAGE = "the catalogue names no photo for this item"
 class TokenCost:
     """Requests that tokens took.
 
-    listed: names listed, those of a folder source too; heads: HEADs of single photos; revalidated: conditional GETs.
+    listed: names listed, those of a folder source too; heads: HEADs of single photos, or GETs of one byte where a host
+    refuses those; revalidated: photos asked whether they are still what they were; reads, read_bytes: photos read whole
+    because nothing else tells whether they have changed; slowed: seconds that hosts asked to wait, by host.
     """
 
     listed: int = 0
     heads: int = 0
     revalidated: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    slowed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +64,32 @@ def resolve_tokens(
     has an ETag, by a GET with If-None-Match. What is missing, forbidden or cannot be read gets stage `plan` and a
     reason (`missing`, `forbidden`, `unreadable`, `bad_uri`, `no_image`) and the token "". Raises Unavailable.
     """
+    addresses = _addresses(photos)
+    refused = _judged(photos, addresses, files)
     open_rows = as_numpy(pc.and_(pc.is_null(photos.column("token")), pc.not_equal(photos.column("uri"), "")))
-    uris = pc.unique(photos.column("uri").filter(pa.array(open_rows)).cast(pa.large_string()))
+    open_rows &= as_numpy(pc.is_null(refused.reason))
+    uris = pc.unique(addresses.filter(pa.array(open_rows)))
+    known = _by_address(known, photos.column("uri"), addresses, uris)
     web = pc.starts_with(uris, "https://")
     found, cost = _resolve_stored(uris.filter(pc.invert(web)), files)
     asked, web_cost = _resolve_web(uris.filter(web), files, known)
     resolved = pa.concat_tables([found, asked])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
-    cost = TokenCost(cost.listed + reading, cost.heads + web_cost.heads, web_cost.revalidated)
-    place = pc.index_in(photos.column("uri").cast(pa.large_string()), value_set=resolved.column("uri"))
+    cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
+    place = pc.index_in(addresses, value_set=resolved.column("uri"))
     place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
     answers = resolved.take(place)
     empty = pc.equal(photos.column("uri"), "")
     token = pc.coalesce(photos.column("token"), answers.column("token"))
+    token = pc.if_else(pc.is_valid(refused.reason), "", token)
     table = photos.set_column(
         photos.schema.get_field_index("token"), PHOTOS.field("token"), pc.fill_null(token, "").cast(pa.string())
     )
-    reason = pc.if_else(empty, "no_image", answers.column("reason"))
-    detail = pc.if_else(empty, NO_IMAGE, answers.column("detail"))
+    reason = pc.coalesce(refused.reason, pc.if_else(empty, "no_image", answers.column("reason")))
+    detail = pc.coalesce(refused.detail, pc.if_else(empty, NO_IMAGE, answers.column("detail")))
     stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
-    for field, column in zip(REFUSAL, (stage, reason, detail), strict=True):
-        table = table.append_column(field, column.cast(field.type))
+    for kind, column in zip(REFUSAL, (stage, reason, detail), strict=True):
+        table = table.append_column(kind, column.cast(kind.type))
     return table, cost
 
 
@@ -90,6 +101,35 @@ _RESOLVED = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
+
+
+def _addresses(photos: pa.Table) -> pa.Array:
+    """Return where each photo is asked for: its URI, or the whole signed address behind it."""
+    addresses = photos.column("uri")
+    if "signed_uri" in photos.column_names:
+        addresses = pc.coalesce(photos.column("signed_uri"), addresses)
+    return pa.concat_arrays([pa.nulls(0, pa.large_string()), *addresses.cast(pa.large_string()).chunks])
+
+
+def _judged(photos: pa.Table, addresses: pa.Array, files: Files) -> Judgement:
+    """Judge the photos that lie at an address of their own, also those whose tokens are known without asking."""
+    none = pa.nulls(len(addresses), pa.string())
+    if files.places is None:
+        return Judgement(none, none)
+    own = pc.and_(pc.is_null(photos.column("source")), pc.not_equal(photos.column("uri"), ""))
+    distinct = pc.unique(addresses.filter(pa.concat_arrays([pa.nulls(0, pa.bool_()), *own.chunks])))
+    found = judge(distinct, files.places)
+    place = pc.if_else(own, pc.index_in(addresses, value_set=distinct), pa.scalar(None, pa.int32()))
+    return Judgement(found.reason.take(place), found.detail.take(place))
+
+
+def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Array, asked: pa.Array) -> pa.Table | None:
+    """Return the known tokens by tonight's addresses of their photos."""
+    if known is None or not len(asked):
+        return None
+    named = uris.take(pc.index_in(asked, value_set=addresses)).cast(pa.large_string())
+    place = pc.index_in(named, value_set=known.column("uri").cast(pa.large_string()))
+    return pa.table({"uri": asked, "token": known.column("token").take(place)})
 
 
 def _resolve_stored(uris: pa.Array, files: Files) -> tuple[pa.Table, TokenCost]:
@@ -133,11 +173,32 @@ def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[
         place = pc.index_in(uris, value_set=known.column("uri").cast(pa.large_string()))
         tokens = known.column("token").take(place).combine_chunks()
     # A digest comes from a server without ETags, which sends the whole photo either way.
-    again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|sha256):"), False)
+    again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|modified|sha256):"), False)
     before = dict(zip(uris.filter(again).to_pylist(), tokens.filter(again).to_pylist(), strict=True))
+    order = pa.array(_by_turns(uris))  # so that one slow host never has all threads waiting for it
+    uris, again = uris.take(order), again.take(order)
     new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files))
     old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files))
-    return pa.concat_tables([new, old]), TokenCost(heads=new.num_rows, revalidated=old.num_rows)
+    traffic = files.traffic()
+    cost = TokenCost(
+        heads=new.num_rows,
+        revalidated=old.num_rows,
+        reads=sum(host.reads for host in traffic.values()),
+        read_bytes=sum(host.bytes_read for host in traffic.values()),
+        slowed={name: round(host.paused_s, 1) for name, host in traffic.items() if host.refusals},
+    )
+    return pa.concat_tables([new, old]), cost
+
+
+def _by_turns(uris: pa.Array) -> np.ndarray:
+    """Return the places of web addresses so that hosts take turns: the first of each, the second of each, ..."""
+    hosts = pc.replace_substring_regex(uris, r"^([^/]*//[^/?#]*).*$", r"\1").dictionary_encode().indices
+    numbers = as_numpy(hosts)
+    grouped = np.argsort(numbers, kind="stable")
+    counts = np.bincount(numbers)
+    turns = np.empty(len(numbers), dtype=np.int64)
+    turns[grouped] = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.lexsort((numbers, turns))
 
 
 def _ask(uris: pa.Array, places: np.ndarray, question: Callable[[str], _Answer]) -> pa.Table:
@@ -179,6 +240,10 @@ def _revalidate(uri: str, token: str, files: Files) -> _Answer:
 def _answered(question: Callable[[], str]) -> _Answer:
     try:
         return _Answer(question())
+    except NotAllowed as error:
+        return _Answer(None, NOT_ALLOWED, str(error))
+    except TooLarge as error:
+        return _Answer(None, "too_many_bytes", str(error))
     except NotFound as error:
         return _Answer(None, "missing", str(error))
     except Forbidden as error:

@@ -11,14 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray
-import ray.data
 from pydantic import BaseModel
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
 
 from ..errors import CodebooksError, ConfigError, Unavailable
@@ -28,6 +25,9 @@ from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
 from .shards import Shard, ShardResult
 from .suspects import Place, most_killers, settle_suspect
+
+if TYPE_CHECKING:
+    from ray.data import DataContext  # loaded where it is used: every encoding process imports this module
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult |
         results[result.number] = result
         if on_result is not None:
             on_result(result, len(results), len(todo))
+
+    from ray.data import DataContext
 
     # closing: when something is raised in here the actors are stopped now, not when the generator is collected.
     with DataContext.current(_context(job.encode)), closing(_stream(list(todo.values()), job, seats)) as rows:
@@ -182,6 +184,10 @@ class _BlockActor:
 
 def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict[str, Any]]:
     """Yield the rows that actors return, as they come."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+    from ray.data.exceptions import ExecutionTimeoutError
+
     # Without their photos, which travel as the blocks.
     headers = {shard.number: replace(shard, photos=shard.photos.schema.empty_table()) for shard in shards}
     blocks = [
@@ -214,6 +220,8 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
 
 
 def _context(config: EncodeConfig) -> DataContext:
+    from ray.data import DataContext
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

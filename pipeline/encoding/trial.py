@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ray import cloudpickle
-
 from ..errors import CodebooksError, Unavailable
 from .actors import make_worker
 from .bisecting import Death
@@ -53,9 +51,11 @@ def try_shard(job: EncodeJob, shard: Shard, task: Task) -> Outcome:
 
     Raises Unavailable when the process does not end within `encode.no_progress_s`.
     """
+    from ray import cloudpickle  # packs what Ray brought here; the child does without Ray
+
     with tempfile.TemporaryDirectory(prefix="visual-codebooks-trial-") as name:
         folder = Path(name)
-        (folder / _ASKED).write_bytes(_packed((job, shard, task)))
+        (folder / _ASKED).write_bytes(cloudpickle.dumps((job, shard, task)))  # type: ignore[no-untyped-call]
         command = [sys.executable, "-c", _CHILD, json.dumps([_ROOT, *sys.path]), name]
         try:
             code = subprocess.run(  # noqa: S603 - this Python, our own module
@@ -89,13 +89,8 @@ def main(name: str) -> None:
     folder = Path(name)
     job, shard, task = pickle.loads((folder / _ASKED).read_bytes())  # noqa: S301 - written by `try_shard`
     aside = folder / f"{_ANSWER}.aside"
-    aside.write_bytes(_packed(_outcome(job, shard, task)))
+    aside.write_bytes(pickle.dumps(_outcome(job, shard, task)))
     aside.rename(folder / _ANSWER)
-
-
-def _packed(value: object) -> bytes:
-    packed: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
-    return packed
 
 
 def _outcome(job: EncodeJob, shard: Shard, task: Task) -> Outcome:

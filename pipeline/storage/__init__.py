@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from .base import Entry, Store
+from .base import Body, Entry, Store
 from .clock import check_shows_writes, check_write_once, store_clock
 from .files import Files
 from .local import LocalStore
 from .memory import MemoryStore
 from .options import StorageOptions
+from .places import Places
 from .retry import Retry
 from .s3 import S3Store
 from .urls import open_store, split_uri
 from .web import WebReader
 
 __all__ = [
+    "Body",
     "Entry",
     "Files",
     "LocalStore",
     "MemoryStore",
+    "Places",
     "Retry",
     "S3Store",
     "StorageOptions",

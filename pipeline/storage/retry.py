@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from ..errors import Unavailable
+from ..errors import HostSilent, Unavailable
 
 Answer = TypeVar("Answer")
 # A generator of its own: jitter must neither take from the seeded one nor be equal in forked workers.
@@ -46,25 +46,29 @@ def retrying(
     action: Callable[[], Answer],
     policy: Retry,
     *,
+    asked: Callable[[Unavailable], float] = lambda _: 0.0,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     uniform: Callable[[float, float], float] = _JITTER.uniform,
 ) -> Answer:
     """Return what `action` returns, calling it again while it raises Unavailable.
 
-    Raises Unavailable, with the number of tries, when the policy is used up; every other error passes at once.
+    asked: seconds that a failure asks to wait at least. Raises Unavailable of the last failure's class, with the
+    number of tries, when the policy is used up; every other error, and HostSilent, passes at once.
     """
     begun = clock()
     failures = 0
     while True:
         try:
             return action()
+        except HostSilent:
+            raise
         except Unavailable as error:
             failures += 1
-            wait = uniform(0.0, policy.longest_wait(failures))
+            wait = max(asked(error), uniform(0.0, policy.longest_wait(failures)))
             waited = clock() - begun
             if failures >= policy.attempts or waited + wait > policy.total_s:
-                raise Unavailable(
+                raise type(error)(
                     f"{error}; {failures} tries in {waited:.1f} s; it may work later: run the same command again"
                 ) from error
             sleep(wait)

@@ -16,6 +16,7 @@ from .options import StorageOptions
 
 CONNECTIONS = 64  # at once, of one process; the catalogue's reader uses 16 threads, Ray tasks a few more
 CONNECT_TIMEOUT_S = 10.0
+_PIECE_BYTES = 1 << 20
 # Part of the key under which a file system is kept: another value means another server or another user.
 _VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID",
@@ -89,13 +90,24 @@ def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
-def read(fs: Any, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the answer of one get_object request and its whole body."""
+def read(fs: Any, *, most: int | None = None, **arguments: Any) -> tuple[dict[str, Any], bytes | None]:
+    """Return the answer of one get_object request and its body; None instead of one longer than `most` bytes.
 
-    async def request() -> tuple[dict[str, Any], bytes]:
+    Of a body whose length the answer states nothing is read then, of another no more than that.
+    """
+
+    async def request() -> tuple[dict[str, Any], bytes | None]:
         answer = await fs._call_s3("get_object", **arguments)
         async with answer["Body"] as body:
-            return answer, await body.read()
+            if most is None:
+                return answer, await body.read()
+            if answer.get("ContentLength", 0) > most:
+                return answer, None
+            pieces, length = [], 0
+            while length <= most and (piece := await body.read(_PIECE_BYTES)):
+                pieces.append(piece)
+                length += len(piece)
+            return answer, b"".join(pieces) if length <= most else None
 
-    answer: tuple[dict[str, Any], bytes] = sync(fs.loop, request)
+    answer: tuple[dict[str, Any], bytes | None] = sync(fs.loop, request)
     return answer

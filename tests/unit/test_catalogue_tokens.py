@@ -13,7 +13,7 @@ import pytest
 from pipeline.catalogue import CatalogueConfig, resolve_tokens
 from pipeline.errors import Forbidden, InputError, NotFound, Unavailable
 from pipeline.schema import PHOTOS, REFUSAL
-from pipeline.storage import Entry, Files, open_store
+from pipeline.storage import Entry, Files, Places, open_store
 
 CONFIG = CatalogueConfig(source="memory://tokens/c.csv")
 
@@ -206,7 +206,7 @@ class Web(Files):
     """Answers https without a network: `a` has an ETag, `b` has none, `c` is gone."""
 
     def __init__(self) -> None:
-        super().__init__(https_prefixes=("https://cdn.example/",))
+        super().__init__(places=Places(("https://cdn.example/",)))
         self.asked: list[tuple[str, Any]] = []
 
     def stat(self, uri: str) -> Entry:

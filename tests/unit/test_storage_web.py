@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CodebooksError, ConfigError, Forbidden, InputError, NotFound, Unavailable
-from pipeline.storage import Files, Retry, WebReader
+from pipeline.storage import Files, Places, Retry, WebReader
 
 QUICK = Retry(attempts=3, first_s=0.01, cap_s=0.02, total_s=5)
 
@@ -29,6 +29,11 @@ class Shop:
         self.answers: dict[str, list[int | str]] = {}
         self.redirects: dict[str, str] = {}
         self.etags = True
+        self.modified: str | None = "Sun, 22 Nov 2026 10:00:00 GMT"
+        self.heads: int | None = None  # the status that every HEAD gets
+        self.ranges = True
+        self.chunked = False
+        self.retry_after: str | None = None
         self.seen: list[tuple[str, str, str | None]] = []
         self.sent = 0
         self.connections = 0
@@ -48,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         shop.seen.append((self.command, self.path, known))
         planned = shop.answers.get(self.path) or []
         status = planned.pop(0) if planned else 200
+        if self.command == "HEAD" and shop.heads:
+            status = shop.heads
         body = shop.bodies.get(self.path, b"")
         etag = f'"{hashlib.md5(body).hexdigest()}"'
         if status == "drop":
@@ -60,18 +67,39 @@ class Handler(BaseHTTPRequestHandler):
             status = 404
         elif status == 200 and known == etag and shop.etags:
             status = 304
+        first, last = self._range(len(body))
+        if status == 200 and last is not None:
+            status = 206 if first < len(body) else 416
         self.send_response(int(status))
+        if status in {206, 416}:
+            self.send_header("Content-Range", f"bytes {f'{first}-{last}' if status == 206 else '*'}/{len(body)}")
+            body = body[first : (last or 0) + 1]
+        if status in {429, 503} and shop.retry_after is not None:
+            self.send_header("Retry-After", shop.retry_after)
         if status == 302:
             self.send_header("Location", shop.redirects[self.path])
         if shop.etags:
             self.send_header("ETag", etag)
-        body = body if status == 200 else b""
-        self.send_header("Last-Modified", "Sun, 22 Nov 2026 10:00:00 GMT")
-        self.send_header("Content-Length", str(len(body)))
+        body = body if status in {200, 206} else b""
+        if shop.modified:
+            self.send_header("Last-Modified", shop.modified)
+        if shop.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
             shop.sent += len(body)
-            self.wfile.write(body)
+            self.wfile.write(body if not shop.chunked else b"%x\r\n%s\r\n" % (len(body), body))
+            if shop.chunked and body:
+                self.wfile.write(b"0\r\n\r\n")
+
+    def _range(self, size: int) -> tuple[int, int | None]:
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if not asked or not self.shop.ranges:
+            return 0, None
+        first, _, last = asked.partition("-")
+        return int(first), min(int(last or size - 1), max(size - 1, 0))
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
@@ -99,12 +127,12 @@ def reader(shop: Shop, *prefixes: str) -> WebReader:
 
 def test_a_photo_is_read(shop: Shop) -> None:
     web = reader(shop)
-    assert web.read(f"{shop.url}/photos/a.jpg") == b"content a"
-    assert web.read(f"{shop.url}/photos/a b.jpg") == b"content a b"
-    assert web.read(f"{shop.url}/photos/a%20b.jpg") == b"content a b"
-    assert pickle.loads(pickle.dumps(web)).read(f"{shop.url}/photos/a.jpg") == b"content a"
-    assert Files(https_prefixes=(shop.url,)).read(f"{shop.url}/photos/a.jpg") == b"content a"
-    files = pickle.loads(pickle.dumps(Files(https_prefixes=(shop.url,))))
+    assert web.fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
+    assert web.fetch(f"{shop.url}/photos/a b.jpg").data == b"content a b"
+    assert web.fetch(f"{shop.url}/photos/a%20b.jpg").data == b"content a b"
+    assert pickle.loads(pickle.dumps(web)).fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
+    assert Files(places=Places((shop.url,))).read(f"{shop.url}/photos/a.jpg") == b"content a"
+    files = pickle.loads(pickle.dumps(Files(places=Places((shop.url,)))))
     with files.open(f"{shop.url}/photos/a.jpg") as handle:
         handle.seek(-1, 2)
         assert handle.read() == b"a"
@@ -113,10 +141,10 @@ def test_a_photo_is_read(shop: Shop) -> None:
 def test_a_thread_keeps_its_connection(shop: Shop) -> None:
     web = reader(shop)
     for _ in range(20):
-        web.read(f"{shop.url}/photos/a.jpg")
+        web.fetch(f"{shop.url}/photos/a.jpg")
     assert shop.connections == 1
     with ThreadPoolExecutor(8) as threads:
-        assert set(threads.map(web.read, [f"{shop.url}/photos/a.jpg"] * 80)) == {b"content a"}
+        assert {body.data for body in threads.map(web.fetch, [f"{shop.url}/photos/a.jpg"] * 80)} == {b"content a"}
     assert shop.connections <= 9
 
 
@@ -129,7 +157,7 @@ def test_a_thread_keeps_its_connection(shop: Shop) -> None:
 )  # fmt: skip
 def test_nothing_is_asked_outside_of_the_prefixes(shop: Shop, path: str) -> None:
     with pytest.raises(ConfigError, match=r"allowed prefixes|is not followed"):
-        reader(shop).read(shop.url + path)
+        reader(shop).fetch(shop.url + path)
     assert shop.seen == []
 
 
@@ -142,7 +170,7 @@ def test_a_prefix_holds_the_whole_host_and_port(shop: Shop) -> None:
         "https://evil.com/https://cdn.example/a", "https:///a", "https://cdn.example:x/a",
     ):  # fmt: skip
         with pytest.raises(ConfigError):
-            web.read(uri)
+            web.fetch(uri)
     assert shop.seen == []
     with pytest.raises(ConfigError, match="no web address"):
         WebReader(("cdn.example",))
@@ -150,13 +178,13 @@ def test_a_prefix_holds_the_whole_host_and_port(shop: Shop) -> None:
 
 def test_redirects_stay_inside(shop: Shop) -> None:
     shop.redirects["/photos/old.jpg"] = "a.jpg"
-    assert reader(shop).read(f"{shop.url}/photos/old.jpg") == b"content a"
+    assert reader(shop).fetch(f"{shop.url}/photos/old.jpg").data == b"content a"
     shop.redirects["/photos/out.jpg"] = "/private/a.jpg"
     with pytest.raises(ConfigError, match=r"leads to .*/private/a.jpg, which is under none"):
-        reader(shop).read(f"{shop.url}/photos/out.jpg")
+        reader(shop).fetch(f"{shop.url}/photos/out.jpg")
     shop.redirects["/photos/loop.jpg"] = "/photos/loop.jpg"
     with pytest.raises(InputError, match="redirects more than 5 times"):
-        reader(shop).read(f"{shop.url}/photos/loop.jpg")
+        reader(shop).fetch(f"{shop.url}/photos/loop.jpg")
 
 
 @pytest.mark.parametrize(
@@ -166,17 +194,17 @@ def test_redirects_stay_inside(shop: Shop) -> None:
 def test_refusals_pass_at_once(shop: Shop, status: int, expected: type[CodebooksError]) -> None:
     shop.answers["/photos/a.jpg"] = [status]
     with pytest.raises(expected, match=f"{shop.url}/photos/a.jpg"):
-        reader(shop).read(f"{shop.url}/photos/a.jpg")
+        reader(shop).fetch(f"{shop.url}/photos/a.jpg")
     assert len(shop.seen) == 1
 
 
 @pytest.mark.parametrize("failure", [500, 503, 429, "drop"])
 def test_temporary_failures_are_borne_for_a_while(shop: Shop, failure: int | str) -> None:
     shop.answers["/photos/a.jpg"] = [failure] * 2
-    assert reader(shop).read(f"{shop.url}/photos/a.jpg") == b"content a"
+    assert reader(shop).fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
     shop.answers["/photos/a.jpg"] = [failure] * 99
     with pytest.raises(Unavailable, match="3 tries"):
-        reader(shop).read(f"{shop.url}/photos/a.jpg")
+        reader(shop).fetch(f"{shop.url}/photos/a.jpg")
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -184,14 +212,14 @@ def test_a_server_that_is_not_there() -> None:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(Unavailable, match="ConnectionRefusedError"):
-        WebReader((url,), retry=QUICK).read(f"{url}/a")
+        WebReader((url,), retry=QUICK).fetch(f"{url}/a")
 
 
 def test_a_kept_connection_that_the_server_closed_is_opened_again(shop: Shop) -> None:
     web = reader(shop)
-    web.read(f"{shop.url}/photos/a.jpg")
+    web.fetch(f"{shop.url}/photos/a.jpg")
     shop.answers["/photos/a.jpg"] = ["drop"]
-    assert web.read(f"{shop.url}/photos/a.jpg") == b"content a"
+    assert web.fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
 
 
 def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +239,7 @@ def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.Mon
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         with pytest.raises(Unavailable, match="Tunnel connection failed: 403"):
-            WebReader(("https://cdn.example/",), retry=Retry(attempts=1)).read("https://cdn.example/a.jpg")
+            WebReader(("https://cdn.example/",), retry=Retry(attempts=1)).fetch("https://cdn.example/a.jpg")
         thread.join(10)
     assert heard[0].startswith(b"CONNECT cdn.example:443 HTTP/1.")
     assert b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk" in heard[0]
@@ -219,12 +247,12 @@ def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.Mon
 
 def test_too_large_is_refused(shop: Shop) -> None:
     web = WebReader((shop.url,), retry=QUICK, max_bytes=8)
-    with pytest.raises(InputError, match="larger than 8 bytes"):
-        web.read(f"{shop.url}/photos/a.jpg")
+    with pytest.raises(InputError, match="9 bytes are more than 8"):
+        web.fetch(f"{shop.url}/photos/a.jpg")
 
 
 def test_a_photo_is_revalidated_and_not_sent_again(shop: Shop) -> None:
-    files, uri = Files(https_prefixes=(shop.url,)), f"{shop.url}/photos/a.jpg"
+    files, uri = Files(places=Places((shop.url,))), f"{shop.url}/photos/a.jpg"
     verdict, token = files.revalidate(uri, None)
     assert (verdict, shop.sent) == ("changed", 9)
     assert token == f'etag:"{hashlib.md5(b"content a").hexdigest()}"'
@@ -243,7 +271,7 @@ def test_a_photo_is_revalidated_and_not_sent_again(shop: Shop) -> None:
 
 
 def test_a_server_without_etags_is_told_by_the_bytes(shop: Shop) -> None:
-    shop.etags = False
+    shop.etags, shop.modified = False, None
     web, uri = reader(shop), f"{shop.url}/photos/a.jpg"
     verdict, token = web.revalidate(uri, None)
     assert token == "sha256:" + hashlib.sha256(b"content a").hexdigest()

@@ -244,7 +244,7 @@ def test_a_process_of_its_own_tells_death_from_work_and_from_errors(
 # --- where it runs
 
 
-class Task_:
+class FakeRay:
     """Stands for Ray: gives the answers of a list, or raises them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> None:
@@ -253,7 +253,7 @@ class Task_:
         monkeypatch.setattr(ray, "remote", lambda _function: self)
         monkeypatch.setattr(ray, "get", self.get)
 
-    def options(self, **asked: Any) -> Task_:
+    def options(self, **asked: Any) -> FakeRay:
         self.asked = asked
         return self
 
@@ -273,18 +273,18 @@ def test_a_machine_that_goes_away_is_no_death(
     job = make_job()
     shard = only_shard(job, make_plan(folder))
     lost = NodeDiedError("its node died")
-    fake = Task_(monkeypatch, [lost, lost, Outcome()])
+    fake = FakeRay(monkeypatch, [lost, lost, Outcome()])
     assert Place(job, 0.5)(shard, "rehearse") == Outcome()
     assert fake.asked == {"num_cpus": 0.5, "num_gpus": None, "max_retries": 0}
-    Task_(monkeypatch, [lost, OutOfMemoryError("95 % of memory")])
+    FakeRay(monkeypatch, [lost, OutOfMemoryError("95 % of memory")])
     found = Place(job, 0.5)(shard, "rehearse").death
     assert found is not None
     assert found.reason == "out_of_memory"
-    Task_(monkeypatch, [lost, lost, lost])
+    FakeRay(monkeypatch, [lost, lost, lost])
     found = Place(job, 0.5)(shard, "rehearse").death
     assert found is not None
     assert "machine went away 3 times" in found.detail
-    Task_(monkeypatch, [RaySystemError("No module named 'pipeline.encoding'")])
+    FakeRay(monkeypatch, [RaySystemError("No module named 'pipeline.encoding'")])
     with pytest.raises(CodebooksError, match="error in code") as caught:
         Place(job, 0.5)(shard, "rehearse")
     assert caught.value.exit_code == 1
