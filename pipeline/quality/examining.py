@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..catalogue import named_in
 from ..encoding import NOT_FINITE
 from ..errors import GateRefused, InputError, IntegrityError
 from ..evaluation import GatesConfig, GateVerdict, category_measures
@@ -98,12 +99,16 @@ def with_first_seen(refused: pa.Table, parent: pa.Table | None, run: str) -> pa.
 
 
 def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) -> dict[str, int]:
-    """Return a release's counts: photos, items, refused, those of them without finite latents, photos by change."""
+    """Return a release's counts: photos, items, refused and photos by change.
+
+    held: refused and living, see `catalogue.compare`; not_finite: refused since the model gives no finite latents.
+    """
     by_change = {entry["values"]: entry["counts"] for entry in pc.value_counts(changes["change"]).to_pylist()}
     return {
         "photos": items.num_rows,
         "items": pc.count_distinct(items["item_id"]).as_py(),
         "refused": quarantine.num_rows,
+        "held": int(named_in(quarantine, items).sum()),
         "not_finite": _not_finite(quarantine),
         "parent_photos": plan.summary.counts["parent_photos"],
         **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
@@ -119,10 +124,11 @@ def measure(
     config: NightSettings, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
 ) -> dict[str, float]:
     """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
-    asked = max(1, counts["refused"] + counts["photos"])
+    unused = counts["refused"] - counts["held"]
+    asked = max(1, unused + counts["photos"])
     measures = {
         "recall": built.recall,
-        "quarantine_share": counts["refused"] / asked,
+        "quarantine_share": unused / asked,
         "not_finite_share": counts["not_finite"] / asked,
         "removed_share": counts["removed"] / max(1, counts["parent_photos"]),
         "items": float(counts["items"]),

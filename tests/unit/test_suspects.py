@@ -34,7 +34,7 @@ from pipeline.models import MODELS, build_model
 from pipeline.models.bundle import save_bundle
 from pipeline.parts import read_part
 from pipeline.schema import plan_schema
-from pipeline.storage import Files, open_store
+from pipeline.storage import Body, Files, open_store
 
 IMAGES = ImagesConfig(size=16)
 PHOTOS = 12
@@ -219,12 +219,12 @@ def test_a_process_of_its_own_tells_death_from_work_and_from_errors(
     folder: Path, make_job: Callable[..., EncodeJob], tmp_path: Path
 ) -> None:
     class Deadly(Files):
-        def read(self, uri: str) -> bytes:
+        def fetch(self, uri: str, **wanted: Any) -> Body:
             if uri.endswith("005.jpg"):
                 os.kill(os.getpid(), signal.SIGSEGV)
             if uri.endswith("007.jpg"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().read(uri)
+            return super().fetch(uri, **wanted)
 
     job = make_job(Deadly(), url=str(tmp_path / "store"))
     shard = only_shard(job, make_plan(folder))
