@@ -164,7 +164,7 @@ def open_loop(
         "train_key": job.train_key,
         "inputs": inputs,
         "labels": key_of(list(job.labels)),
-        **job.train.key_values(),
+        **job.train.continued_values(),
     }
     folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
     checkpoints = Checkpoints(
