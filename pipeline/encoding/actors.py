@@ -32,7 +32,6 @@ from .shards import Shard, ShardResult, Unanswered, check_rows
 _log = logging.getLogger(__name__)
 
 READ_ROWS = 256  # photos whose bytes are held at a time; while they are decoded the next ones are fetched
-_DETAIL = 500  # characters of an unforeseen exception that a quarantine row keeps
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -147,9 +146,9 @@ class PhotoDecoder:
         except (CodebooksError, ImportError):  # our mistake or a missing Pillow: every photo would be refused for it
             raise
         except Exception as error:  # noqa: BLE001 - one photo that crashes Pillow in a new way must not stop the night
-            detail = f"{type(error).__name__}: {error}"[:_DETAIL]
-            _log.warning("decode failed in a way that has no reason word yet: %s", detail)
-            return PhotoRefused("decode", "broken", detail)
+            # Its text may quote bytes of the file, and a quarantine is published: it goes to this machine's log only.
+            _log.warning("decode failed in a way that has no reason word yet: %s: %s", type(error).__name__, error)
+            return PhotoRefused("decode", "broken", f"{type(error).__name__}, for which there is no reason word yet")
 
 
 class ShardWorker:

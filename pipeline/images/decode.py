@@ -65,7 +65,7 @@ def _recognise(data: bytes, config: ImagesConfig) -> str:
         )
     kind = containers.recognise(data)
     if kind is None:
-        raise PhotoRefused("decode", "not_an_image", f"starts with {bytes(data[:24])!r}")
+        raise PhotoRefused("decode", "not_an_image", f"{containers.described(data)}, {len(data):,} bytes")
     if kind not in containers.READABLE:
         raise PhotoRefused("decode", "unsupported", f"{kind} is not one of {', '.join(containers.READABLE)}")
     problem = containers.incomplete(kind, data)
@@ -218,4 +218,7 @@ def _pillow_warnings(kind: str) -> Any:
 
 def _sentence(error: Exception) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))  # addresses differ from run to run
+    text = re.sub(
+        r"b?('[^']*'|\"[^\"]*\")", "...", text
+    )  # what Pillow quotes are bytes of the file, and this is published
     return (text or type(error).__name__)[:200]

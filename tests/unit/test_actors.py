@@ -392,7 +392,7 @@ def test_a_crash_of_the_decoder_is_a_refused_photo(
     shard = make_shard(["a", "b"])
     assert worker({"a": b"bad", "b": b"good"})(shard).refused == 1
     row = read_part(store, shard.pixels_name).to_pylist()[0]
-    detail = "ZeroDivisionError: integer modulo by zero"
+    detail = "ZeroDivisionError, for which there is no reason word yet"  # its text, which may quote bytes, is logged
     assert (row["stage"], row["reason"], row["detail"]) == ("decode", "broken", detail)
 
 
