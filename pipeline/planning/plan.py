@@ -141,7 +141,7 @@ def make_plan(
         transform_id=transform,
     )
     if difference.counts["refused"] == rows.num_rows:
-        raise InputError(_nothing_usable(rows))
+        raise InputError(_nothing_usable(rows, config.catalogue.source))
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
@@ -246,11 +246,11 @@ def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> 
     }
 
 
-def _nothing_usable(rows: pa.Table) -> str:
+def _nothing_usable(rows: pa.Table, source: str) -> str:
     reasons = json.dumps({v["values"]: v["counts"] for v in pc.value_counts(rows["reason"]).to_pylist()})
     first = rows.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
     return (
-        f"none of the catalogue's {rows.num_rows} photos can be used: {reasons}; first rows: {first}. "
+        f"none of the {rows.num_rows} photos of {source} can be used: {reasons}; first rows: {first}. "
         "Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
     )
 
