@@ -19,7 +19,7 @@ from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.release import PublishConfig
-from pipeline.storage import Files
+from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.training import TrainConfig
 
 
@@ -61,6 +61,8 @@ class Config(BaseModel):
     @field_validator("catalogue")
     @classmethod
     def _absolute_source(cls, catalogue: CatalogueConfig) -> CatalogueConfig:
+        if holds_user(catalogue.source):
+            raise ValueError(f"source must not name a user or password; {NO_SECRETS}")
         return catalogue.model_copy(update={"source": absolute(catalogue.source)})
 
 

@@ -85,6 +85,22 @@ class Forbidden(CodebooksError, PermissionError):
     exit_code = 3
 
 
+class Misconfigured(ConfigError):
+    """How storage is reached is wrong (profile, endpoint, certificate). No photo is to be judged by it."""
+
+
+class ClientRefused(Forbidden):
+    """The server refused who asks: credentials that are unknown, wrong or absent. No photo is to be judged by it."""
+
+
+class SignatureRefused(ClientRefused):
+    """The server computes another signature: a wrong secret, or a name that something on the way spells otherwise."""
+
+
+class ClientStale(Unavailable):
+    """The server refused this machine's clock or credentials that have run out; right again once they are renewed."""
+
+
 class IntegrityError(CodebooksError):
     """Bytes on the store are not what a manifest, key or footer says they are."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .allowed import NOT_ALLOWED, catalogue_files, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
-from .difference import Difference, compare
+from .difference import Difference, compare, named_in
+from .limits import Failed, FailureLimits, homes_of
 from .notes import CatalogueNotes, catalogue_notes
 from .photo_reader import PhotoReader
 from .photos import SOURCES, read_photos
@@ -17,12 +18,16 @@ __all__ = [
     "CatalogueConfig",
     "CatalogueNotes",
     "Difference",
+    "Failed",
+    "FailureLimits",
     "PhotoReader",
     "TokenCost",
     "catalogue_files",
     "catalogue_notes",
     "changes_between",
     "compare",
+    "homes_of",
+    "named_in",
     "places_of",
     "prefixes_to_add",
     "read_photos",

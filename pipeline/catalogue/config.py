@@ -46,6 +46,8 @@ class CatalogueConfig(BaseModel):
     uri_identity: what of a web address tells one photo from another and is published. `auto`: all but a signature's
         parameters (Amazon, Google, Azure, CloudFront, Akamai, imgix and others) and a user; `path`: all but the query;
         `full`: everything, credentials too. The whole address is kept in the run's plan, to fetch it, and nowhere else.
+    max_unreachable: share of the photos that may newly fail to answer (or have no usable address) in a night; they are
+        quarantined, fewer than 10 always; more stop the run with exit 6, as does every one when it is 0.
     host_connections: requests to one web host at once, of each process.
     storage: how to reach the source and its photos; None: as the store.
     """
@@ -66,6 +68,7 @@ class CatalogueConfig(BaseModel):
     quoting: Literal["auto", "minimal", "none"] = "auto"
     allowed_prefixes: tuple[str, ...] = ()
     https_prefixes: tuple[str, ...] = ()
+    max_unreachable: float = Field(default=0.01, ge=0.0, le=1.0)
     uri_identity: UriIdentity = "auto"
     host_connections: int = Field(default=CONNECTIONS, ge=1)
     storage: StorageOptions | None = None
@@ -96,7 +99,7 @@ class CatalogueConfig(BaseModel):
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
         try:
-            known = encoding == "auto" or isinstance(b"".decode(encoding), str)
+            known = encoding == "auto" or isinstance(b"a\0a\0".decode(encoding, "replace"), str)
         except (LookupError, ValueError):
             known = False
         if not known:

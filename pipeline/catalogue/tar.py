@@ -21,6 +21,9 @@ from .rows import ROW_BITS, ROWS, Tally
 _BATCH_ITEMS = 4096
 _FIRST_ITEMS = 64  # few, for those who only look at the first
 _TEXT_FIELDS = ("cls", "txt")
+_TEXT_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
+_PHOTO_BYTES = 2**31 - 1  # the most that images.max_bytes can be
 KEYS = ("key", "name")
 
 Plain = str | int | float | bool | None
@@ -28,7 +31,7 @@ Plain = str | int | float | bool | None
 
 @dataclass(slots=True)
 class _Item:
-    """The members of one key. photos: (number in the name or -1, member name, digest, first byte, bytes).
+    """The members of one key. photos: (number in the name or -1, member name, token, first byte, bytes).
 
     further: a photo whose name holds more than a number between its key and its suffix.
     """
@@ -141,18 +144,20 @@ def _add(
     if suffix not in IMAGE_SUFFIXES and rest not in (*_TEXT_FIELDS, "json"):
         tally.skipped[suffix] += 1
         return
-    handle = shard.extractfile(member)
-    data = b"" if handle is None else handle.read()
-    if len(data) != member.size:
-        raise tarfile.ReadError(f"it ends within the member {member.name!r}")
     if suffix in IMAGE_SUFFIXES:
         view = rest.removesuffix(suffix).rpartition(".")[2]
         number = int(view) if view.isdecimal() else -1
         if rest != suffix[1:] and not re.fullmatch(r"[0-9]+", rest.removesuffix(suffix)):
             item.further = member.name
-        digest = hashlib.sha256(data).hexdigest()
-        item.photos.append((number, member.name, digest, member.offset_data, member.size))
-    elif rest == "json":
+        item.photos.append((number, member.name, _token(shard, member), member.offset_data, member.size))
+        return
+    if member.size > _TEXT_BYTES:
+        raise InputError(
+            f"the member {member.name!r} of {place.uri} has {member.size:,} bytes, more than the {_TEXT_BYTES:,} that "
+            "attributes may have; take it out of the shard"
+        )
+    data = b"".join(_pieces(shard, member))
+    if rest == "json":
         _merge(item, _plain_fields(data, member.name, place, tally, wanted), member.name, place)
     elif wanted is None or rest in wanted:
         try:
@@ -161,6 +166,25 @@ def _add(
             raise InputError(
                 f"the member {member.name!r} of {place.uri} is no UTF-8 text ({error}); write it anew"
             ) from error
+
+
+def _token(shard: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Return the digest of a photo, read piece by piece; of one that is larger than any photo only its size."""
+    if member.size > _PHOTO_BYTES:
+        return f"size:{member.size}"
+    digest = hashlib.sha256()
+    for piece in _pieces(shard, member):
+        digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _pieces(shard: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    handle, length = shard.extractfile(member), 0
+    while handle is not None and (piece := handle.read(_PIECE_BYTES)):
+        length += len(piece)
+        yield piece
+    if length != member.size:
+        raise tarfile.ReadError(f"it ends within the member {member.name!r}")
 
 
 def _merge(item: _Item, fields: dict[str, Plain], member: str, place: Place) -> None:
@@ -190,8 +214,8 @@ def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int
     for number, item in enumerate(items, first):
         row = (place.number << ROW_BITS) + number
         # Without a photo the item still becomes a row, with its reason, in the quarantine.
-        for _, member, digest, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
-            rows.append((item.key, f"{place.uri}#{member}", f"sha256:{digest}", place.uri, offset, length, None, row))
+        for _, member, token, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
+            rows.append((item.key, f"{place.uri}#{member}", token, place.uri, offset, length, None, row))
             owners.append(item)
         if not item.photos:
             rows.append((item.key, None, None, None, None, None, None, row))

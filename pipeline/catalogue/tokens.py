@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import ConfigError, Forbidden, InputError, NotAllowed, NotFound, TooLarge
 from ..schema import PHOTOS, REFUSAL
 from ..storage import Files
-from .allowed import NOT_ALLOWED, Judgement, judge
+from .allowed import Judgement, judge
 from .config import CatalogueConfig
+from .failures import Failure, Failures
 from .listing import list_tokens
 from .notes import NOTES_KEY, catalogue_notes
 from .ordering import as_numpy
@@ -61,8 +61,8 @@ def resolve_tokens(
 
     Photos that lie together are found by listing their folders while that returns at most about four names a photo,
     others by HEADs. https photos are asked for by HEAD, or, where `known` (columns uri, token: the parent's items)
-    has an ETag, by a GET with If-None-Match. What is missing, forbidden or cannot be read gets stage `plan` and a
-    reason (`missing`, `forbidden`, `unreadable`, `bad_uri`, `no_image`) and the token "". Raises Unavailable.
+    has an ETag, by a GET with If-None-Match. What cannot be had gets stage `plan`, a reason (see `refusals`) and the
+    token "". Raises what `Failures.ask` does, when it is no photo's fault.
     """
     addresses = _addresses(photos)
     refused = _judged(photos, addresses, files)
@@ -71,8 +71,9 @@ def resolve_tokens(
     uris = pc.unique(addresses.filter(pa.array(open_rows)))
     known = _by_address(known, photos.column("uri"), addresses, uris)
     web = pc.starts_with(uris, "https://")
-    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files)
-    asked, web_cost = _resolve_web(uris.filter(web), files, known)
+    failures = Failures(files)
+    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures)
+    asked, web_cost = _resolve_web(uris.filter(web), files, known, failures)
     resolved = pa.concat_tables([found, asked])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
     cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
@@ -132,19 +133,19 @@ def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Arr
     return pa.table({"uri": asked, "token": known.column("token").take(place)})
 
 
-def _resolve_stored(uris: pa.Array, files: Files) -> tuple[pa.Table, TokenCost]:
+def _resolve_stored(uris: pa.Array, files: Files, failures: Failures) -> tuple[pa.Table, TokenCost]:
     listing = list_tokens(uris, files)
     lacking = as_numpy(pc.is_null(listing.tokens))
     unlisted = lacking & ~listing.covered
     gone = np.flatnonzero(lacking & listing.covered)
     heads = np.flatnonzero(unlisted)
     confirmed = gone[:_CONFIRMED]
-    answers = _ask(uris, np.concatenate([heads, confirmed]), lambda uri: _head(uri, files))
+    answers = _ask(uris, np.concatenate([heads, confirmed]), lambda uri: _head(uri, files, failures))
     asked = len(heads) + len(confirmed)
     if len(gone) > len(confirmed) and pc.count(answers.slice(len(heads)).column("token")).as_py():
         # The store has photos that its listing does not show under these URIs, so the listing proves nothing.
         rest = gone[len(confirmed) :]
-        answers = pa.concat_tables([answers, _ask(uris, rest, lambda uri: _head(uri, files))])
+        answers = pa.concat_tables([answers, _ask(uris, rest, lambda uri: _head(uri, files, failures))])
         asked += len(rest)
     settled = np.zeros(len(uris), dtype=np.bool_)
     settled[heads] = True
@@ -165,7 +166,9 @@ def _from_listing(uris: pa.Array, tokens: pa.Array) -> pa.Table:
     return pa.table([uris, tokens, pc.if_else(missing, "missing", none), detail], schema=_RESOLVED)
 
 
-def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[pa.Table, TokenCost]:
+def _resolve_web(
+    uris: pa.Array, files: Files, known: pa.Table | None, failures: Failures
+) -> tuple[pa.Table, TokenCost]:
     if not len(uris):
         return _RESOLVED.empty_table(), TokenCost()
     tokens: pa.Array = pa.nulls(len(uris), pa.string())
@@ -177,8 +180,8 @@ def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[
     before = dict(zip(uris.filter(again).to_pylist(), tokens.filter(again).to_pylist(), strict=True))
     order = pa.array(_by_turns(uris))  # so that one slow host never has all threads waiting for it
     uris, again = uris.take(order), again.take(order)
-    new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files))
-    old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files))
+    new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files, failures))
+    old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files, failures))
     traffic = files.traffic()
     cost = TokenCost(
         heads=new.num_rows,
@@ -222,33 +225,20 @@ def _batches(uris: pa.Array, question: Callable[[str], _Answer], pool: ThreadPoo
         yield pa.table(columns, schema=_RESOLVED)
 
 
-def _head(uri: str, files: Files) -> _Answer:
-    return _answered(lambda: files.stat(uri).token)
+def _head(uri: str, files: Files, failures: Failures) -> _Answer:
+    return _answer(failures.ask(uri, lambda: files.stat(uri).token))
 
 
-def _first_look(uri: str, files: Files) -> _Answer:
-    answer = _head(uri, files)
+def _first_look(uri: str, files: Files, failures: Failures) -> _Answer:
+    answer = _head(uri, files, failures)
     if answer.reason == "unreadable":  # no ETag: the digest of its bytes is the token
-        return _answered(lambda: files.revalidate(uri, None)[1])
+        return _answer(failures.ask(uri, lambda: files.revalidate(uri, None)[1]))
     return answer
 
 
-def _revalidate(uri: str, token: str, files: Files) -> _Answer:
-    return _answered(lambda: files.revalidate(uri, token)[1])
+def _revalidate(uri: str, token: str, files: Files, failures: Failures) -> _Answer:
+    return _answer(failures.ask(uri, lambda: files.revalidate(uri, token)[1]))
 
 
-def _answered(question: Callable[[], str]) -> _Answer:
-    try:
-        return _Answer(question())
-    except NotAllowed as error:
-        return _Answer(None, NOT_ALLOWED, str(error))
-    except TooLarge as error:
-        return _Answer(None, "too_many_bytes", str(error))
-    except NotFound as error:
-        return _Answer(None, "missing", str(error))
-    except Forbidden as error:
-        return _Answer(None, "forbidden", str(error))
-    except ConfigError as error:
-        return _Answer(None, "bad_uri", str(error))
-    except InputError as error:
-        return _Answer(None, "unreadable", str(error))
+def _answer(found: str | Failure) -> _Answer:
+    return _Answer(None, found.reason, found.detail) if isinstance(found, Failure) else _Answer(found)

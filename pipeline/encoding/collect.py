@@ -37,8 +37,9 @@ def collect_rows(
     """Return (items, refused) of a plan whose shards are all encoded.
 
     items: schema.items_schema with the plan's attributes; refused: schema.QUARANTINE without `first_seen`; both in the
-    plan's order (item_id, view). Of the new parts only key columns are read. Raises IntegrityError when a photo of the
-    plan would be in neither table or in both, or when a part does not hold the photos of its shard.
+    plan's order (item_id, view). A photo that keeps yesterday's row because it is unreachable is in both. Of the new
+    parts only key columns are read. Raises IntegrityError when any other photo of the plan would be in neither table
+    or in both, or when a part does not hold the photos of its shard.
     """
     spans = _spans(plan, shards, results)
     answers = in_threads(lambda span: _answer(store, span[0], span[1]), [(shard, made) for shard, made, _ in spans])
@@ -50,15 +51,21 @@ def collect_rows(
     refused = [rows[answer.refused] for answer, (_, _, rows) in zip(answers, spans, strict=True)]
     live_rows, refused_rows = np.concatenate([carried, *live]), np.concatenate([known, *refused])
     _check_conserved(plan, live_rows, refused_rows)
+    # Carried rows with a reason: they live on, and are said to be unreachable.
+    held = live_rows[as_numpy(pc.is_valid(plan["reason"])).astype(np.bool_)[live_rows]]
 
     schema = items_schema(attribute_fields(plan.schema))
     places = pa.concat_tables([take_rows(plan.select(_PLACE), carried), *(answer.places for answer in answers)])
     refusals = pa.concat_tables(
-        [take_rows(plan.select(REFUSAL.names), known), *(answer.refusals for answer in answers)]
+        [
+            take_rows(plan.select(REFUSAL.names), known),
+            *(answer.refusals for answer in answers),
+            take_rows(plan.select(REFUSAL.names), held),
+        ]
     )
     items = _in_plan_order(plan, live_rows, places, schema)
     quarantine = pa.schema([field for field in QUARANTINE if field.name != "first_seen"])
-    return items, _in_plan_order(plan, refused_rows, refusals, quarantine)
+    return items, _in_plan_order(plan, np.concatenate([refused_rows, held]), refusals, quarantine)
 
 
 @dataclass(frozen=True, slots=True)

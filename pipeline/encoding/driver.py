@@ -26,7 +26,7 @@ from ..parts import PartFile
 from ..workers import explained, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
-from .shards import Shard, ShardResult
+from .shards import Shard, ShardResult, Unanswered
 
 _log = logging.getLogger(__name__)
 
@@ -226,4 +226,5 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
     fields = json.loads(row["result"])
     for name in ("pixels", "latents"):
         fields[name] = PartFile.model_validate(fields[name]) if fields[name] is not None else None
+    fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
     return ShardResult(**fields)

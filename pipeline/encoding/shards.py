@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +47,21 @@ class Shard:
     from_pixels: str | None
 
 
+class Unanswered(NamedTuple):
+    """A photo that could not be had for a reason that may pass, so that no part holds it. row: of the shard's photos;
+    reason, detail: as in schema.REFUSAL, of the stage `fetch`."""
+
+    row: int
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard; its photos are in the parts.
+    """What became of a shard; its photos are in the parts, but for those that are `unanswered`.
 
-    pixels: None for a shard that was encoded from an existing pixels part. latents: None when no model was asked.
+    pixels: None for a shard that was encoded from an existing pixels part, and where no photo was answered. latents:
+    None then too, and when no model was asked. refused: photos without latents or pixels, the unanswered ones too.
     fetched: photos whose bytes were asked for. reused: every wanted part was there already.
     """
 
@@ -62,6 +72,7 @@ class ShardResult:
     refused: int
     fetched: int
     reused: bool
+    unanswered: tuple[Unanswered, ...] = ()
 
 
 def assign_shards(
@@ -119,13 +130,14 @@ def build_shards(
 ) -> list[Shard]:
     """Return the shards of a plan in number order, with the names and keys of their parts.
 
-    Without a model_id only the shards whose photos are fetched. retry_of: the parent release, whose refused fetches
-    are tried again. category: the plan's column that a conditional model is told, of any scalar type; its texts then
-    stand in the shards and in the latents' keys. Raises InputError when a photo has no token.
+    Without a model_id only the shards whose photos are fetched. retry_of: a run that asks again where older parts hold
+    failures that may pass (see `answers.ask_again`). category: the plan's column that a conditional model is told, of
+    any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no
+    token.
     """
     numbers, starts, order = shard_order(plan)
     prefix = f"pixels/{transform_id}/"
-    columns = [*PHOTOS.names, "status", "retried", "pixels_part", "pixels_row"]
+    columns = [*PHOTOS.names, "status", "pixels_part", "pixels_row"]
     if category is not None and model_id is not None:
         plan = plan.select(columns).append_column(CATEGORY, plan[category].cast(CATEGORY.type))
         columns.append(CATEGORY.name)
@@ -142,10 +154,9 @@ def build_shards(
         from_pixels = kept if kept is not None and kept.startswith(prefix) else None
         if from_pixels is not None and model_id is None:
             continue
-        again = retry_of if members["retried"][0].as_py() else ""
         told = [CATEGORY.name] if CATEGORY.name in columns else []
         photos = members.select([*PHOTOS.names, *told, *(["pixels_row"] if from_pixels else [])])
-        shards.append(_named(number, photos, transform_id, model_id, precision, again, from_pixels))
+        shards.append(_named(number, photos, transform_id, model_id, precision, retry_of, from_pixels))
     return shards
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
-from ..errors import CodebooksError, ConfigError, Forbidden, InputError, NotFound, Unavailable
+from ..errors import CodebooksError, ConfigError, Forbidden, InputError, IntegrityError, NotFound, Unavailable
 from .base import Body, Entry, Store
 from .names import check_name, check_prefix, check_range, check_size, clip_range
 from .retry import Retry, retrying
@@ -57,7 +57,10 @@ class LocalStore(Store):
                 handle.seek(first)
                 whole = start is None and end is None and max_bytes is None
                 data = handle.read(-1 if whole else last - first)
-                return Body(data, (_entry(name, found).token,))
+                token = _entry(name, found).token
+                if _entry(name, os.fstat(handle.fileno())).token != token:
+                    raise IntegrityError(f"{path} changed while it was being read; read it again")
+                return Body(data, (token,))
 
         return retrying(read, self._retry)
 

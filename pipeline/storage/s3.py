@@ -23,6 +23,8 @@ from .s3_errors import meaning, missing_bucket, says_range_is_empty, says_taken,
 Answer = TypeVar("Answer")
 MAX_PUT_BYTES = 5 * 2**30  # S3's limit of a plain PUT
 READ_AHEAD = 1 << 18
+# Answers to a HEAD, which has no body, that do not say why: 400 is an expired token, too. A GET says it, or works.
+_WORDLESS = {400, 401, 403}
 _WRITER = "codebooks-writer"  # metadata: which call of put_if_absent wrote the object
 
 
@@ -115,7 +117,7 @@ class S3Store(Store):
 
     def _doubt(self, name: str, error: Exception) -> Unavailable:
         """Return what a failed write means when it may have taken effect; raises what is certain."""
-        known = meaning(error, self._uri(name))
+        known = self._meaning(error, self._uri(name))
         if status_of(error) == 501:
             raise ConfigError(
                 f"{known}; the store must honour PUT with `If-None-Match: *`, which keeps two runs from publishing "
@@ -190,8 +192,17 @@ class S3Store(Store):
         root = self.url.removeprefix("s3://")
         return filesystem_over(self, root), root
 
+    def _meaning(self, error: Exception, uri: str) -> CodebooksError:
+        return meaning(error, uri, who=s3_client.signer(self._options))
+
     def _head(self, name: str) -> dict[str, Any]:
-        return s3_client.call(self._fs, "head_object", Bucket=self._bucket, Key=self._key(name))
+        asked = {"Bucket": self._bucket, "Key": self._key(name)}
+        try:
+            return s3_client.call(self._fs, "head_object", **asked)
+        except Exception as error:
+            if status_of(error) not in _WORDLESS:
+                raise
+        return s3_client.first_byte(self._fs, **asked)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
@@ -217,7 +228,7 @@ class S3Store(Store):
         except CodebooksError:
             raise
         except Exception as error:
-            known = meaning(error, self._uri(name))
+            known = self._meaning(error, self._uri(name))
             if isinstance(known, NotFound):
                 self._require_bucket()
             raise known from error
@@ -233,7 +244,7 @@ class S3Store(Store):
             try:
                 s3_client.call(self._fs, "head_bucket", Bucket=self._bucket)
             except Exception as error:
-                known = meaning(error, self.url)
+                known = self._meaning(error, self.url)
                 if isinstance(known, NotFound):
                     raise missing_bucket(self.url) from error
                 if not isinstance(known, Forbidden):  # a bucket that may not be looked at is there

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"keys", "schema", "column_types"},
+    {"keys", "refusals", "schema", "column_types"},
     {"storage"},
     {"parts", "workers"},
     {"release", "runs"},

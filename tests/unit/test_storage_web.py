@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
+import http.client
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +16,21 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import CodebooksError, ConfigError, Forbidden, InputError, NotFound, Unavailable
+from pipeline.errors import (
+    CodebooksError,
+    ConfigError,
+    Forbidden,
+    HostSilent,
+    InputError,
+    NoAnswer,
+    NotAllowed,
+    NotFound,
+    Throttled,
+    TooLarge,
+    Unavailable,
+)
 from pipeline.storage import Files, Places, Retry, WebReader
+from pipeline.storage import web as web_module
 
 QUICK = Retry(attempts=3, first_s=0.01, cap_s=0.02, total_s=5)
 
@@ -60,6 +76,10 @@ class Handler(BaseHTTPRequestHandler):
         if status == "drop":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if status == "short":
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncont")
             return
         if self.path in shop.redirects:
             status = 302
@@ -281,3 +301,196 @@ def test_a_server_without_etags_is_told_by_the_bytes(shop: Shop) -> None:
     assert verdict == "changed"
     with pytest.raises(InputError, match=r"catalogue\.version"):
         web.stat(uri)
+
+
+@pytest.mark.parametrize("status", [403, 405, 501, 404, 500, 400])
+def test_a_host_that_refuses_heads_is_asked_by_gets_of_one_byte(shop: Shop, status: int) -> None:
+    shop.heads = status
+    web, uri = reader(shop), f"{shop.url}/photos/a.jpg"
+    entry = web.stat(uri)
+    assert entry.token == f'etag:"{hashlib.md5(b"content a").hexdigest()}"'
+    assert entry.size == 9
+    assert shop.sent == 1
+    assert [method for method, *_ in shop.seen] == ["HEAD", "GET"]
+    assert web.stat(f"{shop.url}/photos/a%20b.jpg").size == 11
+    assert [method for method, *_ in shop.seen] == ["HEAD", "GET", "GET"]  # a refused HEAD is remembered
+    with pytest.raises(NotFound):
+        web.stat(f"{shop.url}/photos/gone.jpg")
+
+
+def test_a_host_that_answers_heads_is_asked_by_heads(shop: Shop) -> None:
+    web = reader(shop)
+    for _ in range(3):
+        web.stat(f"{shop.url}/photos/a.jpg")
+    with pytest.raises(NotFound):
+        web.stat(f"{shop.url}/photos/gone.jpg")
+    assert {method for method, *_ in shop.seen} == {"HEAD"}
+    assert web.traffic()[f"127.0.0.1:{shop.port}"].heads == 4
+
+
+def test_a_host_that_knows_no_ranges_sends_a_few_bytes_and_no_more(shop: Shop) -> None:
+    shop.heads, shop.ranges = 403, False
+    shop.bodies["/photos/large.jpg"] = b"x" * (64 << 20)
+    web = reader(shop)
+    assert web.stat(f"{shop.url}/photos/large.jpg").size == 64 << 20
+    assert web.stat(f"{shop.url}/photos/a.jpg").size == 9
+    assert web.traffic()[f"127.0.0.1:{shop.port}"].bytes_read == 0
+
+
+def test_an_empty_photo_has_no_first_byte(shop: Shop) -> None:
+    shop.heads = 405
+    shop.bodies["/photos/empty.jpg"] = b""
+    assert reader(shop).stat(f"{shop.url}/photos/empty.jpg").size == 0
+
+
+def test_a_time_and_a_size_are_a_token_where_there_is_no_etag(shop: Shop) -> None:
+    shop.etags = False
+    web, uri = reader(shop), f"{shop.url}/photos/a.jpg"
+    token = web.stat(uri).token
+    assert token == "modified:9:1795341600"  # 2026-11-22T10:00:00Z
+    assert web.revalidate(uri, token) == ("same", token)
+    assert shop.sent <= 1
+    shop.bodies["/photos/a.jpg"] = b"another"
+    assert web.revalidate(uri, token) == ("changed", "modified:7:1795341600")
+    # A server that makes its pages anew says "modified now" each time, which is no token.
+    shop.modified = email.utils.formatdate(usegmt=True)
+    with pytest.raises(InputError, match="neither an ETag nor a time"):
+        web.stat(uri)
+
+
+def test_a_token_that_still_fits_stays(shop: Shop) -> None:
+    web, uri = reader(shop), f"{shop.url}/photos/a.jpg"
+    digest = "sha256:" + hashlib.sha256(b"content a").hexdigest()
+    assert web.revalidate(uri, digest) == ("same", digest)
+    assert web.revalidate(uri, "modified:9:1795341600") == ("same", "modified:9:1795341600")
+
+
+def test_what_a_get_says_of_itself_is_held_against_a_token(shop: Shop) -> None:
+    web, uri = reader(shop), f"{shop.url}/photos/a.jpg"
+    body, token = web.fetch(uri), web.stat(uri).token
+    assert not body.differs(token)
+    assert not body.differs(token.replace("etag:", "etag:W/"))
+    assert not body.differs("modified:9:1795341600")
+    assert body.differs('etag:"other"')
+    assert body.differs("modified:8:1795341600")
+    assert not body.differs("version:7")
+
+
+def test_a_long_body_is_refused_before_it_is_read(shop: Shop) -> None:
+    shop.bodies["/photos/large.jpg"] = b"x" * (64 << 20)
+    web = reader(shop)
+    with pytest.raises(TooLarge, match="67,108,864 bytes are more than 1,000"):
+        web.fetch(f"{shop.url}/photos/large.jpg", max_bytes=1000)
+    shop.chunked = True  # no length is stated: it is read up to the limit
+    with pytest.raises(TooLarge, match="are more than 1,000"):
+        web.fetch(f"{shop.url}/photos/large.jpg", max_bytes=1000)
+    assert web.fetch(f"{shop.url}/photos/a.jpg", max_bytes=1000).data == b"content a"
+    assert web.traffic()[f"127.0.0.1:{shop.port}"].bytes_read == 9
+
+
+def test_ranges_are_read_as_ranges(shop: Shop) -> None:
+    uri = f"{shop.url}/photos/a.jpg"
+    assert reader(shop).fetch(uri, start=2, end=5).data == b"nte"
+    assert shop.sent == 3
+    shop.ranges = False
+    assert reader(shop).fetch(uri, start=2, end=5).data == b"nte"
+    with pytest.raises(TooLarge):
+        reader(shop).fetch(uri, start=0, end=9, max_bytes=8)
+
+
+def test_retry_after_is_obeyed_and_bounded(shop: Shop) -> None:
+    shop.answers["/photos/a.jpg"] = [429]
+    shop.retry_after = "1"
+    begun = time.monotonic()
+    assert reader(shop).fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
+    assert 1.0 <= time.monotonic() - begun < 4.0
+    shop.answers["/photos/a.jpg"] = [503] * 9
+    shop.retry_after = "3600"
+    web, begun = reader(shop), time.monotonic()
+    with pytest.raises(Throttled, match=r"HTTP 503, which asks to wait 3600 s"):
+        web.fetch(f"{shop.url}/photos/a.jpg")
+    with pytest.raises(HostSilent, match="asks to be left alone for 3600 s; not asked again"):
+        web.fetch(f"{shop.url}/photos/a%20b.jpg")
+    assert time.monotonic() - begun < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("7", 7.0), ("Sun, 29 Nov 2026 10:00:30 GMT", 30.0), ("Sun, 29 Nov 2026 09:00:00 GMT", 0.0), ("soon", 0.0),
+     ("-3", 0.0), ("", 0.0), ("9" * 400, 999999999.0)],
+)  # fmt: skip
+def test_retry_after_as_a_number_or_a_date_by_the_servers_clock(text: str, seconds: float) -> None:
+    headers = http.client.HTTPMessage()
+    headers["Retry-After"], headers["Date"] = text, "Sun, 29 Nov 2026 10:00:00 GMT"
+    assert web_module._retry_after(headers) == seconds
+
+
+def test_a_dead_host_costs_its_tries_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    web = WebReader((url,), retry=QUICK)
+    with pytest.raises(NoAnswer, match="3 tries"):
+        web.fetch(f"{url}/a")
+    begun = time.monotonic()
+    for _ in range(1000):
+        with pytest.raises(HostSilent, match=r"ConnectionRefusedError.*; not asked again for"):
+            web.fetch(f"{url}/b")
+    assert time.monotonic() - begun < 1.0
+
+
+def test_a_host_that_answers_others_is_not_silent(shop: Shop) -> None:
+    shop.answers["/photos/a.jpg"] = ["drop"] * 9
+    web = WebReader((f"{shop.url}/photos/",), retry=Retry(attempts=3, first_s=0.2, cap_s=0.2))
+    with ThreadPoolExecutor(2) as threads:
+        failing = threads.submit(web.fetch, f"{shop.url}/photos/a.jpg")
+        while not failing.done():
+            assert web.fetch(f"{shop.url}/photos/a%20b.jpg").data == b"content a b"
+        assert isinstance(failing.exception(), NoAnswer)
+    assert web.fetch(f"{shop.url}/photos/a%20b.jpg").data == b"content a b"
+
+
+def test_names_that_point_to_this_machine_are_not_followed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may be allowed and point anywhere, at the second look-up too: what is connected to decides."""
+    answers = {
+        "cdn.example": ["127.0.0.1"],
+        "meta.example": ["169.254.169.254"],
+        "both.example": ["fe80::1", "127.0.0.1"],
+    }
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET6 if ":" in ip else socket.AF_INET, 1, 6, "", (ip, port)) for ip in answers[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for host in answers:
+        web = WebReader((f"http://{host}:{shop.port}/",), retry=QUICK)
+        with pytest.raises(
+            NotAllowed, match=r"is (127.0.0.1, this machine itself|169.254.169.254, a link-local|::1, this)"
+        ):
+            web.fetch(f"http://{host}:{shop.port}/photos/a.jpg")
+    assert shop.seen == []
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1"])
+def test_an_address_in_another_form_is_the_same_address(shop: Shop, host: str) -> None:
+    uri = f"http://{host}:{shop.port}/photos/a.jpg"
+    with pytest.raises(NotAllowed):
+        reader(shop).fetch(uri)
+    assert WebReader((f"http://{host}:{shop.port}/",)).fetch(uri).data == b"content a"  # named so, it is allowed
+    with pytest.raises(NotAllowed, match="a link-local or metadata address"):
+        WebReader(("http://2852039166/",), retry=QUICK).fetch("http://2852039166/latest/meta-data/")
+
+
+def test_messages_hold_no_signatures(shop: Shop) -> None:
+    shop.redirects["/photos/r.jpg?sig=geheim"] = "/private/a.jpg?token=geheim"
+    web = reader(shop)
+    for path in ("/photos/gone.jpg?sig=geheim", "/photos/r.jpg?sig=geheim", "/private/x?sig=geheim"):
+        with pytest.raises(CodebooksError) as caught:
+            web.fetch(shop.url + path)
+        assert "geheim" not in str(caught.value)
+
+
+def test_a_body_that_ends_early_is_asked_for_again(shop: Shop) -> None:
+    shop.answers["/photos/a.jpg"] = ["short"]
+    assert reader(shop).fetch(f"{shop.url}/photos/a.jpg").data == b"content a"
+    assert len(shop.seen) == 2
