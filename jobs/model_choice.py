@@ -76,8 +76,8 @@ CHOICES = (BEST, FASTEST, SEEDS)
 
 def model_lines() -> Iterator[str]:
     """Yield the section `model` of a new config: the best measured one, and the others as comments."""
-    yield "# What turns photos into latents; keep one of the lines `model:`. Measured on photos of clothing, 2,000 known"
-    yield "# and 279 of other contributors asked: how often most of a photo's ten nearest are of its own kind of garment."
+    yield "# What turns photos into latents; keep one of the lines `model:`. Measured on photos of clothing, 2,000"
+    yield "# known and 279 of other contributors asked: how often most of the ten nearest are of the photo's kind."
     for number, choice in enumerate(CHOICES):
         yield f"# {choice.says()}"
         yield f"model: {choice.model}" if number == 0 else f"# model: {choice.model}"
