@@ -29,6 +29,7 @@ from pipeline.errors import InputError
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
+from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
@@ -93,6 +94,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     context.attempt.check()
     asked, results = compute(context, plan, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
+    check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:
         parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}
