@@ -28,6 +28,7 @@ from pipeline.encoding import (
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, nothing_usable, training_rows
+from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
@@ -90,6 +91,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
     if not items.num_rows and any(result.unanswered for result in results):
         raise nothing_usable(_with_refusals(context, asked))
+    check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:
         parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}
