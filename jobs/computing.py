@@ -32,7 +32,7 @@ from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import train_bundle
+from pipeline.training import TrainJob, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,19 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     rows = training_rows(asked.rows, living, config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
+    job = TrainJob(
+        store=store,
+        pixels=tuple(rows.pixels),
+        labels=rows.labels,
+        model=config.model,
+        images=config.images.model_dump(mode="json"),
+        train=config.train,
+        run_dir=f"runs/{context.run.name}",
+        attempt=context.attempt.number,
+        train_key=plan.summary.train_key,
+    )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_bundle(
-            store,
-            pixels=rows.pixels,
-            labels=rows.labels,
-            model=config.model,
-            images=config.images.model_dump(mode="json"),
-            train=config.train,
-            run_dir=f"runs/{context.run.name}",
-            attempt=context.attempt.number,
-            train_key=plan.summary.train_key,
-            progress=context.progress.training,
-        )
+        return train_job(job, progress=context.progress.training)
 
 
 def _with_refusals(context: Context, asked: Asked) -> pa.Table:
