@@ -245,7 +245,11 @@ def unusable_values(column: pa.ChunkedArray) -> tuple[np.ndarray, str] | None:
     kind = column.type
     if pa.types.is_string(kind):
         bad = _not_utf8(column)
-        return None if bad is None else (bad, "is no UTF-8 text; write the file in UTF-8")
+        return (
+            None
+            if bad is None
+            else (bad, "is no UTF-8 text; write the file in UTF-8, or set catalogue.encoding for JSON lines")
+        )
     limits = _limits(kind)
     if limits is None or not len(column):
         return None

@@ -99,7 +99,7 @@ class CatalogueConfig(BaseModel):
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
         try:
-            known = encoding == "auto" or isinstance(b"".decode(encoding), str)
+            known = encoding == "auto" or isinstance(b"a\0a\0".decode(encoding, "replace"), str)
         except (LookupError, ValueError):
             known = False
         if not known:
