@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,7 @@ def _fits(name: str, column: pa.ChunkedArray, condition: Any) -> NDArray[np.bool
             fits = pc.is_in(column, value_set=pa.array(values, column.type))
         else:
             fits = pc.equal(column, pa.scalar(_known(name, condition)))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"where: attribute {name!r} is {column.type} and cannot be compared with {condition!r} ({error})"
         ) from error
@@ -58,6 +59,13 @@ def _between(name: str, column: pa.ChunkedArray, bounds: Mapping[Any, Any]) -> p
 
 
 def _known(name: str, value: Any) -> Any:
-    if value is None or value != value:
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         raise ConfigError(f"where: {name!r} is asked to be {value!r}, which never matches; leave the condition out")
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        raise ConfigError(
+            f"where: attribute {name!r} is compared with the bytes {value!r:.80}; decode them to text first"
+        )
+    plain = isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64)
+    return value.item() if plain else value

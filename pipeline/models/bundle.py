@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import models
 from ..errors import InputError, IntegrityError, NotFound
-from ..keys import digest_of, key_of, portable
+from ..keys import DIGEST, digest_of, key_of, portable
 from ..release import FileEntry
 from ..release.manifest import read_document
 from ..storage import Store
@@ -202,8 +203,11 @@ def _pointer_name(train_key: str) -> str:
 def _read_pointer(store: Store, train_key: str) -> str:
     name = _pointer_name(train_key)
     model_id = read_document(store.get(name), name).get("model_id")
-    if not isinstance(model_id, str) or not model_id:
-        raise IntegrityError(f"{name} on {store.url} names no model_id; delete it to train anew")
+    if not isinstance(model_id, str) or not re.fullmatch(DIGEST, model_id):
+        raise IntegrityError(
+            f"{name} on {store.url} names the model_id {model_id!r:.80}, which is not 64 hex digits; "
+            "delete it to train anew"
+        )
     return model_id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from ...errors import InputError, IntegrityError, NotFound
-from ...keys import key_of, portable
+from ...keys import DIGEST, key_of, portable
 from ...release.manifest import read_document
 from ...storage import Store
 from ..bundle import model_id_of
@@ -181,6 +182,9 @@ def _pointer(train_key: str) -> str:
 def _read_pointer(store: Store, train_key: str) -> str:
     name = _pointer(train_key)
     prior_id = read_document(store.get(name), name).get("prior_id")
-    if not isinstance(prior_id, str) or not prior_id:
-        raise IntegrityError(f"{name} on {store.url} names no prior_id; delete it to train anew")
+    if not isinstance(prior_id, str) or not re.fullmatch(DIGEST, prior_id):
+        raise IntegrityError(
+            f"{name} on {store.url} names the prior_id {prior_id!r:.80}, which is not 64 hex digits; "
+            "delete it to train anew"
+        )
     return prior_id
