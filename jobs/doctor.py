@@ -20,13 +20,13 @@ from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
 from jobs.place import LightConfig, load_light
-from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.catalogue.columns import choose_columns
 from pipeline.catalogue.first_rows import read_sample
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.index.faiss_module import faiss_wheels, load_faiss
 from pipeline.release import check_store, read_head
-from pipeline.storage import Files, Store, store_clock
+from pipeline.storage import Store, check_shows_writes, check_write_once, store_clock
 from pipeline.storage.urls import scheme_of
 
 Level = Literal["ok", "warn", "fail"]
@@ -196,17 +196,12 @@ def check_the_store(patient: Patient) -> Iterator[Finding]:
         return
     store = patient.config.store.open()
     folder = f"runs/doctor-{uuid.uuid4().hex[:12]}/"
-    name = f"{folder}probe"
+    check_write_once(store, f"{folder}probe")
+    check_shows_writes(store, folder)
     try:
-        problem = _probe(store, folder, name)
         clock = store_clock(store, f"{folder}clock")
     finally:
-        for left in (name, f"{folder}clock"):
-            store.delete(left)
-    if problem:
-        mend = "two runs could both publish; use a store that honours conditional writes (If-None-Match: *)"
-        yield Finding("fail", "store", f"{store.url}: {problem}", mend, ConfigError.exit_code)
-        return
+        store.delete(f"{folder}clock")
     patient.store = store
     yield Finding("ok", "store", f"{store.url}: write, read, list, delete and write-once work")
     off = abs((datetime.now(UTC) - clock).total_seconds())
@@ -229,7 +224,7 @@ def check_catalogue(patient: Patient) -> Iterator[Finding]:
     except ValidationError as error:
         problems = "; ".join(f"catalogue.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"not looked at, its section is wrong: {problems}") from error
-    files = Files(config.storage or patient.config.store.options(), config.https_prefixes)
+    files = catalogue_files(config, patient.config.store.options())
     sample = read_sample(config, files)
     what = f"{sample.format}, {sample.num_files:,} files" if sample.num_files > 1 else sample.format
     if sample.rows is None:
@@ -258,21 +253,6 @@ def _examined(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -
     except CodebooksError as error:
         name = check.__name__.removeprefix("check_").removeprefix("the_")
         yield Finding("fail", name, str(error), "", error.exit_code)
-
-
-def _probe(store: Store, folder: str, name: str) -> str:
-    """Return what the store does wrong, "" when nothing."""
-    first = store.put_if_absent(name, b"first")
-    again = [store.put_if_absent(name, other) for other in (b"second", b"third")]
-    if not first or any(again) or store.get(name) != b"first":
-        return "it overwrites names although asked not to"
-    if [entry.name for entry in store.list(folder)] != [name]:
-        return "its listing does not show what was just written"
-    store.put(name, b"replaced")
-    if store.get(name) != b"replaced":
-        return "it does not return what was just written"
-    store.delete(name)
-    return "it still lists what was deleted" if store.exists(name) else ""
 
 
 def _package_problem(requirement: str, extra: str) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.pipeline_run import plan_line
-from pipeline.catalogue import CatalogueNotes
+from pipeline.catalogue import CatalogueNotes, prefixes_to_add
 from pipeline.planning import Plan, make_plan, nothing_to_do
 from pipeline.runs import default_run_name
 
 _SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    parser.add_argument("--channel", metavar="NAME", help="as of `refresh`: where it would publish")
 
 
 def run(arguments: Arguments) -> Outcome:
@@ -19,7 +26,8 @@ def run(arguments: Arguments) -> Outcome:
     config = load_config(arguments)
     store = config.store.open()
     name = arguments.run or default_run_name()
-    plan = make_plan(config, store, photo_files(config), run=name, limit=arguments.limit)
+    channel = arguments.options.channel
+    plan = make_plan(config, store, photo_files(config), run=name, limit=arguments.limit, channel=channel)
     idle = nothing_to_do(plan, store, config)
     reason = "nothing to do" if idle else "planned"
     details = {
@@ -42,16 +50,31 @@ def describe(plan: Plan, *, idle: bool) -> str:
     summary, counts = plan.summary, plan.summary.counts
     model = f"bundle {summary.model_id[:12]}" if summary.model_id else "a new one will be trained"
     requests = f"{summary.listed:,} listed names, {summary.heads:,} HEADs, {summary.revalidated:,} conditional GETs"
+    renewal, channel = summary.renewal, summary.channel or "none, a sample is not published"
     lines = [
+        *([] if renewal is None else [*renewal.lines(), "a refresh does it with --retrain or where train.when is set"]),
         plan_line(plan),
-        f"channel: {summary.channel}, parent {summary.parent or 'none'} (number {summary.head})",
+        f"channel: {channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         f"catalogue: {catalogue_line(summary.catalogue)}",
+        *(f"  {found.number:,} {what}: {found.where}" for what, found in summary.catalogue.counted.items()),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),
     ]
+    if summary.reads:
+        lines.append(
+            f"{summary.reads:,} photos ({summary.read_bytes / 1e6:,.1f} MB) were read whole: their servers say nothing "
+            "else that tells whether they changed; a column named in catalogue.version spares that"
+        )
+    if summary.slowed:
+        hosts = ", ".join(f"{host} ({seconds:g} s)" for host, seconds in list(summary.slowed.items())[:_SHOWN])
+        lines.append(f"{len(summary.slowed):,} hosts asked for fewer requests and got them: {hosts}")
+    outside = prefixes_to_add(plan.rows["detail"])
+    if outside:
+        found = ", ".join(f"{prefix} ({count:,} photos)" for prefix, count in list(outside.items())[:_SHOWN])
+        lines.append(f"not allowed: {found}; what is right goes into catalogue.allowed_prefixes")
     refused = first_refused(plan)
     if refused:
         lines.append("first refused:")

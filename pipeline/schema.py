@@ -20,6 +20,7 @@ OUTLIERS_VERSION = 1
 # What a catalogue source yields, one row a photo. A photo's bytes lie at `uri`; where they are embedded in a table or
 # a tar file, `source` is that file's URI and `offset` the row number (Parquet, JSON lines: base 0) or the first byte's
 # position (tar), `length` the number of bytes (tar). `token` is null until `catalogue.tokens` has resolved it.
+# `signed_uri` is the address to fetch from where that holds more than `uri`: a credential, kept in a run's plan only.
 PHOTOS = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
@@ -29,6 +30,7 @@ PHOTOS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("signed_uri", pa.string()),
     ]
 )
 

@@ -7,19 +7,21 @@ import binascii
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..column_types import photo_bytes, photo_paths, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
-from .columns import Columns, as_text, null_text, plain_column, same_text
+from .addresses import split_addresses
+from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
 from .ordering import as_numpy, take_rows
-from .uris import absolute_uris, shown_rows
+from .uris import Uris, absolute_uris, shown_rows
 
 # A photo on its way into schema.PHOTOS. `uri` is null where a row holds no photo; `row` is the number of the file
 # times 2^40 plus the row in it, counted from 0.
@@ -31,22 +33,44 @@ ROWS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("signed_uri", pa.string()),
         pa.field("row", pa.int64()),
     ]
 )
 ROW_BITS = 40
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How often something was found, and where; weight: what chooses among several places."""
+
+    number: int
+    where: str
+    weight: int = 0
+
+
 @dataclass(slots=True)
 class Tally:
     """What a source passed over, so that nothing is dropped in silence.
 
-    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed.
+    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed;
+    counted: whatever else was dropped, merged or read in another way than it seems, in words, with where it is.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     skipped_columns: set[str] = field(default_factory=set)
     listed: int = 0
+    counted: dict[str, Counted] = field(default_factory=dict)
+
+    def count(self, what: str, number: int, where: str, *, weight: int = 0) -> None:
+        """Add to the count of `what`; `where` is kept from the first call, or from the one of the greatest weight."""
+        known = self.counted.get(what)
+        if known is None:
+            self.counted[what] = Counted(number, where, weight)
+        elif weight > known.weight:
+            self.counted[what] = Counted(known.number + number, where, weight)
+        else:
+            self.counted[what] = Counted(known.number + number, known.where, known.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,7 @@ class _Cells:
     token: pa.Array
     offset: pa.Array
     length: pa.Array
+    signed: pa.Array
     embedded: np.ndarray
 
 
@@ -80,18 +105,26 @@ def photo_rows(
 ) -> pa.Table:
     """Return one row a photo (schema ROWS, then the attributes); a row without a photo gives one with a null uri.
 
-    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError as
-    `absolute_uris` does, for an image cell that begins a JSON list and is none, and for a null version.
+    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError
+    for an image cell that begins a JSON list and is none, and for a null version.
     """
     cells = _cells(batch.column(columns.image), columns, place, config, first_row=first_row, lines=lines)
     token = cells.token
     if columns.version is not None:
         token = _version_tokens(batch.column(columns.version), columns.version, cells, place, first_row)
-    key = as_text(batch.column(columns.item_id))
+    key = _usable(text_column(batch.column(columns.item_id)), columns.item_id, place, first_row)
     count = len(cells.parent)
     held = {
         "item_id": pc.if_else(pc.equal(key, ""), pa.scalar(None, pa.string()), key),
-        **{name: plain_column(batch.column(name)) for name in columns.attributes},
+        **{
+            name: _usable(
+                stored_column(batch.column(name), "category" if name == config.category else "attribute"),
+                name,
+                place,
+                first_row,
+            )
+            for name in columns.attributes
+        },
     }
     parents = pa.table(held)
     if count != batch.num_rows or not np.array_equal(cells.parent, np.arange(count)):
@@ -107,6 +140,7 @@ def photo_rows(
         source,
         cells.offset,
         cells.length,
+        cells.signed,
         pa.array(numbers, pa.int64()),
         *(parents.column(name) for name in columns.attributes),
     ]
@@ -122,34 +156,74 @@ def _cells(
     first_row: int,
     lines: Lines | None,
 ) -> _Cells:
-    if columns.image_kind in ("bytes", "struct"):
-        if columns.image_kind == "struct":
-            column = pc.struct_field(column, "bytes")
-        digests = [_digest(value) for chunk in column.chunks for value in chunk]
+    if columns.image_kind == "struct":
+        return _structs(column, columns, place, config, first_row=first_row)
+    if columns.image_kind == "bytes":
+        digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
         return _embedded(digests, np.arange(len(digests)), first_row=first_row)
     if columns.image_kind == "uris":
-        parent, texts = _flatten(column.combine_chunks())
+        parent, texts = _flatten(_one(text_lists(column)))
+        _usable(pa.chunked_array([texts]), columns.image, place, first_row, rows=parent)
     else:
-        texts = _one(as_text(column))
+        texts = _one(_usable(text_column(column), columns.image, place, first_row))
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-        parent, texts = _lists_in_text(texts, place, first_row)
+        parent = np.arange(len(texts))
+        if config.image_separator is not None:
+            parent, texts = _flatten(split_addresses(texts, config.image_separator))
+        within, texts = _lists_in_text(texts, place, parent + first_row)
+        parent = parent[within]
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
         if data is not None and data.any() and lines is not None:
             return _with_data(parent, texts, data, lines, place, config, first_row)
-    uris = _resolved(parent, texts, place, config, first_row)
-    return _plain_cells(parent, uris)
+    uris = _resolved(texts, place, config)
+    none = pa.nulls(len(texts), pa.int64())
+    return _Cells(
+        parent=parent,
+        uri=uris.identity,
+        token=pa.nulls(len(texts), pa.string()),
+        offset=none,
+        length=none,
+        signed=uris.signed,
+        embedded=np.zeros(len(texts), dtype=np.bool_),
+    )
 
 
-def _plain_cells(parent: np.ndarray, uris: pa.Array) -> _Cells:
-    none = pa.nulls(len(uris), pa.int64())
-    return _Cells(parent, uris, pa.nulls(len(uris), pa.string()), none, none, np.zeros(len(uris), dtype=np.bool_))
+def _usable(
+    column: pa.ChunkedArray, name: str, place: Place, first_row: int, *, rows: np.ndarray | None = None
+) -> pa.ChunkedArray:
+    """Return a stored column; raises InputError naming the rows whose values no later step can hold.
+
+    rows: int64 [n], the batch row of each value; None: they stand in order.
+    """
+    found = unusable_values(column)
+    if found is None:
+        return column
+    bad, why = found
+    numbers = (np.arange(len(column)) if rows is None else rows) + first_row
+    first = int(np.flatnonzero(bad)[0])
+    raise InputError(
+        f"{shown_rows(numbers, bad, place.uri)}: the column {name!r} holds {shown_cell(column[first])}, which {why}"
+    )
 
 
 def _embedded(digests: list[str | None], offsets: np.ndarray, *, first_row: int) -> _Cells:
     names = pa.array([None if digest is None else f"sha256:{digest}" for digest in digests], pa.string())
     held = np.array([digest is not None for digest in digests], dtype=np.bool_)
     offset = pa.array(offsets + first_row, pa.int64(), mask=~held)
-    return _Cells(np.arange(len(digests)), names, names, offset, pa.nulls(len(digests), pa.int64()), held)
+    none = pa.nulls(len(digests), pa.int64())
+    return _Cells(np.arange(len(digests)), names, names, offset, none, none.cast(pa.string()), held)
+
+
+def _structs(
+    column: pa.ChunkedArray, columns: Columns, place: Place, config: CatalogueConfig, *, first_row: int
+) -> _Cells:
+    """Photos as {bytes, path}: the bytes where there are some, else the path, which starts at the table's folder."""
+    digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
+    held = _embedded(digests, np.arange(len(digests)), first_row=first_row)
+    paths = _one(_usable(photo_paths(column), columns.image, place, first_row))
+    paths = pc.if_else(pc.equal(paths, ""), pa.scalar(None, pa.string()), paths)
+    uris = _resolved(paths, place, config)
+    return replace(held, uri=pc.coalesce(held.uri, uris.identity), signed=uris.signed)
 
 
 def _with_data(
@@ -169,14 +243,15 @@ def _with_data(
         except ValueError as error:
             raise InputError(f"row {first_row + number + 1} of {place.uri}: {error}") from error
     others = pc.if_else(pa.array(data), pa.scalar(None, pa.string()), texts)
-    uris = _resolved(parent, others, place, config, first_row)
+    uris = _resolved(others, place, config)
     embedded = pc.replace_with_mask(pa.nulls(len(texts), pa.string()), pa.array(data), pa.array(names, pa.string()))
     return _Cells(
         parent,
-        pc.coalesce(embedded, uris),
+        pc.coalesce(embedded, uris.identity),
         embedded,
         pa.array(lines.start[parent], pa.int64(), mask=~data),
         pa.array(lines.length[parent], pa.int64(), mask=~data),
+        uris.signed,
         data,
     )
 
@@ -197,13 +272,13 @@ def _digest(value: Any) -> str | None:
     return None if buffer is None else hashlib.sha256(buffer).hexdigest()
 
 
-def _resolved(parent: np.ndarray, texts: pa.Array, place: Place, config: CatalogueConfig, first_row: int) -> pa.Array:
+def _resolved(texts: pa.Array, place: Place, config: CatalogueConfig) -> Uris:
     valid = pc.is_valid(texts)
+    found = absolute_uris(texts.drop_null(), place.base, config)
     if pc.all(valid).as_py():
-        return absolute_uris(texts, place.base, config, parent + first_row, place.uri)
-    rows = parent[as_numpy(valid)] + first_row
-    uris = absolute_uris(texts.drop_null(), place.base, config, rows, place.uri)
-    return pc.replace_with_mask(texts, valid, uris)
+        return found
+    none = pa.nulls(len(texts), pa.string())
+    return Uris(pc.replace_with_mask(none, valid, found.identity), pc.replace_with_mask(none, valid, found.signed))
 
 
 def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -220,13 +295,16 @@ def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return parent[order], texts.take(pa.array(order))
 
 
-def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.ndarray, pa.Array]:
-    """A table of text (CSV) holds several photos as a JSON list: `["a.jpg", "b.jpg"]`."""
+def _lists_in_text(texts: pa.Array, place: Place, rows: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Cells of text, as CSV has them, may hold several photos as a JSON list: `["a.jpg", "b.jpg"]`.
+
+    rows: int64 [n], the row of the file each cell stands in, for the error.
+    """
     listed = pc.fill_null(pc.match_substring_regex(texts, r"^\s*\["), False)
     if not pc.any(listed).as_py():
         return np.arange(len(texts)), texts
     members: list[list[str | None]] = []
-    for row, text in enumerate(texts.to_pylist()):
+    for number, text in enumerate(texts.to_pylist()):
         if text is None or not text.lstrip().startswith("["):
             members.append([text])
             continue
@@ -236,7 +314,7 @@ def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.nd
             found = None
         if found is None or not all(isinstance(member, str | None) for member in found):
             raise InputError(
-                f"row {first_row + row + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
+                f"row {rows[number] + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
                 'JSON list of texts; write ["a.jpg", "b.jpg"]'
             )
         members.append(found)
@@ -250,7 +328,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 def _version_tokens(column: pa.ChunkedArray, name: str, cells: _Cells, place: Place, first_row: int) -> pa.Array:
     """Tokens of URIs are `version:<value>`; embedded photos keep their digests, which say more."""
-    values = _one(as_text(column)).take(pa.array(cells.parent))
+    values = _one(_usable(text_column(column), name, place, first_row)).take(pa.array(cells.parent))
     lacking = as_numpy(pc.and_(pc.is_null(values), pc.is_valid(cells.uri))) & ~cells.embedded
     if lacking.any():
         raise InputError(

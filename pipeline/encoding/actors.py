@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,22 +14,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ..catalogue.ordering import as_numpy
 from ..errors import CodebooksError, ConfigError, IntegrityError, PhotoRefused
 from ..images import ImagesConfig, decode
+from ..index import LatentArrays
 from ..keys import digest_of
-from ..models.base import Model, condition_of
+from ..models.base import Model
 from ..models.bundle import load_bundle
+from ..models.conditions import condition_of
 from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
 from ..schema import CATEGORY, latents_schema, pixels_schema
 from ..storage import Store
+from .answers import answered, lacking_in, without
 from .config import EncodeConfig, EncodeJob, Precision
-from .rows import to_numpy
-from .shards import Shard, ShardResult, check_rows
+from .shards import Shard, ShardResult, Unanswered, check_rows
 
 _log = logging.getLogger(__name__)
 
 READ_ROWS = 256  # photos whose bytes are held at a time; while they are decoded the next ones are fetched
-_DETAIL = 500  # characters of an unforeseen exception that a quarantine row keeps
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -40,15 +41,6 @@ class Reader(Protocol):
 
     def read(self, photos: pa.Table) -> list[bytes | PhotoRefused]:
         """Return each photo's bytes, or why it cannot be had, in order. Raises Unavailable on temporary failures."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatentArrays:
-    """Latents of n photos: mean float32 [n, d]; log_var float32 [n, d] or None; codes int32 [n, h * w] or None."""
-
-    mean: npt.NDArray[np.float32]
-    log_var: npt.NDArray[np.float32] | None
-    codes: npt.NDArray[np.int32] | None
 
 
 class Encoder:
@@ -72,7 +64,7 @@ class Encoder:
     ) -> LatentArrays:
         """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3].
 
-        condition: of each of `rows`, for a conditional model (see `models.base.condition_of`).
+        condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
         """
         model = self.model
         mean = np.empty((len(rows), model.latent_dim), np.float32)
@@ -154,9 +146,9 @@ class PhotoDecoder:
         except (CodebooksError, ImportError):  # our mistake or a missing Pillow: every photo would be refused for it
             raise
         except Exception as error:  # noqa: BLE001 - one photo that crashes Pillow in a new way must not stop the night
-            detail = f"{type(error).__name__}: {error}"[:_DETAIL]
-            _log.warning("decode failed in a way that has no reason word yet: %s", detail)
-            return PhotoRefused("decode", "broken", detail)
+            # Its text may quote bytes of the file, and a quarantine is published: it goes to this machine's log only.
+            _log.warning("decode failed in a way that has no reason word yet: %s: %s", type(error).__name__, error)
+            return PhotoRefused("decode", "broken", f"{type(error).__name__}, for which there is no reason word yet")
 
 
 class ShardWorker:
@@ -171,13 +163,15 @@ class ShardWorker:
     def __call__(self, shard: Shard) -> ShardResult:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
         count, fetched, pixels_file = shard.photos.num_rows, 0, None
+        lacking: tuple[Unanswered, ...] = ()
         if shard.from_pixels is not None:
             table, rows = self._kept(shard)
         else:
-            pixels_file, table, fetched = self._pixels(shard)
-            rows = np.flatnonzero(to_numpy(pc.is_null(table["stage"])).astype(np.bool_))
+            pixels_file, table, fetched, lacking = self._pixels(shard)
+            rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
+            shard = without(shard, lacking)
         latents_file, reused = None, False
-        if shard.latents_name is not None and shard.latents_key is not None:
+        if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
             reused = latents_file is not None
             latents_file = latents_file or self._encode(shard, table, rows)
@@ -190,28 +184,36 @@ class ShardWorker:
             refused=count - len(rows),
             fetched=fetched,
             reused=fetched == 0 and (reused or latents_file is None),
+            unanswered=lacking,
         )
 
-    def _pixels(self, shard: Shard) -> tuple[PartFile, pa.Table, int]:
-        """Return the pixels part that is on the store, its table, and how many photos were fetched for it."""
+    def _pixels(self, shard: Shard) -> tuple[PartFile | None, pa.Table, int, tuple[Unanswered, ...]]:
+        """Return the pixels part on the store, its table, how many photos were fetched for it, and those it lacks.
+
+        A part holds what the decoder said. What may pass (no answer, refused, changed on the way) is never written:
+        the part would say it again to every later try, long after it has been put right.
+        """
         fetched = 0
         found = load_part(self.store, shard.pixels_name, shard.pixels_key)
+        lacking: tuple[Unanswered, ...] = ()
         if found is None:
             table, fetched = self.decoder(shard.photos), shard.photos.num_rows
+            table, lacking = answered(table)
+            if not table.num_rows:
+                return None, table, fetched, lacking
             part, same = put_part(self.store, shard.pixels_name, table, shard.pixels_key)
             if same:
-                return part, table, fetched
+                return part, table, fetched, lacking
             found = load_part(self.store, shard.pixels_name, shard.pixels_key)
             if found is None:
                 raise IntegrityError(f"{shard.pixels_name} is gone: something deletes parts while a run is alive")
-        check_rows(found[0], shard.photos.num_rows)
-        return *found, fetched
+        return *found, fetched, lacking_in(found[1], shard, lacking)
 
     def _kept(self, shard: Shard) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """Return the existing pixels part of carried photos, and their rows in it, checked photo by photo."""
         columns = ["item_id", "uri", "token", "digest", "stage", "pixels"]
         table = read_part(self.store, shard.pixels_name, columns)
-        rows = to_numpy(shard.photos["pixels_row"]).astype(np.int64)
+        rows = as_numpy(shard.photos["pixels_row"]).astype(np.int64)
         if rows.max(initial=-1) >= table.num_rows:
             raise IntegrityError(f"{shard.pixels_name} has {table.num_rows} rows, the release names row {rows.max()}")
         keys = ["item_id", "uri", "token"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import InputError, IntegrityError
 from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
-from .rows import Positions, ranks, take_rows, to_numpy
 
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
@@ -47,11 +47,21 @@ class Shard:
     from_pixels: str | None
 
 
+class Unanswered(NamedTuple):
+    """A photo that could not be had for a reason that may pass, so that no part holds it. row: of the shard's photos;
+    reason, detail: as in schema.REFUSAL, of the stage `fetch`."""
+
+    row: int
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard; its photos are in the parts.
+    """What became of a shard; its photos are in the parts, but for those that are `unanswered`.
 
-    pixels: None for a shard that was encoded from an existing pixels part. latents: None when no model was asked.
+    pixels: None for a shard that was encoded from an existing pixels part, and where no photo was answered. latents:
+    None then too, and when no model was asked. refused: photos without latents or pixels, the unanswered ones too.
     fetched: photos whose bytes were asked for. reused: every wanted part was there already.
     """
 
@@ -62,6 +72,7 @@ class ShardResult:
     refused: int
     fetched: int
     reused: bool
+    unanswered: tuple[Unanswered, ...] = ()
 
 
 def assign_shards(
@@ -84,11 +95,11 @@ def assign_shards(
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
     or more and at most 128 MiB of pixels and of latents.
     """
-    status, retried = plan["status"], to_numpy(plan["retried"], missing=False)
+    status, retried = plan["status"], as_numpy(plan["retried"], missing=False)
     fetch = _is(status, "added") | _is(status, "changed")
     again = _is(status, "same")
     if not encode_all:
-        again &= to_numpy(pc.is_null(plan["latents_part"])).astype(np.bool_)
+        again &= as_numpy(pc.is_null(plan["latents_part"])).astype(np.bool_)
     kept = again & _has_pixels(plan, transform_id)
     fetch |= again & ~kept
     shard = np.full(plan.num_rows, -1, dtype=np.int32)
@@ -119,13 +130,14 @@ def build_shards(
 ) -> list[Shard]:
     """Return the shards of a plan in number order, with the names and keys of their parts.
 
-    Without a model_id only the shards whose photos are fetched. retry_of: the parent release, whose refused fetches
-    are tried again. category: the plan's column that a conditional model is told, of any scalar type; its texts then
-    stand in the shards and in the latents' keys. Raises InputError when a photo has no token.
+    Without a model_id only the shards whose photos are fetched. retry_of: a run that asks again where older parts hold
+    failures that may pass (see `answers.ask_again`). category: the plan's column that a conditional model is told, of
+    any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no
+    token.
     """
     numbers, starts, order = shard_order(plan)
     prefix = f"pixels/{transform_id}/"
-    columns = [*PHOTOS.names, "status", "retried", "pixels_part", "pixels_row"]
+    columns = [*PHOTOS.names, "status", "pixels_part", "pixels_row"]
     if category is not None and model_id is not None:
         plan = plan.select(columns).append_column(CATEGORY, plan[category].cast(CATEGORY.type))
         columns.append(CATEGORY.name)
@@ -142,10 +154,9 @@ def build_shards(
         from_pixels = kept if kept is not None and kept.startswith(prefix) else None
         if from_pixels is not None and model_id is None:
             continue
-        again = retry_of if members["retried"][0].as_py() else ""
         told = [CATEGORY.name] if CATEGORY.name in columns else []
         photos = members.select([*PHOTOS.names, *told, *(["pixels_row"] if from_pixels else [])])
-        shards.append(_named(number, photos, transform_id, model_id, precision, again, from_pixels))
+        shards.append(_named(number, photos, transform_id, model_id, precision, retry_of, from_pixels))
     return shards
 
 
@@ -153,7 +164,7 @@ def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Posit
     """Return (numbers [s], starts [s + 1], order [n]): the plan's rows at `order[starts[i]:starts[i + 1]]`, ascending,
     are shard `numbers[i]`.
     """
-    shard = to_numpy(plan["shard"], missing=-1).astype(np.int32)
+    shard = as_numpy(plan["shard"], missing=-1).astype(np.int32)
     rows = np.flatnonzero(shard >= 0)
     order = rows[np.argsort(shard[rows], kind="stable")]
     numbers, first = np.unique(shard[order], return_index=True)
@@ -236,13 +247,13 @@ def _finished(store: Store, shard: Shard) -> ShardResult | None:
 
 
 def _is(status: pa.ChunkedArray, word: str) -> Flags:
-    return to_numpy(pc.equal(status, word)).astype(np.bool_)
+    return as_numpy(pc.equal(status, word)).astype(np.bool_)
 
 
 def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
     """Return which carried rows have pixels that can be encoded."""
     prefix = f"pixels/{transform_id}/" if transform_id else "pixels/"
-    usable = to_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
+    usable = as_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
     return usable & _is(plan["status"], "same")
 
 
@@ -255,7 +266,7 @@ def _by_source(plan: pa.Table, rows: Positions) -> Positions:
     """Return plan rows ordered by (source, offset, plan order); photos with a URI of their own come first."""
     if plan["source"].null_count == plan.num_rows:
         return rows
-    offsets = to_numpy(plan["offset"], missing=-1)[rows]
+    offsets = as_numpy(plan["offset"], missing=-1)[rows]
     return rows[np.lexsort((rows, offsets, ranks(plan["source"])[0][rows]))]
 
 

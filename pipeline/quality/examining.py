@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..catalogue import named_in
 from ..errors import IntegrityError
-from ..evaluation import GateVerdict, category_measures
+from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
 from ..parts import PartFile
 from ..planning import NightSettings, Plan
-from ..release import FileEntry, Manifest
+from ..release import FileEntry, Manifest, Sample
 from ..schema import quarantine_schema
 from ..storage import Store
 
@@ -74,24 +75,31 @@ def with_first_seen(refused: pa.Table, parent: pa.Table | None, run: str) -> pa.
 
 
 def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) -> dict[str, int]:
-    """Return a release's counts: photos, items, refused, and photos by change."""
+    """Return a release's counts: photos, items, refused, held (both, see `catalogue.compare`), and photos by change."""
     by_change = {entry["values"]: entry["counts"] for entry in pc.value_counts(changes["change"]).to_pylist()}
     return {
         "photos": items.num_rows,
         "items": pc.count_distinct(items["item_id"]).as_py(),
         "refused": quarantine.num_rows,
+        "held": int(named_in(quarantine, items).sum()),
         "parent_photos": plan.summary.counts["parent_photos"],
         **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
     }
+
+
+def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
+    """Return the limits for a release; those on how many items there are say nothing of a sample."""
+    return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
 
 
 def measure(
     config: NightSettings, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
 ) -> dict[str, float]:
     """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
+    unused = counts["refused"] - counts["held"]
     measures = {
         "recall": built.recall,
-        "quarantine_share": counts["refused"] / max(1, counts["refused"] + counts["photos"]),
+        "quarantine_share": unused / max(1, unused + counts["photos"]),
         "removed_share": counts["removed"] / max(1, counts["parent_photos"]),
         "items": float(counts["items"]),
     }
