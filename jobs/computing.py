@@ -29,10 +29,11 @@ from pipeline.errors import InputError
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
+from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import train_bundle
+from pipeline.training import TrainJob, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +62,19 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     rows = training_rows(asked.rows, living, config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
+    job = TrainJob(
+        store=store,
+        pixels=tuple(rows.pixels),
+        labels=rows.labels,
+        model=config.model,
+        images=config.images.model_dump(mode="json"),
+        train=config.train,
+        run_dir=f"runs/{context.run.name}",
+        attempt=context.attempt.number,
+        train_key=plan.summary.train_key,
+    )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_bundle(
-            store,
-            pixels=rows.pixels,
-            labels=rows.labels,
-            model=config.model,
-            images=config.images.model_dump(mode="json"),
-            train=config.train,
-            run_dir=f"runs/{context.run.name}",
-            attempt=context.attempt.number,
-            train_key=plan.summary.train_key,
-            progress=context.progress.training,
-        )
+        return train_job(job, progress=context.progress.training)
 
 
 def _nothing_to_train_on(context: Context, asked: Asked) -> str:
@@ -93,6 +94,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     context.attempt.check()
     asked, results = compute(context, plan, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
+    check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:
         parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}

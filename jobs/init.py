@@ -137,6 +137,7 @@ def config_text(sample: Sample, guess: Guess | None, config: CatalogueConfig, tr
         "gates:",
         "  min_recall: 0.95  # of the index, against exact search",
         "  max_quarantine: 0.2  # share of photos that could not be used",
+        "  max_not_finite: 0.05  # share of photos to which the model gives no finite latents",
         "  max_removed: 0.5  # share of yesterday's photos that are gone",
         "",
         "publish:",

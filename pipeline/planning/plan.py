@@ -127,6 +127,8 @@ def make_plan(
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
     refused = read_table(store, parent, "quarantine") if parent else None
+    if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
+        refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, refused if comparable else None, told=told)
