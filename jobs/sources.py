@@ -13,7 +13,7 @@ import yaml
 
 from jobs.command import Arguments
 from pipeline.errors import ConfigError
-from pipeline.storage.secrets import MASK, masked, names_secret
+from pipeline.storage.secrets import MASK, masked_options, names_secret
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "CODEBOOKS__"
@@ -140,7 +140,7 @@ def _environment_sources(environment: Mapping[str, str]) -> Iterator[Source]:
 def _override_source(text: str) -> Source:
     name, equals, value = text.partition("=")
     secret = any(names_secret(part) for part in name.strip().split("."))
-    label = f"argument {masked(f'{name}={MASK}' if equals and secret else text)!r}"
+    label = f"argument {f'{name}={MASK}' if equals and secret else masked_options(text)!r}"
     if not equals:
         raise ConfigError(f"{label} is not of the form key.path=value, for example train.epochs=20")
     return Source(label, _nested(name.strip().split("."), parse_value(value, label), label))

@@ -92,7 +92,7 @@ class _Block:
         else:
             types = {name: known[name] for name in sorted(wanted & known.keys())}
         table = None
-        if self._flat() and (wanted is None or len(types) == len(wanted)):
+        if self._harmless() and (wanted is None or len(types) == len(wanted)):
             table = self._parsed(types, infer=wanted is None)
         return self._line_by_line(wanted) if table is None else table
 
@@ -120,11 +120,16 @@ class _Block:
         # A path that looks like a moment is told from one line by line.
         return None if pa.types.is_struct(photos) and not is_photo_object(photos) else table
 
-    def _flat(self) -> bool:
-        """Return whether no line can be nested so deeply that Arrow's parser runs out of stack."""
+    def _harmless(self) -> bool:
+        """Return whether Arrow's parser survives the block.
+
+        It runs out of stack in a line that is nested deeply, and dies of a block of nothing but `null`.
+        """
         data = np.frombuffer(self.data, dtype=np.uint8)
+        begins = self.lines.start - self.start
         opening = (data == ord("[")) | (data == ord("{"))
-        return int(np.add.reduceat(opening, self.lines.start - self.start, dtype=np.int64).max()) <= _OPENED
+        deepest = int(np.add.reduceat(opening, begins, dtype=np.int64).max())
+        return deepest <= _OPENED and bool((data[begins] == ord("{")).all())
 
     def _peeked(self) -> dict[str, pa.DataType]:
         """Return the fields that the first lines show to be text: Arrow would read some of it as times."""

@@ -15,10 +15,9 @@ _SIGNING = re.compile(
     r"(?i)(?<=[?&;])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|awsaccesskeyid|googleaccessid"
     r"|policy|key-pair-id|sig|token|[a-z_-]*(?:token|secret|password|passwd|api[_-]?key)|auth|key|pwd)=)[^&#\s'\"]*"
 )
-_OPTION = re.compile(r"([\w.-]+)=(\S+)")
-_SECRET_NAME = re.compile(
-    r"(?i)(^|_|-|\.)(key|secret|token|password|passwd|pwd|credentials?|auth|signature)s?($|_|-|\.)"
-)
+_WORDS = r"(?:key|secret|token|password|passwd|pwd|credentials?|auth|signature)s?"
+_SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]){_WORDS}(?:$|[_.-])")
+_OPTION = re.compile(rf"(?i)(?<!\w)((?:[\w.-]*[_.-])?{_WORDS}(?:[_.-][\w.-]*)?[\"']?\s*[=:]\s*)(?!//)[^\s,}}\]]+")
 
 
 def masked(text: str) -> str:
@@ -35,8 +34,8 @@ def masked_for_people(text: str) -> str:
 
 
 def masked_options(text: str) -> str:
-    """Return what `masked` does, with the values of `--store.key=VALUE` and the like as `***` too."""
-    return masked(_OPTION.sub(lambda found: f"{found[1]}={MASK}" if names_secret(found[1]) else found[0], text))
+    """Return what `masked` does, with the values of `--store.key=VALUE`, `{key: VALUE}` and the like as `***` too."""
+    return masked(_OPTION.sub(rf"\g<1>{MASK}", text))
 
 
 def holds_user(url: str) -> bool:
