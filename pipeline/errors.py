@@ -123,7 +123,7 @@ class NotReconstructing(CodebooksError):
 class PhotoRefused(CodebooksError):
     """One photo cannot be used; it becomes a row of the quarantine table, never a crash.
 
-    stage: fetch | decode. reason: a short fixed word, for example `missing`, `truncated`.
+    stage: fetch | decode | encode. reason: a short fixed word, for example `missing`, `truncated`.
     """
 
     exit_code = 3

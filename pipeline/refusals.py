@@ -39,5 +39,12 @@ ASKED_REASONS = {
     "changed": Reason("the bytes that came are not those whose token the plan saw"),
     "unreadable": Reason("an answer that is no photo's: a status that nobody expects, a limit passed"),
 }
-REASONS: dict[str, Reason] = {**ASKED_REASONS, **DECODE_REASONS}
+# What became of the process that worked on a photo, and of its numbers. Of the stage `encode` they are the model's: for
+# another model the photo is asked for again.
+WORK_REASONS = {
+    "crashed": Reason("twice the process that worked on this photo alone was ended by native code", kept=True),
+    "out_of_memory": Reason("twice the process that worked on this photo alone was killed for its memory", kept=True),
+    "not_finite": Reason("the model's latents of the photo are not finite numbers", kept=True),
+}
+REASONS: dict[str, Reason] = {**ASKED_REASONS, **DECODE_REASONS, **WORK_REASONS}
 KEPT: frozenset[str] = frozenset(word for word, reason in REASONS.items() if reason.kept)

@@ -37,7 +37,7 @@ PHOTOS = pa.schema(
 # What a shard's photos carry beside PHOTOS when the model is told their categories; null: the photo has none.
 CATEGORY = pa.field("category", pa.string())
 
-# A photo that could not be used. `stage`: plan | fetch | decode; `reason`: a fixed word; `detail`: a sentence.
+# A photo that could not be used. `stage`: plan | fetch | decode | encode; `reason`: a fixed word; `detail`: a sentence.
 REFUSAL = pa.schema([pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 # One row a photo that was asked for. A refused photo has null `digest` and `pixels`, and a stage and reason.

@@ -48,11 +48,12 @@ def compare(
 
     same: item_id, uri and token are the parent's; digest, parts and rows are carried over. changed: another token, or
     an embedded photo whose bytes differ at the same (item_id, view). refused: refused tonight already, or refused by
-    the decoder in the parent with this token, whose reason is carried. added: all else; `retried` where the parent
-    could not have the photo for a reason that may pass. A photo that lived and is `unreachable` tonight is `same`, with
-    the parent's token and tonight's reason beside it: what is not known to be gone stays. A caller whose transform
-    differs from the parent's passes no parent_quarantine, since another decoder may take what the last one refused.
-    relabel: False spares comparing views and attributes. told: the
+    the decoder or the model in the parent with this token, whose reason is carried. added: all else; `retried` where
+    the parent could not have the photo for a reason that may pass. A photo that lived and is `unreachable` tonight is
+    `same`, with the parent's token and tonight's reason beside it: what is not known to be gone stays. A caller whose
+    transform differs from the parent's passes no parent_quarantine, since another decoder may take what the last one
+    refused; one whose model differs leaves out what the model refused. relabel: False spares comparing views and
+    attributes. told: the
     column that a conditional model was told; a `same` photo in which it differs loses its latents (`latents_part` and
     `latents_row` are null) and keeps the rest.
 

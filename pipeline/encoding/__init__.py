@@ -7,8 +7,10 @@ from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
 from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
+from .unfit import NOT_FINITE
 
 __all__ = [
+    "NOT_FINITE",
     "PART_BYTES",
     "Asked",
     "EncodeConfig",

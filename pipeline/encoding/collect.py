@@ -16,6 +16,7 @@ from ..parts import PartFile, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
+from .unfit import Unfit, read_unfit
 
 _KEYS = ["item_id", "uri"]
 _PLACE = ["digest", "latents_part", "latents_row", "pixels_part", "pixels_row"]
@@ -141,6 +142,9 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
         live, refused = np.flatnonzero(usable), np.flatnonzero(~usable)
         refusals = said.select(REFUSAL.names).take(pa.array(refused))
     latents = read_part(store, made.name, [*_KEYS, "digest", "pixels_row"])
+    if unfit := read_unfit(latents.schema):
+        live, fallen, said = _without_unfit(shard, live, unfit)
+        refused, refusals = np.concatenate([refused, fallen]), pa.concat_tables([refusals, said])
     asked = photos.take(pa.array(live))
     _check_keys(made.name, latents, asked)
     pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
@@ -156,6 +160,15 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     ]
     places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))
     return _Answer(live, places, refused, refusals)
+
+
+def _without_unfit(shard: Shard, live: Positions, unfit: list[Unfit]) -> tuple[Positions, Positions, pa.Table]:
+    """Return the living rows of a shard, those that its latents part refuses, and their columns of schema.REFUSAL."""
+    place = live if shard.from_pixels is None else as_numpy(shard.photos["pixels_row"]).astype(np.int64)[live]
+    said = {one.pixels_row: one.refusal for one in unfit}
+    lost = np.isin(place, list(said))
+    refusals = pa.Table.from_pylist([said[row] for row in place[lost].tolist()], schema=REFUSAL)
+    return live[~lost], live[lost], refusals
 
 
 def _usable_rows(store: Store, shard: Shard, result: ShardResult) -> Positions:

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
-from ..errors import InputError, IntegrityError
+from ..errors import InputError, IntegrityError, PhotoRefused
 from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
+from .unfit import read_unfit
 
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
@@ -29,13 +31,21 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
+class Killer:
+    """A photo that kills the process that works on it. row: of the shard's photos; refusal: what its row will say."""
+
+    row: int
+    refusal: PhotoRefused
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The photos of one part: what one actor call turns into a pixels part and a latents part.
 
     photos: columns of schema.PHOTOS in the parts' row order (item_id, view), and `pixels_row` where `from_pixels` is
     set, and `category` (null: none) where the model is told it. from_pixels: the existing pixels part these carried
     photos are encoded from (then also `pixels_name`); None: the photos are fetched. latents_name: None when no
-    model is asked.
+    model is asked. killers: photos not to be touched, in row order; they are refused.
     """
 
     number: int
@@ -45,6 +55,12 @@ class Shard:
     latents_name: str | None
     latents_key: str | None
     from_pixels: str | None
+    killers: tuple[Killer, ...] = ()
+
+    @property
+    def tells(self) -> bool:
+        """Whether the model is told the photos' categories."""
+        return CATEGORY.name in self.photos.column_names
 
 
 class Unanswered(NamedTuple):
@@ -196,6 +212,20 @@ def check_rows(part: PartFile, rows: int) -> PartFile:
     if part.rows != rows:
         raise IntegrityError(f"{part.name} holds {part.rows} rows, expected {rows}; delete the file and run again")
     return part
+
+
+def check_latents(store: Store, part: PartFile, usable: int) -> int:
+    """Return how many of `usable` photos with pixels a latents part refuses.
+
+    Raises IntegrityError when it neither holds nor refuses each of them.
+    """
+    if part.rows == usable:
+        return 0
+    with store.open(part.name) as handle:
+        unfit = read_unfit(pq.read_schema(handle))
+    if part.rows + len(unfit) != usable:
+        check_rows(part, usable - len(unfit))
+    return len(unfit)
 
 
 def _named(

@@ -26,7 +26,7 @@ from ..catalogue import (
     resolve_tokens,
 )
 from ..encoding import assign_shards
-from ..errors import InputError, IntegrityError
+from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
 from ..models import build_model
 from ..models.bundle import resolved_config, stored_config
 from ..release import Manifest, Sample, read_manifest
@@ -127,6 +127,8 @@ def make_plan(
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
     refused = read_table(store, parent, "quarantine") if parent else None
+    if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
+        refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, refused if comparable else None, told=told)
@@ -141,7 +143,7 @@ def make_plan(
         transform_id=transform,
     )
     if difference.counts["refused"] == rows.num_rows:
-        raise InputError(_nothing_usable(rows, config.catalogue.source))
+        raise nothing_usable(rows)
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
@@ -246,12 +248,16 @@ def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> 
     }
 
 
-def _nothing_usable(rows: pa.Table, source: str) -> str:
-    reasons = json.dumps({v["values"]: v["counts"] for v in pc.value_counts(rows["reason"]).to_pylist()})
-    first = rows.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
-    return (
-        f"none of the {rows.num_rows} photos of {source} can be used: {reasons}; first rows: {first}. "
-        "Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
+def nothing_usable(rows: pa.Table) -> CodebooksError:
+    """Return the error for rows of a plan of which no photo can be used: temporary where one may answer later."""
+    refused = rows.filter(pc.is_valid(rows["reason"]))
+    reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(refused["reason"]).to_pylist()}
+    first = refused.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
+    what = f"none of the catalogue's {rows.num_rows} photos can be used: {json.dumps(reasons)}; first rows: {first}."
+    if "unreachable" in reasons:
+        return Unavailable(f"{what} Nothing is published; run the same command again")
+    return InputError(
+        f"{what} Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
     )
 
 
