@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import yaml
 
 from jobs.command import Arguments, Outcome
+from jobs.model_choice import model_lines
 from pipeline.catalogue import CatalogueConfig
 from pipeline.catalogue.first_rows import Sample, Tried, propose_reading, read_sample, settle
 from pipeline.catalogue.guessing import Guess, guess_columns, holds_bytes, listed
@@ -122,12 +123,13 @@ def config_text(sample: Sample, guess: Guess | None, config: CatalogueConfig, tr
         "  size: 64  # photos are scaled to 64 x 64; larger sees more detail and costs its square in time",
         "  fit: pad  # pad (nothing is lost), crop (the middle square) or stretch",
         "",
-        "model:",
-        "  kind: vae  # vae, or vqvae for discrete codes",
+        *model_lines(),
         "",
         "train:",
-        "  when: missing  # train only where the store has no such model; or {older_than: 30d}, or always",
-        "  epochs: 10",
+        "  validation: 0.05  # share of items that are held out of what is fitted or trained",
+        "  # A channel's first refresh trains, later ones keep that model. `when` lets them do all anew unasked:",
+        "  # missing (where a setting has changed), {older_than: 30d}, or always. Without it they want --retrain.",
+        "  # when: {older_than: 30d}",
         "",
         "index:",
         "  metric: cosine  # or l2",

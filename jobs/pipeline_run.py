@@ -16,7 +16,7 @@ from jobs.context import Context, ray_starter
 from jobs.progress import Progress
 from jobs.watch import Watch
 from pipeline.errors import ConfigError, GateRefused
-from pipeline.planning import Plan, Renewal, look, make_plan, nothing_to_do, renewal_of
+from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
@@ -67,7 +67,8 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
-        progress.note(plan_line(plan))
+        for line in (plan_line(plan), *counted_lines(plan)):
+            progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
                 require_meant(plan.summary.renewal, config, run, how)
@@ -171,6 +172,7 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
 def frozen_plan(context: Context, how: How) -> Plan:
     """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
     held = context.run.read_frozen("plan.parquet")
+    earlier = held is not None
     if held is None:
         context.attempt.check()
         plan = make_plan(
@@ -183,7 +185,7 @@ def frozen_plan(context: Context, how: How) -> Plan:
             f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "
             "the catalogue; start a run of another name"
         )
-    return plan
+    return ask_refused_again(plan, context.config, context.store, context.files) if earlier else plan
 
 
 def config_text(config: Config, how: How) -> str:
@@ -202,6 +204,12 @@ def plan_line(plan: Plan) -> str:
     counts = plan.summary.counts
     named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
     return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
+
+
+def counted_lines(plan: Plan) -> list[str]:
+    """Return what of the catalogue was dropped, merged or read in another way than it stands, one kind a line."""
+    found = plan.summary.catalogue.counted
+    return [f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items()]
 
 
 def finish(

@@ -26,8 +26,12 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
 
     busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
     Ray Data's own tasks would wait for ever without a word. Workers run our packages, not others of the same names in
-    the current folder. Raises Unavailable when the named cluster does not answer.
+    the current folder. Within another session it is that one. Raises Unavailable when the named cluster does not
+    answer.
     """
+    if ray.is_initialized():  # a caller holds it open over several runs
+        yield
+        return
     # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

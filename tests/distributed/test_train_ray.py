@@ -25,7 +25,7 @@ from pipeline.errors import CodebooksError, ConfigError, NotFound
 from pipeline.models import AnyModelConfig, load_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig, TrainProgress, train_bundle
+from pipeline.training import PixelRows, TrainConfig, TrainJob, TrainProgress, train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -63,17 +63,17 @@ def train(
     **settings: object,
 ) -> str:
     base = {"epochs": 24, "batch_size": 64, "workers": 2, "checkpoint_every_s": 0.5, "max_failures": 2}
-    return train_bundle(
-        store,
-        pixels=fill(store),
+    job = TrainJob(
+        store=store,
+        pixels=tuple(fill(store)),
         model=model_config(),
         images={"size": SIZE, "fit": "pad"},
         train=TrainConfig(**{**base, **settings}),
         run_dir="runs/night",
         attempt=attempt,
         train_key=KEY,
-        progress=progress,
     )
+    return train_job(job, progress=progress)
 
 
 def new_store(folder: Path) -> Store:
@@ -194,16 +194,16 @@ def test_two_bundles_become_a_fusion(ray_session, tmp_path):
     pixels = fill(store)
 
     def made(key: str, **values: object) -> str:
-        return train_bundle(
-            store,
-            pixels=pixels,
+        job = TrainJob(
+            store=store,
+            pixels=tuple(pixels),
             model=TypeAdapter(AnyModelConfig).validate_python(values),
             images={"size": SIZE, "fit": "pad"},
             train=TrainConfig(epochs=1, batch_size=400, workers=2),
             run_dir="runs/night",
-            attempt=1,
             train_key=key * 64,
         )
+        return train_job(job)
 
     hog = made("1", kind="descriptor", cell=4, features="pixels", read_out={"dims": 2})
     vae = made("2", kind="vae", latent_dim=4, channels=[4, 8])

@@ -17,7 +17,7 @@ from pipeline.errors import Unavailable
 from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundle, load_bundle, save_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import Line, PixelRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Board, TrainJob, _model, run_rank
 
@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.mark.slow
 def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     job = TrainJob(
         store=store,
         pixels=fill(store),
@@ -62,11 +62,12 @@ def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch
         train_key=KEY,
     )
     board = Board()
-    model_id = run_rank(job, Ranks(), report=board.tell)
+    model_id = run_rank(job, Ranks(), line=Line(report=board.tell))
     assert model_id == find_bundle(store, KEY)
     progress, error = board.read()
     assert (progress.step, progress.total_steps, error) == (18, 18, None)
-    assert list(tmp_path.glob("visual-codebooks-*/*")) == []
+    (folder,) = tmp_path.glob("visual-codebooks-*/training")
+    assert list(folder.iterdir()) == []
     folders = {"/".join(entry.name.split("/")[:3]) for entry in store.list("runs/")}
     assert folders == {"runs/night/checkpoints", "runs/night/tensorboard"}
     # Trained again from nothing, on the same settings, it is the same model; the first one answers the key.
@@ -88,7 +89,7 @@ def parsed(**values: object) -> ModelConfig:
 def surrounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Store, str]:
     """A store with photos and the bundle of an autoencoder; bundles get no real ONNX file, which takes seconds."""
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     torch.set_num_threads(1)
     store = open_store(f"memory://{uuid.uuid4().hex}")
     config = parsed(kind="autoencoder")
@@ -137,7 +138,7 @@ def test_a_job_with_everything_around_it_is_continued_to_the_same_bundle(surroun
     calls = iter([False, False])
     job = surrounded_job(store, source, "other")
     with pytest.raises(Unavailable, match="step 20"):
-        run_rank(job, Ranks(), should_stop=lambda: next(calls, True))
+        run_rank(job, Ranks(), line=Line(should_stop=lambda: next(calls, True)))
     assert run_rank(job, Ranks()) == undisturbed
     bundle = load_bundle(store, undisturbed)
     assert bundle.labels == ("bag", "hat")
