@@ -145,7 +145,7 @@ def _single(uri: str, config: CatalogueConfig) -> Located:
     kind = config.format if config.format != "auto" else _format_of_file(uri)
     if kind == "folder":
         raise InputError(
-            f"catalogue.source {uri} holds no files, or is a file itself; check the path, the bucket and catalogue.format"
+            f"catalogue.source {uri} holds no files, or is a file itself; check the path, the bucket and the format"
         )
     if kind is None and suffix_of(uri) in WORKBOOK_SUFFIXES:
         raise InputError(f"catalogue.source {uri} is a workbook; save its sheet as CSV UTF-8 and name that file")
