@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -23,6 +22,7 @@ from jobs.place import StoreConfig
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
+from pipeline.images.render import render_products
 from pipeline.models.bundle import BUNDLES
 from pipeline.storage import Store
 from pipeline.workers import Whereabouts, ask_a_worker, whereabouts
@@ -96,16 +96,9 @@ def _in_small(asked: Config, scratch: StoreConfig) -> Config:
 
 
 def _catalogue(asked: Config) -> bytes:
-    """Return a table of one batch of generated pictures, of two categories."""
-    from PIL import Image
-
-    count, side = max(asked.train.batch_size, 2), asked.images.size
-    random = np.random.default_rng(0)
-    pictures = []
-    for colours in random.integers(0, 256, (count, 4, 4, 3), np.uint8):
-        sink = io.BytesIO()
-        Image.fromarray(colours).resize((side, side)).save(sink, "PNG")
-        pictures.append(sink.getvalue())
+    """Return a table of one batch of the demo's pictures, of two categories."""
+    count, side = max(asked.train.batch_size, 2), max(asked.images.size, 32)
+    pictures = [photo for _, photo in render_products(count, seed=0, size=(side, side))]
     table = pa.table(
         {
             "item_id": [f"try-{number:06d}" for number in range(count)],
