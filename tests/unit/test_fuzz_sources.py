@@ -209,9 +209,7 @@ def tar(draw: st.DrawFn) -> bytes:
 
 
 FILES = st.one_of(
-    st.sampled_from(
-        [b"a.jpg", b"b.png", b"x/a.jpg", b"x/y/b.jpg", b"c.jpg", b".hidden.jpg", b"_x/a.jpg", b"caf\xe9.jpg"]
-    ),
+    st.sampled_from([b"a.jpg", b"b.png", b"x/a.jpg", b"x/y/b.jpg", b".hidden.jpg", b"_x/a.jpg", b"caf\xe9.jpg"]),
     st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=8).map(
         lambda name: f"{name}.jpg".encode()
     ),
