@@ -16,6 +16,7 @@ from ..errors import (
     CodebooksError,
     ConfigError,
     Forbidden,
+    HostSilent,
     InputError,
     NoAnswer,
     NotAllowed,
@@ -225,7 +226,9 @@ class WebReader:
             answer = connection.getresponse()
         except ssl.SSLCertVerificationError as error:
             self._drop(address)
-            raise ConfigError(f"{name}: the server's certificate is not trusted ({error.verify_message})") from error
+            # It may have run out today and be renewed tomorrow; where SSL_CERT_FILE is wrong no host's is trusted.
+            why = error.verify_message or "no reason given"
+            raise HostSilent(f"{name}: the server's certificate is not trusted ({why}; see SSL_CERT_FILE)") from error
         except NotAllowed as error:
             raise NotAllowed(f"{name}: {error}") from error
         except _BROKEN as error:
