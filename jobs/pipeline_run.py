@@ -67,7 +67,8 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
-        progress.note(plan_line(plan))
+        for line in (plan_line(plan), *counted_lines(plan)):
+            progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
                 require_meant(plan.summary.renewal, config, run, how)
@@ -210,6 +211,12 @@ def plan_line(plan: Plan) -> str:
     counts = plan.summary.counts
     named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
     return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
+
+
+def counted_lines(plan: Plan) -> list[str]:
+    """Return what of the catalogue was dropped, merged or read in another way than it stands, one kind a line."""
+    found = plan.summary.catalogue.counted
+    return [f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items()]
 
 
 def finish(

@@ -26,7 +26,8 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
 
     busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
     Ray Data's own tasks would wait for ever without a word. Workers run our packages, not others of the same names in
-    the current folder. Within another session it is that one. Raises Unavailable when the named cluster does not answer.
+    the current folder. Within another session it is that one. Raises Unavailable when the named cluster does not
+    answer.
     """
     if ray.is_initialized():  # a caller holds it open over several runs
         yield
