@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pipeline.catalogue.first_rows import Sample, Tried, propose_reading, read_s
 from pipeline.catalogue.guessing import Guess, guess_columns, holds_bytes, listed
 from pipeline.errors import ConfigError
 from pipeline.storage import Files
+from pipeline.storage.local import expanded
 
 _TEXTS = ("encoding", "quoting", "image_separator")
 
@@ -40,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments) -> Outcome:
     """Look at the first rows of a catalogue, guess what the columns mean and write a config to start from."""
     options = arguments.options
-    output = Path(options.output).expanduser()
-    if output.exists():
+    output = expanded(options.output)
+    if os.path.lexists(output):
         raise ConfigError(f"{str(output)!r} exists and is not overwritten; name another file with --output")
     config, sample, guess, tried = propose(options)
     text = config_text(sample, guess, config, tried, store=options.store)

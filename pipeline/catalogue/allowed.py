@@ -112,8 +112,8 @@ def check_living(rows: pa.Table, items: pa.Table | None, share: float) -> None:
         prefixes = ", ".join(list(prefixes_to_add(living.column("detail")))[:_SHOWN])
         raise NotAllowed(
             f"{living.num_rows:,} photos of the current release lie outside of what the catalogue may name, so this "
-            f"run would delist them; to keep them add to catalogue.allowed_prefixes: {prefixes}. To delist them all the "
-            f"same raise catalogue.max_unreachable (now {share:g})"
+            f"run would delist them; to keep them add to catalogue.allowed_prefixes: {prefixes}. To delist them all "
+            f"the same raise catalogue.max_unreachable (now {share:g})"
         )
 
 
