@@ -132,7 +132,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             run=context.run.name,
             attempt=context.attempt.number,
         )
-    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}"
+    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
     outcome = Outcome(
         run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
     )
@@ -167,6 +167,13 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
         "train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is not, put "
         "the settings back"
     )
+
+
+def _quarantined(candidate: Candidate) -> str:
+    """Return in words how many photos could not be used tonight, and how many of these live on as they were."""
+    refused, held = candidate.manifest.counts["refused"], candidate.manifest.counts.get("held", 0)
+    kept = f", {held:,} of them unreachable and kept with yesterday's latents" if held else ""
+    return f"; {refused:,} photos are quarantined{kept}" if refused else ""
 
 
 def frozen_plan(context: Context, how: How) -> Plan:
