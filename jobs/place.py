@@ -5,7 +5,6 @@ Nothing here imports torch or ray, so `codebooks releases` starts in a moment an
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -15,12 +14,13 @@ from jobs.command import Arguments
 from jobs.sources import merge, read_sources
 from pipeline.release import PublishConfig
 from pipeline.storage import NO_SECRETS, StorageOptions, Store, holds_user, open_store
+from pipeline.storage.local import expanded
 from pipeline.storage.urls import scheme_of
 
 
 def absolute(location: str) -> str:
     """Return a local path as an absolute one, from the current folder; anything with a scheme as it is."""
-    return location if scheme_of(location) else str(Path(location).expanduser().absolute())
+    return location if scheme_of(location) else str(expanded(location).absolute())
 
 
 class StoreConfig(StorageOptions):
