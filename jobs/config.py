@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments
 from jobs.place import StoreConfig, absolute
 from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection
-from jobs.sources import merge, read_sources
+from jobs.sources import read_sources
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig
@@ -19,6 +18,7 @@ from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.release import PublishConfig
+from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.training import TrainConfig
 

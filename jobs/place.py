@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments
-from jobs.sources import merge, read_sources
+from jobs.sources import read_sources
 from pipeline.release import PublishConfig
+from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, StorageOptions, Store, holds_user, open_store
 from pipeline.storage.urls import scheme_of
 

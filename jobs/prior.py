@@ -12,14 +12,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments, Outcome
 from jobs.config import ClusterConfig
 from jobs.place import LightConfig
 from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection, network_of
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
-from jobs.sources import merge, read_sources
+from jobs.sources import read_sources
 from jobs.watch import Watch
 from pipeline.errors import ConfigError, IntegrityError, NotFound
 from pipeline.models import Bundle, load_bundle
@@ -32,6 +31,7 @@ from pipeline.quality.prior_results import Sampling, check_category, described, 
 from pipeline.release import Manifest, check_store, read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
+from pipeline.settings import check_and_build, merge
 from pipeline.storage import Store
 from pipeline.training import PriorJob, train_job, train_period
 

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.sources import Merged, Path_, Source
-from pipeline.errors import ConfigError
-from pipeline.storage.options import NO_SECRETS
-from pipeline.storage.secrets import MASK, masked, names_secret
+from ..storage.options import NO_SECRETS
+from ..storage.secrets import MASK, masked, names_secret
+
+from ..errors import ConfigError
+from .sources import Merged, Path_, Source
 
 C = TypeVar("C", bound=BaseModel)
 
