@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ..errors import ConfigError
 from ..storage.options import NO_SECRETS
 from ..storage.secrets import MASK, masked, names_secret
-
-from ..errors import ConfigError
 from .sources import Merged, Path_, Source
 
 C = TypeVar("C", bound=BaseModel)

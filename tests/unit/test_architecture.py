@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"keys", "refusals", "schema", "column_types"},
     {"storage"},
-    {"parts", "settings", "workers"},
+    {"parts", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},

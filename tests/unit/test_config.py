@@ -13,12 +13,12 @@ from jobs.command import Arguments
 from jobs.config import Config, load_config
 from jobs.pipeline_run import config_text
 from jobs.place import LightConfig, load_light
-from jobs.prior_config import AnyPriorSection, network_of
 from jobs.sources import PRESETS, preset_names, read_sources
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS
 from pipeline.models.priors import PRIORS
 from pipeline.models.priors.transformer import TransformerConfig
+from pipeline.planning.prior_section import AnyPriorSection, network_of
 from pipeline.settings import Merged, Source, check_and_build, merge
 from pipeline.training import PriorTrainConfig
 

@@ -15,7 +15,7 @@ import pytest
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
-from jobs.model_choice import BEST, CHOICES, FASTEST, SEEDS, Choice
+from pipeline.models.choices import BEST, CHOICES, FASTEST, SEEDS, Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ["Shoes", "Shirts", "Hats"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import yaml
 from pydantic import TypeAdapter
 
-from pipeline.models import AnyModelConfig
+from .kinds import AnyModelConfig
 
 
 @dataclass(frozen=True, slots=True)
