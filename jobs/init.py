@@ -17,7 +17,7 @@ from pipeline.catalogue import CatalogueConfig
 from pipeline.catalogue.first_rows import Sample, Tried, propose_reading, read_sample, settle
 from pipeline.catalogue.guessing import Guess, guess_columns, holds_bytes, listed
 from pipeline.errors import ConfigError
-from pipeline.models.choices import model_lines
+from pipeline.settings.model_choice import model_lines
 from pipeline.storage import Files
 
 _TEXTS = ("encoding", "quoting", "image_separator")
