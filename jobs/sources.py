@@ -11,6 +11,7 @@ from typing import Any
 from jobs.command import Arguments
 from pipeline.errors import ConfigError
 from pipeline.settings import Source, environment_sources, normal, override_source, read_file
+from pipeline.storage.local import expanded
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -31,8 +32,8 @@ def preset_names() -> list[str]:
 
 
 def _config_sources(config: str) -> Iterator[Source]:
-    path = Path(config).expanduser()
-    if not path.is_file() and not path.suffix and "/" not in config:
+    path = expanded(config)
+    if not _is_file(path) and not path.suffix and "/" not in config:
         yield _preset(config, f"--config {config!r} is neither a file nor a preset")
         return
     source = read_file(path, config)
@@ -40,6 +41,13 @@ def _config_sources(config: str) -> Iterator[Source]:
     if based_on is not None:
         yield _preset(based_on, f"{source.where(('preset',))}: there is no preset {based_on!r}")
     yield source
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be looked into: reading it says so
+        return False
 
 
 def _preset(name: Any, problem: str) -> Source:

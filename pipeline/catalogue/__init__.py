@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .allowed import NOT_ALLOWED, catalogue_files, places_of, prefixes_to_add
+from .allowed import NOT_ALLOWED, catalogue_files, lacking_prefixes, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
 from .difference import Difference, compare, named_in
@@ -27,6 +27,7 @@ __all__ = [
     "changes_between",
     "compare",
     "homes_of",
+    "lacking_prefixes",
     "named_in",
     "places_of",
     "prefixes_to_add",

@@ -82,10 +82,18 @@ def judge(uris: pa.Array, places: Places) -> Judgement:
     return Judgement(pa.array(reasons, pa.string()), pa.array(details, pa.string()))
 
 
-def prefixes_to_add(details: pa.ChunkedArray) -> dict[str, int]:
+def prefixes_to_add(details: pa.ChunkedArray | pa.Array) -> dict[str, int]:
     """Return the prefixes that the details of `not_allowed` photos name, with the number of photos, most first."""
     found = (_ADD.search(detail or "") for detail in details.to_pylist())
     return dict(Counter(match[1] for match in found if match).most_common())
+
+
+def lacking_prefixes(photos: pa.Table, config: CatalogueConfig) -> tuple[str, ...]:
+    """Return the prefixes that these photos (columns uri, signed_uri, source) would need beside those of the config."""
+    own = photos.filter(pc.is_null(photos.column("source")))
+    addresses = pc.coalesce(own.column("signed_uri"), own.column("uri")).drop_null()
+    distinct = pc.unique(addresses.cast(pa.large_string()))
+    return tuple(sorted(prefixes_to_add(judge(distinct, places_of(config)).detail)))
 
 
 class _Folders:

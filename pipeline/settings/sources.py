@@ -14,6 +14,9 @@ from ..storage.secrets import MASK, masked_options, names_secret
 
 PREFIX = "CODEBOOKS__"
 Path_ = tuple[str, ...]
+# PyYAML lets through what Python says of dates such as 2024-13-45 and of numbers of thousands of digits.
+_MOST_VALUES = 100_000
+_NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ def merge(sources: list[Source]) -> Merged:
 def parse_value(text: str, label: str) -> Any:
     """Return the value that a YAML text stands for: numbers, true, null, [lists], {maps}, else a string."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return _finite(yaml.safe_load(text))
+    except _NO_YAML as error:
         raise ConfigError(f"{label}: the value is not YAML ({_one_line(error)}); quote it") from error
 
 
@@ -75,8 +78,8 @@ def read_file(path: Path, label: str) -> Source:
         raise ConfigError(f"the config file {str(path)!r} cannot be read: {error}") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = _finite(yaml.safe_load(text))
+    except _NO_YAML as error:
         raise ConfigError(f"{label} is not YAML: {_one_line(error)}") from error
     if node is None:
         return Source(label, {})
@@ -157,7 +160,21 @@ def _lines(node: yaml.MappingNode, path: Path_, label: str) -> Iterator[tuple[Pa
             yield from _lines(value, (*path, name), label)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _finite(value: Any) -> Any:
+    """Return what YAML made of a text; raises ValueError where aliases make it endless, or all but endless."""
+    seen, todo = 0, [value]
+    while todo:
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or itself by an alias")
+        held = todo.pop()
+        todo.extend(held.values() if isinstance(held, dict) else held if isinstance(held, list | set) else ())
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return str(problem) if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

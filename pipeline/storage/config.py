@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, field_validator
 
 from . import open_store
 from .base import Store
+from .local import expanded
 from .options import NO_SECRETS, StorageOptions
 from .secrets import holds_user
 from .urls import scheme_of
@@ -15,7 +14,7 @@ from .urls import scheme_of
 
 def absolute(location: str) -> str:
     """Return a local path as an absolute one, from the current folder; anything with a scheme as it is."""
-    return location if scheme_of(location) else str(Path(location).expanduser().absolute())
+    return location if scheme_of(location) else str(expanded(location).absolute())
 
 
 class StoreConfig(StorageOptions):

@@ -103,7 +103,14 @@ def test_a_key_of_another_name_is_the_first_unique_column(tmp_path: Path) -> Non
 def test_https_photos_get_their_prefixes(tmp_path: Path) -> None:
     urls = [f"https://cdn{row % 2}.shop.example/p/{row}.jpg?v=3" for row in range(30)]
     catalogue = init(tmp_path, write(tmp_path, table(image_url=urls))).catalogue
-    assert catalogue.https_prefixes == ("https://cdn0.shop.example/", "https://cdn1.shop.example/")
+    assert catalogue.allowed_prefixes == ("https://cdn0.shop.example/", "https://cdn1.shop.example/")
+
+
+def test_photos_elsewhere_get_their_bucket_or_folder(tmp_path: Path) -> None:
+    places = ("s3://other/p/{}.jpg", "{}.jpg", "/photos-of-others/{}.jpg", "//CDN.shop.example/{}.jpg")
+    rows = [places[row % 4].format(row) for row in range(30)]
+    catalogue = init(tmp_path, write(tmp_path, table(image_url=rows))).catalogue
+    assert catalogue.allowed_prefixes == ("/photos-of-others/", "https://cdn.shop.example/", "s3://other/")
 
 
 def test_options_override_the_guess(tmp_path: Path) -> None:
