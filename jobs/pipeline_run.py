@@ -14,12 +14,12 @@ from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.progress import Progress
-from jobs.watch import Watch
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
+from pipeline.watch import Watch
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
 
@@ -161,12 +161,7 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
     """Raise ConfigError unless the user has said, now or to an earlier attempt, that everything is done anew."""
     if how.retrain or config.train.when_is_set or run.read_frozen(_MEANT) is not None:
         return
-    lines = "\n".join(renewal.lines())
-    raise ConfigError(
-        f"{lines}\nNothing was computed, and the channel stays as it is. If it is meant, run it with --retrain, or set "
-        "train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is not, put "
-        "the settings back"
-    )
+    raise ConfigError(renewal.refusal())
 
 
 def _quarantined(candidate: Candidate) -> str:
