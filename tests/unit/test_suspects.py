@@ -28,7 +28,7 @@ from pipeline.encoding.actors import ShardWorker, make_worker
 from pipeline.encoding.bisecting import Death
 from pipeline.encoding.suspects import Place, most_killers, settle_suspect
 from pipeline.encoding.trial import Outcome, Task, death_of, try_shard
-from pipeline.errors import CodebooksError, Forbidden, Unavailable
+from pipeline.errors import CodebooksError, Conflict, Forbidden, Unavailable
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models import MODELS, build_model
 from pipeline.models.bundle import save_bundle
@@ -283,6 +283,19 @@ class FakeRay:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def test_a_superseded_attempt_tries_nothing_more(
+    folder: Path, make_job: Callable[..., EncodeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise Conflict("attempt 2 has taken over")
+
+    job = make_job()
+    fake = FakeRay(monkeypatch, [Outcome()])
+    with pytest.raises(Conflict):
+        Place(job, 0.5, check)(only_shard(job, make_plan(folder)), "write")
+    assert len(fake.answers) == 1
 
 
 def test_a_machine_that_goes_away_is_no_death(
