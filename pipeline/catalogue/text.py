@@ -89,7 +89,7 @@ def _only_member(handle: BinaryIO, uri: str) -> BinaryIO:
         archive = zipfile.ZipFile(handle)
         names = [info.filename for info in archive.infolist() if not info.is_dir() and not is_hidden(info.filename)]
         member = archive.open(names[0]) if len(names) == 1 else None
-    except (RuntimeError, NotImplementedError, ValueError, struct.error) as error:
+    except (RuntimeError, NotImplementedError, ValueError, OSError, struct.error) as error:
         # It is encrypted, packed in a way Python does not know, or damaged.
         raise InputError(f"{uri} cannot be unpacked ({error}); unpack it yourself, or write it anew") from error
     if "xl/workbook.xml" in names:
