@@ -29,6 +29,7 @@ _BLOCK_BYTES = 4 << 20
 # Numbers whose text says no more than their value: `0012` is a code, not twelve.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_ROUNDED = r"^-?[0-9]{16,}"  # doubles do not hold all of these digits
 _SHOWN = 5
 
 
@@ -75,7 +76,7 @@ def open_csv(text: OpenText, place: Place, config: CatalogueConfig, tally: Tally
 
 
 def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of text as booleans, integers or floats when every value is one; otherwise as it is."""
+    """Return a column of text as booleans, integers or floats when every value is one, exactly; else as it is."""
     if column.null_count == len(column):
         return column
     lower = pc.utf8_lower(column)
@@ -84,7 +85,9 @@ def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if _all(pc.match_substring_regex(column, _INTEGER), column):
         return column.cast(pa.int64())
     if _all(pc.match_substring_regex(column, _NUMBER), column):
-        return column.cast(pa.float64())
+        numbers = column.cast(pa.float64())
+        finite = pc.all(pc.is_finite(numbers)).as_py()
+        return numbers if finite and not pc.any(pc.match_substring_regex(column, _ROUNDED)).as_py() else column
     return column
 
 

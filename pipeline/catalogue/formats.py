@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from ..errors import Forbidden, InputError, NotFound
 from ..storage import Files
+from ..storage.local import expanded
 from .config import CatalogueConfig
 
 TABLE_SUFFIXES = {
@@ -85,7 +85,7 @@ def absolute_source(source: str) -> str:
     command was started."""
     if "://" in source:
         return source.rstrip("/")
-    return str(Path(source).expanduser().absolute())
+    return str(expanded(source).absolute())
 
 
 def format_of_name(name: str) -> str | None:

@@ -15,6 +15,7 @@ from ..errors import (
     CodebooksError,
     ConfigError,
     Forbidden,
+    HostSilent,
     InputError,
     NoAnswer,
     NotAllowed,
@@ -237,7 +238,9 @@ class WebReader:
             connection.request(method, path_of(target), headers={"User-Agent": "visual-codebooks", **headers})
             return connection, connection.getresponse()
         except ssl.SSLCertVerificationError as error:
-            raise ConfigError(f"{name}: the server's certificate is not trusted ({error.verify_message})") from error
+            # It may have run out today and be renewed tomorrow; where SSL_CERT_FILE is wrong no host's is trusted.
+            why = error.verify_message or "no reason given"
+            raise HostSilent(f"{name}: the server's certificate is not trusted ({why}; see SSL_CERT_FILE)") from error
         except NotAllowed as error:
             raise NotAllowed(f"{name}: {error}") from error
         except _BROKEN as error:
