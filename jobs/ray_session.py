@@ -22,8 +22,12 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
     """Hold a Ray cluster open; a local one is stopped at the end, a remote one only disconnected from.
 
     busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
-    Ray Data's own tasks would wait for ever without a word. Raises Unavailable when the named cluster does not answer.
+    Ray Data's own tasks would wait for ever without a word. In a process that is connected already, its cluster is used
+    and left as it is. Raises Unavailable when the named cluster does not answer.
     """
+    if ray.is_initialized():
+        yield
+        return
     # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -89,3 +89,18 @@ def ray_session() -> Iterator[None]:
     context.execution_no_progress_timeout_s = 120
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def commands(ray_session: None) -> Any:
+    """The command line on the session's cluster: .run in this process, .start in one of its own."""
+    import ray
+
+    return _load("commands").Commands(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Iterator[Any]:
+    """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""
+    with _load("ranks").RankRunner() as run:
+        yield run
