@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 from jobs.computing import Encoded
+from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import changes_between
 from pipeline.evaluation import GateVerdict, check_gates
@@ -13,7 +15,7 @@ from pipeline.index import build_index, gather_latents
 from pipeline.keys import digest_of
 from pipeline.models import load_bundle
 from pipeline.planning import Plan, release_config
-from pipeline.quality.examining import Findings, count, measure, model_files, named_parts, with_first_seen
+from pipeline.quality.examining import Findings, count, gates_of, measure, model_files, named_parts, with_first_seen
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import read_table, write_table
@@ -75,11 +77,19 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs={"catalogue": config.catalogue.source, "train_key": plan.summary.train_key},
+        inputs=inputs_of(config, plan),
         **model_files(context.store, model_id, parent),
     )
     report_name = written.manifest.files["report"].name
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, report_name)
+
+
+def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:
+    """Return what the manifest says of what the release was made from."""
+    inputs: dict[str, Any] = {"catalogue": config.catalogue.source, "train_key": plan.summary.train_key}
+    if plan.summary.sample is not None:
+        inputs["sample"] = plan.summary.sample.model_dump(mode="json")
+    return inputs
 
 
 def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | None) -> Findings:
@@ -98,5 +108,5 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)
         counts = count(items, quarantine, changes, plan)
         measures = measure(config, items, latents, built, counts)
-        verdicts = tuple(check_gates(measures, config.gates))
+        verdicts = tuple(check_gates(measures, gates_of(config.gates, plan.summary.sample)))
     return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts)

@@ -19,10 +19,11 @@ from pipeline.encoding import (
     split_done,
 )
 from pipeline.errors import InputError
-from pipeline.models.bundle import find_bundle
+from pipeline.models.bundle import answer_also, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
 from pipeline.release import read_manifest
+from pipeline.runs import Lookout
 from pipeline.training import train_bundle
 
 
@@ -40,6 +41,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     if found:
+        answer_also(store, plan.summary.train_key, found)  # an earlier version may have named it by another key
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)
@@ -131,6 +133,12 @@ def compute(
         model_id=model_id,
         transform_id=plan.summary.transform_id,
     )
+    lookout = Lookout(store, context.run.folder, context.attempt.number)
     with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
-        fresh = run_shards(todo, job, on_result=lambda result, _done, _total: advance(result.photos))
+
+        def ended(result: ShardResult, _done: int, _total: int) -> None:
+            lookout.check()
+            advance(result.photos)
+
+        fresh = run_shards(todo, job, on_result=ended)
     return sorted([*done, *fresh], key=lambda result: result.number)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
-from jobs.pipeline_run import run_config
+from jobs.pipeline_run import How, run_config
 from jobs.place import load_light
 from jobs.progress import Progress
 from pipeline.errors import ConfigError
@@ -39,8 +39,9 @@ def run(arguments: Arguments) -> Outcome:
         render_catalogue(catalogue, items=items, seed=0)
     config = load_config(arguments.with_overrides(f"catalogue.source={catalogue / 'catalogue.csv'}"))
     name = arguments.run or default_run_name()
-    outcome = run_config(config, name=name, limit=arguments.limit, until="publish", progress=progress)
-    release = open_release(config.store.url, channel=config.publish.channel)
+    how = How(limit=arguments.limit, retrain=True)
+    outcome = run_config(config, name=name, how=how, until="publish", progress=progress)
+    release = open_release(config.store.url, release_id=outcome.release)
     page = (folder / release.manifest.files["report"].name).resolve()
     text = "\n".join([outcome.text, *neighbour_lines(release), f"look at it: {page.as_uri()}"])
     return replace(outcome, text=text, details={**outcome.details, "page": str(page)})

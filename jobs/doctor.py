@@ -26,7 +26,7 @@ from pipeline.catalogue.first_rows import read_sample
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.index.faiss_module import faiss_wheels, load_faiss
 from pipeline.release import check_store, read_head
-from pipeline.storage import Files, Store, store_clock
+from pipeline.storage import Files, Store, check_shows_writes, check_write_once, store_clock
 from pipeline.storage.urls import scheme_of
 
 Level = Literal["ok", "warn", "fail"]
@@ -196,17 +196,12 @@ def check_the_store(patient: Patient) -> Iterator[Finding]:
         return
     store = patient.config.store.open()
     folder = f"runs/doctor-{uuid.uuid4().hex[:12]}/"
-    name = f"{folder}probe"
+    check_write_once(store, f"{folder}probe")
+    check_shows_writes(store, folder)
     try:
-        problem = _probe(store, folder, name)
         clock = store_clock(store, f"{folder}clock")
     finally:
-        for left in (name, f"{folder}clock"):
-            store.delete(left)
-    if problem:
-        mend = "two runs could both publish; use a store that honours conditional writes (If-None-Match: *)"
-        yield Finding("fail", "store", f"{store.url}: {problem}", mend, ConfigError.exit_code)
-        return
+        store.delete(f"{folder}clock")
     patient.store = store
     yield Finding("ok", "store", f"{store.url}: write, read, list, delete and write-once work")
     off = abs((datetime.now(UTC) - clock).total_seconds())
@@ -258,21 +253,6 @@ def _examined(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -
     except CodebooksError as error:
         name = check.__name__.removeprefix("check_").removeprefix("the_")
         yield Finding("fail", name, str(error), "", error.exit_code)
-
-
-def _probe(store: Store, folder: str, name: str) -> str:
-    """Return what the store does wrong, "" when nothing."""
-    first = store.put_if_absent(name, b"first")
-    again = [store.put_if_absent(name, other) for other in (b"second", b"third")]
-    if not first or any(again) or store.get(name) != b"first":
-        return "it overwrites names although asked not to"
-    if [entry.name for entry in store.list(folder)] != [name]:
-        return "its listing does not show what was just written"
-    store.put(name, b"replaced")
-    if store.get(name) != b"replaced":
-        return "it does not return what was just written"
-    store.delete(name)
-    return "it still lists what was deleted" if store.exists(name) else ""
 
 
 def _package_problem(requirement: str, extra: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -15,13 +15,28 @@ from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.progress import Progress
 from jobs.watch import Watch
-from pipeline.errors import GateRefused
-from pipeline.planning import Plan, make_plan, nothing_to_do
+from pipeline.errors import ConfigError, GateRefused
+from pipeline.planning import Plan, Renewal, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
+
+_MEANT = "retrain.json"
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a command line says beside the config.
+
+    limit: items of a seeded sample, None for the whole catalogue. channel: where to publish instead of publish.channel.
+    retrain: everything may be trained and encoded anew.
+    """
+
+    limit: int | None = None
+    channel: str | None = None
+    retrain: bool | None = None
 
 
 def run_until(arguments: Arguments, until: Until) -> Outcome:
@@ -31,16 +46,19 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     """
     config = load_config(arguments)
     name = arguments.run or default_run_name()
-    return run_config(config, name=name, limit=arguments.limit, until=until, progress=Progress())
+    how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in ("channel", "retrain")})
+    return run_config(config, name=name, how=how, until=until, progress=Progress())
 
 
-def run_config(config: Config, *, name: str, limit: int | None, until: Until, progress: Progress) -> Outcome:
+def run_config(config: Config, *, name: str, how: How, until: Until, progress: Progress) -> Outcome:
     """Run a validated config; what `run_until` does after reading the command line."""
     store = config.store.open()
     files = photo_files(config)
     run = open_run(store, name)
+    if until == "publish":
+        check_meant(config, run, how)
     with ExitStack() as stack:
-        attempt = stack.enter_context(run.begin(config_text(config, limit)))
+        attempt = stack.enter_context(run.begin(config_text(config, how)))
         done = run.read_result()
         if done is not None and done["published"]:
             reason = "this run has already published"
@@ -48,8 +66,13 @@ def run_config(config: Config, *, name: str, limit: int | None, until: Until, pr
         watch = stack.enter_context(Watch())
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
-            plan = frozen_plan(context, limit)
+            plan = frozen_plan(context, how)
         progress.note(plan_line(plan))
+        if plan.summary.renewal is not None:
+            if until == "publish":
+                require_meant(plan.summary.renewal, config, run, how)
+                run.freeze(_MEANT, plan.summary.renewal.model_dump_json().encode())
+            progress.note("\n".join(plan.summary.renewal.lines()))
         if until == "publish" and nothing_to_do(plan, store, config):
             text = f"nothing has changed since release {plan.summary.parent}; the channel stays as it is"
             return finish(run, _unpublished(name, plan.summary.parent, "nothing to do", text), plan, watch)
@@ -83,8 +106,13 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
             f"stays as it is; look at {candidate.report_name}, or change the limits and start a run of another name",
             release=release,
         )
-    if until == "evaluate":
+    if until == "evaluate" or plan.summary.channel is None:
         lines = [f"release {release} passes its gates and is on no channel"]
+        if plan.summary.sample is not None and until == "publish":
+            lines.append(
+                f"it is a sample (--limit {plan.summary.sample.limit}) and never goes on publish.channel; with "
+                "--channel NAME it is published on a channel for samples"
+            )
         text = "\n  ".join(lines + category_lines(candidate.manifest.measures))
         return finish(context.run, _unpublished(name, release, "evaluated", text), plan, context.watch, candidate)
     return publish_candidate(context, plan, candidate)
@@ -96,39 +124,76 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
     with context.watch.stage("publish"):
         entry = publish(
             context.store,
-            plan.summary.channel,
+            _channel(plan),
             expected_head=plan.summary.head,
             release_id=candidate.manifest.release_id,
             manifest_sha256=candidate.manifest_sha256,
             run=context.run.name,
             attempt=context.attempt.number,
         )
-    text = f"published {entry.release_id} as number {entry.number} of channel {plan.summary.channel}"
+    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}"
     outcome = Outcome(
         run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
     )
     return finish(context.run, outcome, plan, context.watch, candidate)
 
 
-def frozen_plan(context: Context, limit: int | None) -> Plan:
+def check_meant(config: Config, run: Run, how: How) -> None:
+    """Refuse a refresh that would train or encode everything anew by mistake, before it has left a trace.
+
+    The run can then be repeated under its name with the settings that were meant. Raises ConfigError.
+    """
+    done = run.read_result()
+    if done is not None and done["published"]:
+        return
+    held = run.read_frozen("plan.parquet")
+    if held is not None:
+        renewal = Plan.from_bytes(held).summary.renewal
+    else:
+        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel)
+        renewal = renewal_of(standing, run.store)
+    if renewal is not None:
+        require_meant(renewal, config, run, how)
+
+
+def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
+    """Raise ConfigError unless the user has said, now or to an earlier attempt, that everything is done anew."""
+    if how.retrain or config.train.when_is_set or run.read_frozen(_MEANT) is not None:
+        return
+    lines = "\n".join(renewal.lines())
+    raise ConfigError(
+        f"{lines}\nNothing was computed, and the channel stays as it is. If it is meant, run it with --retrain, or set "
+        "train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is not, put "
+        "the settings back"
+    )
+
+
+def frozen_plan(context: Context, how: How) -> Plan:
     """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
     held = context.run.read_frozen("plan.parquet")
     if held is None:
         context.attempt.check()
-        plan = make_plan(context.config, context.store, context.files, run=context.run.name, limit=limit)
+        plan = make_plan(
+            context.config, context.store, context.files, run=context.run.name, limit=how.limit, channel=how.channel
+        )
         held = context.run.freeze("plan.parquet", plan.to_bytes())
-    return Plan.from_bytes(held)
+    plan = Plan.from_bytes(held)
+    if plan.summary.limit is not None and plan.summary.sample is None:
+        raise ConfigError(
+            f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "
+            "the catalogue; start a run of another name"
+        )
+    return plan
 
 
-def config_text(config: Config, limit: int | None) -> str:
+def config_text(config: Config, how: How) -> str:
     """Return what a run freezes of its config: the same for the same settings, wherever they came from.
 
     Without the section `prior`, which no stage reads: a change there must not keep tonight's run from going on.
     """
     settings = config_values(config)
     del settings["prior"]
-    if limit is not None:
-        settings["limit"] = limit
+    settings |= {name: value for name, value in (("limit", how.limit), ("channel", how.channel)) if value is not None}
     return str(yaml.safe_dump(settings, sort_keys=True))
 
 
@@ -161,6 +226,12 @@ def finish(
     names = ("run", "release", "published", "reason")
     run.write_result({**{name: getattr(outcome, name) for name in names}, **details})
     return replace(outcome, details=details)
+
+
+def _channel(plan: Plan) -> str:
+    if plan.summary.channel is None:
+        raise ConfigError(f"a sample of {plan.summary.limit} items is published on no channel; name one with --channel")
+    return plan.summary.channel
 
 
 def _unpublished(run: str, release: str | None, reason: str, text: str) -> Outcome:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
@@ -14,12 +16,18 @@ from pipeline.runs import default_run_name
 _SHOWN = 5
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    parser.add_argument("--channel", metavar="NAME", help="as of `refresh`: where it would publish")
+
+
 def run(arguments: Arguments) -> Outcome:
     """Read the catalogue, resolve tokens, compare with the channel's release and say what that means."""
     config = load_config(arguments)
     store = config.store.open()
     name = arguments.run or default_run_name()
-    plan = make_plan(config, store, photo_files(config), run=name, limit=arguments.limit)
+    channel = arguments.options.channel
+    plan = make_plan(config, store, photo_files(config), run=name, limit=arguments.limit, channel=channel)
     idle = nothing_to_do(plan, store, config)
     reason = "nothing to do" if idle else "planned"
     details = {
@@ -42,12 +50,15 @@ def describe(plan: Plan, *, idle: bool) -> str:
     summary, counts = plan.summary, plan.summary.counts
     model = f"bundle {summary.model_id[:12]}" if summary.model_id else "a new one will be trained"
     requests = f"{summary.listed:,} listed names, {summary.heads:,} HEADs, {summary.revalidated:,} conditional GETs"
+    renewal, channel = summary.renewal, summary.channel or "none, a sample is not published"
     lines = [
+        *([] if renewal is None else [*renewal.lines(), "a refresh does it with --retrain or where train.when is set"]),
         plan_line(plan),
-        f"channel: {summary.channel}, parent {summary.parent or 'none'} (number {summary.head})",
+        f"channel: {channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         f"catalogue: {catalogue_line(summary.catalogue)}",
+        *(f"  {found.number:,} {what}: {found.where}" for what, found in summary.catalogue.counted.items()),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),

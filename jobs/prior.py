@@ -179,7 +179,9 @@ def found_or_trained(
     work: Work, task: Task, manifest: Manifest, photos: ReleasePhotos, labels: tuple[str, ...], num_codes: int
 ) -> tuple[str, bool]:
     """Return the prior_id that answers the task's key, and whether it had to be trained."""
-    found = find_prior(work.store, task.train_key)
+    column = category_column(work.config)
+    former = _train_key(work.config, work.run, manifest, column, former=True)
+    found = find_prior(work.store, task.train_key) or find_prior(work.store, former)
     if found is not None:
         work.progress.note(f"prior: {found[:12]} answers key {task.train_key[:12]}")
         return found, False
@@ -242,15 +244,20 @@ def _manifest(store: Store, config: PriorCommandConfig, options: argparse.Namesp
     return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
 
 
-def _train_key(config: PriorCommandConfig, run: Run, manifest: Manifest, column: str | None) -> str:
-    train = config.prior.train
+def _train_key(
+    config: PriorCommandConfig, run: Run, manifest: Manifest, column: str | None, *, former: bool = False
+) -> str:
+    """Return the key of the prior that is asked for; former: as versions gave it whose keys held the hardware."""
+    train, sample = config.prior.train, manifest.sample
+    period = train_period(train, run=run.name, now=time.time())
     return prior_key(
         network_of(config.prior),
         manifest.model_id,
-        train.key_values(),
+        train.continued_values() if former else train.key_values(),
         train.seed,
         train.version,
-        train_period(train, run=run.name, now=time.time()),
+        # A model that is not trained is the same of a sample and of the catalogue; a prior of its codes is not.
+        period if sample is None else ";".join([f"sample:{sample.limit}:{sample.seed}", *([period] if period else [])]),
         condition=column if config.prior.by_category else None,
     )
 

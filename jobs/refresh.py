@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+
 from jobs.command import Arguments, Outcome
 from jobs.pipeline_run import run_until
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `refresh`."""
+    parser.add_argument(
+        "--channel",
+        metavar="NAME",
+        help="publish there instead of on publish.channel; a sample (--limit) is published only on a channel so named",
+    )
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="train and encode everything anew if the settings now ask for it; without it, and without train.when, "
+        "only a channel's first refresh does",
+    )
 
 
 def run(arguments: Arguments) -> Outcome:

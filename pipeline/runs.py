@@ -1,9 +1,19 @@
-"""Runs: who works on a named run now (attempts, heartbeat), and what its first attempt froze for all later ones."""
+"""Runs: who works on a named run now (attempts, heartbeats), and what its first attempt froze for all later ones.
+
+    <run>/attempts/<n>.json     who began attempt n; the highest is the live one
+    <run>/heartbeats/<n>        attempt n lives: the object's own time counts
+    <run>/heartbeats/<n>.ended  attempt n has let go; written once, so that no late heartbeat can hide it
+
+Each attempt writes names of its own: what is still on its way to the store when another one takes over lands where it
+changes nothing. Runs of older versions have one `<run>/heartbeat` for all attempts, which is still read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import os
 import re
 import socket
@@ -22,6 +32,8 @@ from .errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFo
 from .release import claim_store
 from .release.manifest import read_document
 from .storage import Store, store_clock
+
+_log = logging.getLogger(__name__)
 
 RUNS = "runs/"
 # What schedulers pass as a logical date fits: 2026-11-21, scheduled__2026-11-21T02:00:00+00:00.
@@ -55,7 +67,7 @@ class AttemptRecord(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """The life sign of an attempt; its time is the stored object's own. ended: the attempt has let go by itself."""
+    """The life sign of an attempt; its time is the stored object's own. ended: the attempt has let go."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,6 +103,11 @@ class Run:
         self.name = name
         self.folder = f"{RUNS}{name}/"
         self.timing = timing
+
+    @classmethod
+    def at(cls, store: Store, run_dir: str) -> Run:
+        """Return the run whose files lie under `run_dir`, as `runs/<run>`."""
+        return open_run(store, run_dir.strip("/").removeprefix(RUNS))
 
     def begin(self, config_yaml: str) -> Attempt:
         """Freeze the config and become the live attempt; use the result as a context manager.
@@ -155,6 +172,30 @@ class Run:
         """Return the name of an attempt's record on the store."""
         return f"{self.folder}attempts/{number}.json"
 
+    def heartbeat_name(self, number: int) -> str:
+        """Return the name of an attempt's life sign on the store."""
+        return f"{self.folder}heartbeats/{number}"
+
+    def ended_name(self, number: int) -> str:
+        """Return the name of what an attempt writes when it lets go."""
+        return f"{self.folder}heartbeats/{number}.ended"
+
+    def check_live(self, number: int) -> None:
+        """Raise Conflict when attempt `number` is no longer the live one."""
+        highest = self.highest_attempt()
+        if highest == number:
+            return
+        if highest < number:
+            raise Conflict(
+                f"attempt {number} of run {self.name!r} is no longer on {self.store.url}: its folder was deleted while "
+                "it was at work; run again under a new name"
+            )
+        record = self.read_attempt(highest)
+        raise Conflict(
+            f"attempt {highest} of run {self.name!r} on host {record.host!r} (pid {record.pid}) has taken over from "
+            f"attempt {number}, whose heartbeat had stopped; this one ends without publishing"
+        )
+
     def _freeze_config(self, config_yaml: str) -> None:
         standing = self.freeze("config.yaml", config_yaml.encode()).decode()
         differences = _differences(yaml.safe_load(standing), yaml.safe_load(config_yaml))
@@ -185,21 +226,23 @@ class Run:
 
     def _may_take_over(self, holder: int) -> bool:
         record = self.read_attempt(holder)
-        beat = self._read_heartbeat()
-        if beat is not None and beat[0].attempt == holder and beat[0].ended:
+        shared = self._shared_heartbeat(holder)
+        if self.store.exists(self.ended_name(holder)) or (shared is not None and shared[0].ended) or _is_dead(record):
             return True
-        if _is_dead(record):
-            return True
-        # The record itself is the first sign of life; the heartbeat counts only when it is this attempt's.
-        seen = self.store.stat(self.attempt_name(holder)).modified
-        if beat is not None and beat[0].attempt == holder:
-            seen = max(seen, beat[1])
-        return (store_clock(self.store, f"{self.folder}clock") - seen).total_seconds() > self.timing.stale_s
+        # The record itself is the first sign of life.
+        signs = [self.store.stat(self.attempt_name(holder)).modified]
+        if shared is not None:
+            signs.append(shared[1])
+        with contextlib.suppress(NotFound):
+            signs.append(self.store.stat(self.heartbeat_name(holder)).modified)
+        return (store_clock(self.store, f"{self.folder}clock") - max(signs)).total_seconds() > self.timing.stale_s
 
-    def _read_heartbeat(self) -> tuple[Heartbeat, datetime] | None:
+    def _shared_heartbeat(self, holder: int) -> tuple[Heartbeat, datetime] | None:
+        """Return the one heartbeat that older versions wrote for all attempts, if it is the holder's."""
         name = f"{self.folder}heartbeat"
         try:
-            return Heartbeat.model_validate_json(self.store.get(name)), self.store.stat(name).modified
+            beat = Heartbeat.model_validate_json(self.store.get(name))
+            return (beat, self.store.stat(name).modified) if beat.attempt == holder else None
         except NotFound:
             return None
         except ValidationError as error:
@@ -234,33 +277,23 @@ class Attempt:
         self._thread.join(timeout=self.run.timing.renew_s)
         # Safe to fail: a heartbeat that nobody renews goes stale, only later. The body's own error matters more.
         with contextlib.suppress(CodebooksError):
-            self.renew(ended=True)
+            self.run.store.put_if_absent(self.run.ended_name(self.number), self._beat_bytes(ended=True))
 
     def check(self) -> None:
         """Raise Conflict when this attempt is no longer the live one; to be called before each stage and publishing."""
-        highest = self.run.highest_attempt()
-        if highest == self.number:
-            return
-        if highest < self.number:
-            raise Conflict(
-                f"attempt {self.number} of run {self.run.name!r} is no longer on {self.run.store.url}: its folder was "
-                "deleted while it was at work; run again under a new name"
-            )
-        record = self.run.read_attempt(highest)
-        raise Conflict(
-            f"attempt {highest} of run {self.run.name!r} on host {record.host!r} (pid {record.pid}) has taken over "
-            f"from attempt {self.number}, whose heartbeat had stopped; this one ends without publishing"
-        )
+        self.run.check_live(self.number)
 
     def freeze(self, name: str, data: bytes) -> bytes:
         """Write a document of the run once and return what lies there; see `Run.freeze`."""
         return self.run.freeze(name, data)
 
-    def renew(self, *, ended: bool = False) -> None:
+    def renew(self) -> None:
         """Write the heartbeat. Raises Conflict, and writes nothing, when another attempt is the live one."""
         self.check()
-        beat = Heartbeat(attempt=self.number, ended=ended)
-        self.run.store.put(f"{self.run.folder}heartbeat", beat.model_dump_json().encode())
+        self.run.store.put(self.run.heartbeat_name(self.number), self._beat_bytes(ended=False))
+
+    def _beat_bytes(self, *, ended: bool) -> bytes:
+        return Heartbeat(attempt=self.number, ended=ended).model_dump_json().encode()
 
     def _beat(self) -> None:
         while not self._stop.wait(self.run.timing.renew_s):
@@ -270,6 +303,36 @@ class Attempt:
                 return  # the main thread learns of it at its next check()
             except CodebooksError:
                 continue  # a store that is away for a while; whether someone took over meanwhile, check() tells
+
+
+class Lookout:
+    """Tells work in progress, in any process, that a newer attempt of its run has begun.
+
+    run_dir: `runs/<run>`. It looks at the store at most every `every_s` seconds, so it may be asked at every step. A
+    store that does not answer says nothing: what becomes of the work is then decided by its next read or write.
+    """
+
+    def __init__(self, store: Store, run_dir: str, attempt: int, *, every_s: float = 2.0) -> None:
+        self._run = Run.at(store, run_dir)
+        self._attempt = attempt
+        self._every_s = every_s
+        self._looked_at = -math.inf
+
+    def check(self) -> None:
+        """Raise Conflict when the attempt was superseded; does nothing when it looked a moment ago."""
+        if time.monotonic() - self._looked_at >= self._every_s:
+            self.look()
+
+    def look(self) -> None:
+        """Raise Conflict when the attempt was superseded by now."""
+        self._looked_at = time.monotonic()
+        try:
+            if self._run.highest_attempt() > self._attempt:
+                self._run.check_live(self._attempt)
+        except Conflict:
+            raise
+        except CodebooksError as error:
+            _log.info("cannot tell now whether attempt %d is the live one: %s", self._attempt, error)
 
 
 def _this_process(attempt: int) -> AttemptRecord:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..schema import CHANGES, changes_schema
-from .difference import differs
+from ..schema import CHANGES, attribute_fields, changes_schema
+from .difference import column_or_nulls, differs, pair_keys
+from .ordering import take_rows
 
 _KEYS = ["item_id", "uri"]
 
@@ -36,26 +37,19 @@ def _without(left: pa.Table, right: pa.Table) -> pa.Table:
     """Return the keys of `left` that `right` has not."""
     if not right.num_rows or not left.num_rows:
         return left.select(_KEYS)
-    return left.select(_KEYS).join(right.select(_KEYS), keys=_KEYS, join_type="left anti")
+    return left.select(_KEYS).filter(pc.invert(pc.is_in(pair_keys(left), value_set=pair_keys(right))))
 
 
 def _altered(items: pa.Table, parent: pa.Table) -> list[pa.Table]:
-    labels = [name for name in items.column_names if name not in {*_KEYS, "token", "digest", *_places(items)}]
-    lost = [name for name in parent.column_names if name not in items.column_names and name not in _places(parent)]
-    shared = [name for name in labels if name in parent.column_names]
-    pairs = items.select([*_KEYS, "token", *labels]).join(
-        parent.select([*_KEYS, "token", *shared]), keys=_KEYS, join_type="inner", right_suffix="_before"
-    )
-    moved = pc.not_equal(pairs["token"], pairs["token_before"])
-    relabelled = pa.chunked_array([pa.repeat(len(shared) != len(labels) or bool(lost), pairs.num_rows)])
-    for name in shared:
-        relabelled = pc.or_(relabelled, differs(pairs[name], pairs[f"{name}_before"]))
+    found = pc.index_in(pair_keys(items), value_set=pair_keys(parent))
+    now, before = items.filter(pc.is_valid(found)), take_rows(parent, pc.drop_null(found))
+    moved = pc.not_equal(now["token"], before["token"])
+    relabelled = pc.not_equal(now["view"], before["view"])
+    names = [field.name for field in (*attribute_fields(items.schema), *attribute_fields(parent.schema))]
+    for name in dict.fromkeys(names):
+        relabelled = pc.or_(relabelled, differs(column_or_nulls(now, name), column_or_nulls(before, name)))
     only_labels = pc.and_(relabelled, pc.invert(moved))
-    return [_named(pairs.filter(moved), "changed"), _named(pairs.filter(only_labels), "relabelled")]
-
-
-def _places(table: pa.Table) -> set[str]:
-    return {name for name in table.column_names if name.endswith(("_part", "_row"))}
+    return [_named(now.filter(moved), "changed"), _named(now.filter(only_labels), "relabelled")]
 
 
 def _named(keys: pa.Table, change: str) -> pa.Table:

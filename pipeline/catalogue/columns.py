@@ -10,11 +10,19 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..column_types import Role, allowed, family_of, holds_photo_bytes, is_bytes, is_list, unpacked_type
 from ..errors import InputError
 from ..schema import RESERVED
 from .config import CatalogueConfig
 
 ImageKind = Literal["uri", "uris", "bytes", "struct"]
+_IMAGE_KINDS: dict[str, ImageKind] = {
+    "text": "uri",
+    "nothing but nulls": "uri",
+    "bytes": "bytes",
+    "lists of texts": "uris",
+    "photos with their path": "struct",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +46,36 @@ class Columns:
 def choose_columns(schema: pa.Schema, config: CatalogueConfig, file: str) -> Columns:
     """Match the config with the columns of one file.
 
-    Raises InputError for a missing column, a key or image type that cannot be used, an attribute with a reserved
-    name or with nested values.
+    Raises InputError for a missing or doubled column that is asked for, a type that `column_types.FAMILIES` does not
+    have for its role, and an attribute with a reserved name.
     """
-    _refuse_doubles(schema.names, file)
     for role in ("item_id", "image", "category", "version"):
         name = getattr(config, role)
         if name is not None:
             _require(name, f"catalogue.{role}", schema, file)
     for name in config.attributes or ():
         _require(name, "catalogue.attributes", schema, file)
-    _check_key_type(config.item_id, schema.field(config.item_id).type, file)
     taken = {config.item_id, config.image, config.version}
     if config.attributes is None:
         wanted = [name for name in schema.names if name not in taken or name == config.category]
-        plain = [name for name in wanted if is_plain(schema.field(name).type) or name == config.category]
     else:
         named = {*config.attributes, *([config.category] if config.category else [])}
-        wanted = plain = [name for name in schema.names if name in named]
-    for name in plain:
-        if not is_plain(schema.field(name).type):
-            raise InputError(
-                f"the attribute {name!r} of {file} holds {schema.field(name).type} values; attributes must be text, "
-                "numbers, booleans, dates or times: take it out of catalogue.attributes or flatten it in the table"
-            )
+        wanted = [name for name in schema.names if name in named]
+    # What nobody asked for may be doubled, nested or not to be read at all.
+    _refuse_doubles([name for name in schema.names if name in {*taken, *wanted}], file)
+    _check_key_type(config.item_id, schema.field(config.item_id).type, file)
+    if config.version is not None:
+        _check_plain(config.version, "version", schema.field(config.version).type, file)
+    plain = []
+    for name in wanted:
+        kind = schema.field(name).type
+        if name == config.category:
+            _check_plain(name, "category", kind, file)
+        elif config.attributes is not None:
+            _check_plain(name, "attribute", kind, file)
+        elif family_of(kind, "attribute") is None:
+            continue
+        plain.append(name)
     # The version column may hold the same thing as the key; it is read but never kept unless asked for.
     plain = [name for name in plain if name not in (config.item_id, config.image)]
     refuse_reserved(plain, file)
@@ -83,53 +97,6 @@ def refuse_reserved(names: Iterable[str], file: str) -> None:
             f"the attribute column(s) {_listed(taken)} of {file} have names that releases use for their own columns; "
             "rename them in the table, or list the columns to keep under catalogue.attributes"
         )
-
-
-def is_plain(kind: Any) -> bool:
-    """Return whether an Arrow type holds one plain value (text, number, boolean, date, time) a row."""
-    if pa.types.is_dictionary(kind):
-        return is_plain(kind.value_type)
-    return bool(
-        pa.types.is_null(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_temporal(kind)
-        or is_text(kind)
-    )
-
-
-def is_text(kind: Any) -> bool:
-    """Return whether an Arrow type is text in one of its layouts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def is_bytes(kind: Any) -> bool:
-    """Return whether an Arrow type is bytes in one of its layouts."""
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
-
-
-def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as releases store it: dictionaries and text layouts become `string`.
-
-    A column of type null stays: other batches may know its type.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = kind.value_type
-    return column.cast(pa.string()) if is_text(kind) else column
-
-
-def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return any plain column as text; integers in their shortest form."""
-    return plain_column(column).cast(pa.string())
 
 
 def unknown_column(name: str, role: str, names: Iterable[str], file: str) -> InputError:
@@ -154,35 +121,34 @@ def _refuse_doubles(names: list[str], file: str) -> None:
 
 
 def _check_key_type(name: str, kind: Any, file: str) -> None:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    whole_decimal = pa.types.is_decimal(kind) and kind.scale == 0
-    if is_text(kind) or pa.types.is_integer(kind) or whole_decimal or pa.types.is_null(kind):
+    if family_of(kind, "key") is not None:
         return
     why = ""
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(unpacked_type(kind)):
         why = " (pandas turns integers with missing values into floats: drop those rows, then cast to integers)"
     raise InputError(
         f"catalogue.item_id names the column {name!r} of {file}, which holds {kind} values; a key must be text or "
-        f"integers: cast the column{why}"
+        f"integers (allowed: {allowed('key')}): cast the column{why}"
     )
 
 
+def _check_plain(name: str, role: Role, kind: Any, file: str) -> None:
+    if family_of(kind, role) is None:
+        what = "attribute" if role == "attribute" else f"{role} column"
+        remedy = "take it out of catalogue.attributes, or flatten or cast it in the table"
+        raise InputError(
+            f"the {what} {name!r} of {file} holds {kind} values; allowed are {allowed(role)}: "
+            f"{remedy if role == 'attribute' else 'cast it to text in the table'}"
+        )
+
+
 def _image_kind(name: str, kind: Any, file: str) -> ImageKind:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if is_text(kind) or pa.types.is_null(kind):
-        return "uri"
-    if is_bytes(kind):
-        return "bytes"
-    # The layout that Hugging Face `datasets` writes: {bytes: binary, path: string}.
-    if pa.types.is_struct(kind) and any(field.name == "bytes" and is_bytes(field.type) for field in kind):
-        return "struct"
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if lists and (is_text(kind.value_type) or pa.types.is_null(kind.value_type)):
-        return "uris"
+    family = family_of(kind, "image")
+    if family is not None:
+        return _IMAGE_KINDS[family.name]
     advice = "catalogue.image must name a column of URIs, of lists of URIs, or of one photo's bytes"
-    if lists and is_bytes(kind.value_type):
+    inner = unpacked_type(kind)
+    if is_list(inner) and (is_bytes(unpacked_type(inner.value_type)) or holds_photo_bytes(inner.value_type)):
         advice += "; write several embedded photos as several rows and set catalogue.rows: photo"
     raise InputError(f"the image column {name!r} of {file} holds {kind} values; {advice}")
 

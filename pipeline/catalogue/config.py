@@ -18,10 +18,21 @@ class CatalogueConfig(BaseModel):
     item_id: the column of keys. For a folder of photos: `name` (the default: file name without suffix), `path` (path
         below the source without suffix) or `folder` (each folder is one item; needs `rows: photo`).
     image: a column of URIs, of lists of URIs, or of embedded bytes (binary, or `data:` URIs in JSON lines).
+    image_separator: what stands between several addresses in one cell of `image`, such as `,` or `|`; spaces around it
+        are passed over. Where a cell begins with a scheme or `//`, only separators before another such address count,
+        so that addresses may hold commas. None: a cell is one address (or a JSON list of them).
     category: a column that must be there and is kept as an attribute; for folders and tar shards its name.
     attributes: the columns kept beside the key; None keeps every other column that holds plain values.
     rows: `item`: each key once; `photo`: a key may repeat, its photos are viewed in order of appearance.
     version: a column that changes when the photo does; with it no photo is ever listed or asked for its state.
+    encoding: of CSV and JSON lines: `auto` (UTF-8, or what a byte order mark says), or any text encoding that Python
+        knows: utf-8, cp1252, latin-1, utf-16, ... A byte order mark goes before it.
+    delimiter: of CSV: `auto` (a `sep=` line, else the one of comma, semicolon, tab and bar that the first lines agree
+        in, counted outside of quotes), or any text.
+    quoting: of CSV: `minimal`: cells may stand in double quotes, which are doubled inside; a quote within a cell is
+        text; a quote that is never closed, or closed amid a cell on another line, is refused. `none`: quotes are text,
+        and each line is a row. `auto`: `none` for tab-separated files without a quote in their header, but for those
+        named .csv; `minimal` for all others, where cells that swallowed what looks like whole rows are refused too.
     https_prefixes: where https photos may come from; everything else on the web is refused.
     storage: how to reach the source and its photos; None: as the store.
     """
@@ -32,10 +43,14 @@ class CatalogueConfig(BaseModel):
     format: Literal["auto", "parquet", "csv", "jsonl", "folder", "tar"] = "auto"
     item_id: str = Field(default="item_id", min_length=1)
     image: str = Field(default="image", min_length=1)
+    image_separator: str | None = Field(default=None, min_length=1)
     category: str | None = Field(default=None, min_length=1)
     attributes: tuple[str, ...] | None = None
     rows: Literal["item", "photo"] = "item"
     version: str | None = Field(default=None, min_length=1)
+    encoding: str = "auto"
+    delimiter: str = Field(default="auto", min_length=1)
+    quoting: Literal["auto", "minimal", "none"] = "auto"
     https_prefixes: tuple[str, ...] = ()
     storage: StorageOptions | None = None
 
@@ -49,6 +64,33 @@ class CatalogueConfig(BaseModel):
                     f"{prefix!r} must begin with https://, a host and a slash: https://host/ or https://host/path/"
                 )
         return prefixes
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            known = encoding == "auto" or isinstance(b"".decode(encoding), str)
+        except (LookupError, ValueError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"{encoding!r} is no text encoding that Python knows; name one, such as utf-8, cp1252, latin-1 or "
+                "utf-16, or auto"
+            )
+        return encoding
+
+    @field_validator("delimiter", "image_separator")
+    @classmethod
+    def _written_escapes(cls, text: str | None) -> str | None:
+        """`\\t` and `\\n` in two letters, as a shell or an unquoted YAML text hands them over, are meant as one."""
+        return None if text is None else text.replace("\\t", "\t").replace("\\n", "\n")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_apart(cls, delimiter: str) -> str:
+        if set(delimiter) & set('"\r\n'):
+            raise ValueError(f"{delimiter!r} holds a quote or a line break, which mean something else in CSV")
+        return delimiter
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> CatalogueConfig:

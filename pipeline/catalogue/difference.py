@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..column_types import same_kind, text_column
 from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, plan_schema
 from .ordering import SLICE_ROWS, as_numpy, first_at_least, item_boundaries, sorted_by
 
@@ -89,8 +90,8 @@ def _compare_slice(
     photos: pa.Table, items: pa.Table, quarantine: pa.Table, *, relabel: bool, told: str | None
 ) -> _Slice:
     photos, items, quarantine = photos.combine_chunks(), items.combine_chunks(), quarantine.combine_chunks()
-    keys = _pair_keys(photos)
-    found = pc.index_in(keys, value_set=_pair_keys(items))  # the parent row of each photo, or null
+    keys = pair_keys(photos)
+    found = pc.index_in(keys, value_set=pair_keys(items))  # the parent row of each photo, or null
     named = as_numpy(pc.is_valid(found))
     unusable = as_numpy(pc.is_valid(photos.column("stage")))
     before = items.column("token").take(found)
@@ -122,7 +123,7 @@ def _with_refusal(photos: pa.Table) -> pa.Table:
     return photos
 
 
-def _pair_keys(table: pa.Table) -> pa.ChunkedArray:
+def pair_keys(table: pa.Table) -> pa.ChunkedArray:
     """Return one text for each (item_id, uri), different for different pairs: the key's length keeps them apart."""
     item_id = table.column("item_id").cast(pa.large_string())
     length = pc.binary_length(item_id).cast(pa.large_string())
@@ -160,7 +161,7 @@ def _refused_before(
     photos: pa.Table, quarantine: pa.Table, keys: pa.ChunkedArray, open_rows: np.ndarray
 ) -> tuple[pa.Table, np.ndarray]:
     """Return the refusal columns of every photo (tonight's or carried), and where a failed fetch is tried again."""
-    found = pc.index_in(keys, value_set=_pair_keys(quarantine))
+    found = pc.index_in(keys, value_set=pair_keys(quarantine))
     found = pc.if_else(pa.array(open_rows), found, pa.scalar(None, pa.int32()))
     before = quarantine.take(found) if quarantine.num_rows else None
     own = photos.select(REFUSAL.names)
@@ -210,9 +211,7 @@ def _relabelled(photos: pa.Table, items: pa.Table, found: pa.ChunkedArray, same:
     marks = pc.not_equal(now.column("view"), before.column("view"))
     names = [field.name for field in (*attribute_fields(photos.schema), *attribute_fields(items.schema))]
     for name in dict.fromkeys(names):
-        new = now.column(name) if name in now.column_names else pa.nulls(len(rows), pa.string())
-        old = before.column(name) if name in before.column_names else pa.nulls(len(rows), pa.string())
-        marks = pc.or_(marks, differs(new, old))
+        marks = pc.or_(marks, differs(column_or_nulls(now, name), column_or_nulls(before, name)))
     marked = np.zeros(photos.num_rows, dtype=np.bool_)
     marked[np.flatnonzero(same)[as_numpy(marks)]] = True
     return marked
@@ -220,15 +219,19 @@ def _relabelled(photos: pa.Table, items: pa.Table, found: pa.ChunkedArray, same:
 
 def _texts(table: pa.Table, name: str) -> pa.ChunkedArray:
     """Return a column as text, nulls where the table lacks it."""
-    if name not in table.column_names:
-        return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    return table.column(name).cast(pa.string())
+    return text_column(column_or_nulls(table, name))
+
+
+def column_or_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column, nulls where the table lacks it."""
+    if name in table.column_names:
+        return table.column(name)
+    return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
 
 
 def differs(now: Any, before: Any) -> Any:
-    """Return where two columns differ; a null equals a null and a NaN a NaN. Columns of two types compare as text."""
-    if now.type != before.type:
-        now, before = now.cast(pa.string()), before.cast(pa.string())
+    """Return where two plain columns differ; a null equals a null and a NaN a NaN. See `column_types.same_kind`."""
+    now, before = same_kind(now, before)
     differ = pc.fill_null(pc.not_equal(now, before), False)
     if pa.types.is_floating(now.type):
         both = pc.and_(pc.fill_null(pc.is_nan(now), False), pc.fill_null(pc.is_nan(before), False))

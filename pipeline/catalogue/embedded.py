@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..column_types import photo_bytes
 from ..errors import IntegrityError
 from ..storage import Files
 from .parquet import READ_AHEAD_BYTES, is_under
@@ -77,8 +76,8 @@ class EmbeddedPhotos:
                 if streamed:
                     return self._streamed(table, group, rows, size)
                 column = table.read_row_group(group, columns=[self._image], use_threads=False).column(0)
-            self._last = ((source, group), _photo_bytes(column))
-        return list(self._last[1].take(pa.array(rows)).to_pylist())
+            self._last = ((source, group), photo_bytes(column))
+        return [self._last[1][row].as_py() for row in rows.tolist()]
 
     def _streamed(self, table: pq.ParquetFile, group: int, rows: np.ndarray, size: int) -> list[bytes | None]:
         total = table.metadata.row_group(group).num_rows
@@ -88,17 +87,13 @@ class EmbeddedPhotos:
         for batch in table.iter_batches(batch_rows, row_groups=[group], columns=[self._image], use_threads=False):
             inside = np.flatnonzero((rows >= begin) & (rows < begin + batch.num_rows))
             if len(inside):
-                column = _photo_bytes(pa.chunked_array([batch.column(0)]))
-                for member, value in zip(inside, column.take(pa.array(rows[inside] - begin)).to_pylist(), strict=True):
-                    found[member] = value
+                column = photo_bytes(pa.chunked_array([batch.column(0)]))
+                for member in inside:
+                    found[member] = column[int(rows[member] - begin)].as_py()
             begin += batch.num_rows
             if begin > rows.max():
                 break
         return found
-
-
-def _photo_bytes(column: pa.ChunkedArray) -> Any:
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
 def _bytes_of(footer: pq.FileMetaData, group: int, image: str) -> int:

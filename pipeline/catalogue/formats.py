@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ TABLE_SUFFIXES = {
     ".pq": "parquet",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -36,6 +38,7 @@ IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pnm", ".jp2",
 })  # fmt: skip
+WORKBOOK_SUFFIXES = frozenset({".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers"})
 _PEEKED_NAMES = 2000
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -90,7 +93,7 @@ def format_of_name(name: str) -> str | None:
     lower = name.lower()
     if lower.endswith(".tar.gz"):
         return "tar"
-    return TABLE_SUFFIXES.get(suffix_of(lower.removesuffix(".gz")))
+    return TABLE_SUFFIXES.get(suffix_of(lower.removesuffix(".gz").removesuffix(".zip")))
 
 
 def suffix_of(name: str) -> str:
@@ -121,6 +124,7 @@ def reading(uri: str, what: str = "") -> Iterator[None]:
         pa.ArrowInvalid,
         pa.ArrowNotImplementedError,
         UnicodeDecodeError,
+        zipfile.BadZipFile,
         OSError,
     ) as error:  # Arrow raises OSError too
         raise InputError(f"{uri} cannot be read as {what or 'a catalogue'}: {error}; write it anew") from error
@@ -141,6 +145,8 @@ def _single(uri: str, config: CatalogueConfig) -> Located:
     kind = config.format if config.format != "auto" else format_of_name(uri)
     if kind == "folder":
         raise InputError(f"catalogue.source {uri} holds no files; check the path and the bucket")
+    if kind is None and suffix_of(uri) in WORKBOOK_SUFFIXES:
+        raise InputError(f"catalogue.source {uri} is a workbook; save its sheet as CSV UTF-8 and name that file")
     if kind is None:
         raise InputError(
             f"catalogue.source {uri} is neither a folder with files in it nor a file with a known suffix "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as arrow_json
 
 from ..errors import InputError
@@ -16,11 +18,13 @@ from ..storage import Files
 from .columns import choose_columns
 from .config import CatalogueConfig
 from .formats import Place, opened
+from .json_values import EXACT, columns_of, parse_object
 from .parquet import with_partition
 from .rows import Lines, Tally, photo_rows
 
 _BLOCK_BYTES = 4 << 20
 _PEEKED_LINES = 100
+_OPENED = 500  # brackets and braces of one line
 _BLANK = b" \t\r\n"
 
 
@@ -29,25 +33,107 @@ def jsonl_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally
 
     One object a line; blank lines are passed over. A field absent from a whole block of lines is null there.
     """
-    types: list[pa.Field] | None = None
-    seen: set[str] = set()
+    known: dict[str, pa.DataType] = {}
+    wanted = _wanted(config)
     first_row = 0
     with opened(files, place.uri, "JSON lines") as handle:
         for start, block in _blocks(handle):
             lines = _lines(start, block)
             if not len(lines.start):
                 continue
-            if types is None:
-                types = _text_fields(block)
-            batch = _parse(block, types, len(lines.start), place.uri, first_row)
-            seen.update(batch.column_names)
-            batch = with_partition(_with_known(batch, seen), place)
+            batch = _Block(block, start, lines, place.uri, first_row).table(known, wanted)
+            known |= {f.name: f.type for f in batch.schema if f.name not in known or not pa.types.is_null(f.type)}
+            batch = with_partition(_with_known(batch, known), place)
             columns = choose_columns(batch.schema, config, place.uri)
             tally.skipped_columns.update(columns.skipped)
             held = photo_rows(batch, columns, place, config, first_row=first_row, lines=lines)
             _refuse_packed(held, place.uri)
             yield held
             first_row += batch.num_rows
+
+
+def _wanted(config: CatalogueConfig) -> frozenset[str] | None:
+    """Return the fields that are asked for, None where that is every one that can be kept."""
+    if config.attributes is None:
+        return None
+    named = {config.item_id, config.image, config.version, config.category, *config.attributes}
+    return frozenset(name for name in named if name is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Whole lines of a file. start: the first byte's position; first_row: rows of the file before it."""
+
+    data: bytes
+    start: int
+    lines: Lines
+    file: str
+    first_row: int
+
+    def table(self, known: dict[str, pa.DataType], wanted: frozenset[str] | None) -> pa.Table:
+        """Return the wanted fields as columns; known: what earlier blocks showed their types to be.
+
+        Arrow reads what it reads exactly, which is nearly everything; the rest is read line by line, slower, and what
+        no column can hold is refused with its row.
+        """
+        if wanted is None:
+            types = {name: kind for name, kind in (known or self._peeked()).items() if _is_text(kind)}
+        else:
+            types = {name: known[name] for name in sorted(wanted & known.keys())}
+        table = None
+        if self._flat() and (wanted is None or len(types) == len(wanted)):
+            table = self._parsed(types, infer=wanted is None)
+        return self._line_by_line(wanted) if table is None else table
+
+    def _parsed(self, types: dict[str, pa.DataType], *, infer: bool) -> pa.Table | None:
+        """Return what Arrow reads, None where that may not be what is written."""
+        options = arrow_json.ReadOptions(block_size=len(self.data) + 1, use_threads=False)
+        try:
+            table = arrow_json.read_json(
+                io.BytesIO(self.data),
+                read_options=options,
+                parse_options=arrow_json.ParseOptions(
+                    explicit_schema=pa.schema(list(types.items())),
+                    unexpected_field_behavior="infer" if infer else "ignore",
+                ),
+            )
+        except (pa.ArrowException, UnicodeDecodeError):
+            return None  # told of line by line
+        moments = {field.name: pa.string() for field in table.schema if pa.types.is_timestamp(field.type)}
+        if moments:  # JSON has none: this is text that looks like one
+            return self._parsed({**types, **moments}, infer=infer)
+        whole = table.num_rows == len(self.lines.start) and not any(map(_may_be_rounded, table.columns))
+        return table if whole else None
+
+    def _flat(self) -> bool:
+        """Return whether no line can be nested so deeply that Arrow's parser runs out of stack."""
+        data = np.frombuffer(self.data, dtype=np.uint8)
+        opening = (data == ord("[")) | (data == ord("{"))
+        return int(np.add.reduceat(opening, self.lines.start - self.start, dtype=np.int64).max()) <= _OPENED
+
+    def _peeked(self) -> dict[str, pa.DataType]:
+        """Return the fields that the first lines show to be text: Arrow would read some of it as times."""
+        found: dict[str, pa.DataType] = {}
+        for line in self._texts()[:_PEEKED_LINES]:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # refused below, with its row
+            if isinstance(row, dict):
+                found |= {name: kind for name, value in row.items() if (kind := _kind_of(value)) is not None}
+        return found
+
+    def _line_by_line(self, wanted: frozenset[str] | None) -> pa.Table:
+        rows = [parse_object(text, self._place(number), wanted) for number, text in enumerate(self._texts())]
+        names = dict.fromkeys(name for row in rows for name in row if wanted is None or name in wanted)
+        return columns_of(rows, names, self._place)
+
+    def _texts(self) -> list[bytes]:
+        begins = (self.lines.start - self.start).tolist()
+        return [self.data[at : at + size] for at, size in zip(begins, self.lines.length.tolist(), strict=True)]
+
+    def _place(self, number: int) -> str:
+        return f"row {self.first_row + number + 1} of {self.file}"
 
 
 def _blocks(handle: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -77,45 +163,28 @@ def _lines(start: int, block: bytes) -> Lines:
     return Lines(start + begins[filled], length[filled])
 
 
-def _text_fields(block: bytes) -> list[pa.Field]:
-    """Return the fields that the first lines show to be text: Arrow would read some of it as times."""
-    found: dict[str, Any] = {}
-    for line in block.splitlines()[:_PEEKED_LINES]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # Arrow refuses the line below, with its number
-        if isinstance(row, dict):
-            for name, value in row.items():
-                if isinstance(value, str):
-                    found[name] = pa.string()
-                elif isinstance(value, list) and value and all(isinstance(member, str) for member in value):
-                    found[name] = pa.list_(pa.string())
-    return [pa.field(name, kind) for name, kind in found.items()]
+def _kind_of(value: Any) -> pa.DataType | None:
+    if isinstance(value, str):
+        return pa.string()
+    texts = isinstance(value, list) and value and all(isinstance(member, str) for member in value)
+    return pa.list_(pa.string()) if texts else None
 
 
-def _parse(block: bytes, types: list[pa.Field], rows: int, file: str, first_row: int) -> pa.Table:
-    try:
-        table = arrow_json.read_json(
-            io.BytesIO(block),
-            read_options=arrow_json.ReadOptions(block_size=len(block) + 1, use_threads=False),
-            parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(types)),
-        )
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{file} cannot be read as JSON lines (counting from row {first_row + 1}): {error}; write one object a "
-            "line, and each field with one type"
-        ) from error
-    if table.num_rows != rows:
-        raise InputError(
-            f"{file}: {rows} lines after row {first_row} hold {table.num_rows} objects; write one whole object a line"
-        )
-    return table
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.list_(pa.string()))
 
 
-def _with_known(batch: pa.Table, seen: set[str]) -> pa.Table:
+def _may_be_rounded(column: pa.ChunkedArray) -> bool:
+    """Return whether a whole number may have become the nearest double, which Arrow does without a word."""
+    if not pa.types.is_floating(column.type):
+        return False
+    largest = pc.min_max(pc.abs(column))["max"].as_py()
+    return largest is not None and not largest < EXACT
+
+
+def _with_known(batch: pa.Table, known: dict[str, pa.DataType]) -> pa.Table:
     """Add the columns that earlier blocks have and this one lacks: a field may be left out where it is null."""
-    for name in sorted(seen - {*batch.column_names}):
+    for name in sorted(known.keys() - {*batch.column_names}):
         batch = batch.append_column(name, pa.nulls(batch.num_rows))
     return batch
 

@@ -8,13 +8,23 @@ from pydantic import BaseModel, ConfigDict
 NOTES_KEY = b"catalogue"
 
 
+class Found(BaseModel):
+    """How often something was found that was not taken as it stands, and where first or most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    where: str
+
+
 class CatalogueNotes(BaseModel):
     """What reading a catalogue found besides its photos.
 
     rows: rows of the tables (files of a folder, items of tar shards); items: keys; photos: usable URIs; no_image: items
     without any photo; repeated: photos that one list names twice, kept once; sampled_from: items before `limit`.
     skipped: other files or tar members, by suffix; skipped_columns: columns that hold no plain values; listed: names
-    listed while reading.
+    listed while reading; counted: by what it is in words, whatever else was dropped, merged or read in another way than
+    it stands.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +40,7 @@ class CatalogueNotes(BaseModel):
     skipped: dict[str, int]
     skipped_columns: tuple[str, ...]
     listed: int
+    counted: dict[str, Found] = {}
 
 
 def catalogue_notes(photos: pa.Table) -> CatalogueNotes:

@@ -1,4 +1,4 @@
-"""Arrow tables in key order: sorting, taking and slicing without ever concatenating 2 GB of text in one array."""
+"""Rows of Arrow tables: sorting, taking, ranking and slicing without ever joining 2 GB of text in one array."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+Positions = npt.NDArray[np.int64]
 
 # Rows handled at a time: bounds what is held beside a table of any length, and keeps every array of strings far
 # below the 2 GB that 32-bit offsets can address.
@@ -22,8 +25,12 @@ def sorted_by(table: pa.Table, name: str) -> pa.Table:
     return take_rows(table, pc.sort_indices(column))
 
 
-def take_rows(table: pa.Table, indices: Any) -> pa.Table:
-    """Return the rows at `indices` (an Arrow integer array without nulls), in that order."""
+def take_rows(table: pa.Table, positions: Positions | pa.Array) -> pa.Table:
+    """Return the rows at `positions` (integers without nulls), in that order, with the table's own schema.
+
+    `Table.take` joins a column's chunks first and fails where its strings pass 2 GiB, about 10 million long URIs.
+    """
+    indices = pa.array(positions, pa.int64()) if isinstance(positions, np.ndarray) else positions
     columns = [_take(column, indices) for column in table.columns]
     return pa.Table.from_arrays(columns, schema=table.schema)
 
@@ -48,11 +55,25 @@ def positions_in_runs(starts: np.ndarray) -> np.ndarray:
     return place - np.maximum.accumulate(np.where(starts, place, 0))
 
 
-def as_numpy(column: Any) -> np.ndarray:
-    """Return an Arrow column without nulls as a NumPy array."""
-    chunked = isinstance(column, pa.ChunkedArray)
-    values: np.ndarray = column.to_numpy() if chunked else column.to_numpy(zero_copy_only=False)
+def as_numpy(column: Any, missing: Any = None) -> np.ndarray:
+    """Return an Arrow column as a NumPy array, nulls as `missing`; without it the column has none."""
+    filled = column if missing is None or not column.null_count else pc.fill_null(column, missing)
+    chunked = isinstance(filled, pa.ChunkedArray)
+    values: np.ndarray = filled.to_numpy() if chunked else filled.to_numpy(zero_copy_only=False)
     return values
+
+
+def ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return (each row's rank among the column's distinct texts, in text order, -1 for null; those texts in order)."""
+    encoded = column.dictionary_encode().unify_dictionaries()
+    words = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], pa.string())
+    order = np.asarray(pc.sort_indices(words))
+    rank = np.empty(len(words) + 1, dtype=np.int64)
+    rank[order] = np.arange(len(words))
+    rank[-1] = -1  # where the index is null
+    chunks = [np.asarray(pc.fill_null(chunk.indices, len(words)).to_numpy()) for chunk in encoded.chunks]
+    codes = rank[np.concatenate(chunks)] if chunks else np.empty(0, dtype=np.int64)
+    return codes, words.take(pa.array(order)).to_pylist()
 
 
 def first_at_least(column: pa.ChunkedArray, key: str) -> int:

@@ -17,7 +17,7 @@ from .csv import csv_rows, typed
 from .folder import folder_rows
 from .formats import Located, Place, locate
 from .jsonl import jsonl_rows
-from .notes import NOTES_KEY, CatalogueNotes
+from .notes import NOTES_KEY, CatalogueNotes, Found
 from .ordering import as_numpy, keep_rows, positions_in_runs, run_starts, sorted_by, take_rows
 from .parquet import parquet_rows
 from .rows import ROW_BITS, ROWS, Tally
@@ -76,6 +76,7 @@ def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = No
         skipped=dict(tally.skipped.most_common()),
         skipped_columns=tuple(sorted(tally.skipped_columns)),
         listed=tally.listed,
+        counted={what: Found(number=found.number, where=found.where) for what, found in tally.counted.items()},
     )
     return _finished(rows, positions_in_runs(starts), notes)
 
@@ -88,10 +89,7 @@ def _read_rows(located: Located, config: CatalogueConfig, files: Files, tally: T
     try:
         rows = pa.concat_tables(batches, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(
-            f"a column of {config.source} holds different types in different files or lines ({error}); give it one "
-            "type, or leave it out of catalogue.attributes"
-        ) from error
+        raise InputError(_mixed(batches, located, error)) from error
     if located.format == "tar":
         require_tar_columns(rows.column_names[len(ROWS) :], config)
     for number, field in enumerate(rows.schema):
@@ -100,6 +98,24 @@ def _read_rows(located: Located, config: CatalogueConfig, files: Files, tally: T
         elif located.format == "csv" and field.name not in ROWS.names:
             rows = rows.set_column(number, field.name, typed(rows.column(number)))
     return rows
+
+
+def _mixed(batches: list[pa.Table], located: Located, error: Exception) -> str:
+    """Say which column is of two types, and in which files or lines it is which."""
+    advice = "give it one type, or leave it out of catalogue.attributes"
+    names = dict.fromkeys(name for batch in batches for name in batch.column_names if name not in ROWS.names)
+    for name in names:
+        having = [batch for batch in batches if name in batch.column_names and batch.num_rows]
+        for batch in having[1:]:
+            pair = [having[0].select([name]), batch.select([name])]
+            try:
+                pa.concat_tables(pair, promote_options="permissive")
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as clash:
+                one, other = (
+                    f"{of[name].type} from {_places(of.slice(0, 1), located)} on" for of in (having[0], batch)
+                )
+                return f"{_file(located)}the column {name!r} holds different types: {one}, {other} ({clash}); {advice}"
+    return f"a column of the catalogue holds different types in different files or lines ({error}); {advice}"
 
 
 def _empty(located: Located, config: CatalogueConfig, tally: Tally) -> str:
@@ -114,7 +130,8 @@ def _refuse_null_keys(rows: pa.Table, located: Located) -> None:
         bad = keep_rows(rows, missing)
         count = len(pc.unique(bad.column("row")))
         raise InputError(
-            f"{count} row(s) have a null or empty key: {_places(bad, located)}; give each a key or drop the row"
+            f"{_file(located)}{count} row(s) have a null or empty key: {_places(bad, located)}; give each a key or "
+            "drop the row"
         )
 
 
@@ -134,8 +151,8 @@ def _refuse_repeated_keys(rows: pa.Table, starts: np.ndarray, located: Located) 
         shown.append(f"{rows.column('item_id')[first].as_py()!r} ({_places(rows.slice(first, last - first), located)})")
     more = f" and {len(guilty) - _SHOWN} more" if len(guilty) > _SHOWN else ""
     raise InputError(
-        f"{len(guilty)} key(s) are there more than once: {'; '.join(shown)}{more}. Keep one row a key, or set "
-        f"catalogue.rows: photo if each row is one photo of its item{_folder_advice(located)}"
+        f"{_file(located)}{len(guilty)} key(s) are there more than once: {'; '.join(shown)}{more}. Keep one row a key, "
+        f"or set catalogue.rows: photo if each row is one photo of its item{_folder_advice(located)}"
     )
 
 
@@ -193,8 +210,14 @@ def _refuse_repeated_photos(rows: pa.Table, place: np.ndarray, clash: np.ndarray
         shown.append(f"{item_id!r} names {uri} in {_places(pair, located)}")
     more = f" and {len(clash) - _SHOWN} more" if len(clash) > _SHOWN else ""
     raise InputError(
-        f"{len(clash)} photo(s) are named more than once by their item: {'; '.join(shown)}{more}. Keep one row a photo"
+        f"{_file(located)}{len(clash)} photo(s) are named more than once by their item: {'; '.join(shown)}{more}. Keep "
+        "one row a photo"
     )
+
+
+def _file(located: Located) -> str:
+    """Return how an error begins that names rows: by their file, where `_places` has but one to name."""
+    return f"{located.places[0].uri}: " if len(located.places) == 1 else ""
 
 
 def _places(rows: pa.Table, located: Located) -> str:

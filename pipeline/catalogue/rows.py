@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..column_types import photo_bytes, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
-from .columns import Columns, as_text, null_text, plain_column, same_text
+from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
 from .ordering import as_numpy, take_rows
@@ -37,16 +38,37 @@ ROWS = pa.schema(
 ROW_BITS = 40
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How often something was found, and where; weight: what chooses among several places."""
+
+    number: int
+    where: str
+    weight: int = 0
+
+
 @dataclass(slots=True)
 class Tally:
     """What a source passed over, so that nothing is dropped in silence.
 
-    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed.
+    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed;
+    counted: whatever else was dropped, merged or read in another way than it seems, in words, with where it is.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     skipped_columns: set[str] = field(default_factory=set)
     listed: int = 0
+    counted: dict[str, Counted] = field(default_factory=dict)
+
+    def count(self, what: str, number: int, where: str, *, weight: int = 0) -> None:
+        """Add to the count of `what`; `where` is kept from the first call, or from the one of the greatest weight."""
+        known = self.counted.get(what)
+        if known is None:
+            self.counted[what] = Counted(number, where, weight)
+        elif weight > known.weight:
+            self.counted[what] = Counted(known.number + number, where, weight)
+        else:
+            self.counted[what] = Counted(known.number + number, known.where, known.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +109,19 @@ def photo_rows(
     token = cells.token
     if columns.version is not None:
         token = _version_tokens(batch.column(columns.version), columns.version, cells, place, first_row)
-    key = as_text(batch.column(columns.item_id))
+    key = _usable(text_column(batch.column(columns.item_id)), columns.item_id, place, first_row)
     count = len(cells.parent)
     held = {
         "item_id": pc.if_else(pc.equal(key, ""), pa.scalar(None, pa.string()), key),
-        **{name: plain_column(batch.column(name)) for name in columns.attributes},
+        **{
+            name: _usable(
+                stored_column(batch.column(name), "category" if name == config.category else "attribute"),
+                name,
+                place,
+                first_row,
+            )
+            for name in columns.attributes
+        },
     }
     parents = pa.table(held)
     if count != batch.num_rows or not np.array_equal(cells.parent, np.arange(count)):
@@ -123,14 +153,13 @@ def _cells(
     lines: Lines | None,
 ) -> _Cells:
     if columns.image_kind in ("bytes", "struct"):
-        if columns.image_kind == "struct":
-            column = pc.struct_field(column, "bytes")
-        digests = [_digest(value) for chunk in column.chunks for value in chunk]
+        digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
         return _embedded(digests, np.arange(len(digests)), first_row=first_row)
     if columns.image_kind == "uris":
-        parent, texts = _flatten(column.combine_chunks())
+        parent, texts = _flatten(_one(text_lists(column)))
+        _usable(pa.chunked_array([texts]), columns.image, place, first_row, rows=parent)
     else:
-        texts = _one(as_text(column))
+        texts = _one(_usable(text_column(column), columns.image, place, first_row))
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
         parent, texts = _lists_in_text(texts, place, first_row)
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
@@ -138,6 +167,24 @@ def _cells(
             return _with_data(parent, texts, data, lines, place, config, first_row)
     uris = _resolved(parent, texts, place, config, first_row)
     return _plain_cells(parent, uris)
+
+
+def _usable(
+    column: pa.ChunkedArray, name: str, place: Place, first_row: int, *, rows: np.ndarray | None = None
+) -> pa.ChunkedArray:
+    """Return a stored column; raises InputError naming the rows whose values no later step can hold.
+
+    rows: int64 [n], the batch row of each value; None: they stand in order.
+    """
+    found = unusable_values(column)
+    if found is None:
+        return column
+    bad, why = found
+    numbers = (np.arange(len(column)) if rows is None else rows) + first_row
+    first = int(np.flatnonzero(bad)[0])
+    raise InputError(
+        f"{shown_rows(numbers, bad, place.uri)}: the column {name!r} holds {shown_cell(column[first])}, which {why}"
+    )
 
 
 def _plain_cells(parent: np.ndarray, uris: pa.Array) -> _Cells:
@@ -250,7 +297,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 def _version_tokens(column: pa.ChunkedArray, name: str, cells: _Cells, place: Place, first_row: int) -> pa.Array:
     """Tokens of URIs are `version:<value>`; embedded photos keep their digests, which say more."""
-    values = _one(as_text(column)).take(pa.array(cells.parent))
+    values = _one(_usable(text_column(column), name, place, first_row)).take(pa.array(cells.parent))
     lacking = as_numpy(pc.and_(pc.is_null(values), pc.is_valid(cells.uri))) & ~cells.embedded
     if lacking.any():
         raise InputError(

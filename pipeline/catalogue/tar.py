@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ..storage import Files
 from .columns import refuse_reserved, unknown_column
 from .config import CatalogueConfig
 from .formats import IMAGE_SUFFIXES, Place, opened, suffix_of
+from .json_values import columns_of, is_utf8, parse_object
 from .rows import ROW_BITS, ROWS, Tally
 
 _BATCH_ITEMS = 4096
@@ -45,10 +45,12 @@ def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
         )
     if place.uri.lower().endswith((".gz", ".tgz")):
         raise InputError(f"{place.uri} is packed, so single photos cannot be read from it; write plain .tar shards")
+    category = (config.category,) if config.category else ()
+    wanted = None if config.attributes is None else frozenset({*config.attributes, *category})
     with opened(files, place.uri, "a tar shard") as handle, tarfile.open(fileobj=handle, mode="r:") as shard:
         batch: list[_Item] = []
         number = 0
-        for item in _items(shard, place, tally):
+        for item in _items(shard, place, tally, wanted):
             batch.append(item)
             if len(batch) == _BATCH_ITEMS:
                 yield _table(batch, place, config, number)
@@ -58,11 +60,19 @@ def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
             yield _table(batch, place, config, number)
 
 
-def _items(shard: tarfile.TarFile, place: Place, tally: Tally) -> Iterator[_Item]:
+def _items(shard: tarfile.TarFile, place: Place, tally: Tally, wanted: frozenset[str] | None) -> Iterator[_Item]:
     item: _Item | None = None
     while (member := shard.next()) is not None:
         shard.members = []  # type: ignore[attr-defined]  # tarfile would keep every header of the shard
         name = member.name.removeprefix("./")
+        if not is_utf8(name):
+            raise InputError(
+                f"{place.uri} has the member {name!r}, whose name is no UTF-8; pack it anew under a name in UTF-8"
+            )
+        if member.issparse():
+            raise InputError(
+                f"{place.uri} has the sparse member {name!r}, whose bytes lie apart; pack it anew without -S"
+            )
         folder, _, last = name.rpartition("/")
         stem, dot, rest = last.partition(".")
         if member.isdir():
@@ -75,12 +85,20 @@ def _items(shard: tarfile.TarFile, place: Place, tally: Tally) -> Iterator[_Item
             if item is not None:
                 yield item
             item = _Item(key)
-        _add(item, rest.lower(), shard, member, place, tally)
+        _add(item, rest.lower(), shard, member, place, tally, wanted)
     if item is not None:
         yield item
 
 
-def _add(item: _Item, rest: str, shard: tarfile.TarFile, member: tarfile.TarInfo, place: Place, tally: Tally) -> None:
+def _add(
+    item: _Item,
+    rest: str,
+    shard: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    place: Place,
+    tally: Tally,
+    wanted: frozenset[str] | None,
+) -> None:
     suffix = suffix_of(f".{rest}")
     if suffix not in IMAGE_SUFFIXES and rest not in (*_TEXT_FIELDS, "json"):
         tally.skipped[suffix] += 1
@@ -95,18 +113,21 @@ def _add(item: _Item, rest: str, shard: tarfile.TarFile, member: tarfile.TarInfo
         digest = hashlib.sha256(data).hexdigest()
         item.photos.append((number, member.name, digest, member.offset_data, member.size))
     elif rest == "json":
-        item.attributes.update(_plain_fields(data, member.name, place, tally))
-    else:
-        item.attributes[rest] = data.decode().strip()
+        item.attributes.update(_plain_fields(data, member.name, place, tally, wanted))
+    elif wanted is None or rest in wanted:
+        try:
+            item.attributes[rest] = data.decode().strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"the member {member.name!r} of {place.uri} is no UTF-8 text ({error}); write it anew"
+            ) from error
 
 
-def _plain_fields(data: bytes, member: str, place: Place, tally: Tally) -> dict[str, Plain]:
-    try:
-        fields = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"the member {member!r} of {place.uri} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"the member {member!r} of {place.uri} must hold a JSON object of attributes")
+def _plain_fields(
+    data: bytes, member: str, place: Place, tally: Tally, wanted: frozenset[str] | None
+) -> dict[str, Plain]:
+    fields = parse_object(data, f"the member {member!r} of {place.uri}", wanted)
+    fields = {name: value for name, value in fields.items() if wanted is None or name in wanted}
     plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool | None)}
     tally.skipped_columns.update(fields.keys() - plain.keys())
     return plain
@@ -114,9 +135,6 @@ def _plain_fields(data: bytes, member: str, place: Place, tally: Tally) -> dict[
 
 def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int) -> pa.Table:
     names = list(dict.fromkeys(name for item in items for name in item.attributes))
-    if config.attributes is not None:
-        named = {*config.attributes, *([config.category] if config.category else [])}
-        names = [name for name in names if name in named]
     refuse_reserved(names, place.uri)
     rows: list[tuple[object, ...]] = []
     owners: list[_Item] = []
@@ -130,15 +148,10 @@ def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int
             rows.append((item.key, None, None, None, None, None, row))
             owners.append(item)
     columns = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), ROWS, strict=True)]
-    columns += [_attribute([owner.attributes.get(name) for owner in owners], name, place) for name in names]
-    return pa.table(columns, names=[*ROWS.names, *names])
-
-
-def _attribute(values: list[Plain], name: str, place: Place) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"the attribute {name!r} of {place.uri} mixes types ({error}); give it one") from error
+    held = columns_of(
+        [owner.attributes for owner in owners], names, lambda at: f"the item {owners[at].key!r} of {place.uri}"
+    )
+    return pa.table([*columns, *held.columns], names=[*ROWS.names, *names])
 
 
 def require_tar_columns(names: list[str], config: CatalogueConfig) -> None:

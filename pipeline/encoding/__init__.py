@@ -1,6 +1,6 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
-from .actors import Encoder, LatentArrays, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
+from .actors import Encoder, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
 from .collect import LivingRows, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
@@ -12,7 +12,6 @@ __all__ = [
     "EncodeConfig",
     "EncodeJob",
     "Encoder",
-    "LatentArrays",
     "LivingRows",
     "PhotoDecoder",
     "Reader",

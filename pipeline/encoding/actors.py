@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,16 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ..catalogue.ordering import as_numpy
 from ..errors import CodebooksError, ConfigError, IntegrityError, PhotoRefused
 from ..images import ImagesConfig, decode
+from ..index import LatentArrays
 from ..keys import digest_of
-from ..models.base import Model, condition_of
+from ..models.base import Model
 from ..models.bundle import load_bundle
+from ..models.conditions import condition_of
 from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
 from ..schema import CATEGORY, latents_schema, pixels_schema
 from ..storage import Store
 from .config import EncodeConfig, EncodeJob, Precision
-from .rows import to_numpy
 from .shards import Shard, ShardResult, check_rows
 
 _log = logging.getLogger(__name__)
@@ -40,15 +41,6 @@ class Reader(Protocol):
 
     def read(self, photos: pa.Table) -> list[bytes | PhotoRefused]:
         """Return each photo's bytes, or why it cannot be had, in order. Raises Unavailable on temporary failures."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatentArrays:
-    """Latents of n photos: mean float32 [n, d]; log_var float32 [n, d] or None; codes int32 [n, h * w] or None."""
-
-    mean: npt.NDArray[np.float32]
-    log_var: npt.NDArray[np.float32] | None
-    codes: npt.NDArray[np.int32] | None
 
 
 class Encoder:
@@ -72,7 +64,7 @@ class Encoder:
     ) -> LatentArrays:
         """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3].
 
-        condition: of each of `rows`, for a conditional model (see `models.base.condition_of`).
+        condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
         """
         model = self.model
         mean = np.empty((len(rows), model.latent_dim), np.float32)
@@ -175,7 +167,7 @@ class ShardWorker:
             table, rows = self._kept(shard)
         else:
             pixels_file, table, fetched = self._pixels(shard)
-            rows = np.flatnonzero(to_numpy(pc.is_null(table["stage"])).astype(np.bool_))
+            rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
         latents_file, reused = None, False
         if shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
@@ -211,7 +203,7 @@ class ShardWorker:
         """Return the existing pixels part of carried photos, and their rows in it, checked photo by photo."""
         columns = ["item_id", "uri", "token", "digest", "stage", "pixels"]
         table = read_part(self.store, shard.pixels_name, columns)
-        rows = to_numpy(shard.photos["pixels_row"]).astype(np.int64)
+        rows = as_numpy(shard.photos["pixels_row"]).astype(np.int64)
         if rows.max(initial=-1) >= table.num_rows:
             raise IntegrityError(f"{shard.pixels_name} has {table.num_rows} rows, the release names row {rows.max()}")
         keys = ["item_id", "uri", "token"]

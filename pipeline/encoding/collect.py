@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
 from ..parts import PartFile, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
-from .rows import Positions, ranks, take_rows, to_numpy
 from .shards import Shard, ShardResult, in_threads, shard_order
 
 _KEYS = ["item_id", "uri"]
@@ -42,8 +42,8 @@ def collect_rows(
     """
     spans = _spans(plan, shards, results)
     answers = in_threads(lambda span: _answer(store, span[0], span[1]), [(shard, made) for shard, made, _ in spans])
-    untouched = to_numpy(pc.is_null(plan["shard"])).astype(np.bool_)
-    carried = np.flatnonzero(untouched & _is(plan, "same") & to_numpy(pc.is_valid(plan["latents_part"])))
+    untouched = as_numpy(pc.is_null(plan["shard"])).astype(np.bool_)
+    carried = np.flatnonzero(untouched & _is(plan, "same") & as_numpy(pc.is_valid(plan["latents_part"])))
     known = np.flatnonzero(untouched & _is(plan, "refused"))
 
     live = [rows[answer.live] for answer, (_, _, rows) in zip(answers, spans, strict=True)]
@@ -90,12 +90,12 @@ def collect_pixels(
         if len(rows)
     }
 
-    number = to_numpy(plan["shard"], missing=-1)
+    number = as_numpy(plan["shard"], missing=-1)
     again = np.isin(number, [shard.number for shard in fetched])
-    kept = np.flatnonzero(~again & _is(plan, "same") & to_numpy(pc.is_valid(plan["pixels_part"])))
+    kept = np.flatnonzero(~again & _is(plan, "same") & as_numpy(pc.is_valid(plan["pixels_part"])))
     named = plan.select(["pixels_part", "pixels_row"])
     codes, names = ranks(named["pixels_part"])
-    rows = to_numpy(named["pixels_row"], missing=-1).astype(np.int32)[kept]
+    rows = as_numpy(named["pixels_row"], missing=-1).astype(np.int32)[kept]
     order = np.lexsort((rows, codes[kept]))
     found, first = np.unique(codes[kept][order], return_index=True)
     bounds = np.append(first, len(order)).tolist()
@@ -130,14 +130,14 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     if shard.from_pixels is None and made.rows != photos.num_rows:
         said = read_part(store, shard.pixels_name, [*_KEYS, *REFUSAL.names])
         _check_keys(shard.pixels_name, said, photos)
-        usable = to_numpy(pc.is_null(said["stage"])).astype(np.bool_)
+        usable = as_numpy(pc.is_null(said["stage"])).astype(np.bool_)
         live, refused = np.flatnonzero(usable), np.flatnonzero(~usable)
         refusals = said.select(REFUSAL.names).take(pa.array(refused))
     latents = read_part(store, made.name, [*_KEYS, "digest", "pixels_row"])
     asked = photos.take(pa.array(live))
     _check_keys(made.name, latents, asked)
     pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
-    if not np.array_equal(to_numpy(latents["pixels_row"]), np.asarray(pixels_row.to_numpy())):
+    if not np.array_equal(as_numpy(latents["pixels_row"]), np.asarray(pixels_row.to_numpy())):
         raise IntegrityError(f"{made.name} names other rows than {shard.pixels_name} has; delete both and run again")
     count = len(live)
     columns = [
@@ -154,7 +154,7 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
 def _usable_rows(store: Store, shard: Shard, result: ShardResult) -> Positions:
     if not result.refused:
         return np.arange(result.photos, dtype=np.int64)
-    return np.flatnonzero(to_numpy(pc.is_null(read_part(store, shard.pixels_name, ["stage"])["stage"])))
+    return np.flatnonzero(as_numpy(pc.is_null(read_part(store, shard.pixels_name, ["stage"])["stage"])))
 
 
 def _check_keys(name: str, held: pa.Table, asked: pa.Table) -> None:
@@ -188,4 +188,4 @@ def _in_plan_order(plan: pa.Table, rows: Positions, beside: pa.Table, schema: pa
 
 
 def _is(plan: pa.Table, word: str) -> npt.NDArray[np.bool_]:
-    return to_numpy(pc.equal(plan["status"], word)).astype(np.bool_)
+    return as_numpy(pc.equal(plan["status"], word)).astype(np.bool_)

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
 from ..parts import PartFile, latents_part_name, part_key, read_part, write_part
 from ..schema import CATEGORY, LATENTS_VERSION
 from ..storage import Store
-from .rows import Positions, ranks, take_rows, to_numpy
 from .shards import PART_BYTES
 
 _COMPACTED = "compacted"  # stands in the key for the pixels part, of which a rewritten part has many
@@ -52,7 +52,7 @@ def compact(
     chosen = _choose(living, below=below, max_parts=max_parts)
     made: dict[str, PartFile] = {}
     codes, names = ranks(items["latents_part"])
-    places = to_numpy(items["latents_row"]).copy()
+    places = as_numpy(items["latents_row"]).copy()
     for group in _groups(chosen):
         rows = np.sort(np.concatenate([member.rows for member in group]))
         table = _copied(store, items, rows, group)
@@ -109,7 +109,7 @@ def _groups(chosen: Sequence[_Living]) -> list[list[_Living]]:
 
 def _copied(store: Store, items: pa.Table, rows: Positions, group: Sequence[_Living]) -> pa.Table:
     """Return the latents of these rows of items, in their order, read from the old parts."""
-    places = to_numpy(items["latents_row"]).astype(np.int64)
+    places = as_numpy(items["latents_row"]).astype(np.int64)
     tables, order = [], []
     for member in group:
         tables.append(take_rows(read_part(store, member.part.name), places[member.rows]))
@@ -130,4 +130,4 @@ def _labels(items: pa.Table, category: str, rows: Positions) -> list[str | None]
 
 def _pixels_rows(items: pa.Table, rows: Positions) -> npt.NDArray[np.int32]:
     """Return the rows in the pixels parts that items names, -1 where those have expired."""
-    return to_numpy(items["pixels_row"], missing=-1).astype(np.int32)[rows]
+    return as_numpy(items["pixels_row"], missing=-1).astype(np.int32)[rows]

@@ -19,10 +19,11 @@ import ray.data
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError, UserCodeException
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
 
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..parts import PartFile
+from ..workers import explained, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
 from .shards import Shard, ShardResult
@@ -35,6 +36,7 @@ MOST_BEGINS = 6
 # Below this share of a CPU for each of its threads an actor only takes time from the others.
 _LEAST_SHARE = 0.5
 
+_COUNT_S = 30.0  # how long an actor waits for the counter
 _NUMBER = "_shard"
 OnResult = Callable[[ShardResult, int, int], None]
 
@@ -145,7 +147,11 @@ class _BlockActor:
         return _row(result=_text_of(result), error=None)
 
     def _count(self, shard: Shard) -> None:
-        if ray.get(self.begins.begin.remote(shard.number)) > self.most_begins:
+        try:
+            begun = ray.get(self.begins.begin.remote(shard.number), timeout=_COUNT_S)
+        except (RayActorError, GetTimeoutError):
+            return  # without the counter it is not known how often, which is no reason to stop
+        if begun > self.most_begins:
             raise CodebooksError(
                 f"the actor of shard {shard.number} died {self.most_begins} times: it ran out of memory (lower "
                 f"encode.shard_rows) or one of its {shard.photos.num_rows} photos, from item "
@@ -169,7 +175,7 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
         shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
         for shard in shards
     ]
-    begins = ray.remote(num_cpus=0)(_Begins).remote()
+    begins = helper(_Begins, restarts=-1).remote()
     dataset = ray.data.from_arrow(blocks).map_batches(
         _BlockActor,
         fn_constructor_args=(job, headers, begins, MOST_BEGINS),
@@ -191,9 +197,7 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
     except UserCodeException:  # not a CodebooksError, so a mistake in our own code: as it is, with its traceback
         raise
     except RayError as error:
-        raise Unavailable(
-            f"the Ray cluster failed while encoding ({error}); finished parts are kept, run again"
-        ) from error
+        raise explained(error, "encoding", stays="finished parts are kept") from error
 
 
 def _context(config: EncodeConfig) -> DataContext:

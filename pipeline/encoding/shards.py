@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import InputError, IntegrityError
 from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
-from .rows import Positions, ranks, take_rows, to_numpy
 
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
@@ -84,11 +84,11 @@ def assign_shards(
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
     or more and at most 128 MiB of pixels and of latents.
     """
-    status, retried = plan["status"], to_numpy(plan["retried"], missing=False)
+    status, retried = plan["status"], as_numpy(plan["retried"], missing=False)
     fetch = _is(status, "added") | _is(status, "changed")
     again = _is(status, "same")
     if not encode_all:
-        again &= to_numpy(pc.is_null(plan["latents_part"])).astype(np.bool_)
+        again &= as_numpy(pc.is_null(plan["latents_part"])).astype(np.bool_)
     kept = again & _has_pixels(plan, transform_id)
     fetch |= again & ~kept
     shard = np.full(plan.num_rows, -1, dtype=np.int32)
@@ -153,7 +153,7 @@ def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Posit
     """Return (numbers [s], starts [s + 1], order [n]): the plan's rows at `order[starts[i]:starts[i + 1]]`, ascending,
     are shard `numbers[i]`.
     """
-    shard = to_numpy(plan["shard"], missing=-1).astype(np.int32)
+    shard = as_numpy(plan["shard"], missing=-1).astype(np.int32)
     rows = np.flatnonzero(shard >= 0)
     order = rows[np.argsort(shard[rows], kind="stable")]
     numbers, first = np.unique(shard[order], return_index=True)
@@ -236,13 +236,13 @@ def _finished(store: Store, shard: Shard) -> ShardResult | None:
 
 
 def _is(status: pa.ChunkedArray, word: str) -> Flags:
-    return to_numpy(pc.equal(status, word)).astype(np.bool_)
+    return as_numpy(pc.equal(status, word)).astype(np.bool_)
 
 
 def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
     """Return which carried rows have pixels that can be encoded."""
     prefix = f"pixels/{transform_id}/" if transform_id else "pixels/"
-    usable = to_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
+    usable = as_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
     return usable & _is(plan["status"], "same")
 
 
@@ -255,7 +255,7 @@ def _by_source(plan: pa.Table, rows: Positions) -> Positions:
     """Return plan rows ordered by (source, offset, plan order); photos with a URI of their own come first."""
     if plan["source"].null_count == plan.num_rows:
         return rows
-    offsets = to_numpy(plan["offset"], missing=-1)[rows]
+    offsets = as_numpy(plan["offset"], missing=-1)[rows]
     return rows[np.lexsort((rows, offsets, ranks(plan["source"])[0][rows]))]
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..models.base import Model, condition_of
+from ..models.base import Model
+from ..models.conditions import condition_of
 from ..models.priors import Prior, decode_codes, sample
 from .likelihood import code_shares, item_nats
 

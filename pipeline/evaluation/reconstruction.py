@@ -70,7 +70,7 @@ def reconstruct_errors(
 ) -> PhotoErrors:
     """Return the errors of `model.reconstruct` over photos, uint8 [n, size, size, 3], in evaluation mode.
 
-    conditions: rows of a conditional model's table [n] (`models.base.condition_of`), or None. The model stays in
+    conditions: rows of a conditional model's table [n] (`models.conditions.condition_of`), or None. The model stays in
     evaluation mode. Raises NotReconstructing where the model draws no pictures, InputError without photos.
     """
     if not len(pixels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,11 @@ class ImagesConfig(BaseModel):
     # The upper bound lies below the size at which Pillow itself refuses (178,956,970), so that only this limit decides.
     max_pixels: int = Field(default=64_000_000, ge=1, le=170_000_000, description="width x height in the header")
     max_bytes: int = Field(default=64 * 2**20, ge=1, le=2**31 - 1, description="length of the file")
+
+    def key_values(self) -> dict[str, Any]:
+        """Return what goes into a train key: how photos look, not which are refused; the limits stand as by default."""
+        limits = {name: type(self).model_fields[name].default for name in ("max_pixels", "max_bytes")}
+        return {**self.model_dump(mode="json"), **limits}
 
 
 def transform_id(config: ImagesConfig) -> str:

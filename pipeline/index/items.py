@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..column_types import stored_column, value_of
 from ..schema import RESERVED
 from .groups import Grouping
 from .latents import Rows
@@ -39,7 +40,7 @@ class ItemTable:
         self._rows: Rows = np.argsort(self.groups.numbers, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(self.groups.sizes)])
         names = [name for name in table.column_names if name not in RESERVED]
-        self._attributes = pa.table({name: _decoded(table.column(name)) for name in names})
+        self._attributes = pa.table({name: stored_column(table.column(name)) for name in names})
         self._filters: OrderedDict[str, RowFilter] = OrderedDict()
         self._lock = Lock()
 
@@ -76,9 +77,9 @@ class ItemTable:
         return self._rows[self._starts[item] : self._starts[item + 1]]
 
     def attributes_of(self, item: int) -> dict[str, Any]:
-        """Return an item's attributes by name; null is None."""
+        """Return an item's attributes by name; null is None, moments are cut to microseconds."""
         first = int(self._rows[self._starts[item]])
-        return {name: self._attributes.column(name)[first].as_py() for name in self._attributes.column_names}
+        return {name: value_of(self._attributes.column(name)[first]) for name in self._attributes.column_names}
 
     def filter(self, where: Mapping[str, Any]) -> RowFilter:
         """Return the rows of the items that fit `where` (see `matching_rows`), remembered for the next call."""
@@ -112,7 +113,3 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     if isinstance(combined, pa.ChunkedArray):
         return pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], combined.type)
     return combined
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -71,7 +71,7 @@ class PhotoEncoder:
         return mean.astype(np.float32, copy=False)
 
     def _row(self, category: Any) -> int:
-        """Return the row of the model's table of categories, as `models.base.condition_of` does with torch."""
+        """Return the row of the model's table of categories, as `models.conditions.condition_of` does with torch."""
         text = _text(category)
         return _NONE if text is None else self._labels.get(text, _UNKNOWN)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,18 +13,16 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, NotReconstructing
 from ..losses.precision import full_precision as full_precision
-
-if TYPE_CHECKING:
-    from ..storage import Store
-    from .frozen import FrozenConfig, FrozenEncoder
+from .conditions import NO_CATEGORY
+from .frozen import FrozenConfig, FrozenEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One training batch: images uint8 [B, 3, H, W] (or [views * B, 3, H, W]); condition int64 [B] or None.
 
-    A condition is a row of a conditional model's table of categories: see `condition_of`. codes int64 [B, h, w] are
-    what a prior reads; its images are [B, 3, 0, 0].
+    A condition is a row of a conditional model's table of categories: see `conditions.condition_of`. codes int64
+    [B, h, w] are what a prior reads; its images are [B, 3, 0, 0].
     """
 
     images: Tensor
@@ -74,13 +72,24 @@ class ModelConfig(BaseModel):
         """Return the model_ids of finished models that become parts of this one, in the order `use_bundles` takes."""
         return ()
 
-    def resolved(self, store: Store, images: Mapping[str, Any]) -> ModelConfig:
+    def resolved(self, read: ReadConfig, images: Mapping[str, Any]) -> ModelConfig:
         """Return the config that the model is built with and the bundle keeps: with what `bundles` say, else itself.
 
-        images: the images config as plain values. A train key is of what was asked, the config before this: model_ids
-        are digests of content, so it says as much. Raises NotFound, ConfigError.
+        read: model and images config of a bundle by its model_id (`bundle.resolved_config` brings it). images: the
+        images config as plain values. A train key is of what was asked, the config before this: model_ids are digests
+        of content, so it says as much. Raises NotFound, ConfigError.
         """
         return self
+
+    def holds(self) -> tuple[Mapping[str, Any], ...]:
+        """Return the configurations, as plain values, of the models this one is built around; `build_model` makes them.
+
+        They are what `resolved` filled in for `bundles`.
+        """
+        return ()
+
+
+ReadConfig = Callable[[str], tuple[ModelConfig, dict[str, Any]]]
 
 
 class Model(nn.Module, ABC):
@@ -170,16 +179,6 @@ class Model(nn.Module, ABC):
         Every rank calls this at the end of an epoch.
         """
         return {}
-
-
-NO_CATEGORY, UNKNOWN_CATEGORY, FIRST_CATEGORY = 0, 1, 2
-
-
-def condition_of(labels: Sequence[str], categories: Iterable[str | None]) -> Tensor:
-    """Return the condition rows, int64 [B], of categories: 0 for none, 1 for one without a label, else 2 + index."""
-    rows = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
-    given = [NO_CATEGORY if name is None else rows.get(name, UNKNOWN_CATEGORY) for name in categories]
-    return torch.tensor(given, dtype=torch.int64)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
@@ -18,10 +17,8 @@ from ..losses.precision import widened
 from .backbones import ConvEncoder, Network, Norm, begin_near_zero, build_networks, initialise
 from .backbones.dense import CellEncoder
 from .base import Latents, Model, ModelConfig, to_float, to_grey
+from .frozen import FrozenConfig, FrozenEncoder
 from .targets import PixelTarget, Target, TargetConfig, build_target
-
-if TYPE_CHECKING:
-    from .frozen import FrozenConfig, FrozenEncoder
 
 _FLATTEST = 1.0 / 255  # a photo of one colour has no spread to divide by
 _MIDDLE, _SPREAD = 0.5, 0.25  # what a normalised picture becomes where nobody knows its photo

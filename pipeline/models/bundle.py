@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from .. import models
 from ..errors import InputError, IntegrityError, NotFound
 from ..keys import digest_of, key_of, portable
 from ..release import FileEntry
-from ..release.manifest import read_document
 from ..storage import Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
 from .export import export_encoder
+from .kinds import MODELS, build_model
+from .shelves import FORMAT, Shelf, at_rest
 
-FORMAT = 1
+BUNDLES = Shelf("models", "bundle", "model_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +69,6 @@ def train_key(
     return key_of(portable(asked))
 
 
-def model_id_of(config: bytes, tensors: Mapping[str, Tensor]) -> str:
-    """Return the model_id: sha256 (hex) over config.json and, in name order, every tensor's name, dtype, shape, bytes.
-
-    The bytes of a safetensors file would not do: the order inside it is not repeatable.
-    """
-    digest = hashlib.sha256(f"{len(config)}\n".encode() + config)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode() + b"\n")
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def save_bundle(
     store: Store,
     model: Model,
@@ -100,32 +83,25 @@ def save_bundle(
 
     images: the configuration the photos were decoded with, with `size`. card: facts for the model card, plain values.
     labels: the categories that a conditional model was built with; another model's are not kept.
-    Order: weights, ONNX encoder, card, config.json, then the key; so a bundle without config.json is not there, and
-    saving again after a crash completes it. The given model is not changed. Raises IntegrityError when the store holds
-    other bytes under this bundle's name.
+    A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
+    model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
     images = as_dict(images) if isinstance(images, BaseModel) else dict(images)
-    frozen = _frozen(copy.deepcopy(model))
+    kept = at_rest(copy.deepcopy(model))
     facts = {"format": FORMAT, "image_size": model.image_size, "images": images, "model": as_dict(config)}
     if config.conditional:  # the other bundles' bytes, hence their ids, stay as they are
         facts["labels"] = list(labels)
-    config_bytes = (json.dumps(facts, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-    tensors = {name: tensor.contiguous().clone() for name, tensor in frozen.state_dict().items()}
-    model_id = model_id_of(config_bytes, tensors)
-    folder = f"models/{model_id}"
-    if not store.exists(f"{folder}/config.json"):
-        if not store.put_if_absent(f"{folder}/weights.safetensors", safetensors.torch.save(tensors, {"format": "pt"})):
-            _read_weights(store, model_id, config_bytes)
-        # Derived files: whichever attempt wrote them made them from these weights.
-        if not store.exists(f"{folder}/encoder.onnx"):
-            store.put_if_absent(f"{folder}/encoder.onnx", export_encoder(frozen, conditional=config.conditional))
-        text = write_card(model_id, facts, sum(tensor.numel() for tensor in tensors.values()), train_key, card)
-        store.put_if_absent(f"{folder}/card.md", text.encode())
-        store.put_if_absent(f"{folder}/config.json", config_bytes)
-    pointer = json.dumps({"model_id": model_id, "train_key": train_key}, sort_keys=True).encode()
-    if store.put_if_absent(_pointer_name(train_key), pointer):
-        return model_id
-    return _read_pointer(store, train_key)
+    numbers = sum(tensor.numel() for tensor in kept.state_dict().values())
+    return BUNDLES.save(
+        store,
+        kept,
+        facts,
+        train_key=train_key,
+        derived={
+            "encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional),
+            "card.md": lambda model_id: write_card(model_id, facts, numbers, train_key, card).encode(),
+        },
+    )
 
 
 def find_bundle(store: Store, train_key: str) -> str | None:
@@ -133,16 +109,14 @@ def find_bundle(store: Store, train_key: str) -> str | None:
 
     Raises IntegrityError when the key names a bundle that is no longer there.
     """
-    try:
-        model_id = _read_pointer(store, train_key)
-    except NotFound:
-        return None
-    if not store.exists(f"models/{model_id}/config.json"):
-        raise IntegrityError(
-            f"{_pointer_name(train_key)} on {store.url} names model {model_id}, whose bundle is not there; restore "
-            f"models/{model_id}/, or delete {_pointer_name(train_key)} to train anew"
-        )
-    return model_id
+    return BUNDLES.find(store, train_key)
+
+
+def answer_also(store: Store, train_key: str, model_id: str) -> None:
+    """Let a bundle that is there answer this key too, unless one answers it already."""
+    if not store.exists(_pointer_name(train_key)):
+        pointer = json.dumps({"model_id": model_id, "train_key": train_key}, sort_keys=True).encode()
+        store.put_if_absent(_pointer_name(train_key), pointer)
 
 
 def load_bundle(store: Store, model_id: str) -> Bundle:
@@ -152,16 +126,16 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     Raises NotFound when there is no such bundle (also when it was only half written), IntegrityError when its bytes
     are not those the model_id was made from, InputError when this version of the project does not know the model.
     """
-    name, config_bytes = _config_bytes(store, model_id)
-    tensors = _read_weights(store, model_id, config_bytes)
-    facts = _facts(config_bytes, name)
+    config_bytes = BUNDLES.config(store, model_id)
+    tensors = BUNDLES.tensors(store, model_id, config_bytes)
+    facts, name = BUNDLES.facts(config_bytes, model_id), BUNDLES.name(model_id, "config.json")
     config = _model_config(facts["model"], name)
     labels = _labels(facts, config, name)
     with torch.random.fork_rng(devices=[]):
-        model = models.build_model(config, image_size=facts["image_size"], labels=labels)
+        model = build_model(config, image_size=facts["image_size"], labels=labels)
     _refuse_differences(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
-    return Bundle(model_id, config, facts["image_size"], facts["images"], _frozen(model), labels)
+    return Bundle(model_id, config, facts["image_size"], facts["images"], at_rest(model), labels)
 
 
 def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, Any]]:
@@ -169,9 +143,13 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, A
 
     So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
     """
-    name, config_bytes = _config_bytes(store, model_id)
-    facts = _facts(config_bytes, name)
-    return _model_config(facts["model"], name), facts["images"]
+    facts = BUNDLES.facts(BUNDLES.config(store, model_id), model_id)
+    return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
+
+
+def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
+    """Return `ModelConfig.resolved` of a config, by the bundles of a store. Raises NotFound, ConfigError."""
+    return config.resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
@@ -182,7 +160,7 @@ def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
     """
     found: dict[str, FileEntry] = {}
     for field, file in (("encoder", "encoder.onnx"), ("bundle_config", "config.json")):
-        name = f"models/{model_id}/{file}"
+        name = BUNDLES.name(model_id, file)
         try:
             data = store.get(name)
         except NotFound as error:
@@ -191,75 +169,15 @@ def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
     return found
 
 
-def _frozen(model: Model) -> Model:
-    return model.to("cpu").eval().requires_grad_(requires_grad=False)
-
-
-def _pointer_name(train_key: str) -> str:
-    return f"models/by-key/{train_key}.json"
-
-
-def _read_pointer(store: Store, train_key: str) -> str:
-    name = _pointer_name(train_key)
-    model_id = read_document(store.get(name), name).get("model_id")
-    if not isinstance(model_id, str) or not model_id:
-        raise IntegrityError(f"{name} on {store.url} names no model_id; delete it to train anew")
-    return model_id
-
-
-def _config_bytes(store: Store, model_id: str) -> tuple[str, bytes]:
-    """Return name and bytes of a bundle's config. Raises NotFound."""
-    name = f"models/{model_id}/config.json"
-    try:
-        return name, store.get(name)
-    except NotFound as error:
-        raise NotFound(
-            f"there is no bundle {model_id} on {store.url}: {name} is missing, so it expired or was never finished; "
-            "`codebooks train` makes one"
-        ) from error
-
-
-def _facts(config: bytes, name: str) -> dict[str, Any]:
-    """Return what a config.json says. Raises InputError for another format."""
-    facts = read_document(config, name)
-    if facts.get("format") != FORMAT:
-        raise InputError(
-            f"{name}: a bundle of format {facts.get('format')!r}; this version reads format {FORMAT}. Use the version "
-            "that wrote it, or train anew"
-        )
-    return facts
-
-
-def _read_weights(store: Store, model_id: str, config: bytes) -> dict[str, Tensor]:
-    """Return a bundle's tensors. Raises IntegrityError unless they and the config are what the model_id stands for."""
-    name = f"models/{model_id}/weights.safetensors"
-    try:
-        data = store.get(name)
-        tensors = safetensors.torch.load(data)
-    except NotFound as error:
-        raise IntegrityError(f"{name} on {store.url} is missing; restore it, or train anew") from error
-    except safetensors.SafetensorError as error:
-        raise IntegrityError(
-            f"{name} on {store.url} is no safetensors file ({error}); restore it, or train anew"
-        ) from error
-    found = model_id_of(config, tensors)
-    if found != model_id:
-        raise IntegrityError(
-            f"bundle {model_id} on {store.url} is damaged: its config.json (sha256 {digest_of(config)[:12]}...) and "
-            f"weights.safetensors (sha256 {digest_of(data)[:12]}...) make the id {found}; restore it, or train anew"
-        )
-    return tensors
-
-
 def _model_config(values: Mapping[str, Any], name: str) -> ModelConfig:
     """Return the configuration of a stored model. Raises InputError that shows what this version does not know."""
     kind = values.get("kind")
-    if kind not in models.MODELS:
+    if kind not in MODELS:
         raise InputError(
-            f"{name}: the model's kind is {kind!r}; this version knows {', '.join(sorted(models.MODELS))}. "
+            f"{name}: the model's kind is {kind!r}; this version knows {', '.join(sorted(MODELS))}. "
             "Use the version that wrote it, or train anew"
         )
-    config_class, _ = models.MODELS[kind]
+    config_class, _ = MODELS[kind]
     try:
         return config_class.model_validate_json(json.dumps(values))
     except ValidationError as error:

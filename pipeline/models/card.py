@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .base import FIRST_CATEGORY
+from .conditions import FIRST_CATEGORY
 
 _PACKAGES = ("visual-codebooks", "torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
 

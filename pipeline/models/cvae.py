@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from .conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from .gaussian import GaussianConfig, GaussianModel
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CodebooksError
-from .base import FIRST_CATEGORY, Latents, Model
+from .base import Latents, Model
+from .conditions import FIRST_CATEGORY
 
 TOLERANCE = 1e-4  # of a mean, relative to its size where that is above 1
 _CODES_TOLERANCE = 0.01  # share of codes that rounding may move between two nearly equal neighbours
@@ -49,7 +50,7 @@ def output_names(model: Model) -> list[str]:
 def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     """Return the ONNX file of a model's encoder: input `images` uint8 [batch, 3, H, W], any batch size.
 
-    conditional: a second input `condition` int64 [batch], rows of the model's table (`base.condition_of`).
+    conditional: a second input `condition` int64 [batch], rows of the model's table (`conditions.condition_of`).
     Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from .. import models
 from ..errors import ConfigError
 from ..images import ImagesConfig, transform_id
 from .backbones import check_image_size
-from .base import Batch, Latents, Losses, Model, ModelConfig, Step, as_dict, full_precision
-from .bundle import stored_config
+from .base import Batch, Latents, Losses, Model, ModelConfig, ReadConfig, Step, as_dict, full_precision
 from .readout import Reduction, ReductionConfig
-
-if TYPE_CHECKING:
-    from ..storage import Store
 
 _REMEDY = "name finished models of this store: model.members=[MODEL_ID, MODEL_ID]"
 
@@ -78,7 +73,7 @@ class FusionConfig(ModelConfig):
         """Return the members."""
         return self.members
 
-    def resolved(self, store: Store, images: Mapping[str, Any]) -> FusionConfig:
+    def resolved(self, read: ReadConfig, images: Mapping[str, Any]) -> FusionConfig:
         """Return the config with its members' own, as the bundle keeps it.
 
         Raises NotFound that names a member the store lacks, ConfigError for no members, a conditional one, or one of
@@ -90,7 +85,7 @@ class FusionConfig(ModelConfig):
             raise ConfigError(f"model.members is empty, and a fusion has at least two; {_REMEDY}")
         parts = []
         for member in self.members:
-            config, theirs = stored_config(store, member)
+            config, theirs = read(member)
             if config.conditional:
                 raise ConfigError(
                     f"model.members: {member} is a {config.kind}, which is told each photo's category, and a fusion is "
@@ -100,25 +95,30 @@ class FusionConfig(ModelConfig):
             parts.append(PartConfig(model=as_dict(config)))
         return self.model_copy(update={"parts": tuple(parts)})
 
+    def holds(self) -> tuple[Mapping[str, Any], ...]:
+        """Return the members' configurations, none before `resolved`."""
+        return tuple(part.model for part in self.parts)
+
 
 class Fusion(Model):
     """The members' latents (a VAE's: the mean), scaled and concatenated. Never in training mode, nothing is trained.
 
-    centres, one buffer a member [d]; factors [members]: what a member's vector, of length 1 (`each_photo`) or less its
-    centre (`mean_norm`), is multiplied by. Weights enter by their square roots, hence into inner products as they are.
+    members: as `FusionConfig.holds` lists them. centres, one buffer a member [d]; factors [members]: what a member's
+    vector, of length 1 (`each_photo`) or less its centre (`mean_norm`), is multiplied by. Weights enter by their square
+    roots, hence into inner products as they are.
     """
 
     trains: ClassVar[bool] = False
     factors: Tensor
 
-    def __init__(self, config: FusionConfig, image_size: int) -> None:
+    def __init__(self, config: FusionConfig, image_size: int, members: Sequence[Model] = ()) -> None:
         super().__init__()
         check_image_size(image_size)
-        if not config.parts:
+        if not members:
             raise ConfigError(f"a fusion is built of its members, and this one has none yet; {_REMEDY}")
         self.config = config
         self.image_size = image_size
-        self.members = nn.ModuleList(built(part, image_size) for part in config.parts)
+        self.members = nn.ModuleList(members)
         self.widths = [member.latent_dim for member in self._members()]
         for number, width in enumerate(self.widths):
             self.register_buffer(f"centre_{number}", torch.zeros(width))
@@ -199,12 +199,6 @@ class Fusion(Model):
 
     def _centre(self, number: int) -> Tensor:
         return self.get_buffer(f"centre_{number}")
-
-
-def built(part: PartConfig, image_size: int) -> Model:
-    """Return the model of a member, in evaluation mode, its weights not yet those of its bundle."""
-    config_class, _ = models.MODELS[part.model["kind"]]
-    return models.build_model(config_class.model_validate(part.model), image_size=image_size).eval()
 
 
 def _check_same_images(member: str, theirs: ImagesConfig, ours: ImagesConfig) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .base import Model, condition_of
+from .base import Model
+from .conditions import condition_of
 
 
 def reconstruct(

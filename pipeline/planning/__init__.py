@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from .asked import Asked, category_told
 from .code_rows import ReleasePhotos, release_photos
-from .plan import Plan, PlanSummary, category_told, make_plan, nothing_to_do, release_config
+from .plan import Plan, PlanSummary, make_plan, nothing_to_do, release_config
+from .renewal import Renewal, renewal_of
 from .settings import NightSettings
+from .standing import Standing, look
 from .training_rows import TrainingRows, check_training_columns, training_rows
 
 __all__ = [
+    "Asked",
     "NightSettings",
     "Plan",
     "PlanSummary",
     "ReleasePhotos",
+    "Renewal",
+    "Standing",
     "TrainingRows",
     "category_told",
     "check_training_columns",
+    "look",
     "make_plan",
     "nothing_to_do",
     "release_config",
     "release_photos",
+    "renewal_of",
     "training_rows",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..encoding.rows import ranks, take_rows
+from ..catalogue.ordering import ranks, take_rows
 from ..errors import ConfigError
 from ..training import CodeRows, TrainConfig
 from .training_rows import columns_of, condition_rows, held_out_rows, labels_of

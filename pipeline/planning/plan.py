@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,34 +23,37 @@ from ..catalogue import (
     resolve_tokens,
 )
 from ..encoding import assign_shards, build_shards
-from ..errors import ConfigError, InputError, IntegrityError
-from ..images import transform_id
+from ..errors import InputError, IntegrityError
 from ..models import build_model
-from ..models.bundle import find_bundle, stored_config, train_key
+from ..models.bundle import resolved_config, stored_config
 from ..parts import read_part
-from ..release import Manifest, read_head, read_manifest
+from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
 from ..schema import attribute_fields, plan_schema
 from ..storage import Files, Store
-from ..training import train_period
+from .asked import category_told
+from .renewal import Renewal, renewal_of
 from .settings import NightSettings
+from .standing import look
 
 _META = b"plan"
+_HARDWARE = {"threads": None, "gpu": "auto", "memory_gib": None}  # of the section `index`; their defaults
 
 
 class PlanSummary(BaseModel):
     """What a plan decided, beside its rows.
 
-    head: the channel's head number when the plan was frozen; only head + 1 may be published. model_id: the bundle that
-    answers `train_key`, or null when one has to be trained. encode_all: all carried photos are encoded again, because
-    the parent release has another model (without it only those whose category changed, by a conditional model).
-    catalogue: what reading it found beside its photos. listed, heads and
-    revalidated: requests that the tokens cost. seconds: what planning took.
+    channel: where the run may publish; null for a sample that is published nowhere. head: the channel's head number
+    when the plan was frozen; only head + 1 may be published. model_id: the bundle that answers `train_key`, or null
+    when one has to be trained. encode_all: all carried photos are encoded again, because the parent release has another
+    model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
+    beside its photos. listed, heads and revalidated: requests that the tokens cost. sample: which items alone were
+    taken, null for all. renewal: what is done anew although the channel has a release. seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channel: str
+    channel: str | None
     head: int
     parent: str | None
     transform_id: str
@@ -62,6 +66,8 @@ class PlanSummary(BaseModel):
     heads: int
     revalidated: int
     limit: int | None
+    sample: Sample | None = None
+    renewal: Renewal | None = None
     seconds: float
 
 
@@ -94,29 +100,20 @@ class Plan:
         return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
 
 
-def make_plan(config: NightSettings, store: Store, files: Files, *, run: str, limit: int | None) -> Plan:
+def make_plan(
+    config: NightSettings, store: Store, files: Files, *, run: str, limit: int | None, channel: str | None = None
+) -> Plan:
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
-    Raises ConfigError for a conditional model without categories, InputError when the catalogue cannot be read or is
-    empty, Unavailable on temporary failures.
+    limit: take a seeded sample of so many items, which is compared with nothing unless a channel for samples is named.
+    Raises ConfigError for a conditional model without categories and as `look`, InputError when the catalogue cannot be
+    read or is empty, Unavailable on temporary failures.
     """
     began = time.monotonic()
+    standing = look(config, store, run=run, limit=limit, channel=channel)
+    parent, transform = standing.parent, standing.transform_id
+    renewal = renewal_of(standing, store)
     told = category_told(config)
-    head = read_head(store, config.publish.channel)
-    parent = read_manifest(store, head.release_id) if head else None
-    transform = transform_id(config.images)
-    key = train_key(
-        config.model,
-        config.images.model_dump(mode="json"),
-        config.train.key_values(),
-        config.train.seed,
-        config.train.version,
-        train_period(config.train, run=run, now=time.time()),
-        condition=told or (config.catalogue.category if config.train.balance else None),
-    )
-    model_id = find_bundle(store, key)
-    encode_all = parent is None or not _same_space(parent, config, model_id, transform)
-
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
     items = read_table(store, parent, "items") if parent else None
     # What another transform refused, this one may accept.
@@ -125,51 +122,37 @@ def make_plan(config: NightSettings, store: Store, files: Files, *, run: str, li
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, quarantine, told=told)
-    rows = _drop_missing_pixels(store, difference.rows, encode_all=encode_all, usable=comparable)
+    rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = assign_shards(
         rows,
         image_size=config.images.size,
         shard_rows=config.encode.shard_rows,
-        encode_all=encode_all,
-        latent_bytes=latent_bytes(config, store, model_id),
+        encode_all=standing.encode_all,
+        latent_bytes=latent_bytes(config, store, standing.model_id),
         transform_id=transform,
     )
     rows = _retry_refused_fetches(store, rows, transform)
     if difference.counts["refused"] == rows.num_rows:
         raise InputError(_nothing_usable(rows))
     summary = PlanSummary(
-        channel=config.publish.channel,
-        head=head.number if head else 0,
+        channel=standing.channel,
+        head=standing.head,
         parent=parent.release_id if parent else None,
         transform_id=transform,
-        train_key=key,
-        model_id=model_id,
-        encode_all=encode_all,
+        train_key=standing.train_key,
+        model_id=standing.model_id,
+        encode_all=standing.encode_all,
         counts=_counts(difference, rows, parent),
         catalogue=notes,
         listed=cost.listed,
         heads=cost.heads,
         revalidated=cost.revalidated,
         limit=limit,
+        sample=standing.asked.sample,
+        renewal=renewal,
         seconds=round(time.monotonic() - began, 3),
     )
     return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
-
-
-def category_told(config: NightSettings) -> str | None:
-    """Return the catalogue's column that the model is told, None for a model that is told none.
-
-    Raises ConfigError for a conditional model when the catalogue names no category.
-    """
-    if not config.model.conditional:
-        return None
-    if config.catalogue.category is None:
-        raise ConfigError(
-            f"model.kind {config.model.kind!r} is told each photo's category and catalogue.category is not set; set it "
-            "to the catalogue's column of categories (for a folder of photos: catalogue.category=category), or choose "
-            "a model that needs none, for example model.kind=vae"
-        )
-    return config.catalogue.category
 
 
 def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
@@ -180,7 +163,7 @@ def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
     if any(summary.counts[name] for name in ("added", "changed", "removed", "relabelled")):
         return False
     parent = read_manifest(store, summary.parent)
-    if parent.config != release_config(config):
+    if parent.sample != summary.sample or _of_releases(parent.config) != release_config(config):
         return False
     refused = plan.rows.filter(pc.equal(plan.rows["status"], "refused"))
     before = read_table(store, parent, "quarantine")
@@ -189,23 +172,24 @@ def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
 
 
 def release_config(config: NightSettings) -> dict[str, Any]:
-    """Return the parts of a config that a release depends on beside its items and model."""
-    return {
-        "index": config.index.model_dump(mode="json"),
-        "gates": config.gates.model_dump(mode="json"),
-        "encode": {"precision": config.encode.precision},
-    }
+    """Return the parts of a config that a release depends on beside its items and model; not where it is computed."""
+    return _of_releases(
+        {
+            "index": config.index.model_dump(mode="json"),
+            "gates": config.gates.model_dump(mode="json"),
+            "encode": {"precision": config.encode.precision},
+        }
+    )
+
+
+def _of_releases(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a release's config with what of `index` is the machine's as by default, as earlier keys had it."""
+    return {**config, "index": {**config.get("index", {}), **_HARDWARE}}
 
 
 def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:
     # Refused photos only: gates keep them a small share of a catalogue.
     return set(zip(*(table[name].to_pylist() for name in names), strict=True)) if table.num_rows else set()
-
-
-def _same_space(parent: Manifest, config: NightSettings, model_id: str | None, transform: str) -> bool:
-    """Return whether the parent's latents can stand beside those that this config makes."""
-    precision = release_config(config)["encode"] == parent.config.get("encode")
-    return parent.model_id == model_id and parent.transform_id == transform and precision
 
 
 def _drop_missing_pixels(store: Store, rows: pa.Table, *, encode_all: bool, usable: bool) -> pa.Table:
@@ -275,7 +259,7 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     ConfigError where a model cannot be made of the bundles it names.
     """
     if model_id is None:
-        asked = config.model.resolved(store, config.images.model_dump(mode="json"))
+        asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
     else:
         asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
     model = build_model(asked, image_size=config.images.size)

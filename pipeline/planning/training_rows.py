@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..catalogue.ordering import ranks
 from ..encoding import LivingRows
-from ..encoding.rows import ranks
 from ..errors import ConfigError, InputError
-from ..models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields
 from ..training import PixelRows, TrainConfig
 from ..training.split import choose_labels, held_out
@@ -101,7 +101,7 @@ def held_out_rows(rows: pa.Table, train: TrainConfig) -> NDArray[np.bool_] | Non
 def _categories(
     rows: pa.Table, living: Sequence[LivingRows], aside: NDArray[np.bool_] | None, column: str | None
 ) -> tuple[NDArray[np.int32] | None, tuple[str, ...]]:
-    """Return the condition row of every photo of the plan (see `models.base.condition_of`), and the labels."""
+    """Return the condition row of every photo of the plan (see `models.conditions.condition_of`), and the labels."""
     if column is None:
         return None, ()
     trained = [part.plan_rows if aside is None else part.plan_rows[~aside[part.plan_rows]] for part in living]
@@ -117,7 +117,7 @@ def labels_of(column: pa.ChunkedArray, trained: Iterable[NDArray[np.integer]]) -
 
 
 def condition_rows(column: pa.ChunkedArray, labels: Sequence[str]) -> NDArray[np.int32]:
-    """Return the condition rows, int32 [n] (see `models.base.condition_of`), of a column of categories."""
+    """Return the condition rows, int32 [n] (see `models.conditions.condition_of`), of a column of categories."""
     codes, names = ranks(column.cast(pa.string()))
     number = {label: FIRST_CATEGORY + index for index, label in enumerate(labels)}
     # Rank -1, a photo without a category, is the last entry.

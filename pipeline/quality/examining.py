@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import IntegrityError
-from ..evaluation import GateVerdict, category_measures
+from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
 from ..parts import PartFile
 from ..planning import NightSettings, Plan
-from ..release import FileEntry, Manifest
+from ..release import FileEntry, Manifest, Sample
 from ..schema import quarantine_schema
 from ..storage import Store
 
@@ -83,6 +83,11 @@ def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) 
         "parent_photos": plan.summary.counts["parent_photos"],
         **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
     }
+
+
+def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
+    """Return the limits for a release; those on how many items there are say nothing of a sample."""
+    return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
 
 
 def measure(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..encoding.rows import ranks
+from ..catalogue.ordering import ranks
 from ..errors import ConfigError, InputError, NotReconstructing
 from ..evaluation.drawing import Drawn, draw_alone, draw_samples, pictures_of
 from ..evaluation.drawn_realism import drawn_realism

@@ -1,9 +1,9 @@
 """Releases and the channel logs that say which one is current; knows files and bytes only."""
 
-from .channel import ChannelEntry, promote, publish, read_head, read_log, rollback
+from .channel import ChannelEntry, check_takes_samples, promote, publish, read_head, read_log, rollback
 from .config import PublishConfig
 from .format import check_store, claim_store
-from .manifest import FileEntry, Manifest, manifest_name, read_manifest, release_id, release_key
+from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
 from .write import ReleaseFile, WrittenRelease, write_release
@@ -15,8 +15,10 @@ __all__ = [
     "PublishConfig",
     "ReleaseCheck",
     "ReleaseFile",
+    "Sample",
     "WrittenRelease",
     "check_store",
+    "check_takes_samples",
     "claim_store",
     "manifest_name",
     "promote",

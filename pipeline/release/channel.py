@@ -46,9 +46,10 @@ def read_head(store: Store, channel: str) -> ChannelEntry | None:
     return _read_entry(store, channel, max(numbers)) if numbers else None
 
 
-def read_log(store: Store, channel: str) -> list[ChannelEntry]:
-    """Return all entries of a channel, oldest first; the last one is current."""
-    return [_read_entry(store, channel, number) for number in sorted(_numbers(store, channel))]
+def read_log(store: Store, channel: str, *, last: int | None = None) -> list[ChannelEntry]:
+    """Return the entries of a channel, oldest first; the last one is current. last: only the newest so many."""
+    numbers = sorted(_numbers(store, channel))
+    return [_read_entry(store, channel, number) for number in (numbers if last is None else numbers[-last:])]
 
 
 def publish(
@@ -68,11 +69,14 @@ def publish(
     this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
     winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan. After
     Unavailable the outcome is unknown; the same call again finds out.
+    Raises ConfigError for a sample of a catalogue where the channel's release is of a whole one.
     """
     check_store(store)
     # The manifest is read first: what the log names must be whole before any reader can meet it.
-    read_manifest(store, release_id, expect_sha256=manifest_sha256)
+    manifest = read_manifest(store, release_id, expect_sha256=manifest_sha256)
     number = expected_head + 1
+    if manifest.sample is not None and expected_head:
+        check_takes_samples(store, channel, _read_entry(store, channel, expected_head), what=f"release {release_id}")
     entry = ChannelEntry(
         number=number,
         release_id=release_id,
@@ -98,6 +102,23 @@ def publish(
         f"{winner.release_id!r} by run {winner.run!r}, attempt {winner.attempt}, at {winner.created:%Y-%m-%d %H:%M:%S} "
         "UTC. The channel stays as it is; start a new run to build on that release"
     )
+
+
+def check_takes_samples(store: Store, channel: str, head: ChannelEntry, *, what: str) -> None:
+    """Raise ConfigError when a channel's current release is of a whole catalogue: no sample may follow it.
+
+    what: the sample, as the message names it.
+    """
+    try:
+        current = read_manifest(store, head.release_id).sample
+    except NotFound:  # expired, so nobody can tell: taken for a whole one
+        current = None
+    if current is None:
+        raise ConfigError(
+            f"{what} is a sample of its catalogue, and the current release of channel {channel!r}, {head.release_id}, "
+            "is of a whole one: readers would lose every item that was not drawn. Name a channel of its own for "
+            "samples, for example --channel sample"
+        )
 
 
 def rollback(store: Store, channel: str, *, to: str | None = None) -> ChannelEntry:
@@ -136,7 +157,7 @@ def promote(store: Store, from_channel: str, to_channel: str) -> ChannelEntry:
     """Make the current release of one channel the current one of another, and return that one's head.
 
     When it is current there already, nothing is written. Raises NotFound when `from_channel` is empty, Conflict when
-    `to_channel` moved meanwhile.
+    `to_channel` moved meanwhile, ConfigError for a sample where `to_channel` is empty or has one of a whole catalogue.
     """
     source = read_head(store, from_channel)
     if source is None:
@@ -144,6 +165,11 @@ def promote(store: Store, from_channel: str, to_channel: str) -> ChannelEntry:
     head = read_head(store, to_channel)
     if head is not None and head.release_id == source.release_id:
         return head
+    if head is None and read_manifest(store, source.release_id, expect_sha256=source.manifest_sha256).sample:
+        raise ConfigError(
+            f"release {source.release_id} is a sample of its catalogue, and {to_channel!r} is empty: its readers "
+            "would take it for the catalogue. `codebooks refresh --limit N --channel NAME` begins a channel for samples"
+        )
     return publish(
         store,
         to_channel,

@@ -29,13 +29,22 @@ class FileEntry(BaseModel):
     rows: int | None = None
 
 
+class Sample(BaseModel):
+    """That only so many items of a catalogue were taken, drawn by a seed: a try, never the catalogue itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
 class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
     Every name in it is a full name on the store. files: by role (`items`, `quarantine`, `changes`, `index`, `report`).
     parts: the latents parts that items names, in name order. encoder, bundle_config: the files of the model's bundle
     that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before these were listed.
-    counts, measures: by name. inputs: where the catalogue was read from.
+    counts, measures: by name. inputs: where the catalogue was read from, the train key, and `sample` where it is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +76,13 @@ class Manifest(BaseModel):
     def to_bytes(self) -> bytes:
         """Return the one JSON text of this manifest: sorted keys, no white space, UTF-8."""
         return document_bytes(self)
+
+    @property
+    def sample(self) -> Sample | None:
+        """Return which sample of its catalogue this release is of, None for one of the whole."""
+        # Among the free-form inputs, so that readers of before can read the release too.
+        found = self.inputs.get("sample")
+        return None if found is None else Sample.model_validate(found)
 
     def bundle_files(self) -> list[FileEntry]:
         """Return the files of the model's bundle that this manifest lists: two, or none in an older release."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Entry, Store
-from .clock import check_write_once, store_clock
+from .clock import check_shows_writes, check_write_once, store_clock
 from .files import Files
 from .local import LocalStore
 from .memory import MemoryStore
@@ -23,6 +23,7 @@ __all__ = [
     "StorageOptions",
     "Store",
     "WebReader",
+    "check_shows_writes",
     "check_write_once",
     "open_store",
     "split_uri",

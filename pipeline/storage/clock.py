@@ -1,4 +1,4 @@
-"""Small questions put to a store itself: its clock, and whether it keeps what is written once."""
+"""Small questions put to a store itself: its clock, whether it keeps what is written once, and shows what it holds."""
 
 from __future__ import annotations
 
@@ -30,3 +30,27 @@ def check_write_once(store: Store, name: str) -> None:
             )
     finally:
         store.delete(name)
+
+
+def check_shows_writes(store: Store, folder: str) -> None:
+    """Raise ConfigError when a listing or a read does not show what was just written or deleted below `folder`.
+
+    folder: a free name that ends with `/`; nothing is left below it.
+    """
+    name = f"{folder}shown"
+    try:
+        store.put(name, b"first")
+        listed = [entry.name for entry in store.list(folder)]
+        store.put(name, b"second")
+        read = store.get(name)
+    finally:
+        store.delete(name)
+    problem = ""
+    if listed != [name]:
+        problem = "its listing does not show what was just written"
+    elif read != b"second":
+        problem = "it does not return what was just written"
+    elif store.exists(name):
+        problem = "it still has what was deleted"
+    if problem:
+        raise ConfigError(f"{store.url}: {problem}; use a store that is strongly consistent, as S3 is")

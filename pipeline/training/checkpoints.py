@@ -5,7 +5,8 @@
     <folder>/<step:09d>/complete.json   what the training was asked to do, by rank 0
 
 `step` counts finished optimiser steps. An older attempt that still writes here writes the same steps of the same
-training, whole objects only, so any mixture of the two is a valid checkpoint.
+training, whole objects only, so any mixture of the two is a valid checkpoint. It deletes nothing that a newer attempt
+may load: see `Checkpoints._prune`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import json
 import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,15 +31,26 @@ class Checkpoints:
     """Saves and finds the checkpoints of one training.
 
     folder: `runs/<run>/checkpoints/<12 hex of the train key>`. identity: what a checkpoint must have been made with to
-    be continued, as flat JSON values. keep: complete checkpoints that remain.
+    be continued, as flat JSON values. keep: complete checkpoints that remain. may_prune: asked on rank 0 before
+    anything is deleted: is this still the live attempt of its run?
     """
 
-    def __init__(self, store: Store, folder: str, ranks: Ranks, *, identity: dict[str, Any], keep: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        ranks: Ranks,
+        *,
+        identity: dict[str, Any],
+        keep: int,
+        may_prune: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._store = store
         self._folder = folder.rstrip("/")
         self._ranks = ranks
         self._identity = {**identity, "world_size": ranks.world_size}
         self._keep = keep
+        self._may_prune = may_prune
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint after `step` steps; every rank calls this. state: what rank 0 keeps, see `Loop`."""
@@ -94,13 +107,20 @@ class Checkpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     def _prune(self) -> None:
-        """Delete what is older than the kept complete checkpoints, half-written ones among it."""
+        """Delete what is older than the kept complete checkpoints, half-written ones among it.
+
+        First it is listed, then the attempt is checked, then it is deleted. A newer attempt that the check does not
+        see begins after the listing and loads the newest checkpoint that is complete then, which is never among those
+        listed here. A newer one that the check sees deletes the old ones itself.
+        """
         oldest = self._complete()[-self._keep :][0]
         doomed = [
             entry.name
             for entry in self._store.list(f"{self._folder}/")
             if (match := re.match(r"(\d{9,})/", entry.name[len(self._folder) + 1 :])) and int(match[1]) < oldest
         ]
+        if doomed and not self._may_prune():
+            return
         # `complete.json` goes first: from then on what is left of a checkpoint is ignored.
         for name in sorted(doomed, key=lambda name: not name.endswith("/complete.json")):
             self._store.delete(name)

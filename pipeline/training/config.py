@@ -11,8 +11,15 @@ from ..errors import ConfigError
 
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
-# Fields that change how a training runs, never what it learns: two trainings that differ only here share a bundle.
+# Fields of which no key says anything: what they change is when a training runs and how it survives.
 _NOT_IN_KEY = frozenset({"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures"})
+
+# Where and in which order of sums a training computes: other last bits, or another order of photos, of the same
+# learning. Two trainings that differ only here share a bundle. The keys of earlier versions held these fields; they
+# stand in every key with the values that were their defaults, so that keys made with these answer still.
+_HARDWARE = {"accumulate": 1, "compile": False, "threads": 1, "window_parts": 4, "workers": 1}
+# All that a model without training by steps takes of a training: which photos its read-out is fitted on.
+_OF_A_FIT = ("validation", "split_by", "init_from", "balance")
 
 _NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts")
 
@@ -40,13 +47,17 @@ class OlderThan(BaseModel):
 class TrainConfig(BaseModel):
     """How a model is trained.
 
-    when: `missing` (only when no bundle answers the train key), `always` (once a run), or `{older_than: 30d}`.
-    version: raise it to train again with the same settings. batch_size: photos per optimiser step over all workers.
-    warmup: share of all steps over which the learning rate rises; afterwards `schedule` rules: `cosine` down to 0,
-    `constant`, or `milestones`, the epochs after which the rate is multiplied by `gamma`. accumulate: micro-batches in
-    which an optimiser step is computed. grad_clip: largest norm of the whole gradient, null for none. ema_decay: the
-    bundle gets a moving average of the weights with this decay. compile: by torch.compile. threads: torch threads per
-    worker. window_parts: pixel parts whose rows are shuffled together; a worker holds at most two windows in memory.
+    when: `missing` (only when no bundle answers the train key), `always` (once a run), or `{older_than: 30d}`. Written
+    down, whichever it is, it lets a refresh train and encode everything anew unasked; without it only the first refresh
+    of a channel does, and later ones want `--retrain`. version: raise it to train again with the same settings.
+    batch_size: photos per optimiser step over all workers. warmup: share of all steps over which the learning rate
+    rises; afterwards `schedule` rules: `cosine` down to 0, `constant`, or `milestones`, the epochs after which the rate
+    is multiplied by `gamma`. grad_clip: largest norm of the whole gradient, null for none. ema_decay: the bundle gets a
+    moving average of the weights with this decay.
+
+    Where it is computed, which is no part of the train key: workers, each on a GPU where there are some; threads: torch
+    threads per worker; compile: by torch.compile; accumulate: micro-batches in which an optimiser step is computed;
+    window_parts: pixel parts whose rows are shuffled together, of which a worker holds at most two windows in memory.
 
     validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that is
     held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by the
@@ -101,9 +112,31 @@ class TrainConfig(BaseModel):
         """Return the photos per optimiser step of one worker."""
         return self.batch_size // self.workers
 
-    def key_values(self) -> dict[str, Any]:
-        """Return what goes into the train key: every field that can change the weights but seed and version."""
+    def key_values(self, *, by_steps: bool = True) -> dict[str, Any]:
+        """Return what goes into the train key: every field that decides what is learned, but seed and version.
+
+        A field that says nothing beside the others (`gamma` without milestones) stands there with its default, and so
+        do all that a model which is only fitted has no use for. by_steps: False for such a model (`Model.trains`).
+        """
+        values = {**self.continued_values(), **_HARDWARE}
+        idle = [name for name in values if not by_steps and name not in (*_OF_A_FIT, *_HARDWARE)]
+        if self.schedule != "milestones":
+            idle += ["milestones", "gamma"]
+        if self.keep != "best":
+            idle.append("best_by")
+        if not self.validation:
+            idle.append("split_by")
+        defaults = TrainConfig().continued_values()
+        return {**values, **{name: defaults[name] for name in idle}}
+
+    def continued_values(self) -> dict[str, Any]:
+        """Return what a checkpoint must have been made with to be gone on from; the train keys of earlier versions."""
         return self.model_dump(mode="json", exclude=set(_NOT_IN_KEY))
+
+    @property
+    def when_is_set(self) -> bool:
+        """Return whether the user has written `when` down, be it as the default."""
+        return "when" in self.model_fields_set
 
 
 class PriorTrainConfig(TrainConfig):

@@ -16,7 +16,9 @@ from ..models.base import ModelConfig
 from ..models.bundle import find_bundle
 from ..models.priors import PriorConfig
 from ..models.priors.stored import find_prior
+from ..runs import Lookout
 from ..storage import Store
+from ..workers import code_error, helper
 from .codes import CodeRows
 from .config import TrainConfig
 from .loader import PixelRows
@@ -52,7 +54,8 @@ def train_bundle(
     files lie below it, and an earlier attempt's newest checkpoint is continued. progress is called in this thread.
     labels: the categories that the condition rows of `pixels` from 2 on stand for.
     `ray.init` was done by the caller. Raises ConfigError when the cluster cannot hold the workers, Unavailable when
-    workers died more than train.max_failures times, CodebooksError when the training itself failed.
+    workers died more than train.max_failures times, Conflict when a newer attempt of the run has begun, CodebooksError
+    when the training itself failed.
     """
     job = TrainJob(
         store=store,
@@ -63,8 +66,9 @@ def train_bundle(
         run_dir=run_dir.rstrip("/"),
         train_key=train_key,
         labels=tuple(labels),
+        attempt=attempt,
     )
-    _run_job(job, attempt=attempt, progress=progress)
+    _run_job(job, progress=progress)
     return _answered("bundle", find_bundle(store, train_key), train_key)
 
 
@@ -97,25 +101,26 @@ def train_prior(
         run_dir=run_dir.rstrip("/"),
         train_key=train_key,
         labels=tuple(labels),
+        attempt=attempt,
     )
-    _run_job(job, attempt=attempt, progress=progress)
+    _run_job(job, progress=progress)
     return _answered("prior", find_prior(store, train_key), train_key)
 
 
-def _run_job(job: Job, *, attempt: int, progress: ProgressCallback | None) -> None:
+def _run_job(job: Job, *, progress: ProgressCallback | None) -> None:
     """Run a job on Ray Train to its end."""
     import ray
 
     where = _placement(job.train)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = helper(Board, restarts=-1).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
-    name = f"{job.train_key[:SHORT]}-{attempt}-{uuid.uuid4().hex[:8]}"
+    name = f"{job.train_key[:SHORT]}-{job.attempt}-{uuid.uuid4().hex[:8]}"
     scratch = tempfile.mkdtemp(prefix="ray-train-")
     try:
         fit = _Fit({"job": ray.put(job), "board": board}, where, job.train, _storage(job, scratch), name)
-        _watch(fit, board, progress)
+        _watch(fit, board, progress, Lookout(job.store, job.run_dir, job.attempt))
     finally:
-        ray.kill(board)  # type: ignore[arg-type]
+        ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -165,8 +170,11 @@ class _Fit(threading.Thread):
             self.ended.set()
 
 
-def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
-    """Wait for the end of a training, passing on its progress; when interrupted let it write a checkpoint first."""
+def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None, lookout: Lookout) -> None:
+    """Wait for the end of a training, passing on its progress; when interrupted let it write a checkpoint first.
+
+    At every poll the lookout is asked, so that a superseded attempt stops its workers.
+    """
     import ray
 
     seen: TrainProgress | None = None
@@ -176,6 +184,7 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
         ended = False
         while not ended:
             ended = fit.ended.wait(_POLL_S)
+            lookout.check()
             try:
                 latest, fatal = ray.get(board.read.remote(), timeout=5.0)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -194,20 +203,31 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None) -> None:
 
 
 def _explained(error: Exception) -> CodebooksError:
-    """Return Ray Train's error in this project's terms: temporary when processes or machines died."""
+    """Return Ray Train's error in this project's terms: temporary when processes or machines died, never for code."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    raised = [failure for failure in failures if hasattr(failure, "_base_exc")]
-    if failures and len(raised) == len(failures) and not _lost_a_peer(raised):
-        return CodebooksError(f"the training failed: {raised[0]._base_exc!r}")
+    raised = [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
+    own = [found for found in raised if isinstance(found, CodebooksError)]
+    if own:  # the board was gone when it was to be told
+        return own[0]
+    if code := code_error(error):
+        return CodebooksError(f"the training failed: {code}")
+    if failures and len(raised) == len(failures) and not any(_lost_a_peer(found) for found in raised):
+        return CodebooksError(f"the training failed: {raised[0]!r}")
     return Unavailable(
         f"training workers died more often than train.max_failures allows; run again to continue: {error}"
     )
 
 
-def _lost_a_peer(raised: list[Any]) -> bool:
-    """Return whether errors say that another rank went away: gloo and NCCL report that as a RuntimeError."""
-    signs = ("gloo", "nccl", "by peer")
-    return any(sign in str(failure._base_exc).lower() for failure in raised for sign in signs)
+def _lost_a_peer(raised: BaseException) -> bool:
+    """Return whether an error says that another rank or machine went away.
+
+    gloo and NCCL report that as a RuntimeError, known by its words alone.
+    """
+    from ray.exceptions import RayError
+
+    if isinstance(raised, RuntimeError | ConnectionError):
+        return any(sign in str(raised).lower() for sign in ("gloo", "nccl", "by peer"))
+    return isinstance(raised, RayError)
 
 
 def _placement(train: TrainConfig) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..keys import digest_of, key_of
-from ..models.base import NO_CATEGORY, Batch
+from ..models.base import Batch
+from ..models.conditions import NO_CATEGORY
 from .codes import CodeRows
 from .dealing import Piece, cut, deal
 from .part_cache import PartReader
-from .sampling import Balanced, EveryRow, Sampling
+from .row_draws import Balanced, EveryRow, Sampling
 
 # Separate streams of random numbers for the three shuffles of one (seed, epoch).
 _PARTS, _ROWS, _WINDOW = range(3)
@@ -38,7 +39,7 @@ _PARTS, _ROWS, _WINDOW = range(3)
 class PixelRows:
     """A pixels part (full name on the store) and its living rows, int32 and ascending.
 
-    category: the condition row of each living row (`models.base.condition_of`), or None where no category is known.
+    category: the condition row of each living row (`models.conditions.condition_of`), or None where none is known.
     held_out: whether each living row is for validation only; None: none is.
     """
 
@@ -86,7 +87,7 @@ class Loader(Protocol):
 class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
-    balance: every category is drawn equally often (see `sampling.Balanced`), rows without one being a category too;
+    balance: every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
     categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
     for validation only. Raises InputError when there are fewer photos than ranks.
     """

@@ -22,7 +22,8 @@ class PriorJob:
     """All that a worker needs to know to train a prior.
 
     codes: which rows of which latents parts; num_codes: K of their codebook; model_id: of the VQ model that made them.
-    run_dir: `runs/<run>`. labels: the categories that the condition rows of `codes` from 2 on stand for.
+    run_dir: `runs/<run>`; attempt: of that run, for which it is trained. labels: the categories that the condition rows
+    of `codes` from 2 on stand for.
     """
 
     store: Store
@@ -34,6 +35,7 @@ class PriorJob:
     run_dir: str
     train_key: str
     labels: tuple[str, ...] = ()
+    attempt: int = 1
 
     def run_rank(
         self,

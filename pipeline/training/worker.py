@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import CodebooksError, Unavailable
+from ..errors import CodebooksError, Conflict, Unavailable
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
 from ..models.base import Batch, Model, ModelConfig
-from ..models.bundle import load_bundle, save_bundle
-from ..models.frozen import load_frozen
+from ..models.bundle import load_bundle, resolved_config, save_bundle
+from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
+from ..runs import Lookout, Run
 from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
@@ -31,14 +32,15 @@ from .validation import Validation
 
 _FIT_PHOTOS, _FIT_BATCH = 20_000, 256
 _KEPT_BLOCK = 256 * 2**20
+_BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
 
 class Job(Protocol):
     """What is trained: a model on pixels (`TrainJob`), or a prior on codes (`prior_job.PriorJob`).
 
-    run_dir: `runs/<run>`; train_key: what the result answers; labels: the categories that condition rows from 2 on
-    stand for.
+    run_dir: `runs/<run>`; attempt: of that run, on whose behalf it is trained; train_key: what the result answers;
+    labels: the categories that condition rows from 2 on stand for.
     """
 
     @property
@@ -47,6 +49,8 @@ class Job(Protocol):
     def train(self) -> TrainConfig: ...
     @property
     def run_dir(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
     @property
     def train_key(self) -> str: ...
     @property
@@ -63,7 +67,7 @@ class TrainJob:
     """All that a worker needs to know to train a bundle.
 
     images: the images config as JSON values; run_dir: `runs/<run>`; labels: the categories that the condition rows of
-    `pixels` from 2 on stand for.
+    `pixels` from 2 on stand for; attempt: of the run, for which it is trained.
     """
 
     store: Store
@@ -74,6 +78,7 @@ class TrainJob:
     run_dir: str
     train_key: str
     labels: tuple[str, ...] = ()
+    attempt: int = 1
 
     def run_rank(
         self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
@@ -95,7 +100,7 @@ def run_rank(
     A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
     (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
     """
-    job = replace(job, model=job.model.resolved(job.store, job.images))
+    job = replace(job, model=resolved_config(job.store, job.model, job.images))
     cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
     reader = PartReader(cache, job.images["size"])
     loader = PixelLoader(
@@ -159,10 +164,17 @@ def open_loop(
         "train_key": job.train_key,
         "inputs": inputs,
         "labels": key_of(list(job.labels)),
-        **job.train.key_values(),
+        **job.train.continued_values(),
     }
     folder = f"{job.run_dir}/checkpoints/{job.train_key[:SHORT]}"
-    checkpoints = Checkpoints(job.store, folder, ranks, identity=identity, keep=job.train.keep_checkpoints)
+    checkpoints = Checkpoints(
+        job.store,
+        folder,
+        ranks,
+        identity=identity,
+        keep=job.train.keep_checkpoints,
+        may_prune=lambda: Run.at(job.store, job.run_dir).highest_attempt() <= job.attempt,
+    )
     return Loop(
         build(fresh=checkpoints.newest() is None),
         loader,
@@ -267,27 +279,49 @@ class Board:
 
 
 class BoardLine:
-    """Rank 0's line to the board. It never waits for long: a lost board costs the progress, not the training."""
+    """A worker's line to the board and to the run. A board that is gone says nothing, and the training goes on.
 
-    def __init__(self, board: Any) -> None:
+    lookout: of the attempt that the training works for. Nothing here waits for long, and losing the board costs the
+    progress only: errors then reach the driver through Ray Train, after its restarts.
+    """
+
+    def __init__(self, board: Any, lookout: Lookout) -> None:
         self._board = board
+        self._lookout = lookout
         self._asked_at = time.monotonic()
 
     def report(self, progress: TrainProgress) -> None:
         """Send progress."""
         self._board.tell.remote(progress)
 
-    def should_stop(self) -> bool:
-        """Return whether the training shall stop; asks at most once a second."""
-        import ray
+    def fail(self, error: CodebooksError) -> None:
+        """Tell an error that a restart of the workers would only meet again."""
+        self._answer(self._board.fail.remote(error))
 
+    def is_over(self, within_s: float = _BOARD_S) -> bool:
+        """Return whether the workers have nothing left to do, or shall do nothing more."""
+        return bool(self._answer(self._board.is_over.remote(), within_s))
+
+    def should_stop(self) -> bool:
+        """Return whether the training shall stop; asks at most once a second, and looks for a newer attempt."""
         if time.monotonic() - self._asked_at < 1.0:
             return False
         self._asked_at = time.monotonic()
         try:
-            return bool(ray.get(self._board.is_over.remote(), timeout=1.0))
+            self._lookout.check()
+        except Conflict as superseded:
+            self.fail(superseded)
+            return True
+        return self.is_over(within_s=1.0)
+
+    def _answer(self, reference: Any, within_s: float = _BOARD_S) -> Any:
+        """Return what the board answers, None when it is gone or does not answer now."""
+        import ray
+
+        try:
+            return ray.get(reference, timeout=within_s)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            return False
+            return None
 
 
 def train_worker(setup: dict[str, Any]) -> str | None:
@@ -299,23 +333,22 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     import ray.train
     import ray.train.torch
 
-    board = setup["board"]
-    if ray.get(board.is_over.remote()):
-        return None  # a restart would only meet the same error again; the driver raises it
     job: Job = ray.get(setup["job"])
+    line = BoardLine(setup["board"], Lookout(job.store, job.run_dir, job.attempt))
+    if line.is_over():
+        return None  # a restart would only meet the same error again; the driver raises it
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
-    line = BoardLine(board)
     first_here = context.get_local_rank() == 0
     try:
         return job.run_rank(ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
     except Unavailable:
-        if ray.get(board.is_over.remote()):
+        if line.is_over():
             return None  # stopped as asked, on every rank; raising would have Ray start the workers anew
         raise
     except CodebooksError as error:
-        ray.get(board.fail.remote(error))
+        line.fail(error)
         raise
 
 

@@ -21,7 +21,7 @@ from pipeline.evaluation.knn import knn_accuracy
 from pipeline.evaluation.latents import code_measures, gaussian_measures
 from pipeline.evaluation.reconstruction import category_errors, reconstruct_errors, reconstruction_measures
 from pipeline.models import Latents, Model
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
 from pipeline.models.pretraining import copy_convolutions
 from pipeline.models.quantizers import FSQConfig
 

@@ -37,7 +37,8 @@ from pipeline.evaluation.reconstruction import (
 from pipeline.images import ImagesConfig, decode
 from pipeline.images.config import transform_id
 from pipeline.models import Model, build_model
-from pipeline.models.base import condition_of, to_float
+from pipeline.models.base import to_float
+from pipeline.models.conditions import condition_of
 from pipeline.models.vqvae2 import VQVAE2
 from pipeline.schema import pixels_schema
 from pipeline.storage import open_store

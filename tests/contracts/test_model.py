@@ -24,7 +24,7 @@ from pipeline.models import (
     load_bundle,
     save_bundle,
 )
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
 from pipeline.models.export import output_names, run_encoder
 from pipeline.storage import open_store
 

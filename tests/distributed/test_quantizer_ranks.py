@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.models import Batch, Step, build_model
 from pipeline.models.quantizers import EMAConfig, EMAQuantizer, GradientQuantizer, Quantised, following
 from pipeline.models.quantizers.kmeans import spread_out
-from pipeline.models.quantizers.sampling import sample
+from pipeline.models.quantizers.rank_draws import sample
 from pipeline.models.vqvae import VQVAEConfig
 
 STEPS, PHOTOS, CELLS, CODES, DIM = 50, 24, 4, 24, 6

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.images.render import render_catalogue
 from pipeline.models import load_bundle
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
 from pipeline.parts import read_part
 from pipeline.reader import Release, open_release
 from pipeline.release import read_manifest, verify_release

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"keys", "schema"},
+    {"keys", "schema", "column_types"},
     {"storage"},
-    {"parts"},
+    {"parts", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},
@@ -34,7 +34,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_LEVEL_ALLOWED = {("runs", "release")}
 
 ONLY_IN: dict[str, set[str]] = {
-    "ray": {"training", "encoding", "jobs", "cluster"},
+    "ray": {"workers", "training", "encoding", "jobs", "cluster"},
     "torch": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation", "quality"},
     "torchvision": {"images/augment.py", "losses", "models", "training", "encoding", "evaluation"},
     "faiss": {"index"},
@@ -61,10 +61,10 @@ def room_of(path: Path) -> str:
     return Path(parts[1]).stem
 
 
-def imported(path: Path) -> list[tuple[ast.stmt, str, int]]:
-    """Return (statement, absolute dotted name, depth inside functions) of every import of a file."""
+def imported(path: Path, root: Path = ROOT) -> list[tuple[ast.stmt, str, int]]:
+    """Return (statement, absolute dotted name, depth inside functions) of every import of a file, hints' too."""
     found: list[tuple[ast.stmt, str, int]] = []
-    package = path.relative_to(ROOT).parts[:-1]
+    package = path.relative_to(root).parts[:-1]
 
     def visit(node: ast.AST, depth: int) -> None:
         for child in ast.iter_child_nodes(node):
@@ -79,6 +79,42 @@ def imported(path: Path) -> list[tuple[ast.stmt, str, int]]:
 
     visit(ast.parse(path.read_text()), 0)
     return found
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Return for every file, as a dotted name, the files of ours that it imports.
+
+    An import for type hints counts as any other. `from . import x` means the file x where there is one, else a name of
+    the package's own file. Whatever is imported from another package runs that package's `__init__` as well.
+    """
+    files: dict[str, Path] = {}
+    for package in ("pipeline", "jobs", "cluster"):
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {}
+    for own, path in files.items():
+        graph[own] = set()
+        for _, name, _ in imported(path, root):
+            module = name.removesuffix(".*")
+            while module and module not in files:
+                module = module.rpartition(".")[0]
+            ancestors = [".".join(module.split(".")[:count]) for count in range(1, module.count(".") + 1)]
+            graph[own] |= {module, *(a for a in ancestors if not f"{own}.".startswith(f"{a}."))} & files.keys() - {own}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Return the files that import one another, directly or by way of others: components of more than one file."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen, waiting = set[str](), [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    return sorted({tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]})
 
 
 def test_packages_come_from_this_checkout() -> None:
@@ -109,6 +145,7 @@ def test_imports_point_downwards(path: Path) -> None:
                         "errors",
                         "keys",
                         "schema",
+                        "column_types",
                         "storage",
                         "parts",
                         "release",
@@ -117,6 +154,48 @@ def test_imports_point_downwards(path: Path) -> None:
                     }, where
                 if own == "report":
                     assert room in {"errors", "report"}, where
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    assert circles(import_graph(ROOT)) == []
+
+
+LEAF, INIT = "VALUE = 1\n", "from .a import first\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a": "from .b import second\n", "b": LEAF}, []),
+        ({"a": "from . import b\n", "b": LEAF}, []),
+        ({"a": "from .b import second\n", "b": "from .a import first\n"}, [("pipeline.x.a", "pipeline.x.b")]),
+        ({"a": "from . import b\n", "b": "from . import a\n"}, [("pipeline.x.a", "pipeline.x.b")]),
+        (
+            {
+                "a": "from .b import second\n",
+                "b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .c import Third\n",
+                "c": "def late():\n    from .a import first\n",
+            },
+            [("pipeline.x.a", "pipeline.x.b", "pipeline.x.c")],
+        ),
+        # A name that the package's own file brings from elsewhere.
+        ({"__init__": INIT, "a": "from . import VALUE\n"}, [("pipeline.x", "pipeline.x.a")]),
+        ({"__init__": INIT, "a": "from .. import x\n"}, [("pipeline.x", "pipeline.x.a")]),
+        ({"__init__": INIT, "a": "import pipeline.x\n"}, [("pipeline.x", "pipeline.x.a")]),
+        ({"__init__": INIT, "a": "from .b import *\n", "b": LEAF}, []),
+        # Another package runs whole, whatever is taken from it.
+        ({"a": "from ..y.leaf import VALUE\n"}, [("pipeline.x.a", "pipeline.y", "pipeline.y.up")]),
+    ],
+)
+def test_the_check_for_circles_sees_them(
+    tmp_path: Path, files: dict[str, str], expected: list[tuple[str, ...]]
+) -> None:
+    other = {"__init__": "from .up import second\n", "leaf": LEAF, "up": "from ..x.a import first\n"}
+    for package, texts in (("x", {"__init__": "", **files}), ("y", other)):
+        (tmp_path / "pipeline" / package).mkdir(parents=True)
+        for name, text in texts.items():
+            (tmp_path / "pipeline" / package / f"{name}.py").write_text(text)
+    assert circles(import_graph(tmp_path)) == expected
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,8 +27,8 @@ from pipeline.models import (
     save_bundle,
     train_key,
 )
-from pipeline.models.bundle import model_id_of
 from pipeline.models.quantizers import EMAConfig
+from pipeline.models.shelves import content_id
 from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
 from pipeline.quality.examining import model_files
@@ -78,15 +78,15 @@ def test_a_bundle_is_whole_and_found_by_its_key(store: Store) -> None:
 def test_the_model_id_follows_the_content(store: Store) -> None:
     config = b"{}"
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros((), dtype=torch.int64)}
-    plain = model_id_of(config, tensors)
-    assert plain == model_id_of(config, dict(reversed(tensors.items())))
-    assert plain == model_id_of(config, tensors | {"a": tensors["a"].t().contiguous().t()})  # strides are no content
+    plain = content_id(config, tensors)
+    assert plain == content_id(config, dict(reversed(tensors.items())))
+    assert plain == content_id(config, tensors | {"a": tensors["a"].t().contiguous().t()})  # strides are no content
     others = [
-        model_id_of(b"{ }", tensors),
-        model_id_of(config, tensors | {"a": tensors["a"].view(3, 2)}),
-        model_id_of(config, tensors | {"a": tensors["a"].view(torch.int32)}),
-        model_id_of(config, tensors | {"a": tensors["a"] + 1}),
-        model_id_of(config, {"a": tensors["a"], "c": tensors["b"]}),
+        content_id(b"{ }", tensors),
+        content_id(config, tensors | {"a": tensors["a"].view(3, 2)}),
+        content_id(config, tensors | {"a": tensors["a"].view(torch.int32)}),
+        content_id(config, tensors | {"a": tensors["a"] + 1}),
+        content_id(config, {"a": tensors["a"], "c": tensors["b"]}),
     ]
     assert len({plain, *others}) == 6
     assert save(store, seed=0) != save(store, seed=1, key="cd" * 32)
@@ -207,7 +207,7 @@ def foreign(store: Store, *, whole: dict[str, Any] | None = None, **changes: Any
     facts["model"] = {name: value for name, value in (facts["model"] | changes).items() if value is not None}
     facts |= whole or {}
     config, tensors = json.dumps(facts).encode(), make().state_dict()
-    model_id = model_id_of(config, tensors)
+    model_id = content_id(config, tensors)
     store.put(f"models/{model_id}/config.json", config)
     store.put(f"models/{model_id}/weights.safetensors", safetensors.torch.save(tensors))
     return model_id

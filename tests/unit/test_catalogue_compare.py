@@ -237,5 +237,5 @@ def test_keys_that_read_the_same_when_joined_stay_apart(monkeypatch: pytest.Monk
     def joined(table: pa.Table) -> pa.ChunkedArray:  # the known wrong way
         return pc.binary_join_element_wise(table["item_id"], table["uri"], "")
 
-    monkeypatch.setattr("pipeline.catalogue.difference._pair_keys", joined)
+    monkeypatch.setattr("pipeline.catalogue.difference.pair_keys", joined)
     assert compare(now, before, None).counts["same"] == 1

@@ -166,9 +166,9 @@ def test_a_cut_gzip_file(tmp_path: Path) -> None:
 
 
 def test_csv_rows_of_other_lengths_and_encodings(tmp_path: Path) -> None:
-    refused(csv(tmp_path, "item_id,image\na,1\nb,2,3\n"), "Expected 2 columns, got 3")
+    refused(csv(tmp_path, "item_id,image\na,1\nb,2,3\n"), "has 2 columns", "line 3 has 3 ('b,2,3')")
     (tmp_path / "c.csv").write_bytes("item_id,image\nä,1\n".encode("latin-1"))
-    refused(tmp_path / "c.csv", "cannot be read as CSV", "UTF")
+    refused(tmp_path / "c.csv", "line 2: byte 14 (0xe4) is no UTF-8", "cp1252", "'ä,1'")
 
 
 def test_doubled_columns(tmp_path: Path) -> None:
@@ -178,11 +178,11 @@ def test_doubled_columns(tmp_path: Path) -> None:
 def test_jsonl_that_mixes_types_or_breaks_lines(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"item_id": "a", "image": "1"}\n{"item_id": 2, "image": "1"}\n')
-    refused(path, "item_id", "changed from string to number", "one object a line")
+    refused(path, f"row 2 of {path}", "'item_id' holds 2, of whole numbers", "'a', of texts, in row 1", "one type")
     path.write_text('{"item_id": "a",\n "image": "1"}\n')
-    refused(path, "one whole object a line")
+    refused(path, f"row 1 of {path} is not JSON", "one whole object")
     path.write_text('{"item_id": "a", "image": "1"}\nnonsense\n')
-    refused(path, str(path), "one object a line")
+    refused(path, f"row 2 of {path} is not JSON", "one whole object")
 
 
 def test_types_that_differ_between_files(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_tar_shards_with_bad_members(tmp_path: Path) -> None:
     refused(shard(a_json=b"{", a_jpg=b"x"), "the member 'a.json'", "is not JSON")
     refused(shard(a_json=b"[]", a_jpg=b"x"), "must hold a JSON object")
     refused(shard(a_json=b'{"score": 1}', a_jpg=b"x"), "'score'", "rename them")
-    refused(shard(a_json=b'{"n": 1}', b_json=b'{"n": "x"}', a_jpg=b"x"), "'n'", "mixes types")
+    refused(shard(a_json=b'{"n": 1}', b_json=b'{"n": "x"}', a_jpg=b"x"), "'n'", "of texts, and 1, of whole numbers")
     refused(shard(a_json=b'{"Colour": 1}', a_jpg=b"x"), "did you mean 'Colour'?", category="color")
     cut = shard(a_jpg=b"x" * 5000)
     cut.write_bytes(cut.read_bytes()[:2000])

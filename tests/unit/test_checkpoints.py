@@ -65,6 +65,43 @@ def test_older_ones_are_pruned_half_written_ones_too(store):
     assert steps_on(store) == ["000000005", "000000006", "000000009"]
 
 
+def test_a_zombie_deletes_nothing_that_a_newer_attempt_may_load(store, monkeypatch):
+    live = {"attempt": 1}
+    zombie = Checkpoints(store, FOLDER, Ranks(), identity={"epochs": 3}, keep=1, may_prune=lambda: live["attempt"] == 1)
+    for step in (2, 3):
+        zombie.save(step, state(step))
+    assert steps_on(store) == ["000000003"]  # the live attempt prunes
+    live["attempt"] = 2
+    newcomer = checkpoints(store, keep=1)
+    chosen = newcomer.newest()
+    for step in (4, 5):
+        zombie.save(step, state(step))
+    assert newcomer.load(chosen)["model"]["w"].tolist() == [3.0, 3.0]
+    assert steps_on(store) == ["000000003", "000000004", "000000005"]
+    newcomer.save(6, state(6))
+    assert steps_on(store) == ["000000006"]
+
+
+def test_a_zombie_whose_deletes_are_late_takes_nothing_from_a_newer_attempt(store, monkeypatch):
+    """The takeover falls between the zombie's check and its deletes, which land long after."""
+    chosen: list[int | None] = []
+
+    def check() -> bool:
+        chosen.append(checkpoints(store).newest())  # the newcomer's choice, at the last moment that the check allows
+        return True
+
+    zombie = Checkpoints(store, FOLDER, Ranks(), identity={"epochs": 3}, keep=1, may_prune=check)
+    delete, late = store.delete, []
+    monkeypatch.setattr(store, "delete", late.append)
+    for step in (2, 3, 4):
+        zombie.save(step, state(step))
+    assert chosen == [3, 4]  # at step 2 there is nothing to delete
+    monkeypatch.setattr(store, "delete", delete)
+    for name in late:
+        delete(name)
+    assert checkpoints(store).load(4)["model"]["w"].tolist() == [4.0, 4.0]
+
+
 def test_another_training_is_refused_with_both_values(store):
     checkpoints(store).save(5, state(5))
     with pytest.raises(ConfigError, match="epochs: 3 there, 4 now") as raised:

@@ -292,7 +292,7 @@ def test_a_signal_unwinds_lets_go_of_the_run_and_exits_6(tmp_path: Path, number:
     assert found.pop("error").startswith(f"stopped by {number.name}; what is finished stays")
     reason = "temporary, try again"
     assert found == {"run": "night", "release": None, "published": False, "reason": reason, "exit_code": 6}
-    assert json.loads((tmp_path / "store/runs/night/heartbeat").read_text()) == {"attempt": 1, "ended": True}
+    assert json.loads((tmp_path / "store/runs/night/heartbeats/1.ended").read_text()) == {"attempt": 1, "ended": True}
 
 
 def test_a_second_signal_ends_the_process_on_the_spot(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.errors import CodebooksError, InputError, PhotoRefused
 from pipeline.images import ImagesConfig
 from pipeline.index.photo import _FIRST, _NONE, _UNKNOWN
 from pipeline.models import Bundle, Model, build_model, export, load_bundle, save_bundle
-from pipeline.models.base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, condition_of
+from pipeline.models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, condition_of
 from pipeline.models.cvae import CVAEConfig
 from pipeline.models.reconstruct import reconstruct
 from pipeline.parts import PartFile, part_key, read_part, write_part
@@ -100,7 +100,7 @@ def test_the_order_of_labels_is_part_of_the_models_id(monkeypatch: pytest.Monkey
 
 def test_a_conditional_bundle_without_labels_is_refused(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **_: b"an encoder")
-    monkeypatch.setattr("pipeline.models.bundle.model_id_of", lambda config, tensors: "m")
+    monkeypatch.setattr("pipeline.models.shelves.content_id", lambda config, tensors: "m")
     save_bundle(store, loud(), CONFIG, {"size": SIZE}, train_key="a" * 64, card={}, labels=LABELS)
     facts = json.loads(store.get("models/m/config.json"))
     for labels in (None, "Bags", [1, 2, 3]):

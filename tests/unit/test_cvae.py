@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.models import Batch, Latents, Model, Step, build_model
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
 from pipeline.models.cvae import CVAE, CVAEConfig
 from pipeline.models.targets import PixelTarget
 from pipeline.models.vae import VAEConfig

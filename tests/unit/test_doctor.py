@@ -130,7 +130,7 @@ def test_a_store_that_ignores_write_once_is_2(
     monkeypatch.setattr(LocalStore, "put_if_absent", overwrites)
     code, checks, _ = examined(capsys, "--config", str(config))
     assert (code, checks["store"]["level"]) == (2, "fail")
-    assert "honours conditional writes" in checks["store"]["mend"]
+    assert "honours conditional writes" in checks["store"]["text"]
 
 
 def test_a_newer_store_is_3(capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from pipeline.evaluation.reconstruction import (
     reconstruct_errors,
     reconstruction_measures,
 )
-from pipeline.models.base import Batch, Latents, Losses, Model, Step, condition_of
+from pipeline.models.base import Batch, Latents, Losses, Model, Step
+from pipeline.models.conditions import condition_of
 
 
 def photos(count: int = 6, size: int = 24) -> np.ndarray:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline.errors import ConfigError, InputError, NotFound
-from pipeline.models import frozen
+from pipeline.models import frozen_loading
 from pipeline.models.base import Batch, Latents, Losses, Model, Step
-from pipeline.models.frozen import BundleFeatures, FrozenConfig, FrozenEncoder, load_frozen, resnet18_map
+from pipeline.models.frozen import FrozenConfig, FrozenEncoder, resnet18_map
+from pipeline.models.frozen_loading import BundleFeatures, load_frozen
 from pipeline.storage import MemoryStore, open_store
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -183,7 +184,7 @@ def test_a_bundle_is_looked_through_by_its_maps(monkeypatch: pytest.MonkeyPatch)
         assert (store, model_id) == ("the store", asked)
         return type("Bundle", (), {"model": model})
 
-    monkeypatch.setattr(frozen, "load_bundle", load_small)
+    monkeypatch.setattr(frozen_loading, "load_bundle", load_small)
     encoder = load_frozen(FrozenConfig(model_id=asked, layers=(1,)), "the store")
     pictures = torch.rand(2, 3, 16, 16)
     assert torch.equal(encoder.maps(pictures)[0], model.maps(pictures)[1])

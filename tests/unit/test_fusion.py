@@ -20,6 +20,7 @@ from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline.errors import ConfigError, NotFound
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle, save_bundle, train_key
+from pipeline.models.bundle import resolved_config
 from pipeline.models.export import run_encoder
 from pipeline.planning import make_plan
 from pipeline.schema import pixels_schema
@@ -175,14 +176,14 @@ def test_a_fusion_outlives_its_members_and_may_be_a_member(store: Store) -> None
     remove(store, model_id)
     assert np.array_equal(latents(store, whole_id), outer)
     with pytest.raises(NotFound, match=f"no bundle {ids[0]}"):
-        config.resolved(store, IMAGES)
+        resolved_config(store, config, IMAGES)
     stored = load_bundle(store, whole_id).config
     assert [part.model["kind"] for part in stored.parts] == ["fusion", "vqvae"]
 
 
 def test_the_train_key_is_of_what_was_asked(store: Store) -> None:
     config, ids = fusion(store, VAE, HOG)
-    resolved = config.resolved(store, IMAGES)
+    resolved = resolved_config(store, config, IMAGES)
     assert resolved.bundles() == config.bundles() == tuple(ids)
     assert [part.model["kind"] for part in resolved.parts] == ["vae", "descriptor"]
     model_id = trained(store, config)
@@ -194,23 +195,23 @@ def test_the_train_key_is_of_what_was_asked(store: Store) -> None:
 def test_what_cannot_be_fused_is_refused(store: Store) -> None:
     ids = [trained(store, parsed(**VAE)), trained(store, parsed(**HOG))]
     with pytest.raises(NotFound, match=f"no bundle {'0' * 64}"):
-        parsed(kind="fusion", members=[*ids, "0" * 64]).resolved(store, IMAGES)
+        resolved_config(store, parsed(kind="fusion", members=[*ids, "0" * 64]), IMAGES)
     with pytest.raises(ConfigError, match=r"images\.size is 16 there, 32 here"):
-        parsed(kind="fusion", members=ids).resolved(store, {"size": 32})
+        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 32})
     with pytest.raises(ConfigError, match="another way"):
-        parsed(kind="fusion", members=ids).resolved(store, {"size": 16, "fit": "crop"})
+        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 16, "fit": "crop"})
     with pytest.raises(ConfigError, match=r"members is empty.*model\.members=\["):
-        parsed(kind="fusion").resolved(store, IMAGES)
+        resolved_config(store, parsed(kind="fusion"), IMAGES)
     with pytest.raises(ConfigError, match="built of its members"):
         build_model(parsed(kind="fusion", members=ids), image_size=16)
     with pytest.raises(ConfigError, match="parts is filled in by the training"):
-        parsed(kind="fusion", members=ids, parts=[{"model": VAE}] * 2).resolved(store, IMAGES)
+        resolved_config(store, parsed(kind="fusion", members=ids, parts=[{"model": VAE}] * 2), IMAGES)
     told = parsed(kind="cvae", latent_dim=3, channels=[4, 8])
     model = build_model(told, image_size=16, labels=("a",))
     conditional = save_bundle(store, model, told, IMAGES, train_key="c" * 64, card={}, labels=("a",))
     with pytest.raises(ConfigError, match=f"{conditional} is a cvae, which is told"):
-        parsed(kind="fusion", members=[ids[0], conditional]).resolved(store, IMAGES)
-    unfitted = build_model(parsed(kind="fusion", members=ids).resolved(store, IMAGES), image_size=16)
+        resolved_config(store, parsed(kind="fusion", members=[ids[0], conditional]), IMAGES)
+    unfitted = build_model(resolved_config(store, parsed(kind="fusion", members=ids), IMAGES), image_size=16)
     with pytest.raises(ConfigError, match="not fitted"):
         unfitted.encode(photos(2))
     with pytest.raises(ConfigError, match="train its members"):

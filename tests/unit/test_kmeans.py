@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from pipeline.models.quantizers import EMAQuantizer, GradientQuantizer
 from pipeline.models.quantizers.kmeans import kmeans, spread_out
 from pipeline.models.quantizers.nearest import nearest_code, nearest_in_blocks
-from pipeline.models.quantizers.sampling import sample
+from pipeline.models.quantizers.rank_draws import sample
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from jobs.config import Config, load_config
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeJob, build_shards, make_worker
 from pipeline.errors import ConfigError, InputError, IntegrityError
-from pipeline.planning import Plan, make_plan
+from pipeline.planning import Plan, make_plan, standing
 from pipeline.planning import plan as planning
 from pipeline.schema import QUARANTINE, attribute_fields, items_schema
 from pipeline.storage import Files, Store, open_store
@@ -123,14 +123,15 @@ def yesterday(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Store], None
         items = pa.Table.from_arrays([*columns], schema=schema)
         manifest = SimpleNamespace(
             release_id="r1", model_id="m", transform_id=transform, counts={"photos": count},
-            config=planning.release_config(config),
+            config=planning.release_config(config), sample=None,
         )  # fmt: skip
-        monkeypatch.setattr(planning, "read_head", lambda *_: SimpleNamespace(number=1, release_id="r1"))
-        monkeypatch.setattr(planning, "read_manifest", lambda *_: manifest)
+        monkeypatch.setattr(standing, "read_head", lambda *_: SimpleNamespace(number=1, release_id="r1"))
+        for module in (planning, standing):
+            monkeypatch.setattr(module, "read_manifest", lambda *_: manifest)
         monkeypatch.setattr(
             planning, "read_table", lambda _s, _m, role: items if role == "items" else QUARANTINE.empty_table()
         )
-        monkeypatch.setattr(planning, "find_bundle", lambda *_: "m")
+        monkeypatch.setattr(standing, "find_bundle", lambda *_: "m")
 
     return publish
 

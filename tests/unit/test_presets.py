@@ -12,6 +12,7 @@ from jobs.config import Config, load_config
 from jobs.sources import PRESETS, preset_names
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS, build_model, save_bundle
+from pipeline.models.bundle import resolved_config
 from pipeline.models.targets import HogTarget, PixelTarget
 from pipeline.models.vqvae2 import VQVAE2
 from pipeline.storage import open_store
@@ -44,7 +45,7 @@ def with_members(name: str) -> Config:
         built = build_model(member, image_size=images.size)
         members.append(save_bundle(store, built, member, images, train_key=f"{number}" * 64, card={}))
     config = loaded(name, f"model.members=[{', '.join(members)}]")
-    return config.model_copy(update={"model": config.model.resolved(store, images.model_dump(mode="json"))})
+    return config.model_copy(update={"model": resolved_config(store, config.model, images.model_dump(mode="json"))})
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -58,9 +59,9 @@ def test_a_preset_builds_its_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("fusion")])
 def test_a_fusion_says_that_its_members_are_missing(name: str) -> None:
-    config = loaded(name)
+    config, store = loaded(name), open_store("memory://preset-without-members")
     with pytest.raises(ConfigError, match=r"model\.members is empty.*model\.members=\[MODEL_ID, MODEL_ID\]"):
-        config.model.resolved(open_store("memory://preset-without-members"), config.images.model_dump(mode="json"))
+        resolved_config(store, config.model, config.images.model_dump(mode="json"))
 
 
 def test_every_kind_of_model_has_presets_for_both_catalogues() -> None:

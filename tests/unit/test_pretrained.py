@@ -20,7 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from pipeline.errors import ConfigError, NotFound, NotReconstructing
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle
 from pipeline.models.export import run_encoder
-from pipeline.models.frozen import load_frozen
+from pipeline.models.frozen_loading import load_frozen
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelRows, TrainConfig

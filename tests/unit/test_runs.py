@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, Conflict, InputError, IntegrityError, Unavailable
-from pipeline.runs import Attempt, Run, Timing, check_run_name, default_run_name, open_run
+from pipeline.runs import Attempt, Lookout, Run, Timing, check_run_name, default_run_name, open_run
 from pipeline.storage import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_the_first_attempt_says_who_it_is(store: Store) -> None:
         stat = Path("/proc/self/stat").read_text()
         assert record["pid_started"] == stat[stat.rindex(")") :].split()[20]
         assert abs(datetime.fromisoformat(record["created"]) - began) < timedelta(seconds=5)
-        assert json.loads((root / "runs/night/heartbeat").read_text()) == {"attempt": 1, "ended": False}
+        assert json.loads((root / "runs/night/heartbeats/1").read_text()) == {"attempt": 1, "ended": False}
         assert (root / "runs/night/config.yaml").read_text() == CONFIG
         assert json.loads((root / "store.json").read_text()) == {"format": 1}
 
@@ -148,8 +148,8 @@ def test_an_attempt_that_ended_is_followed_at_once(store: Store) -> None:
 
 def test_the_heartbeat_is_renewed_while_the_attempt_works(store: Store) -> None:
     with open_run(store, "night", timing=QUICK).begin(CONFIG):
-        first = store.stat("runs/night/heartbeat").modified
-        until(lambda: store.stat("runs/night/heartbeat").modified > first)
+        first = store.stat("runs/night/heartbeats/1").modified
+        until(lambda: store.stat("runs/night/heartbeats/1").modified > first)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat-night"]
 
 
@@ -244,7 +244,7 @@ def zombie_and_successor(store: Store) -> tuple[Attempt, Attempt]:
     """Return an attempt that slept through its own end, and the one that took over."""
     run = open_run(store, "night", timing=QUICK)
     zombie = run.begin(CONFIG)  # never entered: its heartbeat stands still, as under SIGSTOP
-    age(store, "runs/night/heartbeat", 100)
+    age(store, "runs/night/heartbeats/1", 100)
     age(store, "runs/night/attempts/1.json", 100)
     return zombie, run.begin(CONFIG)
 
@@ -262,9 +262,88 @@ def test_a_zombie_learns_that_it_was_superseded(store: Store) -> None:
 
 def test_a_zombie_does_not_touch_the_heartbeat(store: Store) -> None:
     zombie, _successor = zombie_and_successor(store)
+    before = store.stat("runs/night/heartbeats/1").modified
     with zombie:
         time.sleep(0.3)
-    assert json.loads(store.get("runs/night/heartbeat")) == {"attempt": 2, "ended": False}
+    assert store.stat("runs/night/heartbeats/1").modified == before
+    assert json.loads(store.get("runs/night/heartbeats/2")) == {"attempt": 2, "ended": False}
+
+
+class SlowPuts:
+    """Wraps a store's `put`: chosen names stay on their way until `land` is called."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held: list[tuple[str, bytes]] = []
+        self.holds: Callable[[str], bool] = lambda name: False
+        self._put = store.put
+        monkeypatch.setattr(store, "put", self._later)
+
+    def _later(self, name: str, data: bytes) -> None:
+        if self.holds(name):
+            self.held.append((name, data))
+        else:
+            self._put(name, data)
+
+    def land(self) -> None:
+        """Let what is on its way arrive, now."""
+        for name, data in self.held:
+            self._put(name, data)
+        self.held.clear()
+
+
+def test_a_heartbeat_that_lands_after_the_end_does_not_hide_the_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowPuts(store, monkeypatch)
+    run = open_run(store, "night", timing=Timing(renew_s=0.05, stale_s=1000, wait_s=0.0))
+    with run.begin(CONFIG):
+        slow.holds = lambda name: "heartbeat" in name
+        until(lambda: len(slow.held) > 0)
+    slow.land()
+    assert run.begin(CONFIG).number == 2  # at once, not when the heartbeat has become stale
+
+
+def test_a_heartbeat_that_lands_after_a_takeover_hides_nobodys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = held_elsewhere(store)
+    slow = SlowPuts(store, monkeypatch)
+    slow.holds = lambda name: "heartbeat" in name
+    Attempt(run, 1).renew()
+    slow.holds = lambda name: False
+    store.put(run.attempt_name(2), store.get(run.attempt_name(1)).replace(b'"attempt": 1', b'"attempt": 2'))
+    age(store, "runs/night/attempts/2.json", 3600)  # it began an hour ago
+    Attempt(run, 2).renew()  # and lives
+    slow.land()  # attempt 1's, after attempt 2's
+    with pytest.raises(Unavailable, match="attempt 2"):
+        run.begin(CONFIG)
+    age(store, "runs/night/heartbeats/2", 100)
+    assert run.begin(CONFIG).number == 3
+
+
+def test_an_end_that_an_older_version_wrote_is_read(store: Store) -> None:
+    run = held_elsewhere(store)
+    store.put("runs/night/heartbeat", b'{"attempt": 1, "ended": true}')
+    assert run.begin(CONFIG).number == 2
+
+
+def test_a_lookout_tells_of_a_newer_attempt_and_of_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookout = Lookout(store, "runs/night", 1, every_s=0.0)
+    lookout.check()  # no such run yet
+    zombie, _successor = zombie_and_successor(store)
+    Lookout(store, "runs/night/", 2).check()
+    rare = Lookout(store, "runs/night", zombie.number, every_s=1000.0)
+    with pytest.raises(Conflict, match="attempt 2"):
+        rare.check()
+    rare.check()  # it has just looked
+    listed = store.list
+
+    def away(prefix: str) -> Any:
+        raise Unavailable("503")
+
+    monkeypatch.setattr(store, "list", away)
+    lookout.check()  # not known, which is not "superseded"
+    monkeypatch.setattr(store, "list", listed)
+    with pytest.raises(Conflict, match=f"pid {os.getpid()}"):
+        lookout.check()
 
 
 def test_an_attempt_whose_folder_was_deleted_stops(store: Store) -> None:
@@ -287,16 +366,23 @@ def test_the_heartbeat_outlives_a_store_that_is_away(store: Store, monkeypatch: 
             raise Unavailable("503")
         put(name, data)
 
+    def once(name: str, data: bytes) -> bool:
+        if away.is_set():
+            raise Unavailable("503")
+        return put_if_absent(name, data)
+
+    put_if_absent = store.put_if_absent
     monkeypatch.setattr(store, "put", sometimes)
+    monkeypatch.setattr(store, "put_if_absent", once)
     with run.begin(CONFIG) as attempt:
         away.set()
         until(lambda: refusals > 2)
         away.clear()
-        before = store.stat("runs/night/heartbeat").modified
-        until(lambda: store.stat("runs/night/heartbeat").modified > before)
+        before = store.stat("runs/night/heartbeats/1").modified
+        until(lambda: store.stat("runs/night/heartbeats/1").modified > before)
         attempt.check()
         away.set()  # the last life sign fails too, and the body's result still counts
-    assert json.loads(store.get("runs/night/heartbeat"))["ended"] is False
+    assert not store.exists("runs/night/heartbeats/1.ended")
 
 
 def test_eight_newcomers_become_one_attempt(any_url: str) -> None:

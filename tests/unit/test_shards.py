@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.catalogue.ordering import ranks, take_rows
 from pipeline.encoding import EncodeConfig, assign_shards, build_shards, split_done
 from pipeline.encoding.driver import Seats, plan_seats
-from pipeline.encoding.rows import ranks, take_rows
 from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.parts import write_part
 from pipeline.schema import PHOTOS, latents_schema, pixels_schema, plan_schema

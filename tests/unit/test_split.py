@@ -15,7 +15,7 @@ from jobs import computing
 from pipeline.encoding import LivingRows
 from pipeline.errors import ConfigError, InputError
 from pipeline.images import ImagesConfig
-from pipeline.models.base import condition_of
+from pipeline.models.conditions import condition_of
 from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig

@@ -16,12 +16,14 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, InputError, NotFound, Unavailable
 from pipeline.storage import (
+    Entry,
     Files,
     LocalStore,
     MemoryStore,
     Retry,
     S3Store,
     StorageOptions,
+    check_shows_writes,
     check_write_once,
     open_store,
     split_uri,
@@ -276,3 +278,23 @@ def test_a_store_that_overwrites_is_found_out(space: str) -> None:
     with pytest.raises(ConfigError, match="overwrites names that exist"):
         check_write_once(Careless(space), "runs/probe")
     assert not MemoryStore(space).exists("runs/probe")
+
+
+def test_a_store_that_does_not_show_what_it_holds_is_found_out(space: str) -> None:
+    class Forgetful(MemoryStore):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            return iter(())
+
+    class Stale(MemoryStore):
+        def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
+            return b"first"
+
+    class Undying(MemoryStore):
+        def exists(self, name: str) -> bool:
+            return True
+
+    check_shows_writes(MemoryStore(space), "runs/probe/")
+    for wrong, problem in ((Forgetful, "listing does not"), (Stale, "does not return"), (Undying, "what was deleted")):
+        with pytest.raises(ConfigError, match=problem):
+            check_shows_writes(wrong(space), "runs/probe/")
+        assert list(MemoryStore(space).list("runs/")) == []

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, IntegrityError, NotFound
-from pipeline.models.bundle import model_id_of
 from pipeline.models.priors import PriorConfig, build_prior
 from pipeline.models.priors.pixelcnn import PixelCNNConfig
 from pipeline.models.priors.stored import find_prior, load_prior, prior_key, save_prior
 from pipeline.models.priors.transformer import TransformerConfig
+from pipeline.models.shelves import content_id
 from pipeline.storage import Store, open_store
 
 CONFIGS = [PixelCNNConfig(width=8, layers=2, by_category=True), TransformerConfig(width=8, layers=1)]
@@ -115,7 +115,7 @@ def test_a_prior_of_another_version_is_refused(store: Store, change: dict[str, o
     first = save_prior(store, prior, model_id="f" * 64, measures={}, train_key=KEY)
     facts = {**json.loads(store.get(f"priors/{first}/config.json")), **change}
     config = json.dumps(facts).encode()
-    prior_id = model_id_of(config, prior.state_dict())
+    prior_id = content_id(config, prior.state_dict())
     store.put_if_absent(f"priors/{prior_id}/config.json", config)
     store.put_if_absent(f"priors/{prior_id}/weights.safetensors", store.get(f"priors/{first}/weights.safetensors"))
     with pytest.raises(InputError, match=said):

@@ -9,20 +9,52 @@ from pipeline.keys import canonical_json, portable
 from pipeline.training import TrainConfig, train_period
 
 
-def test_only_what_can_change_the_weights_is_in_the_key():
+def test_only_what_is_learned_is_in_the_key():
     base = TrainConfig().key_values()
-    assert TrainConfig(checkpoint_every_s=1, keep_checkpoints=5, max_failures=0, when="always").key_values() == base
+    idle = {
+        "checkpoint_every_s": 1, "keep_checkpoints": 5, "max_failures": 0, "when": "always", "workers": 2, "threads": 2,
+        "compile": True, "window_parts": 1, "accumulate": 2,
+        # These say something only beside a setting that is not there.
+        "milestones": (3, 5), "gamma": 0.5, "best_by": "validation/mse",
+    }  # fmt: skip
+    for name, value in idle.items():
+        assert TrainConfig(**{name: value}).key_values() == base, name
     changed = {
         "epochs": 3, "batch_size": 64, "optimiser": "sgd", "learning_rate": 0.5, "weight_decay": 0.1, "warmup": 0.3,
-        "schedule": "constant", "grad_clip": 1.0, "precision": "bf16", "workers": 2, "threads": 2, "window_parts": 1,
-        "milestones": (3, 5), "gamma": 0.5, "accumulate": 2, "ema_decay": 0.9, "compile": True, "validation": 0.2,
-        "split_by": "brand", "keep": "best", "best_by": "validation/mse", "balance": True, "augment": "light",
-        "init_from": "0" * 64,
+        "schedule": "constant", "grad_clip": 1.0, "precision": "bf16", "ema_decay": 0.9, "validation": 0.2,
+        "split_by": "brand", "keep": "best", "balance": True, "augment": "light", "init_from": "0" * 64,
     }  # fmt: skip
     for name, value in changed.items():
         assert TrainConfig(**{name: value}).key_values() != base, name
-    assert set(base) == set(changed)  # a new field has to take sides here
+    beside = {"milestones": "schedule", "gamma": "schedule", "best_by": "keep"}
+    values = {"schedule": "milestones", "keep": "best"}
+    for name, of in beside.items():
+        other = {of: values[of]}
+        assert TrainConfig(**other, **{name: idle[name]}).key_values() != TrainConfig(**other).key_values(), name
+    # A new field has to take sides here.
+    assert {*idle, *changed, "version", "seed"} == set(TrainConfig.model_fields)
+    assert TrainConfig(validation=0, split_by="brand").key_values() == TrainConfig(validation=0).key_values()
     canonical_json(portable(base))
+
+
+def test_of_a_model_without_steps_only_what_it_is_fitted_on_is_in_the_key():
+    base = TrainConfig().key_values(by_steps=False)
+    for values in ({"epochs": 3}, {"batch_size": 64}, {"learning_rate": 0.5}, {"precision": "bf16"}, {"keep": "best"}):
+        assert TrainConfig(**values).key_values(by_steps=False) == base, values
+    for values in ({"validation": 0.2}, {"split_by": "brand"}):
+        assert TrainConfig(**values).key_values(by_steps=False) != base, values
+
+
+def test_a_checkpoint_is_gone_on_from_on_the_same_hardware_only():
+    base = TrainConfig().continued_values()
+    for values in ({"workers": 2}, {"threads": 2}, {"window_parts": 1}, {"accumulate": 2}, {"compile": True}):
+        assert TrainConfig(**values).continued_values() != base, values
+
+
+def test_when_counts_as_set_only_where_it_is_written_down():
+    assert not TrainConfig().when_is_set
+    assert TrainConfig(when="missing").when_is_set
+    assert TrainConfig(when={"older_than": "30d"}).when_is_set
 
 
 @pytest.mark.parametrize(

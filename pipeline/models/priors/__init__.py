@@ -12,8 +12,8 @@ from pydantic import Field
 
 from ...errors import ConfigError
 from .base import Prior, PriorConfig
+from .code_draws import check_draw, decode_codes, draw, sample
 from .pixelcnn import PixelCNN, PixelCNNConfig
-from .sampling import check_draw, decode_codes, draw, sample
 from .transformer import CodesTransformer, TransformerConfig
 
 PRIORS: dict[str, tuple[type[PriorConfig], type[Prior]]] = {

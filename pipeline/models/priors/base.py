@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...losses.precision import full_precision
-from ..base import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY, Batch, Latents, Losses, Model, Step
+from ..base import Batch, Latents, Losses, Model, Step
+from ..conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 
 
 class PriorConfig(BaseModel):
@@ -60,8 +61,8 @@ class Prior(Model):
     def logits(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return logits [B, K, h, w] of every cell's code given those before it; codes int64 [B, h, w].
 
-        condition: rows int64 [B] of `models.base.condition_of`, None for none; only a prior `by_category` looks at it.
-        Raises InputError for codes of another grid.
+        condition: rows int64 [B] of `models.conditions.condition_of`, None for none; only a prior `by_category` looks
+        at it. Raises InputError for codes of another grid.
         """
         if codes.dim() != 3 or tuple(codes.shape[1:]) != self.grid:
             raise InputError(

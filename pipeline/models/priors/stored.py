@@ -8,20 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from ...errors import InputError, IntegrityError, NotFound
+from ...errors import InputError
 from ...keys import key_of, portable
-from ...release.manifest import read_document
 from ...storage import Store
-from ..bundle import model_id_of
+from ..shelves import FORMAT, Shelf, at_rest
 from . import PRIORS, build_prior
 from .base import Prior, PriorConfig
 
-FORMAT = 1
+STORED = Shelf("priors", "prior", "prior_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +66,20 @@ def prior_key(
 def save_prior(store: Store, prior: Prior, *, model_id: str, measures: Mapping[str, float], train_key: str) -> str:
     """Write a trained prior below `priors/<prior_id>/`; return the prior_id that answers `train_key`.
 
-    That is this one's, sha256 of config and weights, or that of who came first. Weights first, then config.json, so a
-    prior without config.json is not there and saving again completes it; the key last. The given prior is not changed.
-    Raises IntegrityError when the store holds other bytes under its name.
+    See `Shelf.save`. The given prior is not changed. Raises IntegrityError when the store holds other bytes under its
+    name.
     """
-    frozen = _frozen(copy.deepcopy(prior))
+    kept = at_rest(copy.deepcopy(prior))
     facts = {
         "format": FORMAT,
-        "prior": frozen.settings.model_dump(mode="json"),
-        "num_codes": frozen.num_codes,
-        "grid": list(frozen.grid),
-        "labels": list(frozen.labels),
+        "prior": kept.settings.model_dump(mode="json"),
+        "num_codes": kept.num_codes,
+        "grid": list(kept.grid),
+        "labels": list(kept.labels),
         "model_id": model_id,
         "measures": dict(measures),
     }
-    config = (json.dumps(facts, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-    tensors = {name: tensor.contiguous().clone() for name, tensor in frozen.state_dict().items()}
-    prior_id = model_id_of(config, tensors)
-    if not store.put_if_absent(_weights(prior_id), safetensors.torch.save(tensors, {"format": "pt"})):
-        _read_weights(store, prior_id, config)
-    store.put_if_absent(_config(prior_id), config)
-    pointer = json.dumps({"prior_id": prior_id, "train_key": train_key}, sort_keys=True).encode()
-    if store.put_if_absent(_pointer(train_key), pointer):
-        return prior_id
-    return _read_pointer(store, train_key)
+    return STORED.save(store, kept, facts, train_key=train_key, derived={})
 
 
 def find_prior(store: Store, train_key: str) -> str | None:
@@ -100,16 +87,7 @@ def find_prior(store: Store, train_key: str) -> str | None:
 
     Raises IntegrityError when the key names a prior that is no longer there.
     """
-    try:
-        prior_id = _read_pointer(store, train_key)
-    except NotFound:
-        return None
-    if not store.exists(_config(prior_id)):
-        raise IntegrityError(
-            f"{_pointer(train_key)} on {store.url} names prior {prior_id}, which is not there; restore "
-            f"priors/{prior_id}/, or delete {_pointer(train_key)} to train anew"
-        )
-    return prior_id
+    return STORED.find(store, train_key)
 
 
 def load_prior(store: Store, prior_id: str) -> StoredPrior:
@@ -118,18 +96,14 @@ def load_prior(store: Store, prior_id: str) -> StoredPrior:
     Raises NotFound when there is none, IntegrityError when its bytes are not those that the prior_id was made from,
     InputError when this version of the project does not know it.
     """
-    name = _config(prior_id)
-    try:
-        config = store.get(name)
-    except NotFound as error:
-        raise NotFound(f"there is no prior {prior_id} on {store.url}: {name} is missing; train one") from error
-    tensors = _read_weights(store, prior_id, config)
-    facts = read_document(config, name)
+    config = STORED.config(store, prior_id)
+    tensors = STORED.tensors(store, prior_id, config)
+    facts, name = STORED.facts(config, prior_id), STORED.name(prior_id, "config.json")
     kind = facts.get("prior", {}).get("kind")
-    if facts.get("format") != FORMAT or kind not in PRIORS:
+    if kind not in PRIORS:
         raise InputError(
-            f"{name}: a prior of kind {kind!r} in format {facts.get('format')!r}; this version reads format {FORMAT} "
-            f"and knows {', '.join(sorted(PRIORS))}. Use the version that wrote it, or train anew"
+            f"{name}: a prior of kind {kind!r}; this version knows {', '.join(sorted(PRIORS))}. Use the version that "
+            "wrote it, or train anew"
         )
     try:
         settings: PriorConfig = PRIORS[kind][0].model_validate_json(json.dumps(facts["prior"]))
@@ -139,48 +113,10 @@ def load_prior(store: Store, prior_id: str) -> StoredPrior:
         raise InputError(
             f"{name}: this version cannot read this prior; use the version that wrote it, or train anew\n{error}"
         ) from error
-    return StoredPrior(prior_id, _frozen(prior), facts["model_id"], facts["measures"])
+    return StoredPrior(prior_id, at_rest(prior), facts["model_id"], facts["measures"])
 
 
 def _built(settings: PriorConfig, facts: Mapping[str, Any]) -> Prior:
     height, width = facts["grid"]
     with torch.random.fork_rng(devices=[]):
         return build_prior(settings, num_codes=facts["num_codes"], grid=(height, width), labels=facts["labels"])
-
-
-def _read_weights(store: Store, prior_id: str, config: bytes) -> dict[str, torch.Tensor]:
-    name = _weights(prior_id)
-    try:
-        tensors = safetensors.torch.load(store.get(name))
-    except (NotFound, safetensors.SafetensorError) as error:
-        raise IntegrityError(
-            f"{name} on {store.url} is missing or damaged ({error}); restore it, or train anew"
-        ) from error
-    found = model_id_of(config, tensors)
-    if found != prior_id:
-        raise IntegrityError(f"prior {prior_id} on {store.url} is damaged: its files make the id {found}; train anew")
-    return tensors
-
-
-def _frozen(prior: Prior) -> Prior:
-    return prior.to("cpu").eval().requires_grad_(requires_grad=False)
-
-
-def _config(prior_id: str) -> str:
-    return f"priors/{prior_id}/config.json"
-
-
-def _weights(prior_id: str) -> str:
-    return f"priors/{prior_id}/weights.safetensors"
-
-
-def _pointer(train_key: str) -> str:
-    return f"priors/by-key/{train_key}.json"
-
-
-def _read_pointer(store: Store, train_key: str) -> str:
-    name = _pointer(train_key)
-    prior_id = read_document(store.get(name), name).get("prior_id")
-    if not isinstance(prior_id, str) or not prior_id:
-        raise IntegrityError(f"{name} on {store.url} names no prior_id; delete it to train anew")
-    return prior_id

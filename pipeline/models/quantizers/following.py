@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...losses.collectives import rank_and_world, sum_over_ranks
 from .base import CodebookQuantizer, GradientPath
-from .sampling import replacements, sample, sample_centres
+from .rank_draws import replacements, sample, sample_centres
 
 Start = Literal["kmeans", "data", "normal"]
 

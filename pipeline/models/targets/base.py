@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ...errors import ConfigError, NotReconstructing
-
-if TYPE_CHECKING:
-    from ..frozen import FrozenConfig, FrozenEncoder
+from ..frozen import FrozenConfig, FrozenEncoder
 
 
 class TargetBase(BaseModel):

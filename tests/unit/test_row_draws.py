@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training.dealing import cut
-from pipeline.training.sampling import Balanced, EveryRow
+from pipeline.training.row_draws import Balanced, EveryRow
 
 parts = st.lists(st.lists(st.sampled_from([0, 1, 2, 7, 900]), max_size=25), min_size=1, max_size=6).filter(any)
 

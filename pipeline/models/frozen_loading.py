@@ -1,0 +1,115 @@
+"""Frozen encoders brought from where they lie: a file of a ResNet-18's weights, or a bundle of the store."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, InputError
+from ..storage import Files, Store
+from .base import Model
+from .bundle import load_bundle
+from .frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenConfig, FrozenEncoder
+
+
+class ResNet18(FrozenEncoder):
+    """Stem and stages of a ResNet-18 (He et al. 2015, arXiv 1512.03385) before its average pooling."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tensors: dict[str, Tensor], layers: tuple[int, ...], source: str) -> None:
+        import torchvision
+
+        with torch.random.fork_rng(devices=[]):
+            network = torchvision.models.resnet18(weights=None)
+        network.fc = nn.Identity()
+        _load(network, tensors, source)
+        super().__init__(network, layers)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def _all(self, pictures: Tensor) -> list[Tensor]:
+        network: Any = self.network
+        values = network.relu(network.bn1(network.conv1((pictures - self.mean) / self.std)))
+        found = [values]
+        values = network.maxpool(values)
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4)[: max(self.layers)]:
+            values = stage(values)
+            found.append(values)
+        return found
+
+
+class BundleFeatures(FrozenEncoder):
+    """The encoder of a finished model of this project."""
+
+    def __init__(self, model: Model, layers: tuple[int, ...]) -> None:
+        super().__init__(model, layers)
+        self.image_size = model.image_size
+
+    def _all(self, pictures: Tensor) -> list[Tensor]:
+        if pictures.shape[-1] != self.image_size:
+            raise ConfigError(
+                f"the frozen encoder is of photos of {self.image_size} pixels and these are {pictures.shape[-1]}; "
+                f"set images.size to {self.image_size}, or name another bundle"
+            )
+        model: Any = self.network
+        found: list[Tensor] = model.maps(pictures)
+        return found
+
+
+def load_frozen(config: FrozenConfig, store: Store, files: Files | None = None) -> FrozenEncoder:
+    """Return the frozen encoder of a configuration, on the CPU; torch's random generator stays as it is.
+
+    store: holds the bundles. files: reads the weights, by default with the environment's access. Raises NotFound,
+    Forbidden, Unavailable, InputError where the weights are not those of a ResNet-18, ConfigError for a missing map.
+    """
+    if config.model_id is not None:
+        return BundleFeatures(load_bundle(store, config.model_id).model, config.layers)
+    assert config.weights is not None  # noqa: S101 - the configuration has exactly one of the two
+    data = (files or Files()).read(config.weights)
+    return ResNet18(_tensors(data, config.weights), config.layers, config.weights)
+
+
+def _tensors(data: bytes, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file or of one that torch.save wrote; no stored code is run."""
+    try:
+        if source.endswith(".safetensors"):
+            found: Any = safetensors.torch.load(data)
+        else:
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{source} holds no tensors that can be read without running code ({type(error).__name__}); give "
+            "torchvision's ResNet-18 state dict as .pth or .safetensors"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{source} holds a {type(found).__name__}, not names and tensors; save model.state_dict()")
+    return found
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Give a network its tensors; the classifier is left out, the counters of old files may be missing."""
+    kept = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in kept.items()}
+    for name in expected:
+        if name.endswith("num_batches_tracked"):
+            shapes.setdefault(name, ())
+    wrong = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
+    if wrong:
+        shown = "\n".join(
+            f"{name}: {shapes.get(name, 'missing')} in the file, {expected.get(name, 'none')} expected"
+            for name in wrong[:5]
+        )
+        raise InputError(
+            f"{source} does not hold a ResNet-18 of torchvision: {len(wrong)} tensors differ\n{shown}\ngive the state "
+            "dict of torchvision.models.resnet18"
+        )
+    network.load_state_dict(kept, strict=False)

@@ -1,0 +1,91 @@
+"""What stands before a night begins: the channel's release, and the bundle that answers what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from ..images import transform_id
+from ..models.bundle import find_bundle
+from ..release import Manifest, Sample, check_takes_samples, read_head, read_manifest
+from ..runs import RUNS
+from ..storage import Store
+from .asked import Asked
+from .settings import NightSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """channel: where the night may publish, None for nowhere; head: that channel's number; parent: its release.
+
+    model_id: the bundle that answers the train key, None when one has to be trained.
+    """
+
+    channel: str | None
+    head: int
+    parent: Manifest | None
+    transform_id: str
+    asked: Asked
+    train_key: str
+    model_id: str | None
+
+    @property
+    def encode_all(self) -> bool:
+        """Return whether the parent's latents cannot stand beside those that are asked for."""
+        parent = self.parent
+        if parent is None or parent.model_id != self.model_id or parent.transform_id != self.transform_id:
+            return True
+        return bool(parent.config.get("encode") != {"precision": self.asked.precision})
+
+
+def look(config: NightSettings, store: Store, *, run: str, limit: int | None, channel: str | None = None) -> Standing:
+    """Return what stands for a run that takes `limit` items, None for all of the catalogue.
+
+    channel: named on the command line; else a run of the whole catalogue publishes on publish.channel and a sample
+    nowhere, with no release to compare it with. Raises ConfigError for a sample on a channel of whole catalogues.
+    """
+    sample = None if limit is None else Sample(limit=limit, seed=config.train.seed)
+    where = channel or (config.publish.channel if sample is None else None)
+    if sample is not None and where == config.publish.channel:
+        raise ConfigError(
+            f"--limit {limit} takes a sample, and channel {where!r} is publish.channel, where the catalogue's own "
+            "releases are; name another channel for samples, for example --channel sample, or leave --channel out"
+        )
+    head = None if where is None else read_head(store, where)
+    if head is not None and sample is not None and where is not None:
+        check_takes_samples(store, where, head, what=f"--limit {limit}")
+    parent = read_manifest(store, head.release_id) if head else None
+    asked = Asked.of(config, sample)
+    period = asked.period(run)
+    return Standing(
+        channel=where,
+        head=head.number if head else 0,
+        parent=parent,
+        transform_id=transform_id(config.images),
+        asked=asked,
+        train_key=asked.train_key(period),
+        model_id=_answering(store, asked, period, parent),
+    )
+
+
+def parent_asked(store: Store, parent: Manifest) -> Asked | None:
+    """Return what the run that made a release had asked for; None when its config is gone or of another version."""
+    name = f"{RUNS}{parent.run}/config.yaml"
+    return Asked.from_frozen(store.get(name)) if store.exists(name) else None
+
+
+def _answering(store: Store, asked: Asked, period: str, parent: Manifest | None) -> str | None:
+    """Return the model_id that answers; bundles of versions whose keys held the hardware answer too."""
+    key = asked.train_key(period)
+    found = find_bundle(store, key)
+    if found is not None or asked.sample is not None:
+        return found  # earlier versions did not tell a sample's bundle from the catalogue's
+    found = find_bundle(store, asked.former_train_key(period))
+    if found is not None or parent is None:
+        return found
+    # The hardware has changed since: the parent's run says which settings its bundle's key was made of.
+    before = parent_asked(store, parent)
+    if before is None or before.sample is not None or before.train_key(period) != key:
+        return None
+    former = before.former_train_key(period)
+    return find_bundle(store, former) if parent.inputs.get("train_key") == former else None

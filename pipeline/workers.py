@@ -1,0 +1,79 @@
+"""The processes that Ray runs for us: where those live that only help, and what the loss of one means to a run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import CodebooksError, Unavailable
+
+# What a mistake in code is raised as, here or while Ray unpacks on a worker what was packed on another machine.
+_CODE = (ImportError, AttributeError, NameError, SyntaxError, TypeError, NotImplementedError, pickle.PickleError)
+# Ray tells some of them as text alone.
+_CODE_WORDS = re.compile(
+    r"\b(ModuleNotFoundError|ImportError|AttributeError|NameError|SyntaxError|TypeError|PicklingError|UnpicklingError)"
+    r"\b|No module named|cannot import name|Can't get attribute|raised in its creation task"
+)
+# Where Ray's exceptions keep another one.
+_INSIDE = ("cause", "controller_failure", "health_check_failure", "_base_exc")
+
+
+def helper(kind: type, *, restarts: int = 0) -> Any:
+    """Return `kind` as a Ray actor class without a CPU of its own, whose actors live on the driver's node.
+
+    There they end with the run they help, and no other node's end is theirs. restarts: -1 for always, with nothing of
+    what the actor knew.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": restarts}
+    return ray.remote(**options)(kind)
+
+
+def explained(error: BaseException, while_doing: str, *, stays: str) -> CodebooksError:
+    """Return what Ray raised in this project's terms.
+
+    Unavailable when processes or machines were lost; an error of ours as itself; CodebooksError when code is wrong or
+    missing on the workers, which no other try mends. stays: what a next run finds, for people.
+    """
+    own = next((found for found in _chain(error) if isinstance(found, CodebooksError)), None)
+    if own is not None:
+        return own
+    if code := code_error(error):
+        return CodebooksError(
+            f"{while_doing} failed by an error in code, not by a lost machine: {code}; if it is an import, the workers "
+            "run another environment than this process: install the same packages there"
+        )
+    return Unavailable(f"the Ray cluster failed while {while_doing} ({error}); {stays}, run again")
+
+
+def code_error(error: BaseException) -> str | None:
+    """Return what is wrong with the code, or None where an error tells of lost processes, machines or time."""
+    for found in _chain(error):
+        if isinstance(found, _CODE):
+            return f"{type(found).__name__}: {found}"
+        if type(found).__module__.startswith("ray.") and _CODE_WORDS.search(str(found)):
+            return str(found).strip()
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that Ray and Python keep inside it, outermost first."""
+    seen: list[BaseException] = []
+    todo = [error]
+    while todo:
+        found = todo.pop(0)
+        if any(found is other for other in seen):
+            continue
+        seen.append(found)
+        yield found
+        inside = [found.__cause__]
+        inside += [
+            getattr(found, name, None) for name in ("cause", "controller_failure", "health_check_failure", "_base_exc")
+        ]
+        inside += list(getattr(found, "worker_failures", {}).values())
+        todo += [inner for inner in inside if isinstance(inner, BaseException)]
