@@ -19,6 +19,7 @@ from jobs.parser import parse_arguments
 from jobs.stopping import STOPPING, stopping_on_signals
 from pipeline.errors import CodebooksError, ConfigError, GateRefused, Unavailable
 from pipeline.runs import check_run_name, default_run_name
+from pipeline.storage.secrets import masked_for_people
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except CodebooksError as error:
             return answer.failed(str(error), error.exit_code)
         except Exception:  # noqa: BLE001  the last line of defence: traceback for people, exit code for schedulers
-            traceback.print_exc()
+            sys.stderr.write(masked_for_people(traceback.format_exc()))
             return answer.failed(traceback.format_exc(limit=0).strip(), CodebooksError.exit_code)
         return 0 if outcome is None else answer.done(outcome)
 
@@ -222,6 +223,7 @@ class _Answer:
         return outcome.exit_code
 
     def failed(self, text: str, code: int, *, release: str | None = None) -> int:
+        text = masked_for_people(text)
         sys.stderr.write(f"codebooks: {text}\n")
         reason = EXIT_CODES[code][0]
         self._object(

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.sources import Merged, Path_, Source
 from pipeline.errors import ConfigError
+from pipeline.storage.options import NO_SECRETS
+from pipeline.storage.secrets import MASK, masked, names_secret
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -53,7 +55,7 @@ def _unknown_names(source: Source, config: type[BaseModel]) -> Iterator[str]:
         for name, value in values.items():
             here = (*path, str(name))
             if name not in known:
-                hint = _near(here, known, everything)
+                hint = NO_SECRETS if names_secret(here[-1]) else _near(here, known, everything)
                 yield f"{'.'.join(here)}: unknown name, from {source.where(here)}; {hint}"
             elif isinstance(value, dict) and fields_of(known[name]):
                 yield from walk(value, known[name], here)
@@ -153,10 +155,14 @@ def _explain(error: ValidationError, merged: Merged, config: type[BaseModel]) ->
             given[path] = _value_at(merged.values, path)
     lines = []
     for path, found in problems.items():
-        value = f", given {given[path]!r}" if path in given and not isinstance(given[path], dict) else ""
+        value = f", given {_shown(path, given[path])}" if path in given and not isinstance(given[path], dict) else ""
         place = f" ({merged.where(path)})" if path in given and merged.where(path) else ""
         lines.append(f"{'.'.join(path) or 'config'}: {' or '.join(found)}{value}{place}")
     return lines
+
+
+def _shown(path: Path_, value: Any) -> str:
+    return MASK if any(names_secret(name) for name in path) else masked(repr(value))
 
 
 def _plain(detail: dict[str, Any]) -> str:

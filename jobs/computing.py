@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.context import Context, StartRay
+from pipeline.catalogue import FailureLimits
 from pipeline.encoding import (
+    Asked,
     EncodeJob,
+    FetchLimits,
     Shard,
     ShardResult,
+    ask_again,
     build_shards,
     collect_pixels,
     collect_rows,
     compact,
     run_shards,
+    settle,
     split_done,
 )
 from pipeline.errors import InputError
-from pipeline.models.bundle import answer_also, find_bundle
+from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import Plan, category_told, check_training_columns, training_rows
+from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
+from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import train_bundle
+from pipeline.training import TrainJob, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,48 +50,51 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     if found:
-        answer_also(store, plan.summary.train_key, found)  # an earlier version may have named it by another key
+        BUNDLES.answer(store, plan.summary.train_key, found)  # an earlier version may have named it by another key
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)
-    shards = shards_of(context, plan, model_id=None)
-    results = compute(context, plan, shards, start_ray, stage="pixels", model_id=None)
+    asked, results = compute(context, plan, start_ray, stage="pixels", model_id=None)
     context.attempt.check()
-    living = collect_pixels(store, plan.rows, shards, results)
+    living = collect_pixels(store, asked.rows, asked.shards, results)
     if not living:
-        raise InputError(_nothing_to_train_on(context, shards))
-    rows = training_rows(plan.rows, living, config)
+        raise InputError(_nothing_to_train_on(context, asked))
+    rows = training_rows(asked.rows, living, config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
+    job = TrainJob(
+        store=store,
+        pixels=tuple(rows.pixels),
+        labels=rows.labels,
+        model=config.model,
+        images=config.images.model_dump(mode="json"),
+        train=config.train,
+        run_dir=f"runs/{context.run.name}",
+        attempt=context.attempt.number,
+        train_key=plan.summary.train_key,
+    )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_bundle(
-            store,
-            pixels=rows.pixels,
-            labels=rows.labels,
-            model=config.model,
-            images=config.images.model_dump(mode="json"),
-            train=config.train,
-            run_dir=f"runs/{context.run.name}",
-            attempt=context.attempt.number,
-            train_key=plan.summary.train_key,
-            progress=context.progress.training,
-        )
+        return train_job(job, progress=context.progress.training)
 
 
-def _nothing_to_train_on(context: Context, shards: list[Shard]) -> str:
+def _nothing_to_train_on(context: Context, asked: Asked) -> str:
     names = ["item_id", "uri", "reason", "detail"]
-    first = read_part(context.store, shards[0].pixels_name, names).slice(0, 3).to_pylist()
+    said = [
+        asked.rows.select(names),
+        *(read_part(context.store, shard.pixels_name, names) for shard in asked.shards[:1]),
+    ]
+    table = pa.concat_tables(rows.filter(pc.is_valid(rows["reason"])) for rows in said)
+    first = table.slice(0, 3).to_pylist()
     refused = "; ".join(f"{row['item_id']} ({row['uri']}): {row['reason']}, {row['detail']}" for row in first)
-    count = sum(shard.photos.num_rows for shard in shards)
-    return f"none of {count:,} photos could be used, so there is nothing to train on. First: {refused}"
+    return f"none of {asked.rows.num_rows:,} photos could be used, so there is nothing to train on. First: {refused}"
 
 
 def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartRay) -> Encoded:
     """Return the items of the release: carried rows, and the rest encoded by `model_id`."""
     context.attempt.check()
-    shards = shards_of(context, plan, model_id=model_id)
-    results = compute(context, plan, shards, start_ray, stage="encode", model_id=model_id)
-    items, refused = collect_rows(context.store, plan.rows, shards, results)
+    asked, results = compute(context, plan, start_ray, stage="encode", model_id=model_id)
+    items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
+    check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:
         parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}
@@ -100,27 +112,26 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     return Encoded(items, refused, {**parts, **rewritten})
 
 
-def shards_of(context: Context, plan: Plan, *, model_id: str | None) -> list[Shard]:
-    """Return the shards of a plan; without a model only those whose photos have to be fetched."""
-    return build_shards(
-        plan.rows,
-        transform_id=plan.summary.transform_id,
-        model_id=model_id,
-        precision=context.config.encode.precision,
-        retry_of=context.run.name,
-        category=category_told(context.config),
-    )
-
-
 def compute(
-    context: Context, plan: Plan, shards: list[Shard], start_ray: StartRay, *, stage: str, model_id: str | None
-) -> list[ShardResult]:
-    """Return the results of all shards in their order; Ray is not started when every part is there already."""
+    context: Context, plan: Plan, start_ray: StartRay, *, stage: str, model_id: str | None
+) -> tuple[Asked, list[ShardResult]]:
+    """Return what of the plan was asked and became of it; Ray is not started when every part is there already.
+
+    Without a model only the shards whose photos have to be fetched. Raises what `FailureLimits.check` does when more
+    photos fail than are photos' fault.
+    """
     config, store = context.config, context.store
     with context.watch.stage(stage):
-        done, todo = split_done(shards, store)
+        asked = ask_again(
+            store,
+            plan.rows,
+            partial(_shards_of, context, plan, model_id),
+            transform_id=plan.summary.transform_id,
+            run=context.run.name,
+        )
+        done, todo = split_done(asked.shards, store)
     if not todo:
-        return done
+        return asked, done
     start_ray()
     context.attempt.check()
     photos = sum(shard.photos.num_rows for shard in todo)
@@ -134,11 +145,35 @@ def compute(
         transform_id=plan.summary.transform_id,
     )
     lookout = Lookout(store, context.run.folder, context.attempt.number)
+    limits = FetchLimits(FailureLimits(plan.rows["uri"], config.catalogue.max_unreachable), asked)
     with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             lookout.check()
             advance(result.photos)
+            limits.note(result)
 
         fresh = run_shards(todo, job, on_result=ended)
-    return sorted([*done, *fresh], key=lambda result: result.number)
+    limits.end()
+    results = sorted([*done, *fresh], key=lambda result: result.number)
+    return settle(asked, results, _yesterday(context, plan, fresh)), results
+
+
+def _shards_of(context: Context, plan: Plan, model_id: str | None, rows: pa.Table, retry_of: str) -> list[Shard]:
+    return build_shards(
+        rows,
+        transform_id=plan.summary.transform_id,
+        model_id=model_id,
+        precision=context.config.encode.precision,
+        retry_of=retry_of,
+        category=category_told(context.config),
+    )
+
+
+def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.Table | None:
+    """Return the parent's items where photos that do not answer tonight may keep their latents of yesterday."""
+    silent = any(photo.reason == "unreachable" for result in results for photo in result.unanswered)
+    # Latents of another model cannot stand beside tonight's, nor may those of a model that was told another category.
+    if not silent or plan.summary.parent is None or plan.summary.encode_all or category_told(context.config):
+        return None
+    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items")

@@ -12,14 +12,14 @@ from jobs.command import Arguments
 from jobs.place import StoreConfig, absolute
 from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection
 from jobs.sources import merge, read_sources
-from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.release import PublishConfig
-from pipeline.storage import Files
+from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.training import TrainConfig
 
 
@@ -61,6 +61,8 @@ class Config(BaseModel):
     @field_validator("catalogue")
     @classmethod
     def _absolute_source(cls, catalogue: CatalogueConfig) -> CatalogueConfig:
+        if holds_user(catalogue.source):
+            raise ValueError(f"source must not name a user or password; {NO_SECRETS}")
         return catalogue.model_copy(update={"source": absolute(catalogue.source)})
 
 
@@ -80,4 +82,4 @@ def config_values(config: Config) -> dict[str, Any]:
 
 def photo_files(config: Config) -> Files:
     """Return what reads the catalogue and its photos: as the catalogue says, else as the store is reached."""
-    return Files(config.catalogue.storage or config.store.options(), config.catalogue.https_prefixes)
+    return catalogue_files(config.catalogue, config.store.options())

@@ -20,13 +20,13 @@ from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
 from jobs.place import LightConfig, load_light
-from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.catalogue.columns import choose_columns
 from pipeline.catalogue.first_rows import read_sample
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.index.faiss_module import faiss_wheels, load_faiss
 from pipeline.release import check_store, read_head
-from pipeline.storage import Files, Store, check_shows_writes, check_write_once, store_clock
+from pipeline.storage import Store, check_shows_writes, check_write_once, store_clock
 from pipeline.storage.urls import scheme_of
 
 Level = Literal["ok", "warn", "fail"]
@@ -224,7 +224,7 @@ def check_catalogue(patient: Patient) -> Iterator[Finding]:
     except ValidationError as error:
         problems = "; ".join(f"catalogue.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"not looked at, its section is wrong: {problems}") from error
-    files = Files(config.storage or patient.config.store.options(), config.https_prefixes)
+    files = catalogue_files(config, patient.config.store.options())
     sample = read_sample(config, files)
     what = f"{sample.format}, {sample.num_files:,} files" if sample.num_files > 1 else sample.format
     if sample.rows is None:

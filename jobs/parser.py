@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from jobs.command import Arguments
 from pipeline.errors import ConfigError
+from pipeline.storage.secrets import masked, masked_options
 
 _COMMON = ("config", "run", "limit", "json", "overrides")
 
@@ -17,7 +18,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises instead of exiting, so that --json gets its object on a usage error too."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
+        raise ConfigError(f"{masked_options(message)}; see `{self.prog} --help`")
 
 
 def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], module: ModuleType) -> Arguments | None:
@@ -44,7 +45,9 @@ def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], m
     overrides = tuple(getattr(found, "overrides", ()))
     for text in overrides:
         if "=" not in text:
-            raise ConfigError(f"{text!r} is no option and not of the form key.path=value; see `{parser.prog} --help`")
+            raise ConfigError(
+                f"{masked(text)!r} is no option and not of the form key.path=value; see `{parser.prog} --help`"
+            )
     return Arguments(
         config=found.config,
         run=found.run,

@@ -14,7 +14,7 @@ from jobs.checking import check_and_build
 from jobs.command import Arguments
 from jobs.sources import merge, read_sources
 from pipeline.release import PublishConfig
-from pipeline.storage import StorageOptions, Store, open_store
+from pipeline.storage import NO_SECRETS, StorageOptions, Store, holds_user, open_store
 from pipeline.storage.urls import scheme_of
 
 
@@ -31,6 +31,8 @@ class StoreConfig(StorageOptions):
     @field_validator("url")
     @classmethod
     def _absolute(cls, url: str) -> str:
+        if holds_user(url):
+            raise ValueError(f"must not name a user or password; {NO_SECRETS}")
         # Workers run in other folders than the command that was given a relative path.
         return absolute(url)
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.pipeline_run import plan_line
-from pipeline.catalogue import CatalogueNotes
+from pipeline.catalogue import CatalogueNotes, prefixes_to_add
 from pipeline.planning import Plan, make_plan, nothing_to_do
 from pipeline.runs import default_run_name
 
@@ -63,6 +63,18 @@ def describe(plan: Plan, *, idle: bool) -> str:
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),
     ]
+    if summary.reads:
+        lines.append(
+            f"{summary.reads:,} photos ({summary.read_bytes / 1e6:,.1f} MB) were read whole: their servers say nothing "
+            "else that tells whether they changed; a column named in catalogue.version spares that"
+        )
+    if summary.slowed:
+        hosts = ", ".join(f"{host} ({seconds:g} s)" for host, seconds in list(summary.slowed.items())[:_SHOWN])
+        lines.append(f"{len(summary.slowed):,} hosts asked for fewer requests and got them: {hosts}")
+    outside = prefixes_to_add(plan.rows["detail"])
+    if outside:
+        found = ", ".join(f"{prefix} ({count:,} photos)" for prefix, count in list(outside.items())[:_SHOWN])
+        lines.append(f"not allowed: {found}; what is right goes into catalogue.allowed_prefixes")
     refused = first_refused(plan)
     if refused:
         lines.append("first refused:")

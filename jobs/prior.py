@@ -33,7 +33,7 @@ from pipeline.release import Manifest, check_store, read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
 from pipeline.storage import Store
-from pipeline.training import train_period, train_prior
+from pipeline.training import PriorJob, train_job, train_period
 
 _TASK = "prior.json"
 
@@ -188,24 +188,24 @@ def found_or_trained(
     train, held_out = work.config.prior.train, int(photos.held_out.sum())
     trained = len(photos.items) - held_out
     work.progress.note(f"prior: trained on the codes of {trained:,} photos, {held_out:,} held out for validation")
+    job = PriorJob(
+        store=work.store,
+        codes=tuple(photos.code_rows(labels)),
+        labels=labels,
+        prior=network_of(work.config.prior),
+        num_codes=num_codes,
+        model_id=manifest.model_id,
+        train=train,
+        run_dir=f"runs/{work.run.name}",
+        attempt=work.attempt.number,
+        train_key=task.train_key,
+    )
     with ExitStack() as stack:
         with work.watch.stage("ray"):
             stack.enter_context(ray_session(work.config.cluster, busy=train.workers * train.threads))
         work.attempt.check()
         with work.watch.stage("train", photos=trained * train.epochs):
-            prior_id = train_prior(
-                work.store,
-                codes=photos.code_rows(labels),
-                labels=labels,
-                prior=network_of(work.config.prior),
-                num_codes=num_codes,
-                model_id=manifest.model_id,
-                train=train,
-                run_dir=f"runs/{work.run.name}",
-                attempt=work.attempt.number,
-                train_key=task.train_key,
-                progress=work.progress.training,
-            )
+            prior_id = train_job(job, progress=work.progress.training)
     return prior_id, True
 
 

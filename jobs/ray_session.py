@@ -15,6 +15,9 @@ import ray
 from jobs.config import ClusterConfig
 from jobs.stopping import restore_handlers
 from pipeline.errors import Unavailable
+from pipeline.workers import packages_hook
+
+_HOOK = "worker_process_setup_hook"
 
 
 @contextmanager
@@ -22,10 +25,11 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
     """Hold a Ray cluster open; a local one is stopped at the end, a remote one only disconnected from.
 
     busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
-    Ray Data's own tasks would wait for ever without a word. In a process that is connected already, its cluster is used
-    and left as it is. Raises Unavailable when the named cluster does not answer.
+    Ray Data's own tasks would wait for ever without a word. Workers run our packages, not others of the same names in
+    the current folder. Within another session it is that one. Raises Unavailable when the named cluster does not
+    answer.
     """
-    if ray.is_initialized():
+    if ray.is_initialized():  # a caller holds it open over several runs
         yield
         return
     # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
@@ -37,6 +41,8 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
     # Ray's C++ side writes to standard error past every Python setting; what fails reaches us as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    if _HOOK not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a job that brings its own keeps that one
+        quiet["runtime_env"] = {_HOOK: packages_hook()}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
         "num_cpus": cluster.num_cpus or max(os.cpu_count() or 1, busy + 2),

@@ -13,6 +13,7 @@ import yaml
 
 from jobs.command import Arguments
 from pipeline.errors import ConfigError
+from pipeline.storage.secrets import MASK, masked_options, names_secret
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "CODEBOOKS__"
@@ -80,7 +81,7 @@ def parse_value(text: str, label: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{label}: the value {text!r} is not YAML ({_one_line(error)}); quote it") from error
+        raise ConfigError(f"{label}: the value is not YAML ({_one_line(error)}); quote it") from error
 
 
 def read_file(path: Path, label: str) -> Source:
@@ -138,7 +139,8 @@ def _environment_sources(environment: Mapping[str, str]) -> Iterator[Source]:
 
 def _override_source(text: str) -> Source:
     name, equals, value = text.partition("=")
-    label = f"argument {text!r}"
+    secret = any(names_secret(part) for part in name.strip().split("."))
+    label = f"argument {f'{name}={MASK}' if equals and secret else masked_options(text)!r}"
     if not equals:
         raise ConfigError(f"{label} is not of the form key.path=value, for example train.epochs=20")
     return Source(label, _nested(name.strip().split("."), parse_value(value, label), label))

@@ -75,14 +75,15 @@ def is_list(kind: Any) -> bool:
 
 
 def holds_photo_bytes(kind: Any) -> bool:
-    """Return whether an Arrow type is the struct {bytes, ...} that Hugging Face `datasets` writes photos as."""
-    return bool(
-        pa.types.is_struct(kind) and any(field.name == "bytes" and _is_packed_bytes(field.type) for field in kind)
-    )
+    """Return whether an Arrow type is the struct {bytes, path} that Hugging Face `datasets` writes photos as.
 
-
-def _is_packed_bytes(kind: Any) -> bool:
-    return is_bytes(unpacked_type(kind))
+    Without bytes in any row their type may be null; the paths name the photos then.
+    """
+    if not pa.types.is_struct(kind):
+        return False
+    held = {field.name: unpacked_type(field.type) for field in kind}
+    data, path = held.get("bytes"), held.get("path")
+    return data is not None and (is_bytes(data) or (pa.types.is_null(data) and path is not None and is_text(path)))
 
 
 def _is_text_list(kind: Any) -> bool:
@@ -204,7 +205,25 @@ def _cast(column: pa.ChunkedArray, kind: Any) -> pa.ChunkedArray:
 def photo_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the bytes of embedded photos: the column, or the field `bytes` of its structs."""
     column = unpacked(column)
-    return unpacked(pc.struct_field(column, "bytes")) if pa.types.is_struct(column.type) else column
+    if not pa.types.is_struct(column.type):
+        return column
+    data = _photo_field(column, "bytes")
+    return data.cast(pa.binary()) if pa.types.is_null(data.type) else data
+
+
+def photo_paths(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the field `path` of structs of photos as text, null in those that hold bytes."""
+    column = unpacked(column)
+    path = _photo_field(column, "path")
+    if not is_text(path.type):
+        return pa.chunked_array([pa.nulls(len(column), pa.string())])
+    return pc.if_else(pc.is_valid(photo_bytes(column)), pa.scalar(None, pa.string()), path.cast(pa.string()))
+
+
+def _photo_field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    if column.type.get_field_index(name) < 0:
+        return pa.chunked_array([pa.nulls(len(column))])
+    return unpacked(pc.struct_field(column, name))
 
 
 def text_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -226,7 +245,11 @@ def unusable_values(column: pa.ChunkedArray) -> tuple[np.ndarray, str] | None:
     kind = column.type
     if pa.types.is_string(kind):
         bad = _not_utf8(column)
-        return None if bad is None else (bad, "is no UTF-8 text; write the file in UTF-8")
+        return (
+            None
+            if bad is None
+            else (bad, "is no UTF-8 text; write the file in UTF-8, or set catalogue.encoding for JSON lines")
+        )
     limits = _limits(kind)
     if limits is None or not len(column):
         return None

@@ -46,6 +46,33 @@ class Unavailable(CodebooksError):
     exit_code = 6
 
 
+class NotAllowed(ConfigError):
+    """An address or a file that a catalogue may not name, by `catalogue.allowed_prefixes` or by what it is."""
+
+
+class TooLarge(InputError):
+    """A photo of more bytes than a reader holds; it is found out before they are read."""
+
+
+class Throttled(Unavailable):
+    """A host that asks for fewer requests (HTTP 429, 503). after_s: seconds that it asks to wait; 0: it did not say."""
+
+    def __init__(self, text: str, after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.after_s = after_s
+
+    def __reduce__(self) -> tuple[type[Throttled], tuple[str, float]]:
+        return (type(self), (str(self), self.after_s))
+
+
+class NoAnswer(Unavailable):
+    """A host to which no connection came about, or that closed it or fell silent before it had answered."""
+
+
+class HostSilent(Unavailable):
+    """A host that has not answered for a while, or asked to be left alone for long: not worth another try now."""
+
+
 class NotFound(CodebooksError, FileNotFoundError):
     """A name that the store does not hold."""
 
@@ -56,6 +83,22 @@ class Forbidden(CodebooksError, PermissionError):
     """The store refused access to a name (HTTP 401 or 403, or file permissions)."""
 
     exit_code = 3
+
+
+class Misconfigured(ConfigError):
+    """How storage is reached is wrong (profile, endpoint, certificate). No photo is to be judged by it."""
+
+
+class ClientRefused(Forbidden):
+    """The server refused who asks: credentials that are unknown, wrong or absent. No photo is to be judged by it."""
+
+
+class SignatureRefused(ClientRefused):
+    """The server computes another signature: a wrong secret, or a name that something on the way spells otherwise."""
+
+
+class ClientStale(Unavailable):
+    """The server refused this machine's clock or credentials that have run out; right again once they are renewed."""
 
 
 class IntegrityError(CodebooksError):
@@ -80,7 +123,7 @@ class NotReconstructing(CodebooksError):
 class PhotoRefused(CodebooksError):
     """One photo cannot be used; it becomes a row of the quarantine table, never a crash.
 
-    stage: fetch | decode. reason: a short fixed word, for example `missing`, `truncated`.
+    stage: fetch | decode | encode. reason: a short fixed word, for example `missing`, `truncated`.
     """
 
     exit_code = 3

@@ -20,6 +20,7 @@ OUTLIERS_VERSION = 1
 # What a catalogue source yields, one row a photo. A photo's bytes lie at `uri`; where they are embedded in a table or
 # a tar file, `source` is that file's URI and `offset` the row number (Parquet, JSON lines: base 0) or the first byte's
 # position (tar), `length` the number of bytes (tar). `token` is null until `catalogue.tokens` has resolved it.
+# `signed_uri` is the address to fetch from where that holds more than `uri`: a credential, kept in a run's plan only.
 PHOTOS = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
@@ -29,13 +30,14 @@ PHOTOS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("signed_uri", pa.string()),
     ]
 )
 
 # What a shard's photos carry beside PHOTOS when the model is told their categories; null: the photo has none.
 CATEGORY = pa.field("category", pa.string())
 
-# A photo that could not be used. `stage`: plan | fetch | decode; `reason`: a fixed word; `detail`: a sentence.
+# A photo that could not be used. `stage`: plan | fetch | decode | encode; `reason`: a fixed word; `detail`: a sentence.
 REFUSAL = pa.schema([pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
 # One row a photo that was asked for. A refused photo has null `digest` and `pixels`, and a stage and reason.

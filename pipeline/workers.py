@@ -1,10 +1,11 @@
-"""The processes that Ray runs for us: where those live that only help, and what the loss of one means to a run."""
+"""The processes that Ray runs for us: whose code they run, where helpers live, and what the loss of one means."""
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from .errors import CodebooksError, Unavailable
@@ -18,6 +19,32 @@ _CODE_WORDS = re.compile(
 )
 # Where Ray's exceptions keep another one.
 _INSIDE = ("cause", "controller_failure", "health_check_failure", "_base_exc")
+
+
+def packages_hook() -> Callable[[], None]:
+    """Return what every worker process does first: import our packages, by this process's path where it has it.
+
+    Ray puts the driver's current folder before all else in a worker's search path, with whatever `pipeline/` or `jobs/`
+    of the user's own lies there. A package that is imported already is not searched for. Ray packs a function inside
+    another one with its code; any other it would look up by the very names that are to be settled here.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+
+    def use_ours() -> None:
+        import contextlib
+        import importlib
+        import sys
+        from pathlib import Path
+
+        places = [root] if (Path(root) / "pipeline" / "workers.py").is_file() else []
+        sys.path[:0] = places
+        # Not installed on this machine: told in full when Ray unpacks what needs them.
+        with contextlib.suppress(ImportError):
+            for name in ("pipeline", "jobs", "cluster"):
+                importlib.import_module(name)
+        del sys.path[: len(places)]
+
+    return use_ours
 
 
 def helper(kind: type, *, restarts: int = 0) -> Any:

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..storage import StorageOptions
+from ..storage.hosts import CONNECTIONS
+from .identity import UriIdentity
 
 
 class CatalogueConfig(BaseModel):
@@ -16,7 +18,9 @@ class CatalogueConfig(BaseModel):
     source: a table, a folder of tables, a folder of photos, a tar shard or a folder of shards; `s3://...` or a path.
     format: `auto` goes by the suffix, and for a folder by what lies in it.
     item_id: the column of keys. For a folder of photos: `name` (the default: file name without suffix), `path` (path
-        below the source without suffix) or `folder` (each folder is one item; needs `rows: photo`).
+        below the source without suffix) or `folder` (each folder is one item; needs `rows: photo`). For tar shards:
+        `key` (a name up to its first dot, as WebDataset has it) or `name` (up to its last dot); the default is `key`,
+        but refuses to make one item of photos whose names differ by more than a number.
     image: a column of URIs, of lists of URIs, or of embedded bytes (binary, or `data:` URIs in JSON lines).
     image_separator: what stands between several addresses in one cell of `image`, such as `,` or `|`; spaces around it
         are passed over. Where a cell begins with a scheme or `//`, only separators before another such address count,
@@ -33,7 +37,18 @@ class CatalogueConfig(BaseModel):
         text; a quote that is never closed, or closed amid a cell on another line, is refused. `none`: quotes are text,
         and each line is a row. `auto`: `none` for tab-separated files without a quote in their header, but for those
         named .csv; `minimal` for all others, where cells that swallowed what looks like whole rows are refused too.
-    https_prefixes: where https photos may come from; everything else on the web is refused.
+    allowed_prefixes: where photos may come from beside the source's own bucket or folder, each with all below it:
+        `s3://BUCKET/`, `s3://BUCKET/FOLDER/`, `https://HOST/`, `https://HOST/FOLDER/`, `/FOLDER/`. A photo anywhere
+        else is quarantined as `not_allowed`; so is what a symbolic link or a redirect leads out to. Machines on
+        link-local and metadata addresses are never asked, this one only under a prefix that names it
+        (`https://127.0.0.1/`).
+    https_prefixes: an older name for `allowed_prefixes` on https; both count.
+    uri_identity: what of a web address tells one photo from another and is published. `auto`: all but a signature's
+        parameters (Amazon, Google, Azure, CloudFront, Akamai, imgix and others) and a user; `path`: all but the query;
+        `full`: everything, credentials too. The whole address is kept in the run's plan, to fetch it, and nowhere else.
+    max_unreachable: share of the photos that may newly fail to answer (or have no usable address) in a night; they are
+        quarantined, fewer than 10 always; more stop the run with exit 6, as does every one when it is 0.
+    host_connections: requests to one web host at once, of each process.
     storage: how to reach the source and its photos; None: as the store.
     """
 
@@ -51,8 +66,23 @@ class CatalogueConfig(BaseModel):
     encoding: str = "auto"
     delimiter: str = Field(default="auto", min_length=1)
     quoting: Literal["auto", "minimal", "none"] = "auto"
+    allowed_prefixes: tuple[str, ...] = ()
     https_prefixes: tuple[str, ...] = ()
+    max_unreachable: float = Field(default=0.01, ge=0.0, le=1.0)
+    uri_identity: UriIdentity = "auto"
+    host_connections: int = Field(default=CONNECTIONS, ge=1)
     storage: StorageOptions | None = None
+
+    @field_validator("allowed_prefixes")
+    @classmethod
+    def _whole_places(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in prefixes:
+            if not re.match(r"https://[^/@?#]+/[^?#]*$|(s3|memory)://[^/]+(/|$)|file:///|/", prefix):
+                raise ValueError(
+                    f"{prefix!r} is no place of photos; write s3://BUCKET/, s3://BUCKET/FOLDER/, https://HOST/, "
+                    "https://HOST/FOLDER/ or the absolute path of a folder"
+                )
+        return prefixes
 
     @field_validator("https_prefixes")
     @classmethod
@@ -69,7 +99,7 @@ class CatalogueConfig(BaseModel):
     @classmethod
     def _known_encoding(cls, encoding: str) -> str:
         try:
-            known = encoding == "auto" or isinstance(b"".decode(encoding), str)
+            known = encoding == "auto" or isinstance(b"a\0a\0".decode(encoding, "replace"), str)
         except (LookupError, ValueError):
             known = False
         if not known:

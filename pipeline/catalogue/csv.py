@@ -38,7 +38,7 @@ def csv_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
     The first line that is not empty names the columns; see CatalogueConfig for encoding, delimiter and quoting. Names
     and cells are trimmed; an empty cell is null; a row of empty cells is passed over and counted in `tally`.
     """
-    with opened_text(files, place.uri, "CSV") as text:
+    with opened_text(files, place.uri, config.encoding, "CSV") as text:
         table = open_csv(text, place, config, tally)
         names = _distinct(table.dialect.names, config, tally)
         schema = with_partition(pa.schema([(name, pa.string()) for name in names]).empty_table(), place).schema
@@ -67,7 +67,7 @@ class CsvTable:
 
 def open_csv(text: OpenText, place: Place, config: CatalogueConfig, tally: Tally) -> CsvTable:
     """Find out how a CSV file is written, from its first block. Raises InputError."""
-    blocks = utf8_blocks(text.handle, config.encoding, place.uri, _BLOCK_BYTES)
+    blocks = utf8_blocks(text, place.uri, _BLOCK_BYTES)
     start, first = next(blocks, (0, b""))
     dialect = find_dialect(first, config, place.uri)
     body = chain([(start + dialect.body, first[dialect.body :])], blocks)

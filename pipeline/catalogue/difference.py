@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..column_types import same_kind, text_column
+from ..refusals import KEPT
 from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, plan_schema
 from .ordering import SLICE_ROWS, as_numpy, first_at_least, item_boundaries, sorted_by
 
-COUNTS = ("added", "changed", "same", "refused", "removed", "relabelled")
+COUNTS = ("added", "changed", "same", "refused", "removed", "relabelled", "held")
 CARRIED = ("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
 _LATENTS = ("latents_part", "latents_row")
 _REMOVED = pa.schema([PHOTOS.field("item_id"), PHOTOS.field("uri")])
@@ -26,7 +27,7 @@ class Difference:
 
     rows: schema.plan_schema with `shard` null, in the order of the photos. removed: (item_id, uri) of the parent's
     living photos that are named no longer. relabelled: (item_id, uri) of `same` photos whose view or attributes
-    differ. counts: photos by COUNTS.
+    differ. counts: photos by COUNTS; held: those of `same` that are unreachable.
     """
 
     rows: pa.Table
@@ -47,9 +48,12 @@ def compare(
 
     same: item_id, uri and token are the parent's; digest, parts and rows are carried over. changed: another token, or
     an embedded photo whose bytes differ at the same (item_id, view). refused: refused tonight already, or refused by
-    the decoder in the parent with this token, whose reason is carried. added: all else; `retried` where the parent
-    could not fetch the photo. A caller whose transform differs from the parent's passes no parent_quarantine, since
-    another decoder may take what the last one refused. relabel: False spares comparing views and attributes. told: the
+    the decoder or the model in the parent with this token, whose reason is carried. added: all else; `retried` where
+    the parent could not have the photo for a reason that may pass. A photo that lived and is `unreachable` tonight is
+    `same`, with the parent's token and tonight's reason beside it: what is not known to be gone stays. A caller whose
+    transform differs from the parent's passes no parent_quarantine, since another decoder may take what the last one
+    refused; one whose model differs leaves out what the model refused. relabel: False spares comparing views and
+    attributes. told: the
     column that a conditional model was told; a `same` photo in which it differs loses its latents (`latents_part` and
     `latents_row` are null) and keeps the rest.
 
@@ -93,8 +97,10 @@ def _compare_slice(
     keys = pair_keys(photos)
     found = pc.index_in(keys, value_set=pair_keys(items))  # the parent row of each photo, or null
     named = as_numpy(pc.is_valid(found))
-    unusable = as_numpy(pc.is_valid(photos.column("stage")))
+    held_over = named & as_numpy(pc.fill_null(pc.equal(photos.column("reason"), "unreachable"), False))
+    unusable = as_numpy(pc.is_valid(photos.column("stage"))) & ~held_over
     before = items.column("token").take(found)
+    photos = _with_tokens(photos, before, held_over)
     equal = as_numpy(pc.fill_null(pc.equal(photos.column("token"), before), False))
     same = named & equal & ~unusable
     held = np.zeros(items.num_rows, dtype=np.bool_)
@@ -102,18 +108,31 @@ def _compare_slice(
     replaced = _replaced_bytes(photos, items, ~named & ~unusable, held)
     changed = (named & ~equal & ~unusable) | replaced
     refusal, retried = _refused_before(photos, quarantine, keys, ~(same | changed | unusable))
-    refused = unusable | as_numpy(pc.is_valid(refusal.column("stage")))
+    refused = (unusable | as_numpy(pc.is_valid(refusal.column("stage")))) & ~held_over
     retried &= ~refused
     status = np.select([refused, changed, same], ["refused", "changed", "same"], "added")
     relabelled = _relabelled(photos, items, found, same) if relabel else np.zeros(photos.num_rows, dtype=np.bool_)
     counts = Counter(dict(zip(*np.unique(status, return_counts=True), strict=True)))
-    counts.update(removed=int((~held).sum()), relabelled=int(relabelled.sum()))
+    counts.update(removed=int((~held).sum()), relabelled=int(relabelled.sum()), held=int(held_over.sum()))
     return _Slice(
         rows=_plan_rows(photos, items, found, same, status, retried, refusal, told),
         removed=items.select(_REMOVED.names).filter(pa.array(~held)).cast(_REMOVED),
         relabelled=photos.select(_REMOVED.names).filter(pa.array(relabelled)).cast(_REMOVED),
         counts=counts,
     )
+
+
+def named_in(rows: pa.Table, table: pa.Table) -> np.ndarray:
+    """Return which rows' (item_id, uri) another table holds, bool [n]."""
+    return as_numpy(pc.is_in(pair_keys(rows), value_set=pair_keys(table).combine_chunks()))
+
+
+def _with_tokens(photos: pa.Table, before: Any, held_over: np.ndarray) -> pa.Table:
+    """Give photos that are unreachable the token of the parent, whose latents they keep."""
+    if not held_over.any():
+        return photos
+    token = pc.if_else(pa.array(held_over), before, photos.column("token"))
+    return photos.set_column(photos.schema.get_field_index("token"), photos.schema.field("token"), token)
 
 
 def _with_refusal(photos: pa.Table) -> pa.Table:
@@ -167,7 +186,7 @@ def _refused_before(
     own = photos.select(REFUSAL.names)
     if before is None:
         return own, np.zeros(photos.num_rows, dtype=np.bool_)
-    decoded = pc.fill_null(pc.equal(before.column("stage"), "decode"), False)
+    decoded = pc.is_in(before.column("reason"), value_set=pa.array(sorted(KEPT)))
     equal = pc.fill_null(pc.equal(before.column("token"), photos.column("token")), False)
     carried = pc.and_(decoded, equal)
     columns = [pc.if_else(carried, before.column(name), own.column(name)).cast(pa.string()) for name in REFUSAL.names]

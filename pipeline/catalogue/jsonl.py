@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,19 @@ import pyarrow.json as arrow_json
 
 from ..errors import InputError
 from ..storage import Files
+from .addresses import is_photo_object, photo_text, photo_texts
 from .columns import choose_columns
 from .config import CatalogueConfig
-from .formats import Place, opened
+from .formats import Place
 from .json_values import EXACT, columns_of, parse_object
 from .parquet import with_partition
 from .rows import Lines, Tally, photo_rows
+from .text import opened_text, utf8_blocks
 
 _BLOCK_BYTES = 4 << 20
 _PEEKED_LINES = 100
 _OPENED = 500  # brackets and braces of one line
+_PHOTO = pa.struct([("bytes", pa.string()), ("path", pa.string())])
 _BLANK = b" \t\r\n"
 
 
@@ -36,18 +39,25 @@ def jsonl_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally
     known: dict[str, pa.DataType] = {}
     wanted = _wanted(config)
     first_row = 0
-    with opened(files, place.uri, "JSON lines") as handle:
-        for start, block in _blocks(handle):
+    with opened_text(files, place.uri, config.encoding, "JSON lines") as text:
+        for start, block in _blocks(utf8_blocks(text, place.uri, _BLOCK_BYTES)):
+            if not first_row and block.lstrip(_BLANK).startswith(b"["):
+                raise InputError(f"{place.uri} holds a JSON list; write its objects one a line (jq -c '.[]' does)")
             lines = _lines(start, block)
             if not len(lines.start):
                 continue
-            batch = _Block(block, start, lines, place.uri, first_row).table(known, wanted)
-            known |= {f.name: f.type for f in batch.schema if f.name not in known or not pa.types.is_null(f.type)}
-            batch = with_partition(_with_known(batch, known), place)
+            batch = _Block(block, start, lines, place.uri, first_row, config.image).table(known, wanted)
+            known |= {
+                f.name: _PHOTO if is_photo_object(f.type) else f.type
+                for f in batch.schema
+                if f.name not in known or not pa.types.is_null(f.type)
+            }
+            batch = with_partition(_with_known(_with_photo_texts(batch, config.image), known), place)
             columns = choose_columns(batch.schema, config, place.uri)
             tally.skipped_columns.update(columns.skipped)
             held = photo_rows(batch, columns, place, config, first_row=first_row, lines=lines)
-            _refuse_packed(held, place.uri)
+            if not text.in_place:
+                _refuse_embedded(held, place.uri)
             yield held
             first_row += batch.num_rows
 
@@ -69,6 +79,7 @@ class _Block:
     lines: Lines
     file: str
     first_row: int
+    image: str
 
     def table(self, known: dict[str, pa.DataType], wanted: frozenset[str] | None) -> pa.Table:
         """Return the wanted fields as columns; known: what earlier blocks showed their types to be.
@@ -81,7 +92,7 @@ class _Block:
         else:
             types = {name: known[name] for name in sorted(wanted & known.keys())}
         table = None
-        if self._flat() and (wanted is None or len(types) == len(wanted)):
+        if self._harmless() and (wanted is None or len(types) == len(wanted)):
             table = self._parsed(types, infer=wanted is None)
         return self._line_by_line(wanted) if table is None else table
 
@@ -102,14 +113,23 @@ class _Block:
         moments = {field.name: pa.string() for field in table.schema if pa.types.is_timestamp(field.type)}
         if moments:  # JSON has none: this is text that looks like one
             return self._parsed({**types, **moments}, infer=infer)
-        whole = table.num_rows == len(self.lines.start) and not any(map(_may_be_rounded, table.columns))
-        return table if whole else None
+        if table.num_rows != len(self.lines.start) or any(map(_may_be_rounded, table.columns)):
+            return None
+        at = table.schema.get_field_index(self.image)
+        photos = table.schema.field(at).type if at >= 0 else pa.null()
+        # A path that looks like a moment is told from one line by line.
+        return None if pa.types.is_struct(photos) and not is_photo_object(photos) else table
 
-    def _flat(self) -> bool:
-        """Return whether no line can be nested so deeply that Arrow's parser runs out of stack."""
+    def _harmless(self) -> bool:
+        """Return whether Arrow's parser survives the block.
+
+        It runs out of stack in a line that is nested deeply, and dies of a block of nothing but `null`.
+        """
         data = np.frombuffer(self.data, dtype=np.uint8)
+        begins = self.lines.start - self.start
         opening = (data == ord("[")) | (data == ord("{"))
-        return int(np.add.reduceat(opening, self.lines.start - self.start, dtype=np.int64).max()) <= _OPENED
+        deepest = int(np.add.reduceat(opening, begins, dtype=np.int64).max())
+        return deepest <= _OPENED and bool((data[begins] == ord("{")).all())
 
     def _peeked(self) -> dict[str, pa.DataType]:
         """Return the fields that the first lines show to be text: Arrow would read some of it as times."""
@@ -125,6 +145,9 @@ class _Block:
 
     def _line_by_line(self, wanted: frozenset[str] | None) -> pa.Table:
         rows = [parse_object(text, self._place(number), wanted) for number, text in enumerate(self._texts())]
+        for row in rows:
+            if self.image in row:
+                row[self.image] = photo_text(row[self.image])
         names = dict.fromkeys(name for row in rows for name in row if wanted is None or name in wanted)
         return columns_of(rows, names, self._place)
 
@@ -136,16 +159,17 @@ class _Block:
         return f"row {self.first_row + number + 1} of {self.file}"
 
 
-def _blocks(handle: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _blocks(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     """Yield (first byte's position, bytes) of blocks of whole lines; a block grows to hold its longest line."""
-    start, rest = 0, b""
-    while data := handle.read(_BLOCK_BYTES):
+    start, rest = None, b""
+    for begin, data in blocks:
+        start = begin if start is None else start
         block = rest + data
         cut = block.rfind(b"\n") + 1
         if cut:
             yield start, block[:cut]
         start, rest = start + cut, block[cut:]
-    if rest:
+    if rest and start is not None:
         yield start, rest
 
 
@@ -189,6 +213,16 @@ def _with_known(batch: pa.Table, known: dict[str, pa.DataType]) -> pa.Table:
     return batch
 
 
-def _refuse_packed(held: pa.Table, file: str) -> None:
-    if file.lower().endswith(".gz") and held.column("source").null_count < held.num_rows:
-        raise InputError(f"{file} is packed and holds embedded photos, which are read by their place; unpack it")
+def _with_photo_texts(batch: pa.Table, image: str) -> pa.Table:
+    at = batch.schema.get_field_index(image)
+    if at < 0 or not is_photo_object(batch.schema.field(at).type):
+        return batch
+    return batch.set_column(at, image, photo_texts(batch.column(at)))
+
+
+def _refuse_embedded(held: pa.Table, file: str) -> None:
+    if held.column("source").null_count < held.num_rows:
+        raise InputError(
+            f"{file} is packed or not in UTF-8 and holds embedded photos, which are read by their place; unpack it, "
+            "and write it in UTF-8"
+        )

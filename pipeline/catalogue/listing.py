@@ -9,7 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import ConfigError, Forbidden, InputError, NotFound
+from ..errors import (
+    ClientRefused,
+    ClientStale,
+    ConfigError,
+    Forbidden,
+    InputError,
+    Misconfigured,
+    NotFound,
+    SignatureRefused,
+    Unavailable,
+)
 from ..storage import Files
 
 # A listing may return this many names a wanted photo, and so many more, before it is given up for HEADs.
@@ -44,7 +54,8 @@ _NAMES = pa.schema([pa.field("uri", pa.large_string()), pa.field("token", pa.str
 
 
 def list_tokens(uris: pa.Array, files: Files) -> Listing:
-    """List the folders of these distinct URIs (large_string, of stores that list). Raises Unavailable.
+    """List the folders of these distinct URIs (large_string, of stores that list). Raises ClientRefused, ClientStale,
+    Misconfigured.
 
     Folders with few wanted photos each are listed by the folder above them. A listing that returns more than 4 names a
     wanted photo and 1,000 more is stopped; so is one that may not be made. Their photos are then not `covered`.
@@ -122,8 +133,12 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
                 uris, tokens = [], []
     except NotFound:
         pass  # no such folder or bucket: its photos are missing, which is what an empty listing says
-    except (Forbidden, InputError, ConfigError):
-        complete = False  # a key that may read its photos need not be allowed to list them
+    except SignatureRefused:
+        complete = False  # perhaps a folder whose name something on the way spells otherwise; HEADs will tell
+    except (ClientRefused, ClientStale, Misconfigured):
+        raise
+    except (Forbidden, InputError, ConfigError, Unavailable):
+        complete = False  # a key that may read its photos need not be allowed to list them, and HEADs may be answered
     tables.append(_names(uris, tokens))
     return _Folder(pa.concat_tables(tables), complete, listed)
 

@@ -10,33 +10,49 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import ConfigError, Forbidden, InputError, IntegrityError, NotFound, PhotoRefused
+from ..errors import CodebooksError, IntegrityError, PhotoRefused
 from ..keys import digest_of
+from ..refusals import KEPT
 from ..storage import Files
+from ..storage.addresses import shown
+from .addresses import photo_text
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
+from .failures import Failure, Failures
 from .rows import decode_data_uri
 
 Fetched = bytes | PhotoRefused
-_COLUMNS = ("uri", "token", "source", "offset", "length")
+_COLUMNS = ("uri", "signed_uri", "token", "source", "offset", "length")
+# A line of JSON holds a photo as base64, four bytes for three, and other fields beside it.
+_OTHER_FIELDS = 1 << 20
+# Of a photo whose bytes come with another token than the plan's: one of several servers may be behind the others.
+_TRIES = 2
 
 
 class PhotoReader:
-    """Reads photos of a catalogue, many at a time; safe to pickle to workers. threads: concurrent requests."""
+    """Reads photos of a catalogue, many at a time; safe to pickle to workers.
 
-    def __init__(self, files: Files, config: CatalogueConfig, threads: int = 16) -> None:
+    threads: concurrent requests. max_bytes: of one photo; a longer one is refused before it is read.
+    """
+
+    def __init__(
+        self, files: Files, config: CatalogueConfig, threads: int = 16, *, max_bytes: int | None = None
+    ) -> None:
         self._files = files
         self._config = config
         self._threads = threads
+        self._max_bytes = max_bytes
         self._begin()
 
     def _begin(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._embedded = EmbeddedPhotos(self._files, self._config.image)
+        self._embedded = EmbeddedPhotos(self._files, self._config.image, self._max_bytes)
+        self._failures = Failures(self._files)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files, "_config": self._config, "_threads": self._threads}
+        kept = ("_files", "_config", "_threads", "_max_bytes")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -45,10 +61,11 @@ class PhotoReader:
     def read(self, photos: pa.Table) -> list[Fetched]:
         """Return the bytes of each photo (schema.PHOTOS; one entry a row, in order), or why it is refused.
 
-        Refusals have the stage `fetch` and the reason `missing`, `forbidden`, `changed` (the bytes do not fit a
-        `sha256:` token), `bad_uri` or `unreadable`. Raises Unavailable when a temporary failure outlasts the retries.
+        Refusals have the stage `fetch` and a reason of `refusals.ASKED_REASONS`. Raises what `Failures.ask` does, when
+        it is no photo's fault.
         """
-        asked = photos.select(_COLUMNS).to_pylist()
+        # A plan frozen by an earlier version has no signed addresses.
+        asked = photos.select([name for name in _COLUMNS if name in photos.column_names]).to_pylist()
         fetched: list[Fetched | None] = [None] * len(asked)
         in_tables: dict[str, list[tuple[int, int]]] = {}
         single: list[int] = []
@@ -75,45 +92,49 @@ class PhotoReader:
         return list(self._pool.map(read, rows))
 
     def _one(self, row: dict[str, Any]) -> Fetched:
-        fetched = _refusing(row["uri"], lambda: self._bytes_of(row))
-        return fetched if isinstance(fetched, PhotoRefused) else _verified(fetched, row)
+        fetched = self._failures.ask(row["source"] or row["uri"], lambda: self._bytes_of(row))
+        return _refused(fetched) if isinstance(fetched, Failure) else _verified(fetched, row)
 
     def _bytes_of(self, row: dict[str, Any]) -> bytes:
         if row["source"] is None:
-            return self._files.read(row["uri"])
-        first = row["offset"]
-        data = self._files.read(row["source"], start=first, end=first + row["length"])
-        if not row["uri"].startswith("sha256:"):
-            return data  # a member of a tar shard
+            return self._as_planned(row.get("signed_uri") or row["uri"], row["token"] or "")
+        first, last = row["offset"], row["offset"] + row["length"]
+        if not row["uri"].startswith("sha256:"):  # a member of a tar shard
+            return self._files.fetch(row["source"], start=first, end=last, max_bytes=self._max_bytes).data
+        most = None if self._max_bytes is None else self._max_bytes * 4 // 3 + _OTHER_FIELDS
+        data = self._files.fetch(row["source"], start=first, end=last, max_bytes=most).data
         try:
-            return decode_data_uri(json.loads(data)[self._config.image])
+            return decode_data_uri(photo_text(json.loads(data)[self._config.image]))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"the line at byte {first} of {row['source']} holds no photo any more") from error
 
+    def _as_planned(self, uri: str, token: str) -> bytes:
+        """Return a photo's bytes. Raises IntegrityError when they come with another token than the plan has."""
+        for _ in range(_TRIES):
+            body = self._files.fetch(uri, max_bytes=self._max_bytes)
+            if not body.differs(token):
+                return body.data
+        raise IntegrityError(
+            f"{shown(uri)} is {' and '.join(body.tokens)}, and the plan saw {token}: it was replaced since; the next "
+            "night takes it as it is then"
+        )
+
     def _in_table(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
+        found = self._failures.ask(source, lambda: self._rows_of(source, rows))
+        return [_refused(found)] * len(rows) if isinstance(found, Failure) else found
+
+    def _rows_of(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
         try:
             return list(self._embedded.read(source, rows))
-        except (NotFound, Forbidden, ConfigError, InputError, IntegrityError, pa.ArrowInvalid, OSError) as error:
-            return [_refusal(source, error)] * len(rows)
+        except CodebooksError:
+            raise
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IntegrityError(f"{source} is not what the plan saw: {error}") from error
 
 
-def _refusing(uri: str, read: Callable[[], bytes]) -> Fetched:
-    try:
-        return read()
-    except (NotFound, Forbidden, ConfigError, InputError, IntegrityError) as error:
-        return _refusal(uri, error)
-
-
-def _refusal(uri: str, error: Exception) -> PhotoRefused:
-    if isinstance(error, NotFound):
-        return PhotoRefused("fetch", "missing", str(error))
-    if isinstance(error, Forbidden):
-        return PhotoRefused("fetch", "forbidden", str(error))
-    if isinstance(error, ConfigError):
-        return PhotoRefused("fetch", "bad_uri", str(error))
-    if isinstance(error, InputError):
-        return PhotoRefused("fetch", "unreadable", str(error))
-    return _changed(f"{uri} is not what the plan saw: {error}")
+def _refused(failure: Failure) -> PhotoRefused:
+    # A limit of `images` is the decoder's, whoever finds it passed: a part may say so.
+    return PhotoRefused("decode" if failure.reason in KEPT else "fetch", failure.reason, failure.detail)
 
 
 def _changed(detail: str) -> PhotoRefused:

@@ -57,8 +57,10 @@ def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = No
     starts = run_starts(rows.column("item_id"))
     if config.rows == "item":
         _refuse_repeated_keys(rows, starts, located)
-    rows = _one_row_without_image(rows, starts)
+    rows = _one_row_without_image(rows, starts, located, tally)
     rows, repeated = _without_repeats(rows, located)
+    if located.format in ("folder", "tar"):
+        _count_joined(rows, run_starts(rows.column("item_id")), tally)
     before = None
     if limit is not None:
         rows, before = _sample(rows, limit, seed)
@@ -160,15 +162,29 @@ def _folder_advice(located: Located) -> str:
     return ", or catalogue.item_id: path if names repeat in several folders" if located.format == "folder" else ""
 
 
-def _one_row_without_image(rows: pa.Table, starts: np.ndarray) -> pa.Table:
-    """Keep a row with a null uri only where its item has no photo at all, and once."""
+def _one_row_without_image(rows: pa.Table, starts: np.ndarray, located: Located, tally: Tally) -> pa.Table:
+    """Keep a row with a null uri only where its item has no photo at all, and once; count the others."""
     missing = as_numpy(pc.is_null(rows.column("uri")))
     if not missing.any():
         return rows
     run = np.cumsum(starts) - 1
     with_photo = np.zeros(int(run[-1]) + 1, dtype=np.bool_)
     with_photo[run[~missing]] = True
-    return keep_rows(rows, ~missing | (starts & ~with_photo[run]))
+    kept = ~missing | (starts & ~with_photo[run])
+    if not kept.all():
+        left_out = keep_rows(rows, ~kept)
+        where = f"{left_out.column('item_id')[0].as_py()!r} in {_places(left_out.slice(0, 1), located)}"
+        tally.count("rows without a photo, beside others of the same item", left_out.num_rows, where)
+    return keep_rows(rows, kept)
+
+
+def _count_joined(rows: pa.Table, starts: np.ndarray, tally: Tally) -> None:
+    """Count the photos of folders and tar shards that became one item with others by their names."""
+    joined = np.flatnonzero(~starts)
+    if len(joined):
+        first = rows.slice(int(joined[0]) - 1, 2)
+        item_id, uris = first.column("item_id")[0].as_py(), " and ".join(first.column("uri").to_pylist())
+        tally.count("photos that their names join to another of their item", len(joined), f"{item_id!r} has {uris}")
 
 
 def _without_repeats(rows: pa.Table, located: Located) -> tuple[pa.Table, int]:

@@ -7,20 +7,21 @@ import binascii
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..column_types import photo_bytes, shown_cell, stored_column, text_column, text_lists, unusable_values
+from ..column_types import photo_bytes, photo_paths, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
+from .addresses import split_addresses
 from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
 from .ordering import as_numpy, take_rows
-from .uris import absolute_uris, shown_rows
+from .uris import Uris, absolute_uris, shown_rows
 
 # A photo on its way into schema.PHOTOS. `uri` is null where a row holds no photo; `row` is the number of the file
 # times 2^40 plus the row in it, counted from 0.
@@ -32,6 +33,7 @@ ROWS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("signed_uri", pa.string()),
         pa.field("row", pa.int64()),
     ]
 )
@@ -88,6 +90,7 @@ class _Cells:
     token: pa.Array
     offset: pa.Array
     length: pa.Array
+    signed: pa.Array
     embedded: np.ndarray
 
 
@@ -102,8 +105,8 @@ def photo_rows(
 ) -> pa.Table:
     """Return one row a photo (schema ROWS, then the attributes); a row without a photo gives one with a null uri.
 
-    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError as
-    `absolute_uris` does, for an image cell that begins a JSON list and is none, and for a null version.
+    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError
+    for an image cell that begins a JSON list and is none, and for a null version.
     """
     cells = _cells(batch.column(columns.image), columns, place, config, first_row=first_row, lines=lines)
     token = cells.token
@@ -137,6 +140,7 @@ def photo_rows(
         source,
         cells.offset,
         cells.length,
+        cells.signed,
         pa.array(numbers, pa.int64()),
         *(parents.column(name) for name in columns.attributes),
     ]
@@ -152,7 +156,9 @@ def _cells(
     first_row: int,
     lines: Lines | None,
 ) -> _Cells:
-    if columns.image_kind in ("bytes", "struct"):
+    if columns.image_kind == "struct":
+        return _structs(column, columns, place, config, first_row=first_row)
+    if columns.image_kind == "bytes":
         digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
         return _embedded(digests, np.arange(len(digests)), first_row=first_row)
     if columns.image_kind == "uris":
@@ -161,12 +167,25 @@ def _cells(
     else:
         texts = _one(_usable(text_column(column), columns.image, place, first_row))
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-        parent, texts = _lists_in_text(texts, place, first_row)
+        parent = np.arange(len(texts))
+        if config.image_separator is not None:
+            parent, texts = _flatten(split_addresses(texts, config.image_separator))
+        within, texts = _lists_in_text(texts, place, parent + first_row)
+        parent = parent[within]
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
         if data is not None and data.any() and lines is not None:
             return _with_data(parent, texts, data, lines, place, config, first_row)
-    uris = _resolved(parent, texts, place, config, first_row)
-    return _plain_cells(parent, uris)
+    uris = _resolved(texts, place, config)
+    none = pa.nulls(len(texts), pa.int64())
+    return _Cells(
+        parent=parent,
+        uri=uris.identity,
+        token=pa.nulls(len(texts), pa.string()),
+        offset=none,
+        length=none,
+        signed=uris.signed,
+        embedded=np.zeros(len(texts), dtype=np.bool_),
+    )
 
 
 def _usable(
@@ -187,16 +206,24 @@ def _usable(
     )
 
 
-def _plain_cells(parent: np.ndarray, uris: pa.Array) -> _Cells:
-    none = pa.nulls(len(uris), pa.int64())
-    return _Cells(parent, uris, pa.nulls(len(uris), pa.string()), none, none, np.zeros(len(uris), dtype=np.bool_))
-
-
 def _embedded(digests: list[str | None], offsets: np.ndarray, *, first_row: int) -> _Cells:
     names = pa.array([None if digest is None else f"sha256:{digest}" for digest in digests], pa.string())
     held = np.array([digest is not None for digest in digests], dtype=np.bool_)
     offset = pa.array(offsets + first_row, pa.int64(), mask=~held)
-    return _Cells(np.arange(len(digests)), names, names, offset, pa.nulls(len(digests), pa.int64()), held)
+    none = pa.nulls(len(digests), pa.int64())
+    return _Cells(np.arange(len(digests)), names, names, offset, none, none.cast(pa.string()), held)
+
+
+def _structs(
+    column: pa.ChunkedArray, columns: Columns, place: Place, config: CatalogueConfig, *, first_row: int
+) -> _Cells:
+    """Photos as {bytes, path}: the bytes where there are some, else the path, which starts at the table's folder."""
+    digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
+    held = _embedded(digests, np.arange(len(digests)), first_row=first_row)
+    paths = _one(_usable(photo_paths(column), columns.image, place, first_row))
+    paths = pc.if_else(pc.equal(paths, ""), pa.scalar(None, pa.string()), paths)
+    uris = _resolved(paths, place, config)
+    return replace(held, uri=pc.coalesce(held.uri, uris.identity), signed=uris.signed)
 
 
 def _with_data(
@@ -216,14 +243,15 @@ def _with_data(
         except ValueError as error:
             raise InputError(f"row {first_row + number + 1} of {place.uri}: {error}") from error
     others = pc.if_else(pa.array(data), pa.scalar(None, pa.string()), texts)
-    uris = _resolved(parent, others, place, config, first_row)
+    uris = _resolved(others, place, config)
     embedded = pc.replace_with_mask(pa.nulls(len(texts), pa.string()), pa.array(data), pa.array(names, pa.string()))
     return _Cells(
         parent,
-        pc.coalesce(embedded, uris),
+        pc.coalesce(embedded, uris.identity),
         embedded,
         pa.array(lines.start[parent], pa.int64(), mask=~data),
         pa.array(lines.length[parent], pa.int64(), mask=~data),
+        uris.signed,
         data,
     )
 
@@ -244,13 +272,13 @@ def _digest(value: Any) -> str | None:
     return None if buffer is None else hashlib.sha256(buffer).hexdigest()
 
 
-def _resolved(parent: np.ndarray, texts: pa.Array, place: Place, config: CatalogueConfig, first_row: int) -> pa.Array:
+def _resolved(texts: pa.Array, place: Place, config: CatalogueConfig) -> Uris:
     valid = pc.is_valid(texts)
+    found = absolute_uris(texts.drop_null(), place.base, config)
     if pc.all(valid).as_py():
-        return absolute_uris(texts, place.base, config, parent + first_row, place.uri)
-    rows = parent[as_numpy(valid)] + first_row
-    uris = absolute_uris(texts.drop_null(), place.base, config, rows, place.uri)
-    return pc.replace_with_mask(texts, valid, uris)
+        return found
+    none = pa.nulls(len(texts), pa.string())
+    return Uris(pc.replace_with_mask(none, valid, found.identity), pc.replace_with_mask(none, valid, found.signed))
 
 
 def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -267,13 +295,16 @@ def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return parent[order], texts.take(pa.array(order))
 
 
-def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.ndarray, pa.Array]:
-    """A table of text (CSV) holds several photos as a JSON list: `["a.jpg", "b.jpg"]`."""
+def _lists_in_text(texts: pa.Array, place: Place, rows: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Cells of text, as CSV has them, may hold several photos as a JSON list: `["a.jpg", "b.jpg"]`.
+
+    rows: int64 [n], the row of the file each cell stands in, for the error.
+    """
     listed = pc.fill_null(pc.match_substring_regex(texts, r"^\s*\["), False)
     if not pc.any(listed).as_py():
         return np.arange(len(texts)), texts
     members: list[list[str | None]] = []
-    for row, text in enumerate(texts.to_pylist()):
+    for number, text in enumerate(texts.to_pylist()):
         if text is None or not text.lstrip().startswith("["):
             members.append([text])
             continue
@@ -283,7 +314,7 @@ def _lists_in_text(texts: pa.Array, place: Place, first_row: int) -> tuple[np.nd
             found = None
         if found is None or not all(isinstance(member, str | None) for member in found):
             raise InputError(
-                f"row {first_row + row + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
+                f"row {rows[number] + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
                 'JSON list of texts; write ["a.jpg", "b.jpg"]'
             )
         members.append(found)

@@ -1,8 +1,9 @@
-"""Tar shards in WebDataset naming: members that share a name up to the first dot are one item."""
+"""Tar shards in WebDataset naming: members that share a name up to its first dot are one item."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,41 +19,52 @@ from .json_values import columns_of, is_utf8, parse_object
 from .rows import ROW_BITS, ROWS, Tally
 
 _BATCH_ITEMS = 4096
+_FIRST_ITEMS = 64  # few, for those who only look at the first
 _TEXT_FIELDS = ("cls", "txt")
+_TEXT_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
+_PHOTO_BYTES = 2**31 - 1  # the most that images.max_bytes can be
+KEYS = ("key", "name")
 
 Plain = str | int | float | bool | None
 
 
 @dataclass(slots=True)
 class _Item:
-    """The members of one key. photos: (number in the name or -1, member name, digest, first byte, bytes)."""
+    """The members of one key. photos: (number in the name or -1, member name, token, first byte, bytes).
+
+    further: a photo whose name holds more than a number between its key and its suffix.
+    """
 
     key: str
     photos: list[tuple[int, str, str, int, int]] = field(default_factory=list)
     attributes: dict[str, Plain] = field(default_factory=dict)
+    further: str | None = None
 
 
 def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) -> Iterator[pa.Table]:
     """Yield the photos of one tar shard as tables of rows.ROWS and attributes. Raises InputError.
 
-    `key.jpg`, `key.0.jpg`, `key.1.jpg` are photos of the item `key` (numbered ones by number, then in order); `key.cls`
-    and `key.txt` become attributes `cls` and `txt`, and so do the plain fields of `key.json`. Other members are counted
-    in `tally`. Every byte is read once, for the digests that are the tokens.
+    `key.jpg`, `key.0.jpg`, `key.1.jpg` are photos of the item `key` (numbered ones by number, then in order);
+    `key.cls` and `key.txt` become attributes `cls` and `txt`, and so do the plain fields of `key.json`. By WebDataset's
+    rule a key ends at the first dot of a name (catalogue.item_id: key); `name` lets it end at the last one. Unless
+    `key` is asked for, photos that the rule makes one item by more than their number (`cable-1.0m.jpg` and
+    `cable-1.5m.jpg`) are refused.
+    Other members are counted in `tally`. Every byte is read once, for the digests that are the tokens.
     """
-    if config.version is not None:
-        raise ConfigError(
-            f"catalogue.version names the column {config.version!r}, but tar shards have none; take it away"
-        )
     if place.uri.lower().endswith((".gz", ".tgz")):
         raise InputError(f"{place.uri} is packed, so single photos cannot be read from it; write plain .tar shards")
+    rule = check_tar_config(config)
     category = (config.category,) if config.category else ()
     wanted = None if config.attributes is None else frozenset({*config.attributes, *category})
     with opened(files, place.uri, "a tar shard") as handle, tarfile.open(fileobj=handle, mode="r:") as shard:
         batch: list[_Item] = []
         number = 0
-        for item in _items(shard, place, tally, wanted):
+        for item in _items(shard, place, tally, wanted, rule):
+            if rule is None:
+                _check_names(item, place, tally)
             batch.append(item)
-            if len(batch) == _BATCH_ITEMS:
+            if len(batch) == (_BATCH_ITEMS if number else min(_BATCH_ITEMS, _FIRST_ITEMS)):
                 yield _table(batch, place, config, number)
                 number += len(batch)
                 batch = []
@@ -60,7 +72,36 @@ def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
             yield _table(batch, place, config, number)
 
 
-def _items(shard: tarfile.TarFile, place: Place, tally: Tally, wanted: frozenset[str] | None) -> Iterator[_Item]:
+def check_tar_config(config: CatalogueConfig) -> str | None:
+    """Return which of KEYS ends the items' keys, None for the default. Raises ConfigError for what only a table has."""
+    if config.version is not None:
+        raise ConfigError(
+            f"catalogue.version names the column {config.version!r}, but tar shards have none; take it away"
+        )
+    if config.item_id != "item_id" and config.item_id not in KEYS:
+        raise ConfigError(
+            f"catalogue.item_id is {config.item_id!r}, but tar shards have no columns; allowed are {', '.join(KEYS)}"
+        )
+    return None if config.item_id == "item_id" else config.item_id
+
+
+def _check_names(item: _Item, place: Place, tally: Tally) -> None:
+    if item.further is None:
+        return
+    if len(item.photos) > 1:
+        names = [photo[1] for photo in item.photos]
+        shown = ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise InputError(
+            f"{place.uri}: {shown} would be photos of one item {item.key!r}, because a key ends at the first dot of a "
+            "name; set catalogue.item_id: name if each name is an item, or key if they are one item indeed"
+        )
+    what = "photos whose key ends at the first of several dots (catalogue.item_id: name keeps the whole name)"
+    tally.count(what, 1, f"{item.further} is the item {item.key!r}")
+
+
+def _items(
+    shard: tarfile.TarFile, place: Place, tally: Tally, wanted: frozenset[str] | None, rule: str | None
+) -> Iterator[_Item]:
     item: _Item | None = None
     while (member := shard.next()) is not None:
         shard.members = []  # type: ignore[attr-defined]  # tarfile would keep every header of the shard
@@ -74,7 +115,7 @@ def _items(shard: tarfile.TarFile, place: Place, tally: Tally, wanted: frozenset
                 f"{place.uri} has the sparse member {name!r}, whose bytes lie apart; pack it anew without -S"
             )
         folder, _, last = name.rpartition("/")
-        stem, dot, rest = last.partition(".")
+        stem, dot, rest = last.rpartition(".") if rule == "name" else last.partition(".")
         if member.isdir():
             continue
         if not member.isreg() or not stem or not dot or last.startswith("_"):
@@ -103,24 +144,56 @@ def _add(
     if suffix not in IMAGE_SUFFIXES and rest not in (*_TEXT_FIELDS, "json"):
         tally.skipped[suffix] += 1
         return
-    handle = shard.extractfile(member)
-    data = b"" if handle is None else handle.read()
-    if len(data) != member.size:
-        raise tarfile.ReadError(f"it ends within the member {member.name!r}")
     if suffix in IMAGE_SUFFIXES:
         view = rest.removesuffix(suffix).rpartition(".")[2]
         number = int(view) if view.isdecimal() else -1
-        digest = hashlib.sha256(data).hexdigest()
-        item.photos.append((number, member.name, digest, member.offset_data, member.size))
-    elif rest == "json":
-        item.attributes.update(_plain_fields(data, member.name, place, tally, wanted))
+        if rest != suffix[1:] and not re.fullmatch(r"[0-9]+", rest.removesuffix(suffix)):
+            item.further = member.name
+        item.photos.append((number, member.name, _token(shard, member), member.offset_data, member.size))
+        return
+    if member.size > _TEXT_BYTES:
+        raise InputError(
+            f"the member {member.name!r} of {place.uri} has {member.size:,} bytes, more than the {_TEXT_BYTES:,} that "
+            "attributes may have; take it out of the shard"
+        )
+    data = b"".join(_pieces(shard, member))
+    if rest == "json":
+        _merge(item, _plain_fields(data, member.name, place, tally, wanted), member.name, place)
     elif wanted is None or rest in wanted:
         try:
-            item.attributes[rest] = data.decode().strip()
+            _merge(item, {rest: data.decode().strip()}, member.name, place)
         except UnicodeDecodeError as error:
             raise InputError(
                 f"the member {member.name!r} of {place.uri} is no UTF-8 text ({error}); write it anew"
             ) from error
+
+
+def _token(shard: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Return the digest of a photo, read piece by piece; of one that is larger than any photo only its size."""
+    if member.size > _PHOTO_BYTES:
+        return f"size:{member.size}"
+    digest = hashlib.sha256()
+    for piece in _pieces(shard, member):
+        digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _pieces(shard: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    handle, length = shard.extractfile(member), 0
+    while handle is not None and (piece := handle.read(_PIECE_BYTES)):
+        length += len(piece)
+        yield piece
+    if length != member.size:
+        raise tarfile.ReadError(f"it ends within the member {member.name!r}")
+
+
+def _merge(item: _Item, fields: dict[str, Plain], member: str, place: Place) -> None:
+    for name, value in fields.items():
+        if item.attributes.setdefault(name, value) != value:
+            raise InputError(
+                f"the member {member!r} of {place.uri} says {name} {value!r}, but the item {item.key!r} has "
+                f"{item.attributes[name]!r} from another member; keep one of them"
+            )
 
 
 def _plain_fields(
@@ -141,11 +214,11 @@ def _table(items: list[_Item], place: Place, config: CatalogueConfig, first: int
     for number, item in enumerate(items, first):
         row = (place.number << ROW_BITS) + number
         # Without a photo the item still becomes a row, with its reason, in the quarantine.
-        for _, member, digest, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
-            rows.append((item.key, f"{place.uri}#{member}", f"sha256:{digest}", place.uri, offset, length, row))
+        for _, member, token, offset, length in sorted(item.photos, key=lambda photo: photo[0]):
+            rows.append((item.key, f"{place.uri}#{member}", token, place.uri, offset, length, None, row))
             owners.append(item)
         if not item.photos:
-            rows.append((item.key, None, None, None, None, None, row))
+            rows.append((item.key, None, None, None, None, None, None, row))
             owners.append(item)
     columns = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), ROWS, strict=True)]
     held = columns_of(

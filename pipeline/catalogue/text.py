@@ -36,14 +36,6 @@ _NO_TEXT = (
 
 
 @dataclass(frozen=True, slots=True)
-class OpenText:
-    """A text table open for reading. packed: its bytes are not those of the file, which therefore has no places."""
-
-    handle: BinaryIO
-    packed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Encoding:
     """How the bytes of a file become text. codec: Python's name; mark: bytes of the byte order mark."""
 
@@ -51,23 +43,43 @@ class Encoding:
     mark: int
 
 
+@dataclass(frozen=True, slots=True)
+class OpenText:
+    """A text table open for reading. in_place: its text is the file's bytes, so that parts of it have places there."""
+
+    handle: BinaryIO
+    encoding: Encoding
+    in_place: bool
+
+
 @contextmanager
-def opened_text(files: Files, uri: str, what: str) -> Iterator[OpenText]:
+def opened_text(files: Files, uri: str, wanted: str, what: str) -> Iterator[OpenText]:
     """Open a text table for reading, unpacked when its bytes are gzip, or a zip archive of one file.
 
-    Raises InputError for what is no text (workbooks, web pages, other archives), and as `formats.reading` does.
+    wanted: catalogue.encoding. Raises InputError for what is no text (workbooks, web pages, other archives), and as
+    `formats.reading` does.
     """
     with reading(uri, what), files.open(uri) as handle:
-        head = handle.read(8)
+        magic = handle.read(8)
         handle.seek(0)
-        if head.startswith(b"\x1f\x8b") or uri.lower().endswith(".gz"):
+        if magic.startswith(b"\x1f\x8b") or uri.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=handle) as unpacked:
-                yield OpenText(cast(BinaryIO, unpacked), packed=True)
-        elif head.startswith(b"PK\x03\x04"):
+                yield _found(cast(BinaryIO, unpacked), wanted, uri, packed=True)
+        elif magic.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(handle) as archive, _only_member(archive, uri) as member:
-                yield OpenText(member, packed=True)
+                yield _found(member, wanted, uri, packed=True)
         else:
-            yield OpenText(handle, packed=False)
+            yield _found(handle, wanted, uri, packed=False)
+
+
+def _found(handle: BinaryIO, wanted: str, uri: str, *, packed: bool) -> OpenText:
+    head = handle.read(_HEAD_BYTES)
+    handle.seek(0)
+    for magic, what in _NO_TEXT:
+        if head[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
+            raise InputError(f"{uri} is {what}")
+    encoding = find_encoding(head, wanted)
+    return OpenText(handle, encoding, in_place=encoding.codec == "utf-8" and not packed)
 
 
 def _only_member(archive: zipfile.ZipFile, uri: str) -> BinaryIO:
@@ -102,31 +114,23 @@ def find_encoding(head: bytes, wanted: str) -> Encoding:
     return Encoding({"utf-8-sig": "utf-8", "utf-16": "utf-16-le"}.get(codec, codec), 0)
 
 
-def utf8_blocks(handle: BinaryIO, wanted: str, file: str, size: int) -> Iterator[tuple[int, bytes]]:
+def utf8_blocks(text: OpenText, file: str, size: int) -> Iterator[tuple[int, bytes]]:
     """Yield (first byte's position in the file, text as UTF-8) of blocks of about `size` bytes.
 
     The byte order mark is left out. Bytes that are UTF-8 already are passed on unchecked; see `undecodable`. Raises
-    InputError, naming line and byte, for bytes that are not of the encoding, and for files that are no text.
+    InputError, naming line and byte, for bytes that are not of the encoding.
     """
-    first = _filled(handle, size)
-    for magic, what in _NO_TEXT:
-        if first[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
-            raise InputError(f"{file} is {what}")
-    encoding = find_encoding(first[:_HEAD_BYTES], wanted)
-    data, start, lines = first[encoding.mark :], encoding.mark, 0
-    decoder = None if encoding.codec == "utf-8" else codecs.getincrementaldecoder(encoding.codec)()
-    while True:
-        following = _filled(handle, size) if data else b""
+    codec, start, lines = text.encoding.codec, text.encoding.mark, 0
+    decoder = None if codec == "utf-8" else codecs.getincrementaldecoder(codec)()
+    data = _filled(text.handle, max(size, start))[start:]
+    while data:
+        following = _filled(text.handle, size)
         if decoder is None:
-            if data:
-                yield start, data
+            yield start, data
         else:
-            text = _decoded(decoder, data, encoding.codec, file, start, lines, final=not following)
-            lines += text.count("\n") or text.count("\r")
-            if text:
-                yield start, text.encode()
-        if not following:
-            return
+            decoded = _decoded(decoder, data, codec, file, start, lines, final=not following)
+            lines += decoded.count("\n") or decoded.count("\r")
+            yield start, decoded.encode()
         data, start = following, start + len(data)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import ConfigError, Forbidden, InputError, NotFound
 from ..schema import PHOTOS, REFUSAL
 from ..storage import Files
+from .allowed import Judgement, judge
 from .config import CatalogueConfig
+from .failures import Failure, Failures
 from .listing import list_tokens
 from .notes import NOTES_KEY, catalogue_notes
 from .ordering import as_numpy
@@ -31,12 +32,17 @@ NO_IMAGE = "the catalogue names no photo for this item"
 class TokenCost:
     """Requests that tokens took.
 
-    listed: names listed, those of a folder source too; heads: HEADs of single photos; revalidated: conditional GETs.
+    listed: names listed, those of a folder source too; heads: HEADs of single photos, or GETs of one byte where a host
+    refuses those; revalidated: photos asked whether they are still what they were; reads, read_bytes: photos read whole
+    because nothing else tells whether they have changed; slowed: seconds that hosts asked to wait, by host.
     """
 
     listed: int = 0
     heads: int = 0
     revalidated: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    slowed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +61,36 @@ def resolve_tokens(
 
     Photos that lie together are found by listing their folders while that returns at most about four names a photo,
     others by HEADs. https photos are asked for by HEAD, or, where `known` (columns uri, token: the parent's items)
-    has an ETag, by a GET with If-None-Match. What is missing, forbidden or cannot be read gets stage `plan` and a
-    reason (`missing`, `forbidden`, `unreadable`, `bad_uri`, `no_image`) and the token "". Raises Unavailable.
+    has an ETag, by a GET with If-None-Match. What cannot be had gets stage `plan`, a reason (see `refusals`) and the
+    token "". Raises what `Failures.ask` does, when it is no photo's fault.
     """
+    addresses = _addresses(photos)
+    refused = _judged(photos, addresses, files)
     open_rows = as_numpy(pc.and_(pc.is_null(photos.column("token")), pc.not_equal(photos.column("uri"), "")))
-    uris = pc.unique(photos.column("uri").filter(pa.array(open_rows)).cast(pa.large_string()))
+    open_rows &= as_numpy(pc.is_null(refused.reason))
+    uris = pc.unique(addresses.filter(pa.array(open_rows)))
+    known = _by_address(known, photos.column("uri"), addresses, uris)
     web = pc.starts_with(uris, "https://")
-    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files)
-    asked, web_cost = _resolve_web(uris.filter(web), files, known)
+    failures = Failures(files)
+    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures)
+    asked, web_cost = _resolve_web(uris.filter(web), files, known, failures)
     resolved = pa.concat_tables([found, asked])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
-    cost = TokenCost(cost.listed + reading, cost.heads + web_cost.heads, web_cost.revalidated)
-    place = pc.index_in(photos.column("uri").cast(pa.large_string()), value_set=resolved.column("uri"))
+    cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
+    place = pc.index_in(addresses, value_set=resolved.column("uri"))
     place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
     answers = resolved.take(place)
     empty = pc.equal(photos.column("uri"), "")
     token = pc.coalesce(photos.column("token"), answers.column("token"))
+    token = pc.if_else(pc.is_valid(refused.reason), "", token)
     table = photos.set_column(
         photos.schema.get_field_index("token"), PHOTOS.field("token"), pc.fill_null(token, "").cast(pa.string())
     )
-    reason = pc.if_else(empty, "no_image", answers.column("reason"))
-    detail = pc.if_else(empty, NO_IMAGE, answers.column("detail"))
+    reason = pc.coalesce(refused.reason, pc.if_else(empty, "no_image", answers.column("reason")))
+    detail = pc.coalesce(refused.detail, pc.if_else(empty, NO_IMAGE, answers.column("detail")))
     stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
-    for field, column in zip(REFUSAL, (stage, reason, detail), strict=True):
-        table = table.append_column(field, column.cast(field.type))
+    for kind, column in zip(REFUSAL, (stage, reason, detail), strict=True):
+        table = table.append_column(kind, column.cast(kind.type))
     return table, cost
 
 
@@ -92,19 +104,48 @@ _RESOLVED = pa.schema(
 )
 
 
-def _resolve_stored(uris: pa.Array, files: Files) -> tuple[pa.Table, TokenCost]:
+def _addresses(photos: pa.Table) -> pa.Array:
+    """Return where each photo is asked for: its URI, or the whole signed address behind it."""
+    addresses = photos.column("uri")
+    if "signed_uri" in photos.column_names:
+        addresses = pc.coalesce(photos.column("signed_uri"), addresses)
+    return pa.concat_arrays([pa.nulls(0, pa.large_string()), *addresses.cast(pa.large_string()).chunks])
+
+
+def _judged(photos: pa.Table, addresses: pa.Array, files: Files) -> Judgement:
+    """Judge the photos that lie at an address of their own, also those whose tokens are known without asking."""
+    none = pa.nulls(len(addresses), pa.string())
+    if files.places is None:
+        return Judgement(none, none)
+    own = pc.and_(pc.is_null(photos.column("source")), pc.not_equal(photos.column("uri"), ""))
+    distinct = pc.unique(addresses.filter(pa.concat_arrays([pa.nulls(0, pa.bool_()), *own.chunks])))
+    found = judge(distinct, files.places)
+    place = pc.if_else(own, pc.index_in(addresses, value_set=distinct), pa.scalar(None, pa.int32()))
+    return Judgement(found.reason.take(place), found.detail.take(place))
+
+
+def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Array, asked: pa.Array) -> pa.Table | None:
+    """Return the known tokens by tonight's addresses of their photos."""
+    if known is None or not len(asked):
+        return None
+    named = uris.take(pc.index_in(asked, value_set=addresses)).cast(pa.large_string())
+    place = pc.index_in(named, value_set=known.column("uri").cast(pa.large_string()))
+    return pa.table({"uri": asked, "token": known.column("token").take(place)})
+
+
+def _resolve_stored(uris: pa.Array, files: Files, failures: Failures) -> tuple[pa.Table, TokenCost]:
     listing = list_tokens(uris, files)
     lacking = as_numpy(pc.is_null(listing.tokens))
     unlisted = lacking & ~listing.covered
     gone = np.flatnonzero(lacking & listing.covered)
     heads = np.flatnonzero(unlisted)
     confirmed = gone[:_CONFIRMED]
-    answers = _ask(uris, np.concatenate([heads, confirmed]), lambda uri: _head(uri, files))
+    answers = _ask(uris, np.concatenate([heads, confirmed]), lambda uri: _head(uri, files, failures))
     asked = len(heads) + len(confirmed)
     if len(gone) > len(confirmed) and pc.count(answers.slice(len(heads)).column("token")).as_py():
         # The store has photos that its listing does not show under these URIs, so the listing proves nothing.
         rest = gone[len(confirmed) :]
-        answers = pa.concat_tables([answers, _ask(uris, rest, lambda uri: _head(uri, files))])
+        answers = pa.concat_tables([answers, _ask(uris, rest, lambda uri: _head(uri, files, failures))])
         asked += len(rest)
     settled = np.zeros(len(uris), dtype=np.bool_)
     settled[heads] = True
@@ -125,7 +166,9 @@ def _from_listing(uris: pa.Array, tokens: pa.Array) -> pa.Table:
     return pa.table([uris, tokens, pc.if_else(missing, "missing", none), detail], schema=_RESOLVED)
 
 
-def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[pa.Table, TokenCost]:
+def _resolve_web(
+    uris: pa.Array, files: Files, known: pa.Table | None, failures: Failures
+) -> tuple[pa.Table, TokenCost]:
     if not len(uris):
         return _RESOLVED.empty_table(), TokenCost()
     tokens: pa.Array = pa.nulls(len(uris), pa.string())
@@ -133,11 +176,32 @@ def _resolve_web(uris: pa.Array, files: Files, known: pa.Table | None) -> tuple[
         place = pc.index_in(uris, value_set=known.column("uri").cast(pa.large_string()))
         tokens = known.column("token").take(place).combine_chunks()
     # A digest comes from a server without ETags, which sends the whole photo either way.
-    again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|sha256):"), False)
+    again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|modified|sha256):"), False)
     before = dict(zip(uris.filter(again).to_pylist(), tokens.filter(again).to_pylist(), strict=True))
-    new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files))
-    old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files))
-    return pa.concat_tables([new, old]), TokenCost(heads=new.num_rows, revalidated=old.num_rows)
+    order = pa.array(_by_turns(uris))  # so that one slow host never has all threads waiting for it
+    uris, again = uris.take(order), again.take(order)
+    new = _ask(uris, np.flatnonzero(~as_numpy(again)), lambda uri: _first_look(uri, files, failures))
+    old = _ask(uris, np.flatnonzero(as_numpy(again)), lambda uri: _revalidate(uri, before[uri], files, failures))
+    traffic = files.traffic()
+    cost = TokenCost(
+        heads=new.num_rows,
+        revalidated=old.num_rows,
+        reads=sum(host.reads for host in traffic.values()),
+        read_bytes=sum(host.bytes_read for host in traffic.values()),
+        slowed={name: round(host.paused_s, 1) for name, host in traffic.items() if host.refusals},
+    )
+    return pa.concat_tables([new, old]), cost
+
+
+def _by_turns(uris: pa.Array) -> np.ndarray:
+    """Return the places of web addresses so that hosts take turns: the first of each, the second of each, ..."""
+    hosts = pc.replace_substring_regex(uris, r"^([^/]*//[^/?#]*).*$", r"\1").dictionary_encode().indices
+    numbers = as_numpy(hosts)
+    grouped = np.argsort(numbers, kind="stable")
+    counts = np.bincount(numbers)
+    turns = np.empty(len(numbers), dtype=np.int64)
+    turns[grouped] = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.lexsort((numbers, turns))
 
 
 def _ask(uris: pa.Array, places: np.ndarray, question: Callable[[str], _Answer]) -> pa.Table:
@@ -161,29 +225,20 @@ def _batches(uris: pa.Array, question: Callable[[str], _Answer], pool: ThreadPoo
         yield pa.table(columns, schema=_RESOLVED)
 
 
-def _head(uri: str, files: Files) -> _Answer:
-    return _answered(lambda: files.stat(uri).token)
+def _head(uri: str, files: Files, failures: Failures) -> _Answer:
+    return _answer(failures.ask(uri, lambda: files.stat(uri).token))
 
 
-def _first_look(uri: str, files: Files) -> _Answer:
-    answer = _head(uri, files)
+def _first_look(uri: str, files: Files, failures: Failures) -> _Answer:
+    answer = _head(uri, files, failures)
     if answer.reason == "unreadable":  # no ETag: the digest of its bytes is the token
-        return _answered(lambda: files.revalidate(uri, None)[1])
+        return _answer(failures.ask(uri, lambda: files.revalidate(uri, None)[1]))
     return answer
 
 
-def _revalidate(uri: str, token: str, files: Files) -> _Answer:
-    return _answered(lambda: files.revalidate(uri, token)[1])
+def _revalidate(uri: str, token: str, files: Files, failures: Failures) -> _Answer:
+    return _answer(failures.ask(uri, lambda: files.revalidate(uri, token)[1]))
 
 
-def _answered(question: Callable[[], str]) -> _Answer:
-    try:
-        return _Answer(question())
-    except NotFound as error:
-        return _Answer(None, "missing", str(error))
-    except Forbidden as error:
-        return _Answer(None, "forbidden", str(error))
-    except ConfigError as error:
-        return _Answer(None, "bad_uri", str(error))
-    except InputError as error:
-        return _Answer(None, "unreadable", str(error))
+def _answer(found: str | Failure) -> _Answer:
+    return _Answer(None, found.reason, found.detail) if isinstance(found, Failure) else _Answer(found)

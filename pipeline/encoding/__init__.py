@@ -1,23 +1,30 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
 from .actors import Encoder, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
+from .answers import Asked, FetchLimits, ask_again, settle
 from .collect import LivingRows, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
-from .shards import PART_BYTES, Shard, ShardResult, assign_shards, build_shards, split_done
+from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
+from .unfit import NOT_FINITE
 
 __all__ = [
+    "NOT_FINITE",
     "PART_BYTES",
+    "Asked",
     "EncodeConfig",
     "EncodeJob",
     "Encoder",
+    "FetchLimits",
     "LivingRows",
     "PhotoDecoder",
     "Reader",
     "Shard",
     "ShardResult",
     "ShardWorker",
+    "Unanswered",
+    "ask_again",
     "assign_shards",
     "build_shards",
     "collect_pixels",
@@ -26,5 +33,6 @@ __all__ = [
     "make_encoder",
     "make_worker",
     "run_shards",
+    "settle",
     "split_done",
 ]

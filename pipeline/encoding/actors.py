@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
@@ -25,13 +25,14 @@ from ..models.conditions import condition_of
 from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
 from ..schema import CATEGORY, latents_schema, pixels_schema
 from ..storage import Store
+from .answers import answered, lacking_in, without
 from .config import EncodeConfig, EncodeJob, Precision
-from .shards import Shard, ShardResult, check_rows
+from .shards import Killer, Shard, ShardResult, Unanswered, check_latents
+from .unfit import Unfit, finite_rows, not_finite, with_unfit
 
 _log = logging.getLogger(__name__)
 
 READ_ROWS = 256  # photos whose bytes are held at a time; while they are decoded the next ones are fetched
-_DETAIL = 500  # characters of an unforeseen exception that a quarantine row keeps
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -103,17 +104,19 @@ class PhotoDecoder:
         self.images = images
         self.threads = threads
 
-    def __call__(self, photos: pa.Table) -> pa.Table:
+    def __call__(self, photos: pa.Table, killers: Sequence[Killer] = ()) -> pa.Table:
         """Return the rows of `photos` with schema.pixels_schema; a refused photo has no pixels but a reason.
 
-        Raises Unavailable when a photo cannot be fetched for now.
+        killers: rows that are refused without being touched. Raises Unavailable when a photo cannot be fetched for now.
         """
         size, count = self.images.size, photos.num_rows
         pixels = np.zeros((count, size, size, 3), np.uint8)
         digests: list[str | None] = [None] * count
         refusals: list[PhotoRefused | None] = [None] * count
+        for killer in killers:
+            refusals[killer.row] = killer.refusal
         with ThreadPoolExecutor(self.threads) as pool:
-            for rows, answers in self._read(photos):
+            for rows, answers in self._read(photos, [killer.row for killer in killers]):
                 decoded = pool.map(self._decode, answers) if self.threads > 1 else map(self._decode, answers)
                 for row, photo in zip(rows.tolist(), decoded, strict=True):
                     if isinstance(photo, PhotoRefused):
@@ -122,10 +125,15 @@ class PhotoDecoder:
                         digests[row], pixels[row] = photo
         return _pixels_table(photos, digests, pixels, refusals)
 
-    def _read(self, photos: pa.Table) -> Iterator[tuple[npt.NDArray[np.int64], list[bytes | PhotoRefused]]]:
+    def _read(
+        self, photos: pa.Table, untouched: list[int]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], list[bytes | PhotoRefused]]]:
         """Yield rows and what was read of them, one stretch ahead; embedded photos in the order of their files."""
         order = np.asarray(pc.sort_indices(photos, [("source", "ascending"), ("offset", "ascending")]), np.int64)
+        order = order[~np.isin(order, untouched)]
         stretches = [order[start : start + READ_ROWS] for start in range(0, len(order), READ_ROWS)]
+        if not stretches:
+            return
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self.reader.read, photos.take(pa.array(stretches[0])))
             for number, rows in enumerate(stretches):
@@ -146,9 +154,9 @@ class PhotoDecoder:
         except (CodebooksError, ImportError):  # our mistake or a missing Pillow: every photo would be refused for it
             raise
         except Exception as error:  # noqa: BLE001 - one photo that crashes Pillow in a new way must not stop the night
-            detail = f"{type(error).__name__}: {error}"[:_DETAIL]
-            _log.warning("decode failed in a way that has no reason word yet: %s", detail)
-            return PhotoRefused("decode", "broken", detail)
+            # Its text may quote bytes of the file, and a quarantine is published: it goes to this machine's log only.
+            _log.warning("decode failed in a way that has no reason word yet: %s: %s", type(error).__name__, error)
+            return PhotoRefused("decode", "broken", f"{type(error).__name__}, for which there is no reason word yet")
 
 
 class ShardWorker:
@@ -163,41 +171,69 @@ class ShardWorker:
     def __call__(self, shard: Shard) -> ShardResult:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
         count, fetched, pixels_file = shard.photos.num_rows, 0, None
+        lacking: tuple[Unanswered, ...] = ()
         if shard.from_pixels is not None:
             table, rows = self._kept(shard)
         else:
-            pixels_file, table, fetched = self._pixels(shard)
+            pixels_file, table, fetched, lacking = self._pixels(shard)
             rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
+            shard = without(shard, lacking)
+        refused = count - len(rows)
         latents_file, reused = None, False
-        if shard.latents_name is not None and shard.latents_key is not None:
+        if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
             reused = latents_file is not None
             latents_file = latents_file or self._encode(shard, table, rows)
-            check_rows(latents_file, len(rows))
+            refused += check_latents(self.store, latents_file, len(rows))
         return ShardResult(
             number=shard.number,
             pixels=pixels_file,
             latents=latents_file,
             photos=count,
-            refused=count - len(rows),
+            refused=refused,
             fetched=fetched,
             reused=fetched == 0 and (reused or latents_file is None),
+            unanswered=lacking,
         )
 
-    def _pixels(self, shard: Shard) -> tuple[PartFile, pa.Table, int]:
-        """Return the pixels part that is on the store, its table, and how many photos were fetched for it."""
+    def rehearse(self, shard: Shard) -> None:
+        """Do to a shard's photos all that could kill a process, and write nothing; without photos, to a black one."""
+        if self.encoder is None:
+            self.decoder(shard.photos)
+            return
+        if not shard.photos.num_rows:
+            black = np.zeros((1, self.size, self.size, 3), np.uint8)
+            nothing = condition_of(self.encoder.model.labels, [None]).numpy() if shard.tells else None
+            self.encoder(black, np.zeros(1, np.int64), nothing)
+            return
+        if shard.from_pixels is not None:
+            table, rows = self._kept(shard)
+        else:
+            table = self.decoder(shard.photos)
+            rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
+        self.encoder(_pixel_array(table, self.size), rows, _conditions(shard, rows, self.encoder.model))
+
+    def _pixels(self, shard: Shard) -> tuple[PartFile | None, pa.Table, int, tuple[Unanswered, ...]]:
+        """Return the pixels part on the store, its table, how many photos were fetched for it, and those it lacks.
+
+        A part holds what the decoder said. What may pass (no answer, refused, changed on the way) is never written:
+        the part would say it again to every later try, long after it has been put right.
+        """
         fetched = 0
         found = load_part(self.store, shard.pixels_name, shard.pixels_key)
+        lacking: tuple[Unanswered, ...] = ()
         if found is None:
-            table, fetched = self.decoder(shard.photos), shard.photos.num_rows
+            table, fetched = self.decoder(shard.photos, shard.killers), shard.photos.num_rows
+            table, lacking = answered(table)
+            if not table.num_rows:
+                return None, table, fetched, lacking
             part, same = put_part(self.store, shard.pixels_name, table, shard.pixels_key)
             if same:
-                return part, table, fetched
+                return part, table, fetched, lacking
             found = load_part(self.store, shard.pixels_name, shard.pixels_key)
             if found is None:
                 raise IntegrityError(f"{shard.pixels_name} is gone: something deletes parts while a run is alive")
-        check_rows(found[0], shard.photos.num_rows)
-        return *found, fetched
+        return *found, fetched, lacking_in(found[1], shard, lacking)
 
     def _kept(self, shard: Shard) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """Return the existing pixels part of carried photos, and their rows in it, checked photo by photo."""
@@ -218,21 +254,22 @@ class ShardWorker:
     def _encode(self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]) -> PartFile:
         if self.encoder is None or shard.latents_name is None or shard.latents_key is None:
             raise ConfigError(f"shard {shard.number} asks for latents and this worker was built without a model")
-        arrays = self.encoder(_pixel_array(table, self.size), rows, _conditions(shard, rows, self.encoder.model))
-        for name, values in (("mean", arrays.mean), ("log_var", arrays.log_var)):
-            if values is not None and not np.isfinite(values).all():
-                row = int(rows[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
-                raise IntegrityError(
-                    f"the model's {name} of item {table['item_id'][row].as_py()!r} is not finite; "
-                    "train again with a smaller learning rate"
-                )
-        latents = _latents_table(table.take(pa.array(rows)).select(["item_id", "uri", "token", "digest"]), rows, arrays)
+        killers = shard.killers if shard.from_pixels is not None else ()  # of a fetched shard they have no pixels
+        spared = [killer.row for killer in killers]
+        unfit = [Unfit(int(rows[killer.row]), killer.refusal.reason, killer.refusal.detail) for killer in killers]
+        condition = _conditions(shard, rows, self.encoder.model)
+        rows, condition = np.delete(rows, spared), None if condition is None else np.delete(condition, spared)
+        arrays = self.encoder(_pixel_array(table, self.size), rows, condition)
+        finite = finite_rows((arrays.mean, arrays.log_var))
+        unfit += [not_finite(int(row)) for row in rows[~finite]]
+        photos = table.take(pa.array(rows[finite])).select(["item_id", "uri", "token", "digest"])
+        latents = with_unfit(_latents_table(photos, rows[finite], arrays.take(finite)), unfit)
         return write_part(self.store, shard.latents_name, latents, shard.latents_key)
 
 
 def _conditions(shard: Shard, rows: npt.NDArray[np.int64], model: Model) -> npt.NDArray[np.int64] | None:
     """Return the condition row of each encoded photo; rows: where they lie in the pixels part."""
-    if CATEGORY.name not in shard.photos.column_names:
+    if not shard.tells:
         return None
     told = shard.photos[CATEGORY.name]
     # A part made for this shard has its rows; an existing one has others, and all the shard's photos are encoded.

@@ -16,6 +16,7 @@ from ..parts import PartFile, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
+from .unfit import Unfit, read_unfit
 
 _KEYS = ["item_id", "uri"]
 _PLACE = ["digest", "latents_part", "latents_row", "pixels_part", "pixels_row"]
@@ -37,8 +38,9 @@ def collect_rows(
     """Return (items, refused) of a plan whose shards are all encoded.
 
     items: schema.items_schema with the plan's attributes; refused: schema.QUARANTINE without `first_seen`; both in the
-    plan's order (item_id, view). Of the new parts only key columns are read. Raises IntegrityError when a photo of the
-    plan would be in neither table or in both, or when a part does not hold the photos of its shard.
+    plan's order (item_id, view). A photo that keeps yesterday's row because it is unreachable is in both. Of the new
+    parts only key columns are read. Raises IntegrityError when any other photo of the plan would be in neither table
+    or in both, or when a part does not hold the photos of its shard.
     """
     spans = _spans(plan, shards, results)
     answers = in_threads(lambda span: _answer(store, span[0], span[1]), [(shard, made) for shard, made, _ in spans])
@@ -50,15 +52,21 @@ def collect_rows(
     refused = [rows[answer.refused] for answer, (_, _, rows) in zip(answers, spans, strict=True)]
     live_rows, refused_rows = np.concatenate([carried, *live]), np.concatenate([known, *refused])
     _check_conserved(plan, live_rows, refused_rows)
+    # Carried rows with a reason: they live on, and are said to be unreachable.
+    held = live_rows[as_numpy(pc.is_valid(plan["reason"])).astype(np.bool_)[live_rows]]
 
     schema = items_schema(attribute_fields(plan.schema))
     places = pa.concat_tables([take_rows(plan.select(_PLACE), carried), *(answer.places for answer in answers)])
     refusals = pa.concat_tables(
-        [take_rows(plan.select(REFUSAL.names), known), *(answer.refusals for answer in answers)]
+        [
+            take_rows(plan.select(REFUSAL.names), known),
+            *(answer.refusals for answer in answers),
+            take_rows(plan.select(REFUSAL.names), held),
+        ]
     )
     items = _in_plan_order(plan, live_rows, places, schema)
     quarantine = pa.schema([field for field in QUARANTINE if field.name != "first_seen"])
-    return items, _in_plan_order(plan, refused_rows, refusals, quarantine)
+    return items, _in_plan_order(plan, np.concatenate([refused_rows, held]), refusals, quarantine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,9 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
         live, refused = np.flatnonzero(usable), np.flatnonzero(~usable)
         refusals = said.select(REFUSAL.names).take(pa.array(refused))
     latents = read_part(store, made.name, [*_KEYS, "digest", "pixels_row"])
+    if unfit := read_unfit(latents.schema):
+        live, fallen, said = _without_unfit(shard, live, unfit)
+        refused, refusals = np.concatenate([refused, fallen]), pa.concat_tables([refusals, said])
     asked = photos.take(pa.array(live))
     _check_keys(made.name, latents, asked)
     pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
@@ -149,6 +160,15 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     ]
     places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))
     return _Answer(live, places, refused, refusals)
+
+
+def _without_unfit(shard: Shard, live: Positions, unfit: list[Unfit]) -> tuple[Positions, Positions, pa.Table]:
+    """Return the living rows of a shard, those that its latents part refuses, and their columns of schema.REFUSAL."""
+    place = live if shard.from_pixels is None else as_numpy(shard.photos["pixels_row"]).astype(np.int64)[live]
+    said = {one.pixels_row: one.refusal for one in unfit}
+    lost = np.isin(place, list(said))
+    refusals = pa.Table.from_pylist([said[row] for row in place[lost].tolist()], schema=REFUSAL)
+    return live[~lost], live[lost], refusals
 
 
 def _usable_rows(store: Store, shard: Shard, result: ShardResult) -> Positions:

@@ -18,6 +18,7 @@ from ..parts import PartFile, latents_part_name, part_key, read_part, write_part
 from ..schema import CATEGORY, LATENTS_VERSION
 from ..storage import Store
 from .shards import PART_BYTES
+from .unfit import without_unfit
 
 _COMPACTED = "compacted"  # stands in the key for the pixels part, of which a rewritten part has many
 
@@ -114,7 +115,9 @@ def _copied(store: Store, items: pa.Table, rows: Positions, group: Sequence[_Liv
     for member in group:
         tables.append(take_rows(read_part(store, member.part.name), places[member.rows]))
         order.append(member.rows)
-    copied = take_rows(pa.concat_tables(tables), np.argsort(np.concatenate(order), kind="stable").astype(np.int64))
+    copied = take_rows(
+        without_unfit(pa.concat_tables(tables)), np.argsort(np.concatenate(order), kind="stable").astype(np.int64)
+    )
     wanted = take_rows(items.select(["item_id", "uri", "token"]), rows)
     for name in wanted.column_names:
         if not copied[name].combine_chunks().equals(wanted[name].combine_chunks()):

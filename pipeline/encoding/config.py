@@ -54,4 +54,6 @@ class EncodeJob:
 
     def reader(self) -> PhotoReader:
         """Return what turns rows of photos into bytes."""
-        return PhotoReader(self.files, self.catalogue, threads=self.encode.fetch_threads)
+        return PhotoReader(
+            self.files, self.catalogue, threads=self.encode.fetch_threads, max_bytes=self.images.max_bytes
+        )

@@ -11,14 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray
-import ray.data
 from pydantic import BaseModel
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
 
 from ..errors import CodebooksError, ConfigError, Unavailable
@@ -26,13 +23,18 @@ from ..parts import PartFile
 from ..workers import explained, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
-from .shards import Shard, ShardResult
+from .shards import Shard, ShardResult, Unanswered
+from .suspects import Place, most_killers, settle_suspect
+
+if TYPE_CHECKING:
+    from ray.data import DataContext  # loaded where it is used: every encoding process imports this module
 
 _log = logging.getLogger(__name__)
 
 # How often a shard is begun whose actor dies (a lost node, memory, a crash in native code). Ray Data begins it again
-# for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted.
-MOST_BEGINS = 6
+# for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted. A shard
+# that was begun more often is set aside as a suspect, which harms no innocent photo: see `suspects.settle_suspect`.
+MOST_BEGINS = 2
 # Below this share of a CPU for each of its threads an actor only takes time from the others.
 _LEAST_SHARE = 0.5
 
@@ -53,8 +55,9 @@ def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult |
     """Run shards on the Ray cluster this process is connected to and return their results in number order.
 
     on_result(result, done, total) is called in this process as each shard ends, in any order; what it raises stops the
-    run. Parts that are written stay, so the same call again does only what is left. Raises what an actor raised where
-    that is a CodebooksError (Unavailable, IntegrityError, ...), Unavailable when nothing ends in
+    run. Parts that are written stay, so the same call again does only what is left. Shards whose actors die again and
+    again come last, one by one, and photos that kill their process are refused in their parts. Raises what an actor
+    raised where that is a CodebooksError (Unavailable, IntegrityError, ...), Unavailable when nothing ends in
     `encode.no_progress_s`, ConfigError when no node has the GPU that an actor asks for.
     """
     todo = {shard.number: shard for shard in shards}
@@ -62,15 +65,29 @@ def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult |
         return []
     seats = plan_seats(job.encode, len(todo), ray.cluster_resources())  # type: ignore[no-untyped-call]
     results: dict[int, ShardResult] = {}
+    suspects: set[int] = set()
+
+    def ended(result: ShardResult) -> None:
+        if result.number in results:  # an actor that died after its answer was on the way
+            return
+        results[result.number] = result
+        if on_result is not None:
+            on_result(result, len(results), len(todo))
+
+    from ray.data import DataContext
+
     # closing: when something is raised in here the actors are stopped now, not when the generator is collected.
     with DataContext.current(_context(job.encode)), closing(_stream(list(todo.values()), job, seats)) as rows:
         for row in rows:
-            result = _result_of(row)
-            if result.number in results:  # an actor that died after its answer was on the way
-                continue
-            results[result.number] = result
-            if on_result is not None:
-                on_result(result, len(results), len(todo))
+            if row["suspect"] is not None:
+                suspects.add(row["suspect"])
+            else:
+                ended(_result_of(row))
+    convicted, most = 0, most_killers(sum(shard.photos.num_rows for shard in todo.values()))
+    for number in sorted(suspects - results.keys()):
+        result, found = settle_suspect(todo[number], Place(job, seats.cpus), most=most - convicted)
+        convicted += found
+        ended(result)
     if missing := sorted(todo.keys() - results.keys()):
         raise CodebooksError(
             f"Ray ended without an answer for {len(missing)} of {len(todo)} shards (first: {missing[0]}); run again, "
@@ -136,27 +153,25 @@ class _BlockActor:
     def __call__(self, block: pa.Table) -> pa.Table:
         try:
             shard = self._shard(block)
-            self._count(shard)
+            if self._is_suspect(shard):
+                return _row(suspect=shard.number)
             # Here and not in the constructor: Ray hides what a constructor raises behind the death of its actor.
             self.worker = self.worker or make_worker(self.job)
             result = self.worker(shard)
         except CodebooksError as error:
             # As a row: raised through Ray it would arrive without its class, hence without its exit code.
             error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
-            return _row(result=None, error=pickle.dumps(error))
-        return _row(result=_text_of(result), error=None)
+            return _row(error=pickle.dumps(error))
+        except MemoryError:
+            return _row(suspect=shard.number)
+        return _row(result=_text_of(result))
 
-    def _count(self, shard: Shard) -> None:
+    def _is_suspect(self, shard: Shard) -> bool:
         try:
             begun = ray.get(self.begins.begin.remote(shard.number), timeout=_COUNT_S)
         except (RayActorError, GetTimeoutError):
-            return  # without the counter it is not known how often, which is no reason to stop
-        if begun > self.most_begins:
-            raise CodebooksError(
-                f"the actor of shard {shard.number} died {self.most_begins} times: it ran out of memory (lower "
-                f"encode.shard_rows) or one of its {shard.photos.num_rows} photos, from item "
-                f"{shard.photos['item_id'][0].as_py()!r} on, crashes the decoder; finished parts are kept"
-            )
+            return False  # without the counter it is not known how often, which is no reason to stop
+        return bool(begun > self.most_begins)
 
     def _shard(self, block: pa.Table) -> Shard:
         numbers = set(block[_NUMBER].to_pylist())
@@ -169,6 +184,10 @@ class _BlockActor:
 
 def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict[str, Any]]:
     """Yield the rows that actors return, as they come."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+    from ray.data.exceptions import ExecutionTimeoutError
+
     # Without their photos, which travel as the blocks.
     headers = {shard.number: replace(shard, photos=shard.photos.schema.empty_table()) for shard in shards}
     blocks = [
@@ -201,6 +220,8 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
 
 
 def _context(config: EncodeConfig) -> DataContext:
+    from ray.data import DataContext
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -209,8 +230,9 @@ def _context(config: EncodeConfig) -> DataContext:
     return context
 
 
-def _row(*, result: str | None, error: bytes | None) -> pa.Table:
-    return pa.table({"result": pa.array([result], pa.string()), "error": pa.array([error], pa.binary())})
+def _row(*, result: str | None = None, error: bytes | None = None, suspect: int | None = None) -> pa.Table:
+    columns = [pa.array([result], pa.string()), pa.array([error], pa.binary()), pa.array([suspect], pa.int32())]
+    return pa.table(columns, names=["result", "error", "suspect"])
 
 
 def _text_of(result: ShardResult) -> str:
@@ -226,4 +248,5 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
     fields = json.loads(row["result"])
     for name in ("pixels", "latents"):
         fields[name] = PartFile.model_validate(fields[name]) if fields[name] is not None else None
+    fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
     return ShardResult(**fields)

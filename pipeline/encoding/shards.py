@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
-from ..errors import InputError, IntegrityError
+from ..errors import InputError, IntegrityError, PhotoRefused
 from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
+from .unfit import read_unfit
 
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
@@ -29,13 +31,21 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
+class Killer:
+    """A photo that kills the process that works on it. row: of the shard's photos; refusal: what its row will say."""
+
+    row: int
+    refusal: PhotoRefused
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The photos of one part: what one actor call turns into a pixels part and a latents part.
 
     photos: columns of schema.PHOTOS in the parts' row order (item_id, view), and `pixels_row` where `from_pixels` is
     set, and `category` (null: none) where the model is told it. from_pixels: the existing pixels part these carried
     photos are encoded from (then also `pixels_name`); None: the photos are fetched. latents_name: None when no
-    model is asked.
+    model is asked. killers: photos not to be touched, in row order; they are refused.
     """
 
     number: int
@@ -45,13 +55,29 @@ class Shard:
     latents_name: str | None
     latents_key: str | None
     from_pixels: str | None
+    killers: tuple[Killer, ...] = ()
+
+    @property
+    def tells(self) -> bool:
+        """Whether the model is told the photos' categories."""
+        return CATEGORY.name in self.photos.column_names
+
+
+class Unanswered(NamedTuple):
+    """A photo that could not be had for a reason that may pass, so that no part holds it. row: of the shard's photos;
+    reason, detail: as in schema.REFUSAL, of the stage `fetch`."""
+
+    row: int
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard; its photos are in the parts.
+    """What became of a shard; its photos are in the parts, but for those that are `unanswered`.
 
-    pixels: None for a shard that was encoded from an existing pixels part. latents: None when no model was asked.
+    pixels: None for a shard that was encoded from an existing pixels part, and where no photo was answered. latents:
+    None then too, and when no model was asked. refused: photos without latents or pixels, the unanswered ones too.
     fetched: photos whose bytes were asked for. reused: every wanted part was there already.
     """
 
@@ -62,6 +88,7 @@ class ShardResult:
     refused: int
     fetched: int
     reused: bool
+    unanswered: tuple[Unanswered, ...] = ()
 
 
 def assign_shards(
@@ -119,13 +146,14 @@ def build_shards(
 ) -> list[Shard]:
     """Return the shards of a plan in number order, with the names and keys of their parts.
 
-    Without a model_id only the shards whose photos are fetched. retry_of: the parent release, whose refused fetches
-    are tried again. category: the plan's column that a conditional model is told, of any scalar type; its texts then
-    stand in the shards and in the latents' keys. Raises InputError when a photo has no token.
+    Without a model_id only the shards whose photos are fetched. retry_of: a run that asks again where older parts hold
+    failures that may pass (see `answers.ask_again`). category: the plan's column that a conditional model is told, of
+    any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no
+    token.
     """
     numbers, starts, order = shard_order(plan)
     prefix = f"pixels/{transform_id}/"
-    columns = [*PHOTOS.names, "status", "retried", "pixels_part", "pixels_row"]
+    columns = [*PHOTOS.names, "status", "pixels_part", "pixels_row"]
     if category is not None and model_id is not None:
         plan = plan.select(columns).append_column(CATEGORY, plan[category].cast(CATEGORY.type))
         columns.append(CATEGORY.name)
@@ -142,10 +170,9 @@ def build_shards(
         from_pixels = kept if kept is not None and kept.startswith(prefix) else None
         if from_pixels is not None and model_id is None:
             continue
-        again = retry_of if members["retried"][0].as_py() else ""
         told = [CATEGORY.name] if CATEGORY.name in columns else []
         photos = members.select([*PHOTOS.names, *told, *(["pixels_row"] if from_pixels else [])])
-        shards.append(_named(number, photos, transform_id, model_id, precision, again, from_pixels))
+        shards.append(_named(number, photos, transform_id, model_id, precision, retry_of, from_pixels))
     return shards
 
 
@@ -185,6 +212,20 @@ def check_rows(part: PartFile, rows: int) -> PartFile:
     if part.rows != rows:
         raise IntegrityError(f"{part.name} holds {part.rows} rows, expected {rows}; delete the file and run again")
     return part
+
+
+def check_latents(store: Store, part: PartFile, usable: int) -> int:
+    """Return how many of `usable` photos with pixels a latents part refuses.
+
+    Raises IntegrityError when it neither holds nor refuses each of them.
+    """
+    if part.rows == usable:
+        return 0
+    with store.open(part.name) as handle:
+        unfit = read_unfit(pq.read_schema(handle))
+    if part.rows + len(unfit) != usable:
+        check_rows(part, usable - len(unfit))
+    return len(unfit)
 
 
 def _named(

@@ -15,14 +15,16 @@ from ..errors import InputError
 class GatesConfig(BaseModel):
     """The limits; null switches a gate off.
 
-    min_recall: of the index, as a share. max_quarantine: share of photos refused. max_removed: share of the parent's
-    photos that are gone. min_items: items in the release.
+    min_recall: of the index, as a share. max_quarantine: share of photos refused. max_not_finite: share of photos to
+    which the model gives no finite latents; single ones are quarantined, many mean that the model is broken.
+    max_removed: share of the parent's photos that are gone. min_items: items in the release.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_recall: float | None = Field(default=0.95, ge=0.0, le=1.0)
     max_quarantine: float | None = Field(default=0.2, ge=0.0, le=1.0)
+    max_not_finite: float | None = Field(default=0.05, ge=0.0, le=1.0)
     max_removed: float | None = Field(default=0.5, ge=0.0, le=1.0)
     min_items: int | None = Field(default=1, ge=0)
 
@@ -49,6 +51,7 @@ class GateVerdict:
 GATES: tuple[Gate, ...] = (
     Gate("min_recall", "recall", "least"),
     Gate("max_quarantine", "quarantine_share", "most"),
+    Gate("max_not_finite", "not_finite_share", "most"),
     Gate("max_removed", "removed_share", "most"),
     Gate("min_items", "items", "least"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -32,6 +33,35 @@ _STARTS = (
     (b"\x00\x00\x01\x00", "icon"),
     (b"BM", "BMP"),
 )
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+# What else is found where a photo should be, by its first bytes.
+_NO_PICTURES = (
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "PostScript"),
+    (b"PK\x03\x04", "a ZIP archive or an office document"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ\x00", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"RIFF", "a sound or a video (RIFF)"),
+    (b"OggS", "a sound or a video (Ogg)"),
+    (b"ID3", "a sound (MP3)"),
+    (b"PAR1", "a Parquet table"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+)
+_TEXTS = (
+    (re.compile(rb"<!doctype html|<html|<head|<body", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.IGNORECASE | re.DOTALL), "SVG"),
+    (re.compile(rb"<\?xml"), "XML"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; fetch the files themselves"),
+    (re.compile(rb"[{\[]"), "text, perhaps JSON"),
+)
+_LOOKED_AT = 4096
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF"}
 
 
@@ -45,6 +75,26 @@ def recognise(data: bytes) -> str | None:
         if data.startswith(start):
             return "APNG" if kind == "PNG" and b"acTL" in data else kind
     return None
+
+
+def described(data: bytes) -> str:
+    """Return in words what bytes are that are no picture; never the bytes, which may be anybody's secret."""
+    head = bytes(data[:_LOOKED_AT])
+    if head[4:8] == b"ftyp":
+        return "a video (MP4, QuickTime or the like)"
+    for start, kind in _NO_PICTURES:
+        if head.startswith(start):
+            return kind
+    if len(head) > 262 and head[257:262] == b"ustar":
+        return "a tar archive"
+    if not head.strip(b"\0"):
+        return "nothing but zero bytes"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for pattern, kind in _TEXTS:
+        if pattern.match(text):
+            return kind
+    control = sum(byte < 9 or 13 < byte < 32 for byte in head)
+    return "bytes of an unknown kind" if control else "text"
 
 
 def incomplete(kind: str, data: bytes) -> tuple[str, str] | None:
@@ -71,7 +121,8 @@ def _png_problem(data: bytes) -> tuple[str, str] | None:
             break
         # Critical chunks have an upper-case name (PNG, section 5.4); of the others, Pillow checks what it uses.
         if name[:1].isupper() and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return "broken", f"PNG: wrong checksum of chunk {name!r} at byte {position:,}"
+            known = name.decode() if name in _PNG_CHUNKS else "of an unknown name"
+            return "broken", f"PNG: wrong checksum of the chunk {known} at byte {position:,}"
         if name == b"IEND":
             return None
         position = end + 4

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CodebooksError, PhotoRefused
+from ..refusals import DECODE_REASONS
 from . import containers
 from .config import ImagesConfig
 
@@ -32,15 +33,7 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the decoded picture
 
 # Every reason that `decode` gives for refusing a photo.
-REASONS = {
-    "empty": "the file has no bytes",
-    "not_an_image": "the content is no picture: text, HTML, SVG, ...",
-    "unsupported": "a picture, but of a format or pixel type that is not read here",
-    "too_many_bytes": "the file is longer than images.max_bytes",
-    "too_many_pixels": "width x height in the header is more than images.max_pixels",
-    "truncated": "the file ends before its picture does",
-    "broken": "the content contradicts itself: checksum, header or compressed data",
-}
+REASONS = {word: reason.means for word, reason in DECODE_REASONS.items()}
 
 # JPEG is decoded at 1/2, 1/4 or 1/8 scale where that leaves at least this many times the wanted size. Against a full
 # decode the pixels have a PSNR of 50 dB at a margin of 2, but 37 dB at 1, as if another resampling filter were used
@@ -72,7 +65,7 @@ def _recognise(data: bytes, config: ImagesConfig) -> str:
         )
     kind = containers.recognise(data)
     if kind is None:
-        raise PhotoRefused("decode", "not_an_image", f"starts with {bytes(data[:24])!r}")
+        raise PhotoRefused("decode", "not_an_image", f"{containers.described(data)}, {len(data):,} bytes")
     if kind not in containers.READABLE:
         raise PhotoRefused("decode", "unsupported", f"{kind} is not one of {', '.join(containers.READABLE)}")
     problem = containers.incomplete(kind, data)
@@ -225,4 +218,7 @@ def _pillow_warnings(kind: str) -> Any:
 
 def _sentence(error: Exception) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))  # addresses differ from run to run
+    text = re.sub(
+        r"b?('[^']*'|\"[^\"]*\")", "...", text
+    )  # what Pillow quotes are bytes of the file, and this is published
     return (text or type(error).__name__)[:200]

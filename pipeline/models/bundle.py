@@ -112,13 +112,6 @@ def find_bundle(store: Store, train_key: str) -> str | None:
     return BUNDLES.find(store, train_key)
 
 
-def answer_also(store: Store, train_key: str, model_id: str) -> None:
-    """Let a bundle that is there answer this key too, unless one answers it already."""
-    if not store.exists(_pointer_name(train_key)):
-        pointer = json.dumps({"model_id": model_id, "train_key": train_key}, sort_keys=True).encode()
-        store.put_if_absent(_pointer_name(train_key), pointer)
-
-
 def load_bundle(store: Store, model_id: str) -> Bundle:
     """Return a model from the store.
 

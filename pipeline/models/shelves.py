@@ -64,6 +64,10 @@ class Shelf:
                 if not store.exists(self.name(its_id, file)):
                     store.put_if_absent(self.name(its_id, file), make(its_id))
             store.put_if_absent(self.name(its_id, "config.json"), config)
+        return self.answer(store, train_key, its_id)
+
+    def answer(self, store: Store, train_key: str, its_id: str) -> str:
+        """Let one that is there answer a key; return the id that answers it: this one, or that of who came first."""
         pointer = json.dumps({self.id_name: its_id, "train_key": train_key}, sort_keys=True).encode()
         if store.put_if_absent(self._pointer(train_key), pointer):
             return its_id

@@ -12,25 +12,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..catalogue import (
     CatalogueNotes,
     Difference,
+    Failed,
+    FailureLimits,
     catalogue_notes,
     compare,
+    named_in,
     read_photos,
     resolve_tokens,
 )
-from ..encoding import assign_shards, build_shards
+from ..encoding import assign_shards
 from ..errors import InputError, IntegrityError
 from ..models import build_model
 from ..models.bundle import resolved_config, stored_config
-from ..parts import read_part
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
-from ..schema import attribute_fields, plan_schema
-from ..storage import Files, Store
+from ..schema import PHOTOS, attribute_fields, plan_schema
+from ..storage import Files, Store, home_of
 from .asked import category_told
 from .renewal import Renewal, renewal_of
 from .settings import NightSettings
@@ -47,8 +49,9 @@ class PlanSummary(BaseModel):
     when the plan was frozen; only head + 1 may be published. model_id: the bundle that answers `train_key`, or null
     when one has to be trained. encode_all: all carried photos are encoded again, because the parent release has another
     model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
-    beside its photos. listed, heads and revalidated: requests that the tokens cost. sample: which items alone were
-    taken, null for all. renewal: what is done anew although the channel has a release. seconds: what planning took.
+    beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the tokens cost (`TokenCost`).
+    sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release.
+    seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,9 @@ class PlanSummary(BaseModel):
     listed: int
     heads: int
     revalidated: int
+    reads: int = 0
+    read_bytes: int = 0
+    slowed: dict[str, float] = Field(default_factory=dict)
     limit: int | None
     sample: Sample | None = None
     renewal: Renewal | None = None
@@ -97,6 +103,8 @@ class Plan:
         meta = rows.schema.metadata or {}
         if _META not in meta:
             raise IntegrityError("plan.parquet has no plan in its metadata; start a run of another name")
+        if "signed_uri" not in rows.column_names:  # frozen by an earlier version
+            rows = rows.append_column(PHOTOS.field("signed_uri"), pa.nulls(rows.num_rows, pa.string()))
         return Plan(rows=rows, summary=PlanSummary.model_validate_json(meta[_META]))
 
 
@@ -118,10 +126,13 @@ def make_plan(
     items = read_table(store, parent, "items") if parent else None
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
-    quarantine = read_table(store, parent, "quarantine") if parent is not None and comparable else None
+    refused = read_table(store, parent, "quarantine") if parent else None
+    if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
+        refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
-    difference = compare(photos, items, quarantine, told=told)
+    difference = compare(photos, items, refused if comparable else None, told=told)
+    FailureLimits(photos["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = assign_shards(
         rows,
@@ -131,7 +142,6 @@ def make_plan(
         latent_bytes=latent_bytes(config, store, standing.model_id),
         transform_id=transform,
     )
-    rows = _retry_refused_fetches(store, rows, transform)
     if difference.counts["refused"] == rows.num_rows:
         raise InputError(_nothing_usable(rows))
     summary = PlanSummary(
@@ -147,6 +157,9 @@ def make_plan(
         listed=cost.listed,
         heads=cost.heads,
         revalidated=cost.revalidated,
+        reads=cost.reads,
+        read_bytes=cost.read_bytes,
+        slowed=cost.slowed,
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
@@ -165,7 +178,7 @@ def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
     parent = read_manifest(store, summary.parent)
     if parent.sample != summary.sample or _of_releases(parent.config) != release_config(config):
         return False
-    refused = plan.rows.filter(pc.equal(plan.rows["status"], "refused"))
+    refused = plan.rows.filter(pc.is_valid(plan.rows["reason"]))
     before = read_table(store, parent, "quarantine")
     names = ["item_id", "uri", "reason"]
     return _keys(refused, names) == _keys(before, names)
@@ -211,21 +224,13 @@ def _drop_missing_pixels(store: Store, rows: pa.Table, *, encode_all: bool, usab
     return rows
 
 
-def _retry_refused_fetches(store: Store, rows: pa.Table, transform: str) -> pa.Table:
-    """Mark the photos of shards whose part an unpublished run left behind with refused fetches in it.
-
-    Such a part would answer for ever, also when what was forbidden or missing has been put right.
-    """
-    there = {entry.name for entry in store.list(f"pixels/{transform}/")}
-    again = []
-    for shard in build_shards(rows, transform_id=transform, model_id=None, precision="") if there else []:
-        if shard.pixels_name in there:
-            stages = read_part(store, shard.pixels_name, ["stage"])["stage"]
-            if pc.any(pc.equal(stages, "fetch")).as_py():
-                again.append(shard.number)
-    marked = pc.or_(rows["retried"], pc.is_in(rows["shard"], value_set=pa.array(again, pa.int32())))
-    index = rows.schema.get_field_index("retried")
-    return rows.set_column(index, rows.schema.field(index), marked)
+def _newly_failed(rows: pa.Table, refused: pa.Table | None) -> list[Failed]:
+    """Return the photos that cannot be had tonight, but for those that yesterday's release could not have either."""
+    failed = rows.filter(pc.is_valid(rows["reason"]))
+    if refused is not None and failed.num_rows:
+        failed = failed.filter(pa.array(~named_in(failed, refused)))
+    said = failed.select(["uri", "reason", "detail"]).to_pylist()
+    return [Failed(home_of(row["uri"]), row["uri"], row["reason"], row["detail"]) for row in said]
 
 
 def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> dict[str, int]:

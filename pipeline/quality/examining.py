@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import IntegrityError
+from ..catalogue import named_in
+from ..encoding import NOT_FINITE
+from ..errors import GateRefused, InputError, IntegrityError
 from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
@@ -50,6 +52,29 @@ def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[st
     return found
 
 
+def check_encoded(items: pa.Table, refused: pa.Table, gates: GatesConfig) -> None:
+    """Refuse what no release can be made of, before an index is built for it.
+
+    items: the living photos; refused: the others, with their reasons. Raises GateRefused when the model gives more
+    photos no finite latents than `gates.max_not_finite` allows, InputError when no photo is left.
+    """
+    photos, broken = items.num_rows + refused.num_rows, _not_finite(refused)
+    if gates.max_not_finite is not None and broken > gates.max_not_finite * photos:
+        raise GateRefused(
+            f"the model gives {broken:,} of {photos:,} photos latents that are not finite numbers, and "
+            f"gates.max_not_finite is {gates.max_not_finite:g}: the model is broken, not the photos. Train again with "
+            "a smaller train.learning_rate; the channel stays as it is"
+        )
+    if not items.num_rows:
+        reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(refused["reason"]).to_pylist()}
+        first = refused.slice(0, 3).select(["item_id", "uri", "reason", "detail"]).to_pylist()
+        raise InputError(f"none of {photos:,} photos can be used: {reasons}; the first: {first}")
+
+
+def _not_finite(refused: pa.Table) -> int:
+    return int(pc.sum(pc.equal(refused["reason"], NOT_FINITE)).as_py() or 0)
+
+
 def named_parts(items: pa.Table, known: dict[str, PartFile]) -> tuple[PartFile, ...]:
     """Return the latents parts that items names, in name order."""
     names = sorted(pc.unique(items["latents_part"]).to_pylist())
@@ -74,12 +99,17 @@ def with_first_seen(refused: pa.Table, parent: pa.Table | None, run: str) -> pa.
 
 
 def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) -> dict[str, int]:
-    """Return a release's counts: photos, items, refused, and photos by change."""
+    """Return a release's counts: photos, items, refused and photos by change.
+
+    held: refused and living, see `catalogue.compare`; not_finite: refused since the model gives no finite latents.
+    """
     by_change = {entry["values"]: entry["counts"] for entry in pc.value_counts(changes["change"]).to_pylist()}
     return {
         "photos": items.num_rows,
         "items": pc.count_distinct(items["item_id"]).as_py(),
         "refused": quarantine.num_rows,
+        "held": int(named_in(quarantine, items).sum()),
+        "not_finite": _not_finite(quarantine),
         "parent_photos": plan.summary.counts["parent_photos"],
         **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
     }
@@ -94,9 +124,12 @@ def measure(
     config: NightSettings, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
 ) -> dict[str, float]:
     """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
+    unused = counts["refused"] - counts["held"]
+    asked = max(1, unused + counts["photos"])
     measures = {
         "recall": built.recall,
-        "quarantine_share": counts["refused"] / max(1, counts["refused"] + counts["photos"]),
+        "quarantine_share": unused / asked,
+        "not_finite_share": counts["not_finite"] / asked,
         "removed_share": counts["removed"] / max(1, counts["parent_photos"]),
         "items": float(counts["items"]),
     }

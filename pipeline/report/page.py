@@ -6,7 +6,7 @@ import base64
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,10 @@ class Picture:
     caption: str
     detail: str = ""
     same: bool | None = None
+
+    def under(self, heading: str) -> Picture:
+        """Return the picture with a heading before its words."""
+        return replace(self, caption=f"{heading}: {self.caption}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from .base import Entry, Store
+from .base import Body, Entry, Store
 from .clock import check_shows_writes, check_write_once, store_clock
 from .files import Files
 from .local import LocalStore
 from .memory import MemoryStore
-from .options import StorageOptions
+from .options import NO_SECRETS, StorageOptions
+from .places import Places
 from .retry import Retry
 from .s3 import S3Store
-from .urls import open_store, split_uri
+from .secrets import holds_user, masked, masked_for_people, names_secret
+from .urls import home_of, open_store, split_uri
 from .web import WebReader
 
 __all__ = [
+    "NO_SECRETS",
+    "Body",
     "Entry",
     "Files",
     "LocalStore",
     "MemoryStore",
+    "Places",
     "Retry",
     "S3Store",
     "StorageOptions",
@@ -25,6 +30,11 @@ __all__ = [
     "WebReader",
     "check_shows_writes",
     "check_write_once",
+    "holds_user",
+    "home_of",
+    "masked",
+    "masked_for_people",
+    "names_secret",
     "open_store",
     "split_uri",
     "store_clock",

@@ -25,6 +25,25 @@ class Entry:
     modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What one read gave. tokens: all that the answer itself says of what `data` was read from, as in Entry."""
+
+    data: bytes
+    tokens: tuple[str, ...]
+
+    def differs(self, token: str) -> bool:
+        """Return whether an earlier token names other bytes; False where this read says nothing of its kind."""
+        kind = token.partition(":")[0]
+        mine = [_strong(known) for known in self.tokens if known.partition(":")[0] == kind]
+        return bool(mine) and _strong(token) not in mine
+
+
+def _strong(token: str) -> str:
+    # A server that packs its answers marks one ETag as weak in some of them.
+    return token.replace("etag:W/", "etag:", 1)
+
+
 class Store(ABC):
     """A flat space of names under one root URL; safe to pickle to workers and to use from several threads.
 
@@ -35,8 +54,17 @@ class Store(ABC):
     url: str
 
     @abstractmethod
+    def fetch(
+        self, name: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
+    ) -> Body:
+        """Return a name's bytes, or those in [start, end), with the tokens of what they were read from.
+
+        A negative start counts from the end. Raises TooLarge, with nothing read, for more than `max_bytes`.
+        """
+
     def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
         """Return a name's bytes, or those in [start, end); a negative start counts from the end."""
+        return self.fetch(name, start=start, end=end).data
 
     @abstractmethod
     def put(self, name: str, data: bytes | memoryview) -> None:

@@ -9,24 +9,33 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from ..errors import ConfigError, NotFound
-from .base import Entry, Store
+from .base import Body, Entry, Store
+from .hosts import CONNECTIONS, Traffic
 from .local import local_path
 from .options import StorageOptions
+from .places import WEB, Places
 from .urls import open_store, scheme_of, split_uri
 from .web import Revalidated, WebReader
-
-WEB = ("https", "http")
 
 
 class Files:
     """Reads any URI: s3://, local paths, file://, memory:// and, under given prefixes only, https://.
 
-    Safe to pickle and to use from several threads. https_prefixes: for example ("https://cdn.shop.example/photos/",).
+    Safe to pickle and to use from several threads. places: what `fetch` and `stat` may reach (photos, which a catalogue
+    names); None: everything but the web. `read`, `open` and `list` are for what the config itself names, and hold only
+    web addresses to the places. host_connections: to one web host at once.
     """
 
-    def __init__(self, options: StorageOptions | None = None, https_prefixes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        options: StorageOptions | None = None,
+        places: Places | None = None,
+        *,
+        host_connections: int = CONNECTIONS,
+    ) -> None:
+        self.places = places
         self._options = options
-        self._web = WebReader(tuple(https_prefixes))
+        self._web = WebReader(places.web() if places else (), connections=host_connections)
         self._begin()
 
     def _begin(self) -> None:
@@ -34,7 +43,7 @@ class Files:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_options": self._options, "_web": self._web}
+        return {"places": self.places, "_options": self._options, "_web": self._web}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -46,14 +55,27 @@ class Files:
         Raises NotFound, Forbidden, Unavailable, ConfigError.
         """
         if scheme_of(uri) in WEB:
-            return self._web.read(uri)[start:end]
+            return self._web.fetch(uri, start=start, end=end).data
         store, name = self._locate(uri)
         return store.get(name, start=start, end=end)
+
+    def fetch(
+        self, uri: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
+    ) -> Body:
+        """Return the bytes of a photo, or those in [start, end) of the file that holds it, and their tokens.
+
+        Raises what `read` does, NotAllowed outside of the places, TooLarge for more than `max_bytes`, of which no more
+        is read than that.
+        """
+        if scheme_of(uri) in WEB:
+            return self._web.fetch(uri, start=start, end=end, max_bytes=max_bytes)
+        store, name = self._locate(self._checked(uri))
+        return store.fetch(name, start=start, end=end, max_bytes=max_bytes)
 
     def open(self, uri: str) -> BinaryIO:
         """Open a URI for reading, with seek; https is read whole into memory."""
         if scheme_of(uri) in WEB:
-            return io.BytesIO(self._web.read(uri))
+            return io.BytesIO(self._web.fetch(uri).data)
         store, name = self._locate(uri)
         return store.open(name)
 
@@ -61,11 +83,15 @@ class Files:
         """Return the entry of a URI; its name is relative to the root that `split_uri` gives (https: the URI)."""
         if scheme_of(uri) in WEB:
             return self._web.stat(uri)
-        store, name = self._locate(uri)
+        store, name = self._locate(self._checked(uri))
         return store.stat(name)
 
+    def traffic(self) -> dict[str, Traffic]:
+        """Return this process's requests to each web host."""
+        return self._web.traffic()
+
     def revalidate(self, uri: str, token: str | None) -> Revalidated:
-        """Return ("same" | "changed", token) of an https URI by a GET with If-None-Match."""
+        """Return ("same" | "changed", token) of an https URI, without its bytes where the server gives a token."""
         return self._web.revalidate(uri, token)
 
     def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
@@ -88,6 +114,9 @@ class Files:
         for entry in self._store(root).list(prefix):
             name = urllib.parse.quote(entry.name) if scheme == "file" else entry.name
             yield f"{root.rstrip('/')}/{name}", entry
+
+    def _checked(self, uri: str) -> str:
+        return uri if self.places is None else self.places.check(uri)
 
     def _locate(self, uri: str) -> tuple[Store, str]:
         root, name = split_uri(uri)

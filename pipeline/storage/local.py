@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
-from ..errors import CodebooksError, ConfigError, Forbidden, InputError, NotFound, Unavailable
-from .base import Entry, Store
-from .names import check_name, check_prefix, check_range, clip_range
+from ..errors import CodebooksError, ConfigError, Forbidden, InputError, IntegrityError, NotFound, Unavailable
+from .base import Body, Entry, Store
+from .names import check_name, check_prefix, check_range, check_size, clip_range
 from .retry import Retry, retrying
 
 # Files on their way to a name; `list` never shows them and whatever a killed process left there is harmless.
@@ -41,17 +41,26 @@ class LocalStore(Store):
         self.url = str(self._root)
         self._retry = retry or Retry(attempts=5, first_s=0.05, cap_s=2.0, total_s=15.0)
 
-    def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
+    def fetch(
+        self, name: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
+    ) -> Body:
         check_range(start, end)
         path = self._path(name)
 
-        def read() -> bytes:
-            with _translated(path), path.open("rb") as handle:
-                if start is None and end is None:
-                    return handle.read()
-                first, last = clip_range(start, end, os.fstat(handle.fileno()).st_size)
+        def read() -> Body:
+            with _translated(path), open(path, "rb", opener=_without_waiting) as handle:
+                found = os.fstat(handle.fileno())
+                if not modes.S_ISREG(found.st_mode):
+                    raise NotFound(f"{path} is not a regular file")
+                first, last = clip_range(start, end, found.st_size)
+                check_size(str(path), last - first, max_bytes)
                 handle.seek(first)
-                return handle.read(last - first)
+                whole = start is None and end is None and max_bytes is None
+                data = handle.read(-1 if whole else last - first)
+                token = _entry(name, found).token
+                if _entry(name, os.fstat(handle.fileno())).token != token:
+                    raise IntegrityError(f"{path} changed while it was being read; read it again")
+                return Body(data, (token,))
 
         return retrying(read, self._retry)
 
@@ -173,6 +182,11 @@ def local_path(url: str) -> Path:
     if host not in {"", "localhost"} or not slash:
         raise ConfigError(f"{url!r} does not name a file of this machine; write file:///absolute/path")
     return Path("/" + urllib.parse.unquote(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a named pipe is opened too, instead of waiting for ever for somebody who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

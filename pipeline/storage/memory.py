@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from ..errors import ConfigError, NotFound
 from ..keys import digest_of
 from .arrow import filesystem_over
-from .base import Entry, Store
-from .names import check_name, check_prefix, clip_range
+from .base import Body, Entry, Store
+from .names import check_name, check_prefix, check_size, clip_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,13 @@ class MemoryStore(Store):
         except KeyError:
             raise NotFound(f"{self.url}/{name} is not there") from None
 
-    def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        data = self._find(name).data
-        first, last = clip_range(start, end, len(data))
-        return data[first:last]
+    def fetch(
+        self, name: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
+    ) -> Body:
+        held = self._find(name)
+        first, last = clip_range(start, end, len(held.data))
+        check_size(f"{self.url}/{name}", last - first, max_bytes)
+        return Body(held.data[first:last], (self._entry(name, held).token,))
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         with _LOCK:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, TooLarge
 
 MAX_NAME_BYTES = 1024  # S3's limit for a key
 
@@ -51,3 +51,25 @@ def clip_range(start: int | None, end: int | None, size: int) -> tuple[int, int]
     check_range(start, end)
     first, last, _ = slice(start, end).indices(size)
     return first, max(first, last)
+
+
+def range_header(start: int | None, end: int | None) -> dict[str, str]:
+    """Return the HTTP header that asks for a range; none for the whole."""
+    if start is None and end is None:
+        return {}
+    if start is not None and start < 0:
+        return {"Range": f"bytes={start}"}
+    return {"Range": f"bytes={start or 0}-{'' if end is None else end - 1}"}
+
+
+def check_size(name: str, size: int, max_bytes: int | None) -> None:
+    """Raise TooLarge when so many bytes are more than a reader wants to hold; None: it holds any number."""
+    if max_bytes is not None and size > max_bytes:
+        raise too_large(name, size, max_bytes)
+
+
+def too_large(name: str, size: int | None, max_bytes: int | None) -> TooLarge:
+    """Return the error for a photo of so many bytes (None: that nobody has counted)."""
+    most = max_bytes or 0
+    found = f"more than {most:,} bytes" if size is None else f"{size:,} bytes are more than {most:,}"
+    return TooLarge(f"{name}: {found}, the most that a photo may have")

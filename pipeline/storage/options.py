@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from .secrets import holds_user
+
+NO_SECRETS = "secrets are never part of a config: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
 
 
 class StorageOptions(BaseModel):
@@ -19,3 +23,10 @@ class StorageOptions(BaseModel):
     region: str | None = None
     profile: str | None = None
     anonymous: bool = False
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_user(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and (holds_user(endpoint) or "?" in endpoint):
+            raise ValueError(f"must be a server's address without a user, password or query; {NO_SECRETS}")
+        return endpoint

@@ -9,13 +9,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from ..errors import Unavailable
+from ..errors import ClientRefused, HostSilent, Unavailable
 
 Answer = TypeVar("Answer")
 # A generator of its own: jitter must neither take from the seeded one nor be equal in forked workers.
 _JITTER = random.SystemRandom()
 _TOO_EARLY_OR_TOO_MANY = {408, 425, 429}
 _NEVER_BETTER = {501, 505}
+# Tries of a request whose sender was refused: new keys take a moment to be known everywhere, wrong ones never are.
+_REFUSED_TRIES = 3
 
 
 class Retry(BaseModel):
@@ -46,25 +48,32 @@ def retrying(
     action: Callable[[], Answer],
     policy: Retry,
     *,
+    asked: Callable[[Unavailable], float] = lambda _: 0.0,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     uniform: Callable[[float, float], float] = _JITTER.uniform,
 ) -> Answer:
-    """Return what `action` returns, calling it again while it raises Unavailable.
+    """Return what `action` returns, calling it again while it raises Unavailable or, three times in all, ClientRefused.
 
-    Raises Unavailable, with the number of tries, when the policy is used up; every other error passes at once.
+    asked: seconds that a failure asks to wait at least. Raises an error of the last failure's class, with the number of
+    tries, when the policy is used up; every other error, and HostSilent, passes at once.
     """
     begun = clock()
     failures = 0
     while True:
         try:
             return action()
-        except Unavailable as error:
+        except HostSilent:
+            raise
+        except (Unavailable, ClientRefused) as error:
             failures += 1
+            refused = isinstance(error, ClientRefused)
+            most = min(policy.attempts, _REFUSED_TRIES) if refused else policy.attempts
             wait = uniform(0.0, policy.longest_wait(failures))
+            if isinstance(error, Unavailable):
+                wait = max(asked(error), wait)
             waited = clock() - begun
-            if failures >= policy.attempts or waited + wait > policy.total_s:
-                raise Unavailable(
-                    f"{error}; {failures} tries in {waited:.1f} s; it may work later: run the same command again"
-                ) from error
+            if failures >= most or waited + wait > policy.total_s:
+                advice = "" if refused else "; it may work later: run the same command again"
+                raise type(error)(f"{error}; {failures} tries in {waited:.1f} s{advice}") from error
             sleep(wait)

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 from ..errors import CodebooksError, ConfigError, Forbidden, InputError, IntegrityError, NotFound, Unavailable
 from . import s3_client
 from .arrow import filesystem_over
-from .base import Entry, Store
-from .names import check_name, check_prefix, check_range, clip_range
+from .base import Body, Entry, Store
+from .names import check_name, check_prefix, check_range, clip_range, range_header, too_large
 from .options import StorageOptions
 from .retry import Retry, retrying
 from .s3_errors import meaning, missing_bucket, says_range_is_empty, says_taken, status_of
@@ -23,6 +23,8 @@ from .s3_errors import meaning, missing_bucket, says_range_is_empty, says_taken,
 Answer = TypeVar("Answer")
 MAX_PUT_BYTES = 5 * 2**30  # S3's limit of a plain PUT
 READ_AHEAD = 1 << 18
+# Answers to a HEAD, which has no body, that do not say why: 400 is an expired token, too. A GET says it, or works.
+_WORDLESS = {400, 401, 403}
 _WRITER = "codebooks-writer"  # metadata: which call of put_if_absent wrote the object
 
 
@@ -59,8 +61,34 @@ class S3Store(Store):
     def _fs(self) -> Any:
         return s3_client.file_system(self._options, self._read_timeout_s)
 
-    def get(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        return self._get(name, start, end)[0]
+    def fetch(
+        self, name: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
+    ) -> Body:
+        """Return a range and the token of what it was read from (none for an empty range); see `Store.fetch`."""
+        check_range(start, end)
+        key = self._key(name)
+        if start is not None and start < 0 and end is not None:
+            start, end = clip_range(start, end, self.stat(name).size)
+        if end is not None and end <= (start or 0):
+            self.stat(name)  # an empty range of a missing name is still an error
+            return Body(b"", ())
+        asked = {"Bucket": self._bucket, "Key": key, **range_header(start, end)}
+
+        def request() -> Body:
+            try:
+                answer, data = s3_client.read(self._fs, most=max_bytes, **asked)
+            except Exception as error:
+                if "Range" in asked and says_range_is_empty(error):
+                    return Body(b"", ())
+                raise
+            if data is None:
+                raise too_large(self._uri(name), answer.get("ContentLength"), max_bytes)
+            if "Range" in asked and "ContentRange" not in answer:  # a server that knows no ranges sent everything
+                first, last = clip_range(start, end, len(data))
+                data = data[first:last]
+            return Body(data, (_token(answer),))
+
+        return self._ask(name, request)
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         body = self._body(name, data)
@@ -89,7 +117,7 @@ class S3Store(Store):
 
     def _doubt(self, name: str, error: Exception) -> Unavailable:
         """Return what a failed write means when it may have taken effect; raises what is certain."""
-        known = meaning(error, self._uri(name))
+        known = self._meaning(error, self._uri(name))
         if status_of(error) == 501:
             raise ConfigError(
                 f"{known}; the store must honour PUT with `If-None-Match: *`, which keeps two runs from publishing "
@@ -164,33 +192,17 @@ class S3Store(Store):
         root = self.url.removeprefix("s3://")
         return filesystem_over(self, root), root
 
-    def _get(self, name: str, start: int | None, end: int | None) -> tuple[bytes, str]:
-        """Return the bytes of a range and the token of what they were read from ("" for an empty range)."""
-        check_range(start, end)
-        key = self._key(name)
-        if start is not None and start < 0 and end is not None:
-            start, end = clip_range(start, end, self.stat(name).size)
-        if end is not None and end <= (start or 0):
-            self.stat(name)  # an empty range of a missing name is still an error
-            return b"", ""
-        asked = {"Bucket": self._bucket, "Key": key, **_range_header(start, end)}
-
-        def request() -> tuple[bytes, str]:
-            try:
-                answer, data = s3_client.read(self._fs, **asked)
-            except Exception as error:
-                if "Range" in asked and says_range_is_empty(error):
-                    return b"", ""
-                raise
-            if "Range" in asked and "ContentRange" not in answer:  # a server that knows no ranges sent everything
-                first, last = clip_range(start, end, len(data))
-                data = data[first:last]
-            return data, _token(answer)
-
-        return self._ask(name, request)
+    def _meaning(self, error: Exception, uri: str) -> CodebooksError:
+        return meaning(error, uri, who=s3_client.signer(self._options))
 
     def _head(self, name: str) -> dict[str, Any]:
-        return s3_client.call(self._fs, "head_object", Bucket=self._bucket, Key=self._key(name))
+        asked = {"Bucket": self._bucket, "Key": self._key(name)}
+        try:
+            return s3_client.call(self._fs, "head_object", **asked)
+        except Exception as error:
+            if status_of(error) not in _WORDLESS:
+                raise
+        return s3_client.first_byte(self._fs, **asked)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
@@ -216,7 +228,7 @@ class S3Store(Store):
         except CodebooksError:
             raise
         except Exception as error:
-            known = meaning(error, self._uri(name))
+            known = self._meaning(error, self._uri(name))
             if isinstance(known, NotFound):
                 self._require_bucket()
             raise known from error
@@ -232,7 +244,7 @@ class S3Store(Store):
             try:
                 s3_client.call(self._fs, "head_bucket", Bucket=self._bucket)
             except Exception as error:
-                known = meaning(error, self.url)
+                known = self._meaning(error, self.url)
                 if isinstance(known, NotFound):
                     raise missing_bucket(self.url) from error
                 if not isinstance(known, Forbidden):  # a bucket that may not be looked at is there
@@ -272,20 +284,13 @@ class _Ranges(io.RawIOBase):
         end = min(self._position + len(view), self._entry.size)
         if end <= self._position:
             return 0
-        data, token = self._store._get(self._entry.name, self._position, end)
-        if token != self._entry.token or len(data) != end - self._position:
+        found = self._store.fetch(self._entry.name, start=self._position, end=end)
+        data = found.data
+        if found.tokens != (self._entry.token,) or len(data) != end - self._position:
             raise IntegrityError(f"{self._store.url}/{self._entry.name} changed while it was being read; read it again")
         view[: len(data)] = data
         self._position = end
         return len(data)
-
-
-def _range_header(start: int | None, end: int | None) -> dict[str, str]:
-    if start is None and end is None:
-        return {}
-    if start is not None and start < 0:
-        return {"Range": f"bytes={start}"}
-    return {"Range": f"bytes={start or 0}-{'' if end is None else end - 1}"}
 
 
 def _entry(name: str, size: int, found: dict[str, Any]) -> Entry:

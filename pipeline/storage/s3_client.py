@@ -12,10 +12,14 @@ from aiobotocore.session import AioSession
 from botocore.utils import parse_timestamp
 from fsspec.asyn import sync
 
-from .options import StorageOptions
+from ..errors import Misconfigured
+from .options import NO_SECRETS, StorageOptions
+from .s3_errors import says_range_is_empty
+from .secrets import holds_user
 
 CONNECTIONS = 64  # at once, of one process; the catalogue's reader uses 16 threads, Ray tasks a few more
 CONNECT_TIMEOUT_S = 10.0
+_PIECE_BYTES = 1 << 20
 # Part of the key under which a file system is kept: another value means another server or another user.
 _VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID",
@@ -48,7 +52,24 @@ def file_system(options: StorageOptions, read_timeout_s: float) -> Any:
         return found
 
 
+def signer(options: StorageOptions) -> str:
+    """Return who signs the requests, in words for people: the key's id and where it comes from, never a secret."""
+    if options.anonymous:
+        return "nobody (anonymous)"
+    profile = options.profile or os.environ.get("AWS_PROFILE")
+    if profile:
+        return f"the credentials of profile {profile!r}"
+    key = os.environ.get("AWS_ACCESS_KEY_ID", "")
+    shown = f"{key[:4]}...{key[-4:]}" if len(key) > 12 else key
+    return (
+        f"the access key {shown!r} of AWS_ACCESS_KEY_ID" if key else "the credentials of this machine's role or files"
+    )
+
+
 def _make(options: StorageOptions, read_timeout_s: float) -> Any:
+    endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if holds_user(endpoint):
+        raise Misconfigured(f"the endpoint holds a user or password; take it out of AWS_ENDPOINT_URL: {NO_SECRETS}")
     # botocore reads AWS_DEFAULT_REGION only, every other SDK and tool AWS_REGION too.
     region = options.region or os.environ.get("AWS_REGION")
     session = AioSession(profile=options.profile)
@@ -89,13 +110,43 @@ def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
-def read(fs: Any, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the answer of one get_object request and its whole body."""
+def read(fs: Any, *, most: int | None = None, **arguments: Any) -> tuple[dict[str, Any], bytes | None]:
+    """Return the answer of one get_object request and its body; None instead of one longer than `most` bytes.
 
-    async def request() -> tuple[dict[str, Any], bytes]:
+    Of a body whose length the answer states nothing is read then, of another no more than that.
+    """
+
+    async def request() -> tuple[dict[str, Any], bytes | None]:
         answer = await fs._call_s3("get_object", **arguments)
         async with answer["Body"] as body:
-            return answer, await body.read()
+            if most is None:
+                return answer, await body.read()
+            if answer.get("ContentLength", 0) > most:
+                return answer, None
+            pieces, length = [], 0
+            while length <= most and (piece := await body.read(_PIECE_BYTES)):
+                pieces.append(piece)
+                length += len(piece)
+            return answer, b"".join(pieces) if length <= most else None
 
-    answer: tuple[dict[str, Any], bytes] = sync(fs.loop, request)
+    answer: tuple[dict[str, Any], bytes | None] = sync(fs.loop, request)
     return answer
+
+
+def first_byte(fs: Any, **arguments: Any) -> dict[str, Any]:
+    """Return what head_object would, from a get_object of one byte; `ContentLength` is that of the whole object."""
+
+    async def request() -> dict[str, Any]:
+        try:
+            answer = await fs._call_s3("get_object", Range="bytes=0-0", **arguments)
+        except OSError as error:
+            if says_range_is_empty(error):  # an object of no bytes has no first one
+                answer = await fs._call_s3("get_object", **arguments)
+            else:
+                raise
+        answer["Body"].close()  # unread: a server that knows no ranges sends the whole object
+        return dict(answer)
+
+    answer: dict[str, Any] = sync(fs.loop, request)
+    total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+    return {**answer, "ContentLength": int(total)} if total.isdecimal() else answer

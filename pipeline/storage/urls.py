@@ -18,6 +18,8 @@ SCHEMES: dict[str, Callable[[str, StorageOptions | None], Store]] = {
     "file": lambda url, _: LocalStore(url),
     "memory": lambda url, _: MemoryStore(url),
 }
+# As RE2 and Python understand it: a URI's scheme with its bucket or host.
+HOME = r"^(?P<home>[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*)"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
@@ -25,6 +27,12 @@ def scheme_of(url: str) -> str:
     """Return the scheme of a URL, "" for a local path."""
     found = _SCHEME.match(url)
     return found[1] if found else ""
+
+
+def home_of(uri: str) -> str:
+    """Return what answers for a URI, its bucket or host: `s3://BUCKET`, `https://HOST`; "" for this machine's disks."""
+    found = re.match(HOME, uri)
+    return found["home"] if found and not uri.startswith("file:") else ""
 
 
 def open_store(url: str, options: StorageOptions | None = None) -> Store:

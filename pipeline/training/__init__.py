@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from .codes import CodeRows, Codes, CodesLoader, read_codes
 from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
-from .driver import train_bundle, train_prior
+from .driver import train_job
 from .loader import PixelLoader, PixelRows
-from .loop import Loop
+from .loop import Line, Loop
+from .prior_job import PriorJob
 from .progress import TrainProgress
+from .worker import TrainJob
 
 __all__ = [
     "CodeRows",
     "Codes",
     "CodesLoader",
+    "Line",
     "Loop",
     "OlderThan",
     "PixelLoader",
     "PixelRows",
+    "PriorJob",
     "PriorTrainConfig",
     "TrainConfig",
+    "TrainJob",
     "TrainProgress",
     "read_codes",
-    "train_bundle",
+    "train_job",
     "train_period",
-    "train_prior",
 ]

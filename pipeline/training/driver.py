@@ -7,24 +7,16 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..keys import SHORT
-from ..models.base import ModelConfig
-from ..models.bundle import find_bundle
-from ..models.priors import PriorConfig
-from ..models.priors.stored import find_prior
 from ..runs import Lookout
-from ..storage import Store
 from ..workers import code_error, helper
-from .codes import CodeRows
 from .config import TrainConfig
-from .loader import PixelRows
-from .prior_job import PriorJob
 from .progress import TrainProgress
-from .worker import Board, Job, TrainJob, train_worker
+from .worker import Board, Job, train_worker
 
 _log = logging.getLogger(__name__)
 
@@ -35,80 +27,14 @@ _CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never 
 ProgressCallback = Callable[[TrainProgress], None]
 
 
-def train_bundle(
-    store: Store,
-    *,
-    pixels: Sequence[PixelRows],
-    model: ModelConfig,
-    images: dict[str, Any],
-    train: TrainConfig,
-    run_dir: str,
-    attempt: int,
-    train_key: str,
-    labels: Sequence[str] = (),
-    progress: ProgressCallback | None = None,
-) -> str:
-    """Train a model on the living rows of pixel parts and return the model_id of the bundle that answers train_key.
+def train_job(job: Job, *, progress: ProgressCallback | None = None) -> str:
+    """Run a training on Ray and return the id, a model_id or a prior_id, of what answers the job's train_key.
 
-    images: the images config as JSON values, `size` among them. run_dir: `runs/<run>`; checkpoints and TensorBoard
-    files lie below it, and an earlier attempt's newest checkpoint is continued. progress is called in this thread.
-    labels: the categories that the condition rows of `pixels` from 2 on stand for.
-    `ray.init` was done by the caller. Raises ConfigError when the cluster cannot hold the workers, Unavailable when
-    workers died more than train.max_failures times, Conflict when a newer attempt of the run has begun, CodebooksError
-    when the training itself failed.
+    Checkpoints and TensorBoard files lie below its run_dir, and an earlier attempt's newest checkpoint is continued.
+    progress is called in this thread. `ray.init` was done by the caller. Raises ConfigError when the cluster cannot
+    hold the workers, Unavailable when workers died more than train.max_failures times, Conflict when a newer attempt of
+    the run has begun, CodebooksError when the training itself failed.
     """
-    job = TrainJob(
-        store=store,
-        pixels=tuple(sorted(pixels, key=lambda part: part.part)),
-        model=model,
-        images=images,
-        train=train,
-        run_dir=run_dir.rstrip("/"),
-        train_key=train_key,
-        labels=tuple(labels),
-        attempt=attempt,
-    )
-    _run_job(job, progress=progress)
-    return _answered("bundle", find_bundle(store, train_key), train_key)
-
-
-def train_prior(
-    store: Store,
-    *,
-    codes: Sequence[CodeRows],
-    prior: PriorConfig,
-    num_codes: int,
-    model_id: str,
-    train: TrainConfig,
-    run_dir: str,
-    attempt: int,
-    train_key: str,
-    labels: Sequence[str] = (),
-    progress: ProgressCallback | None = None,
-) -> str:
-    """Train a prior on the codes of latents parts and return the prior_id of the prior that answers train_key.
-
-    num_codes: K of the codebook; model_id: of the VQ model that made the codes. Everything else as `train_bundle`, with
-    the same errors.
-    """
-    job = PriorJob(
-        store=store,
-        codes=tuple(sorted(codes, key=lambda part: part.part)),
-        prior=prior,
-        num_codes=num_codes,
-        model_id=model_id,
-        train=train,
-        run_dir=run_dir.rstrip("/"),
-        train_key=train_key,
-        labels=tuple(labels),
-        attempt=attempt,
-    )
-    _run_job(job, progress=progress)
-    return _answered("prior", find_prior(store, train_key), train_key)
-
-
-def _run_job(job: Job, *, progress: ProgressCallback | None) -> None:
-    """Run a job on Ray Train to its end."""
     import ray
 
     where = _placement(job.train)
@@ -122,11 +48,11 @@ def _run_job(job: Job, *, progress: ProgressCallback | None) -> None:
     finally:
         ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _answered(what: str, found: str | None, train_key: str) -> str:
+    found = job.answer()
     if found is None:
-        raise CodebooksError(f"the training ended, but no {what} answers its key {train_key}; see the workers' logs")
+        raise CodebooksError(
+            f"the training ended, but nothing answers its train key {job.train_key}; see the workers' logs"
+        )
     return found
 
 

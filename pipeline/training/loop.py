@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,12 +32,23 @@ ShouldStop = Callable[[], bool]
 OpenScalars = Callable[[int], Scalars]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A training's line to who started it, of rank 0: at every settlement report is told and should_stop asked."""
+
+    report: Report | None = None
+    should_stop: ShouldStop | None = None
+
+
+NO_LINE = Line()
+
+
 class Loop:
     """Trains a model on one rank's batches.
 
     model: on the CPU, with the same weights on every rank. labels: the categories' names, for measures by category.
-    checkpoints: None trains without any. On rank 0 only: should_stop is asked and report is told at every settlement,
-    open_scalars is called with the first step. Raises ConfigError for a model that this loop cannot train.
+    checkpoints: None trains without any. open_scalars: called on rank 0 with the first step. Raises ConfigError for a
+    model that this loop cannot train.
     """
 
     def __init__(
@@ -48,8 +60,7 @@ class Loop:
         *,
         labels: Sequence[str] = (),
         checkpoints: Checkpoints | None = None,
-        report: Report | None = None,
-        should_stop: ShouldStop | None = None,
+        line: Line = NO_LINE,
         open_scalars: OpenScalars | None = None,
     ) -> None:
         if model.views != 1 and config.accumulate != 1:
@@ -67,8 +78,7 @@ class Loop:
         self.validation = Validation()  # of the newest weights; after `run` of those that it returned
         self._labels = tuple(labels)
         self._checkpoints = checkpoints
-        self._report = report
-        self._should_stop = should_stop
+        self._line = line
         self._open_scalars = open_scalars
         self._scalars: Scalars | None = None
 
@@ -185,7 +195,7 @@ class Loop:
         """
         last = done == self.total_steps
         first = self.ranks.is_first
-        stop = first and not last and self._should_stop is not None and self._should_stop()
+        stop = first and not last and self._line.should_stop is not None and self._line.should_stop()
         due = first and (last or stop or time.monotonic() - self._saved_at >= self.config.checkpoint_every_s)
         means, (save, leave) = self._log.settle(due, stop)
         if self._scalars:
@@ -195,8 +205,8 @@ class Loop:
             self._end_epoch(done)
         if save and self._checkpoints:
             self._save(self._checkpoints, done, means)
-        if first and self._report:
-            self._report(self._progress(done, means))
+        if first and self._line.report:
+            self._line.report(self._progress(done, means))
         if leave:
             raise Unavailable(f"the training was asked to stop after step {done}; the same command continues it")
 

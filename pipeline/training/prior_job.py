@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from ..models.priors import Prior, PriorConfig, build_prior
-from ..models.priors.stored import save_prior
+from ..models.priors.stored import find_prior, save_prior
 from ..storage import Store
 from .codes import CodeRows, Codes, CodesLoader, read_codes
 from .config import TrainConfig
 from .loader import inputs_digest
-from .loop import Report, ShouldStop
+from .loop import NO_LINE, Line
 from .ranks import Ranks
 from .worker import open_loop
 
@@ -21,9 +21,9 @@ from .worker import open_loop
 class PriorJob:
     """All that a worker needs to know to train a prior.
 
-    codes: which rows of which latents parts; num_codes: K of their codebook; model_id: of the VQ model that made them.
-    run_dir: `runs/<run>`; attempt: of that run, for which it is trained. labels: the categories that the condition rows
-    of `codes` from 2 on stand for.
+    codes: which rows of which latents parts, in any order, kept in that of their names; num_codes: K of their
+    codebook; model_id: of the VQ model that made them. run_dir: `runs/<run>`; attempt: of that run, for which it is
+    trained. labels: the categories that the condition rows of `codes` from 2 on stand for.
     """
 
     store: Store
@@ -37,12 +37,19 @@ class PriorJob:
     labels: tuple[str, ...] = ()
     attempt: int = 1
 
+    def __post_init__(self) -> None:
+        """Sort the parts, as every attempt must meet them in one order."""
+        object.__setattr__(self, "codes", tuple(sorted(self.codes, key=lambda part: part.part)))
+
+    def answer(self) -> str | None:
+        """Return the prior_id of the prior that answers train_key."""
+        return find_prior(self.store, self.train_key)
+
     def run_rank(
         self,
         ranks: Ranks,
         *,
-        report: Report | None = None,
-        should_stop: ShouldStop | None = None,
+        line: Line = NO_LINE,
         first_here: bool = True,
     ) -> str | None:
         """Train one rank; rank 0 saves the prior and returns its prior_id, the others return None.
@@ -63,8 +70,7 @@ class PriorJob:
             loader,
             build=lambda *, fresh: self._prior(codes),
             inputs=inputs_digest(self.codes),
-            report=report,
-            should_stop=should_stop,
+            line=line,
         )
         trained = loop.run()
         ranks.wait_for_all()

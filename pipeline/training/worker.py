@@ -16,7 +16,7 @@ from ..errors import CodebooksError, Conflict, Unavailable
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
 from ..models.base import Batch, Model, ModelConfig
-from ..models.bundle import load_bundle, resolved_config, save_bundle
+from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bundle
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
@@ -24,7 +24,7 @@ from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import Loader, PixelLoader, PixelRows, inputs_digest
-from .loop import Loop, Report, ShouldStop
+from .loop import NO_LINE, Line, Loop
 from .part_cache import PartCache, PartReader, cache_folder
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
@@ -56,18 +56,20 @@ class Job(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
-    def run_rank(
-        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
-    ) -> str | None:
+    def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Train one rank; rank 0 saves what was trained and returns its id, the others return None."""
+
+    def answer(self) -> str | None:
+        """Return the id of what answers train_key on the store, None when nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
     """All that a worker needs to know to train a bundle.
 
-    images: the images config as JSON values; run_dir: `runs/<run>`; labels: the categories that the condition rows of
-    `pixels` from 2 on stand for; attempt: of the run, for which it is trained.
+    pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
+    `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
+    run, for which it is trained.
     """
 
     store: Store
@@ -80,19 +82,24 @@ class TrainJob:
     labels: tuple[str, ...] = ()
     attempt: int = 1
 
-    def run_rank(
-        self, ranks: Ranks, *, report: Report | None, should_stop: ShouldStop | None, first_here: bool
-    ) -> str | None:
+    def __post_init__(self) -> None:
+        """Sort the parts, as every attempt must meet them in one order."""
+        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
+
+    def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Do what `run_rank` does."""
-        return run_rank(self, ranks, report=report, should_stop=should_stop, first_here=first_here)
+        return run_rank(self, ranks, line=line, first_here=first_here)
+
+    def answer(self) -> str | None:
+        """Return the model_id of the bundle that answers train_key."""
+        return find_bundle(self.store, self.train_key)
 
 
 def run_rank(
     job: TrainJob,
     ranks: Ranks,
     *,
-    report: Report | None = None,
-    should_stop: ShouldStop | None = None,
+    line: Line = NO_LINE,
     first_here: bool = True,
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
@@ -122,8 +129,7 @@ def run_rank(
             loader,
             build=lambda *, fresh: _model(job, ranks, fresh=fresh),
             inputs=inputs,
-            report=report,
-            should_stop=should_stop,
+            line=line,
         )
         if trains
         else None
@@ -152,8 +158,7 @@ def open_loop(
     *,
     build: Callable[..., Model],
     inputs: str,
-    report: Report | None,
-    should_stop: ShouldStop | None,
+    line: Line,
 ) -> Loop:
     """Return the loop of one rank of a job, which goes on from the newest checkpoint where there is one.
 
@@ -182,8 +187,7 @@ def open_loop(
         ranks,
         labels=job.labels,
         checkpoints=checkpoints,
-        report=report,
-        should_stop=should_stop,
+        line=line,
         open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
     )
 
@@ -342,7 +346,7 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     fix_process(job.train, ranks.device)
     first_here = context.get_local_rank() == 0
     try:
-        return job.run_rank(ranks, report=line.report, should_stop=line.should_stop, first_here=first_here)
+        return job.run_rank(ranks, line=Line(line.report, line.should_stop), first_here=first_here)
     except Unavailable:
         if line.is_over():
             return None  # stopped as asked, on every rank; raising would have Ray start the workers anew

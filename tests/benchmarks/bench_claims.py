@@ -26,10 +26,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from claim_experiments import EXPERIMENTS, Result, table
-from claim_measures import SEED, Variant, measure
-from model_measures import RENDERED, prepare
-from side_by_side import read, write
+from claim_experiments import EXPERIMENTS, RENDERED, Result, Variant, tables
+from claim_measures import SEED, config_of, measure
+from model_measures import prepare
+from side_by_side import write
+from table_cells import read
 
 from pipeline.images.render import render_catalogue
 from pipeline.keys import key_of, portable
@@ -40,13 +41,23 @@ ITEMS = 1800  # of the rendered catalogue, as in the demo
 
 def digest(variant: Variant, limit: int | None, epochs: int | None) -> str:
     """Return 12 hex digits of what decides a result: equal trainings of two experiments are measured once."""
-    config = variant.config(epochs)
+    config = config_of(variant, epochs)
     asked: dict[str, Any] = {
         section: getattr(config, section).model_dump(mode="json") for section in ("images", "model")
     }
     asked |= {key: getattr(variant, key) for key in ("measure", "catalogue", "share", "pretrained")}
     asked |= {"train": config.train.key_values(), "limit": limit, "seed": SEED}
     return key_of(portable(asked))[:12]
+
+
+def answers(key: str, asked: argparse.Namespace) -> list[str]:
+    """Return the rows that a result stands in: EXPERIMENT/PLACE of every variant of this digest."""
+    return [
+        f"{name}/{place}"
+        for name, experiment in EXPERIMENTS.items()
+        for place, variant in enumerate(experiment.variants)
+        if digest(variant, asked.limit, asked.epochs) == key
+    ]
 
 
 def run_one(place: tuple[str, int], core: int | None, asked: argparse.Namespace) -> Result:
@@ -75,7 +86,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
                 todo.setdefault(key, (name, place))
     # Before anything is timed: two processes would render and decode the same photos side by side.
     wanted = {variant_of(place) for place in todo.values()}
-    for catalogue, size in sorted({(v.catalogue, v.config(None).images.size) for v in wanted}):
+    for catalogue, size in sorted({(v.catalogue, config_of(v, None).images.size) for v in wanted}):
         if catalogue == RENDERED and not (asked.rendered / "catalogue.csv").exists():
             render_catalogue(asked.rendered, items=asked.limit or ITEMS, seed=0)
         prepare(asked.rendered if catalogue == RENDERED else asked.data, asked.cache, catalogue, size, asked.limit)
@@ -103,6 +114,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
                 print(found, flush=True)
                 continue
             facts = {"experiment": name, "variant": variant.name, "digest": key, "limit": asked.limit}
+            facts["answers"] = answers(key, asked)
             facts |= {"jobs": asked.jobs, "date": dt.datetime.now(dt.UTC).date().isoformat()}
             write(asked.json, [*read(asked.json), {**facts, **found}])
             print(f"{name}, {variant.name}: trained in {found['train_s']:.0f} s", flush=True)
@@ -144,10 +156,7 @@ def main() -> int:
             print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
             return 0
         failed = run_all(names, asked)
-    found = {run["digest"]: run for run in read(asked.json)}
-    for name in names:
-        experiment = EXPERIMENTS[name]
-        print(table(experiment, [found.get(digest(v, asked.limit, asked.epochs)) for v in experiment.variants]))
+    print(tables(read(asked.json), names))
     return 1 if failed else 0
 
 

@@ -20,14 +20,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
-from side_by_side import add_options, headed, line, read, record_all, shown
+from model_tables import models_table
+from side_by_side import add_options, record_all
+from table_cells import newest_rows, read, shown
 
 from pipeline.keys import key_of, portable
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ["autoencoder", "vae", "vae10", "seed_001", "beta_vae", "cvae", "vae_hog", "vqvae"]
 
 
 def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> str:
@@ -59,48 +59,6 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     )
 
 
-# --- the table
-
-
-def used(runs: list[dict[str, Any]]) -> str:
-    """Return active units, or codes with their perplexity."""
-    if "used_codes" in runs[0]:
-        codes, perplexity = shown(runs, "used_codes", digits=0), shown(runs, "perplexity", digits=0)
-        return f"{codes} of {runs[0]['num_codes']}, perplexity {perplexity}"
-    if "active_units" in runs[0]:
-        return f"{shown(runs, 'active_units', digits=0)} of {runs[0]['dims']}"
-    return "–"
-
-
-def extremes(runs: list[dict[str, Any]]) -> str:
-    """Return the categories drawn worst and best."""
-    if not runs[0].get("categories"):
-        return "–"
-    means = {name: np.mean([run["categories"][name] for run in runs]) for name in runs[0]["categories"]}
-    worst, best = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    return f"{worst} {means[worst]:.4f}, {best} {means[best]:.4f}"
-
-
-def table(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str]) -> str:
-    """Return the Markdown table of README, floors first."""
-    heads = ["model", "target", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
-             "active units or codes", "twins %", "code error", "drawn worst, best (MSE)"]  # fmt: skip
-    lines = headed(heads)
-    current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(current, key=lambda run: names.index(run["preset"])):
-        rows.setdefault(run["name"], []).append(run)
-    for name, own in rows.items():
-        first = own[0]
-        cells = [name, first["target"], str(first["dims"]), shown(own, "train_cpu_s", 1 / 60),
-                 shown(own, "images_per_cpu_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
-                 shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
-                 shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
-                 extremes(own)]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
-
-
 def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
     """Write each preset's measured time and score into the second line of its file."""
     for name in digests:
@@ -113,13 +71,9 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
         line = (
             f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
         )
-        path.write_text("\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see README, Numbers.", *rest]) + "\n")
-
-
-def preset_order(name: str) -> tuple[int, str]:
-    stem = name.removesuffix("_fashion_mnist").removesuffix("_clothing")
-    place = ORDER.index(stem) if stem in ORDER else len(ORDER)
-    return place, name
+        path.write_text(
+            "\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see tests/benchmarks/README.md.", *rest]) + "\n"
+        )
 
 
 def main() -> int:
@@ -133,7 +87,7 @@ def main() -> int:
         Path(asked.out).write_text(json.dumps(found))
         return 0
     files = (ROOT / "jobs" / "presets").glob(f"*_{asked.catalogue}.yaml")
-    there = sorted((path.stem for path in files), key=preset_order)
+    there = sorted(path.stem for path in files)
     names = [FLOORS, *there] if asked.presets is None else asked.presets.split(",")
     if unknown := set(names) - {FLOORS, *there}:
         raise SystemExit(f"no presets {', '.join(sorted(unknown))}; there are {', '.join([FLOORS, *there])}")
@@ -146,7 +100,7 @@ def main() -> int:
     digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}
     if asked.stamp:
         stamp(read(asked.json), digests)
-    print(table(read(asked.json), names, digests))
+    print(models_table(newest_rows(read(asked.json), asked.catalogue, asked.limit)))
     return 1 if failed else 0
 
 

@@ -20,16 +20,13 @@ from typing import Any
 
 import numpy as np
 from model_measures import prepare, preset_config
+from model_tables import AHEAD, FLOOR, labels_table, moves_table
 from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from side_by_side import ROOT, add_options, headed, line, read, record_all, shown
+from side_by_side import ROOT, add_options, record_all
+from table_cells import Rows, newest_rows, read, shown
 
-from pipeline.evaluation.quality import LABEL_MEASURES, paired_difference
+from pipeline.evaluation.quality import paired_difference
 from pipeline.keys import key_of, portable
-
-FLOOR = "HOG + PCA-64"  # what differences are told against
-LABELS = {"knn": "k-NN", "knn_weighted": "k-NN 20, weighted", "probe": "probe", "precision_at_10": "P@10",
-          "map_at_r": "MAP@R", "ndcg_at_10": "NDCG@10"}  # fmt: skip
-FACTORS = ("category", "colour", "pattern", "angle", "shade", "width")
 
 
 def digest(name: str, asked: argparse.Namespace) -> str:
@@ -62,67 +59,40 @@ def told(result: dict[str, Any]) -> str:
     return f"k-NN {result['knn']:.4f}{spent}"
 
 
-# --- the tables
+# --- what is compared query by query
 
 
-def with_interval(runs: list[dict[str, Any]], name: str) -> str:
-    """Return a measure of labels in percent, and the 95 % interval of the first seed's queries."""
-    low, high = (100 * min(runs, key=lambda run: run["seed"])[f"{name}_{end}"] for end in ("low", "high"))
-    return f"{shown(runs, name, 100)} ({low:.1f}–{high:.1f})"
+def compared(rows: Rows, cache: Path) -> dict[str, dict[str, list[float]]]:
+    """Return how far every model is above the floor, in points: mean and 95 % interval of the mean over seeds.
 
-
-def ahead(runs: list[dict[str, Any]], floor: dict[str, Any] | None, cache: Path) -> str:
-    """Return how far k-NN, P@10 and MAP@R are above the floor's, in points, with the interval of the mean over seeds.
-
-    By the same queries: the seeds' numbers of each query are averaged before they are drawn. – without the files of
-    queries, which lie in the cache alone.
+    By the same queries: the seeds' numbers of each query are averaged before they are drawn. Without a model whose
+    files of queries, which lie in the cache alone, are not there.
     """
-    files = [cache / "queries" / run["queries"] for run in runs]
-    if floor is None or not all(path.exists() for path in [*files, cache / "queries" / floor["queries"]]):
-        return "–"
-    base = np.load(cache / "queries" / floor["queries"])
-    told = []
-    for name in ("knn", "precision_at_10", "map_at_r"):
-        mine = np.mean([np.load(path)[name] for path in files], axis=0)
-        gained = paired_difference(mine, base[name], seed=0)
-        mark = "**" if gained.low > 0 else ""
-        told.append(f"{mark}{100 * gained.mean:+.1f}{mark} ({100 * gained.low:+.1f} to {100 * gained.high:+.1f})")
-    return "; ".join(told)
-
-
-def rows_of(runs: list[dict[str, Any]], names: list[str], digests: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of today's settings by row, floors first."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    current = [run for run in runs if run["digest"] == digests.get(run["preset"])]
-    for run in sorted(current, key=lambda run: (names.index(run["preset"]), run["seed"])):
-        rows.setdefault(run["name"], []).append(run)
-    return rows
-
-
-def tables(rows: dict[str, list[dict[str, Any]]], cache: Path) -> str:
-    """Return the two Markdown tables of README: labels; and what moves latents."""
-    floor = rows.get(FLOOR, [None])[0]
-    heads = ["model", "numbers", "CPU minutes", "photos per CPU second", *(f"{title} %" for title in LABELS.values()),
-             f"k-NN, P@10, MAP@R above {FLOOR}"]  # fmt: skip
-    lines = headed(heads)
+    found: dict[str, dict[str, list[float]]] = {}
+    floor = cache / "queries" / rows[FLOOR][0]["queries"] if FLOOR in rows else None
     for name, own in rows.items():
-        cells = [name, str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60), shown(own, "images_per_cpu_s", digits=0),
-                 *(with_interval(own, measure) for measure in LABEL_MEASURES),
-                 "–" if name == FLOOR else ahead(own, floor, cache)]  # fmt: skip
-        lines.append(line(cells))
-    heads = ["model", "effective rank", "unit spread", "logo items found %", "without logo %", "ahead %",
-             "moved by edit", "still found %", *FACTORS]  # fmt: skip
-    lines += ["", *headed(heads)]
-    for name, own in rows.items():
-        cells = [name, shown(own, "effective_rank_centred"), shown(own, "unit_spread", digits=2),
-                 shown(own, "rare_recall", 100), shown(own, "rare_plain_recall", 100), shown(own, "rare_ahead", 100),
-                 shown(own, "moved", digits=2), shown(own, "found", 100),
-                 *(shown(own, f"factor_{factor}", digits=2) for factor in FACTORS)]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+        files = [cache / "queries" / run["queries"] for run in own]
+        if name == FLOOR or floor is None or not all(path.exists() for path in [*files, floor]):
+            continue
+        base, mine = np.load(floor), [np.load(path) for path in files]
+        for measured in AHEAD:
+            gained = paired_difference(np.mean([one[measured] for one in mine], axis=0), base[measured], seed=0)
+            numbers = [round(100 * value, 1) for value in (gained.mean, gained.low, gained.high)]
+            found.setdefault(name, {})[measured] = numbers
+    return found
 
 
-def stamp(rows: dict[str, list[dict[str, Any]]]) -> None:
+def note_compared(rows: Rows, asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Write what can be compared into ahead.json beside the results, and return all that stands there."""
+    path = asked.json.with_name("ahead.json")
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    known = {**noted.get(asked.catalogue, {}), **compared(rows, asked.cache)}
+    if asked.limit is None:
+        path.write_text(json.dumps({**noted, asked.catalogue: known}, indent=1) + "\n")
+    return known
+
+
+def stamp(rows: Rows) -> None:
     """Write each preset's measured time and score into the second line of its file."""
     for own in rows.values():
         name = own[0]["preset"]
@@ -132,7 +102,9 @@ def stamp(rows: dict[str, list[dict[str, Any]]]) -> None:
         command, _, *rest = path.read_text().splitlines()
         spent = f"{shown(own, 'train_cpu_s', digits=0)} CPU seconds of training, " if "train_cpu_s" in own[0] else ""
         seeds = f"{len(own)} seeds" if len(own) > 1 else "1 seed"
-        text = f"# Measured, {seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see README, Numbers."
+        text = (
+            f"# Measured, {seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see tests/benchmarks/README.md."
+        )
         path.write_text("\n".join([command, text, *rest]) + "\n")
 
 
@@ -156,10 +128,10 @@ def main() -> int:
             print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
             return 0
         failed = run_all(wanted, asked)
-    rows = rows_of(read(asked.json), names, {name: digest(name, asked) for name in names})
+    rows = newest_rows(read(asked.json), asked.catalogue, asked.limit)
     if asked.stamp:
         stamp(rows)
-    print(tables(rows, asked.cache))
+    print(labels_table(rows, note_compared(rows, asked)) + "\n\n" + moves_table(rows))
     return 1 if failed else 0
 
 

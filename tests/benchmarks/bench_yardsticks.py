@@ -32,8 +32,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from model_measures import Photos, preset_config
+from model_tables import yardstick_tables
 from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
-from side_by_side import add_options, headed, line, read, record_all, shown
+from side_by_side import add_options, record_all
+from table_cells import read
 from torch import nn
 from word_measures import words
 
@@ -187,61 +189,6 @@ YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
 }
 
 
-def table(runs: Results) -> str:
-    """Return Markdown tables, a row each name: mean and deviation over seeds."""
-    tables = {"nuisance": nuisance_table, "words": words_table}
-    plain = [run for run in runs if run["preset"] not in tables]
-    parts = [labelled_table(plain)] if plain else []
-    for name, told_of in tables.items():
-        if own := [run for run in runs if run["preset"] == name]:
-            parts.append(told_of(own))
-    return "\n\n".join(parts)
-
-
-def labelled_table(runs: Results) -> str:
-    """Return the table of the yardsticks that ask for labels."""
-    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
-    lines = headed(["yardstick", "numbers", "epochs", "CPU minutes", *keys])
-    for name, own in by_name(runs).items():
-        cells = [name, str(own[0]["dims"]), shown(own, "epochs"), shown(own, "train_cpu_s", 1 / 60)]
-        lines.append(line([*cells, *(shown(own, key, 100) for key in keys.values())]))
-    return "\n".join(lines)
-
-
-def words_table(runs: Results) -> str:
-    """Return the table of codes as words."""
-    keys = {
-        "k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r", "purity %": "purity",
-        "by chance %": "purity_chance", "NMI %": "nmi", "offered: of what is liked %": "liked",
-        "of the one less offered %": "least", "nearest customer likes the same %": "fellow",
-    }  # fmt: skip
-    lines = headed(["compared by", "numbers", *keys])
-    for name, own in by_name(runs).items():
-        lines.append(line([name, str(own[0]["dims"]), *(shown(own, key, 100) for key in keys.values())]))
-    return "\n".join(lines)
-
-
-def nuisance_table(runs: Results) -> str:
-    """Return the table of purities, in brackets the 95 % interval of the first seed."""
-    lines = headed(["space", "numbers", *(f"same design, other {name} %" for name in NUISANCES)])
-    for name, own in by_name(runs).items():
-        cells = [name, str(own[0]["dims"])]
-        for key in (f"purity_{each}" for each in NUISANCES):
-            low, high = (100 * own[0][f"{key}_{end}"] for end in ("low", "high"))
-            cells.append(f"{shown(own, key, 100)} ({low:.1f}–{high:.1f})")
-        lines.append(line(cells))
-    chance = shown(runs[:1], f"purity_{NUISANCES[0]}_chance", 100)
-    return "\n".join([*lines, "", f"By chance {chance} %."])
-
-
-def by_name(runs: Results) -> dict[str, Results]:
-    """Return runs by name, those of the lowest seed first."""
-    rows: dict[str, Results] = {}
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        rows.setdefault(run["name"], []).append(run)
-    return rows
-
-
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -263,7 +210,9 @@ def main() -> int:
         todo = [(name, seed) for name, seed in tasks if (name, seed, asked.catalogue, asked.limit) not in there]
         failed = record_all(Path(__file__), todo, dict.fromkeys(names, ""), asked, told)
     print(
-        table([run for run in read(asked.json) if (run["catalogue"], run["limit"]) == (asked.catalogue, asked.limit)])
+        yardstick_tables(
+            [run for run in read(asked.json) if (run["catalogue"], run["limit"]) == (asked.catalogue, asked.limit)]
+        )
     )
     return 1 if failed else 0
 

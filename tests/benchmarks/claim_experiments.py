@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from claim_measures import Variant
-from model_measures import RENDERED
+from table_cells import headed, line
+
+RENDERED = "rendered"  # the catalogue that render.render_catalogue makes
 
 Result = dict[str, Any]
 Cell = Callable[[Result], str]
@@ -16,6 +17,24 @@ Cell = Callable[[Result], str]
 def number(key: str, digits: int = 3, scale: float = 1.0) -> Cell:
     """Return what shows a value of a result; – where there is none."""
     return lambda result: f"{result[key] * scale:,.{digits}f}" if result.get(key) is not None else "–"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training. settings: in which it differs from the preset. levels: of a quantizer `fsq` in place of its own.
+    share: of the photos of the commonest category, where only some are trained on. pretrained: whether an autoencoder's
+    convolutions begin it.
+    """
+
+    name: str
+    preset: str
+    settings: tuple[str, ...] = ()
+    levels: tuple[int, ...] = ()
+    epochs: int = 2
+    measure: str = "gaussian"
+    catalogue: str = "fashion_mnist"
+    share: float | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,8 +279,16 @@ def table(experiment: Experiment, results: list[Result | None]) -> str:
         lines = experiment.rows(dict(named)) if named else []
     else:
         lines = [[name, *(cell(result) for cell in experiment.columns.values())] for name, result in named]
-    text = [f"**{experiment.claim}**", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    text += ["| " + " | ".join(line) + " |" for line in lines]
+    text = [f"**{experiment.claim}**", "", *headed(heads), *(line(cells) for cells in lines)]
     missing = len(results) - len(named)
     text += ["", *([experiment.note] if experiment.note else []), *([f"({missing} not measured)"] if missing else [])]
     return "\n".join(text).rstrip() + "\n"
+
+
+def tables(runs: Sequence[Result], names: Sequence[str] = tuple(EXPERIMENTS)) -> str:
+    """Return the tables of experiments, by the rows that each result says it answers."""
+    found = {place: run for run in runs for place in run["answers"]}
+    return "\n".join(
+        table(EXPERIMENTS[name], [found.get(f"{name}/{place}") for place in range(len(EXPERIMENTS[name].variants))])
+        for name in names
+    )

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_measures import RENDERED, Photos, load, prepare, preset_config, train
+from claim_experiments import RENDERED, Variant
+from model_measures import Photos, load, prepare, preset_config, train
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,33 +33,6 @@ CHANGED = 0.01  # mean change of a value, 0..1 scale, from which a picture count
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One training. settings: in which it differs from the preset. levels: of a quantizer `fsq` in place of its own.
-    share: of the photos of the commonest category, where only some are trained on. pretrained: whether an autoencoder's
-    convolutions begin it.
-    """
-
-    name: str
-    preset: str
-    settings: tuple[str, ...] = ()
-    levels: tuple[int, ...] = ()
-    epochs: int = 2
-    measure: str = "gaussian"
-    catalogue: str = "fashion_mnist"
-    share: float | None = None
-    pretrained: bool = False
-
-    def config(self, epochs: int | None) -> Config:
-        """Return the settings. epochs: instead of its own."""
-        config = preset_config(self.preset, epochs or self.epochs, self.settings)
-        if not self.levels:
-            return config
-        return config.model_copy(
-            update={"model": config.model.model_copy(update={"quantizer": FSQConfig(levels=self.levels)})}
-        )
-
-
-@dataclass(frozen=True)
 class Task:
     """A training with what it learns from and what it is asked about."""
 
@@ -76,9 +50,19 @@ class Task:
         return train(self.config, SEED, self.asked.cache, self.folder, self.bank, chosen=chosen, begin=begin)
 
 
+def config_of(variant: Variant, epochs: int | None) -> Config:
+    """Return a variant's settings. epochs: instead of its own."""
+    config = preset_config(variant.preset, epochs or variant.epochs, variant.settings)
+    if not variant.levels:
+        return config
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"quantizer": FSQConfig(levels=variant.levels)})}
+    )
+
+
 def measure(variant: Variant, asked: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one variant."""
-    config = variant.config(asked.epochs)
+    config = config_of(variant, asked.epochs)
     size = config.images.size
     data = asked.rendered if variant.catalogue == RENDERED else asked.data
     folder = prepare(data, asked.cache, variant.catalogue, size, asked.limit)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bench_refresh import split
+from claim_experiments import RENDERED
 
 from jobs.command import Arguments
 from jobs.config import Config, load_config
@@ -48,7 +49,7 @@ from pipeline.training.progress import Scalars
 from pipeline.training.split import held_out
 from pipeline.training.worker import fix_process
 
-FLOORS, RENDERED = "floors", "rendered"
+FLOORS = "floors"
 FLOOR_SIZES = {"fashion_mnist": 28, "clothing": 64}  # of the floors' photos; the former's own size
 PART_ROWS = 5000
 

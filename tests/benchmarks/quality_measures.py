@@ -19,6 +19,7 @@ from pipeline.evaluation.spaces import Space, baseline_spaces, model_space
 from pipeline.images import ImagesConfig
 from pipeline.models import MODELS, load_bundle, train_key
 from pipeline.storage import open_store
+from pipeline.training import Line
 from pipeline.training.progress import TrainProgress
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, fix_process, run_rank
@@ -83,7 +84,7 @@ def bundle_of(
         ends.append((time.process_time(), progress.total_steps))
 
     begun = time.process_time()
-    model_id = run_rank(job, Ranks(), report=report)
+    model_id = run_rank(job, Ranks(), line=Line(report=report))
     assert model_id is not None
     spent = {"fit_cpu_s": time.process_time() - begun, "train_photos": len(bank.items), "epochs": settings.epochs}
     if ends:  # what the loop took; fitting the read-out, export and saving come after it

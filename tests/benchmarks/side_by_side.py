@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from table_cells import read
 
 ROOT = Path(__file__).resolve().parents[2]
 Task = tuple[str, int]  # a name and a seed
@@ -77,25 +77,6 @@ def record_all(
     return failed
 
 
-def headed(heads: list[str]) -> list[str]:
-    """Return the first two lines of a Markdown table."""
-    return [line(heads), "|" + "---|" * len(heads)]
-
-
-def line(cells: list[str]) -> str:
-    """Return a row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
-    """Return mean ± standard deviation over seeds; – where there is nothing."""
-    values = [run[key] * scale for run in runs if run.get(key) is not None]
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.{digits}f}{spread}"
-
-
 def side_by_side(
     program: Path, tasks: Sequence[Task], passed: Mapping[str, Any], jobs: int
 ) -> Iterator[tuple[Task, list[dict[str, Any]] | RuntimeError]]:
@@ -136,11 +117,6 @@ def _run(program: Path, task: Task, passed: Mapping[str, Any], core: int | None)
         if done.returncode or not out.exists():
             raise RuntimeError(f"{name}, seed {seed}: exit {done.returncode}\n{done.stderr[-3000:]}")
         return list(json.loads(out.read_text()))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the results so far."""
-    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
 
 
 def write(path: Path, runs: list[dict[str, Any]]) -> None:

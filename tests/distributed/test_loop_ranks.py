@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.errors import Unavailable
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.storage import Store, open_store
-from pipeline.training import Loop, TrainConfig, TrainProgress
+from pipeline.training import Line, Loop, TrainConfig, TrainProgress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.progress import Scalars
 from pipeline.training.ranks import Ranks
@@ -107,7 +107,9 @@ def trained(rank: int, world: int, **settings: Any) -> dict[str, Any]:
     """Return weights and curve of one epoch of gradient descent without noise."""
     seen: list[TrainProgress] = []
     config = TrainConfig(epochs=1, batch_size=BATCH, optimiser="sgd", learning_rate=1e-3, workers=world, **settings)
-    loop = Loop(Tiny(noise=False), Photos(rank, world), config, Ranks(rank, world), labels=LABELS, report=seen.append)
+    loop = Loop(
+        Tiny(noise=False), Photos(rank, world), config, Ranks(rank, world), labels=LABELS, line=Line(report=seen.append)
+    )
     model = loop.run()
     return {"state": model.state_dict(), "losses": [one.loss for one in seen], "measures": loop.validation.measures}
 
@@ -128,8 +130,7 @@ def everything(rank: int, world: int, store: Store, stop_after: int) -> dict[str
             ranks,
             labels=LABELS,
             checkpoints=Checkpoints(store, "runs/r/checkpoints/k", ranks, identity={}, keep=2),
-            report=seen.append,
-            should_stop=lambda left=left: next(left, None) is None,
+            line=Line(seen.append, lambda left=left: next(left, None) is None),
             open_scalars=lambda step: Scalars(store, "runs/r/tensorboard", purge_step=step),
         )
         try:

@@ -111,9 +111,9 @@ def test_neighbours_are_those_of_a_plain_computation(local: tuple[str, dict[str,
 
 
 def readme_code(language: str) -> str:
-    """Return the README's code of the section about reading a release without our code."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    section = text[text.index("### The same without our code") :]
+    """Return the code of the releases' README about reading one without our code."""
+    text = (Path(__file__).parents[2] / "pipeline" / "release" / "README.md").read_text()
+    section = text[text.index("## Without our code") :]
     return section.split(f"```{language}\n", 1)[1].split("```", 1)[0]
 
 
@@ -142,7 +142,7 @@ def test_the_readmes_code_finds_an_item_nearest_to_itself(
     store_url, _ = local
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo-store").symlink_to(store_url)
-    exec(compile(readme_code("python"), "README.md", "exec"), {})
+    exec(compile(readme_code("python"), "pipeline/release/README.md", "exec"), {})
     first = open_release(store_url).item_ids()[0]
     assert capsys.readouterr().out.startswith(f"{first} ['{first}', ")
 

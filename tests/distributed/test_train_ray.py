@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -26,9 +25,9 @@ from pipeline.errors import CodebooksError, ConfigError, NotFound
 from pipeline.models import AnyModelConfig, load_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig, TrainProgress, train_bundle
+from pipeline.training import PixelRows, TrainConfig, TrainJob, TrainProgress, train_job
 from pipeline.training.ranks import Ranks
-from pipeline.training.worker import TrainJob, run_rank
+from pipeline.training.worker import run_rank
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -66,17 +65,17 @@ def train(
     **settings: object,
 ) -> str:
     base = {"epochs": 24, "batch_size": 64, "workers": 2, "checkpoint_every_s": 0.5, "max_failures": 2}
-    return train_bundle(
-        store,
-        pixels=fill(store),
+    job = TrainJob(
+        store=store,
+        pixels=tuple(fill(store)),
         model=model_config(),
         images={"size": SIZE, "fit": "pad"},
         train=TrainConfig(**{**base, **settings}),
         run_dir="runs/night",
         attempt=attempt,
         train_key=KEY,
-        progress=progress,
     )
+    return train_job(job, progress=progress)
 
 
 def new_store(folder: Path) -> Store:
@@ -196,29 +195,21 @@ def test_two_bundles_become_a_fusion(ray_session, tmp_path):
     store = new_store(tmp_path)
     pixels = fill(store)
 
-    def job(key: str, **values: object) -> dict[str, Any]:
-        return {
-            "pixels": pixels,
-            "model": TypeAdapter(AnyModelConfig).validate_python(values),
-            "images": {"size": SIZE, "fit": "pad"},
-            "train": TrainConfig(epochs=1, batch_size=400, workers=2),
-            "run_dir": "runs/night",
-            "attempt": 1,
-            "train_key": key * 64,
-        }
-
-    def member(key: str, **values: object) -> str:
-        """Train in this process; only the fusion needs two workers here."""
-        given = job(key, **values)
-        made = run_rank(
-            TrainJob(store=store, **{**given, "pixels": tuple(pixels), "train": TrainConfig(epochs=1)}), Ranks()
+    def job(key: str, workers: int = 1, **values: object) -> TrainJob:
+        return TrainJob(
+            store=store,
+            pixels=tuple(pixels),
+            model=TypeAdapter(AnyModelConfig).validate_python(values),
+            images={"size": SIZE, "fit": "pad"},
+            train=TrainConfig(epochs=1, batch_size=400, workers=workers),
+            run_dir="runs/night",
+            train_key=key * 64,
         )
-        assert made is not None
-        return made
 
-    hog = member("1", kind="descriptor", cell=4, features="pixels", read_out={"dims": 2})
-    vae = member("2", kind="vae", latent_dim=4, channels=[4, 8])
-    fused = train_bundle(store, **job("3", kind="fusion", members=[hog, vae], weights=[2, 1]))
+    # Only the fusion needs Ray and two workers here.
+    hog = run_rank(job("1", kind="descriptor", cell=4, features="pixels", read_out={"dims": 2}), Ranks())
+    vae = run_rank(job("2", kind="vae", latent_dim=4, channels=[4, 8]), Ranks())
+    fused = train_job(job("3", workers=2, kind="fusion", members=[hog, vae], weights=[2, 1]))
     photos = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     bundle = load_bundle(store, fused)
     found = bundle.model.encode(photos).mean
@@ -230,4 +221,4 @@ def test_two_bundles_become_a_fusion(ray_session, tmp_path):
     ]
     assert [part.model["kind"] for part in bundle.config.parts] == ["descriptor", "vae"]
     with pytest.raises(NotFound, match=f"no bundle {'a' * 64}"):
-        train_bundle(store, **job("4", kind="fusion", members=[hog, "a" * 64]))
+        train_job(job("4", kind="fusion", members=[hog, "a" * 64]))

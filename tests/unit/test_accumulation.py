@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
-from pipeline.training import Loop, TrainConfig
+from pipeline.training import Line, Loop, TrainConfig
 from pipeline.training.loop import _micro_batches
 
 SIZE, STEPS = 8, 6
@@ -69,7 +69,7 @@ def trained(batch_size: int, **settings: object) -> tuple[Model, list[float]]:
         Squares(),
         Photos(batch_size),
         TrainConfig(epochs=1, batch_size=batch_size, **values),
-        report=lambda progress: losses.extend([progress.loss, progress.parts["error"]]),
+        line=Line(report=lambda progress: losses.extend([progress.loss, progress.parts["error"]])),
     )
     return loop.run(), losses
 

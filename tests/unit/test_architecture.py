@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"keys", "schema", "column_types"},
+    {"keys", "refusals", "schema", "column_types"},
     {"storage"},
     {"parts", "workers"},
     {"release", "runs"},
@@ -209,6 +209,19 @@ def test_third_parties_stay_in_their_rooms(path: Path) -> None:
         assert allowed, f"{path.relative_to(ROOT)}:{statement.lineno} imports {name}, only {ONLY_IN[top]} may"
 
 
+def arguments_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many arguments a function takes, its own object or class aside; `*rest` and `**rest` are one each."""
+    named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    collecting = [argument for argument in (node.args.vararg, node.args.kwarg) if argument is not None]
+    return len([argument for argument in named if argument.arg not in {"self", "cls"}]) + len(collecting)
+
+
+def test_arguments_are_counted_of_every_sort() -> None:
+    (method,) = ast.parse("async def f(self, a, /, b, *rest, c=1, **more): ...").body
+    assert isinstance(method, ast.AsyncFunctionDef)
+    assert arguments_of(method) == 5
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes(path: Path) -> None:
     text = path.read_text()
@@ -217,6 +230,11 @@ def test_sizes(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 70, f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {length} lines"
+            count = arguments_of(node)
+            assert count <= 8, (
+                f"{path.relative_to(ROOT)}:{node.lineno} {node.name} takes {count} arguments; what belongs together is "
+                "one dataclass"
+            )
 
 
 def test_exceptions_are_defined_in_one_place() -> None:

@@ -33,7 +33,8 @@ def item(item_id: str, uri: str, token: str, view: int = 0, row: int = 0, **labe
 
 
 def refusal(item_id: str, uri: str, token: str, stage: str = "decode") -> Row:
-    said = {"reason": f"r-{stage}", "detail": f"d-{stage}", "first_seen": "run"}
+    reasons = {"decode": "broken", "fetch": "forbidden", "plan": "missing"}  # kept, asked again, asked again
+    said = {"reason": reasons[stage], "detail": f"d-{stage}", "first_seen": "run"}
     return {"item_id": item_id, "uri": uri, "token": token, "stage": stage, **said}
 
 
@@ -74,10 +75,11 @@ def expected_rows(
         out.update(dict.fromkeys(("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")))
         before, ill = living.get(key), sick.get(key)
         swapped = gone_bytes.get((row["item_id"], row["view"])) if row["uri"].startswith("sha256:") else None
-        if row["reason"] is not None:
+        held = row["reason"] == "unreachable" and before is not None
+        if row["reason"] is not None and not held:
             out["status"] = "refused"
-        elif before is not None and before["token"] == row["token"]:
-            out["status"] = "same"
+        elif before is not None and (held or before["token"] == row["token"]):
+            out |= {"status": "same", "token": before["token"]}
             out.update(
                 {name: before[name] for name in ("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")}
             )
@@ -108,7 +110,7 @@ NAMES = st.lists(st.tuples(KEYS, URIS, TOKENS, COLOURS), max_size=14, unique_by=
 def tonight(draw: st.DrawFn) -> list[Row]:
     rows, views = [], dict[str, int]()
     for key, uri, token, colour in draw(NAMES):
-        reason = "no_image" if uri == "" else draw(st.sampled_from([None, None, None, "missing"]))
+        reason = "no_image" if uri == "" else draw(st.sampled_from([None, None, None, "missing", "unreachable"]))
         rows.append(photo(key, uri, "" if reason else token, views.get(key, 0), reason, colour=colour))
         views[key] = views.get(key, 0) + 1
     return rows
@@ -139,20 +141,22 @@ def test_against_dictionaries(now: list[Row], before: tuple[list[Row], list[Row]
     assert found.rows.schema.equals(plan_schema([COLOUR]))
     made, removed, relabelled = expected_rows(now, items, refused)
     assert by_key(found.rows) == {
-        (row["item_id"], row["uri"]): {**row, "source": None, "offset": None, "length": None} for row in made
+        (row["item_id"], row["uri"]): {**row, "source": None, "offset": None, "length": None, "signed_uri": None}
+        for row in made
     }
     assert {tuple(row.values()) for row in found.removed.to_pylist()} == removed
     assert {tuple(row.values()) for row in found.relabelled.to_pylist()} == relabelled
     counts = dict.fromkeys(COUNTS, 0) | {"removed": len(removed), "relabelled": len(relabelled)}
     for row in made:
         counts[row["status"]] += 1
+        counts["held"] += row["status"] == "same" and row["reason"] == "unreachable"
     assert found.counts == counts
 
 
 def test_without_a_parent_everything_is_added() -> None:
     found = compare(photos_table([photo("a", "u", "t"), photo("b", "", "", reason="no_image")]), None, None)
     assert statuses(found) == {("a", "u"): "added", ("b", ""): "refused"}
-    assert found.counts == {"added": 1, "changed": 0, "same": 0, "refused": 1, "removed": 0, "relabelled": 0}
+    assert found.counts == {"added": 1, "changed": 0, "same": 0, "refused": 1, "removed": 0, "relabelled": 0, "held": 0}
     assert found.removed.num_rows == 0
 
 
@@ -166,7 +170,7 @@ def test_changed_bytes_at_the_same_place_are_one_change() -> None:
     now = photos_table([photo("a", "sha256:9", "sha256:9", 0), photo("a", "sha256:2", "sha256:2", 1)])
     found = compare(now, before, None)
     assert statuses(found) == {("a", "sha256:9"): "changed", ("a", "sha256:2"): "same"}
-    assert found.counts == {"added": 0, "changed": 1, "same": 1, "refused": 0, "removed": 0, "relabelled": 0}
+    assert found.counts == {"added": 0, "changed": 1, "same": 1, "refused": 0, "removed": 0, "relabelled": 0, "held": 0}
 
 
 def test_embedded_photos_that_swap_places_are_the_same() -> None:
@@ -183,6 +187,23 @@ def test_a_photo_that_lived_and_is_missing_now_is_refused_not_removed() -> None:
     assert by_key(found.rows)["a", "u"]["latents_part"] is None
 
 
+def test_a_photo_that_lived_and_does_not_answer_keeps_its_row() -> None:
+    """Neither with its token nor without is it known to be gone; a missing one is, and a new one never lived."""
+    before = items_table([item("a", "u", "t1", row=7), item("b", "u", "t1"), item("d", "u", "t1")])
+    now = [photo("a", "u", "", reason="unreachable"), photo("b", "u", "", reason="missing")]
+    now += [photo("c", "u", "", reason="unreachable"), photo("d", "u", "", reason="unreachable", view=3)]
+    found = compare(photos_table(now), before, None)
+    assert [(row["status"], row["token"], row["latents_row"], row["reason"]) for row in found.rows.to_pylist()] == [
+        ("same", "t1", 7, "unreachable"),
+        ("refused", "", None, "missing"),
+        ("refused", "", None, "unreachable"),
+        ("same", "t1", 0, "unreachable"),
+    ]
+    assert found.removed.num_rows == 0
+    assert found.relabelled["item_id"].to_pylist() == ["d"]
+    assert (found.counts["same"], found.counts["refused"], found.counts["held"]) == (2, 2, 2)
+
+
 def test_refusals_of_the_parent() -> None:
     names = ["decode-same", "decode-other", "fetch", "plan"]
     before = [
@@ -193,7 +214,7 @@ def test_refusals_of_the_parent() -> None:
     rows = by_key(found.rows)
     assert [rows["a", name]["status"] for name in names] == ["refused", "added", "added", "added"]
     assert [rows["a", name]["retried"] for name in names] == [False, False, True, True]
-    assert rows["a", "decode-same"]["reason"] == "r-decode"
+    assert rows["a", "decode-same"]["reason"] == "broken"
     assert rows["a", "fetch"]["reason"] is None
     assert found.counts["removed"] == 0
 

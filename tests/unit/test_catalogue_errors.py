@@ -198,36 +198,6 @@ def test_bad_lists_in_text(tmp_path: Path) -> None:
         refused(path, "row 2", "begins like a list", 'write ["a.jpg", "b.jpg"]')
 
 
-@pytest.mark.parametrize(
-    ("uri", "part"),
-    [
-        ("gs://bucket/a.jpg", "photos are read from s3://, https://"),
-        ("http://shop/a.jpg", "photos are read from s3://, https://"),
-        (
-            "https://cdn.example.evil.net/p/a.jpg",
-            "add its prefix to catalogue.https_prefixes (now: https://cdn.example/p/)",
-        ),
-        ("https://cdn.example/q/a.jpg", "catalogue.https_prefixes"),
-        ("data:image/png;base64,AAAA", "in Parquet use a binary column"),
-        ("../../../../../../../../../../../a.jpg", "leads out of"),
-    ],
-)
-def test_photos_that_are_never_read(tmp_path: Path, uri: str, part: str) -> None:
-    path = csv(tmp_path, f'item_id,image\na,ok.jpg\nb,"{uri}"\n')
-    if ".." in uri:  # a local path resolves; a bucket has a top
-        store = open_store("memory://catalogue-dots")
-        store.put("c.csv", path.read_bytes())
-        refused("memory://catalogue-dots/c.csv", "row 2", uri, part)
-    else:
-        refused(path, "row(s) 2 of", uri, part, https_prefixes=("https://cdn.example/p/",))
-
-
-@pytest.mark.parametrize("uri", ["/etc/passwd", "file:///etc/passwd"])
-def test_a_table_from_elsewhere_may_not_name_local_files(uri: str) -> None:
-    open_store("memory://catalogue-local").put("c.csv", f"item_id,image\na,{uri}\n".encode())
-    refused("memory://catalogue-local/c.csv", "row(s) 1", uri, "may not name local files")
-
-
 def test_repeated_photos_of_an_item(tmp_path: Path) -> None:
     path = csv(tmp_path, "item_id,image\na,x.jpg\nb,x.jpg\na,y.jpg\na,x.jpg\n")
     refused(path, "1 photo(s)", f"'a' names {tmp_path}/x.jpg in row 1, row 4", "one row a photo", rows="photo")

@@ -260,7 +260,7 @@ def test_photos_by_uri_and_their_refusals(tmp_path: Path) -> None:
 
 def test_a_temporary_failure_is_no_refusal(tmp_path: Path) -> None:
     class Flaky(Files):
-        def read(self, uri: str, **_: Any) -> bytes:
+        def fetch(self, uri: str, **_: Any) -> Any:
             raise Unavailable(f"{uri}: HTTP 503")
 
     folder(tmp_path, "a.jpg", "b.jpg")

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.catalogue import CatalogueConfig, PhotoReader, catalogue_notes, compare, read_photos, resolve_tokens
 from pipeline.errors import Forbidden, InputError, NotFound, PhotoRefused
-from pipeline.storage import Entry, Files, open_store
+from pipeline.storage import Body, Entry, Files, open_store
 
 pytestmark = pytest.mark.s3
 
@@ -133,9 +133,9 @@ class Guarded(Files):
         self._guard(uri)
         return super().stat(uri)
 
-    def read(self, uri: str, **bounds: Any) -> bytes:
+    def fetch(self, uri: str, **bounds: Any) -> Body:
         self._guard(uri)
-        return super().read(uri, **bounds)
+        return super().fetch(uri, **bounds)
 
     def _guard(self, uri: str) -> None:
         if "/03" in uri:

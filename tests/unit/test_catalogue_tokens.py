@@ -11,9 +11,18 @@ import pyarrow as pa
 import pytest
 
 from pipeline.catalogue import CatalogueConfig, resolve_tokens
-from pipeline.errors import Forbidden, InputError, NotFound, Unavailable
+from pipeline.errors import (
+    ClientRefused,
+    ClientStale,
+    CodebooksError,
+    Forbidden,
+    InputError,
+    Misconfigured,
+    NotFound,
+    Unavailable,
+)
 from pipeline.schema import PHOTOS, REFUSAL
-from pipeline.storage import Entry, Files, open_store
+from pipeline.storage import Entry, Files, Places, open_store
 
 CONFIG = CatalogueConfig(source="memory://tokens/c.csv")
 
@@ -180,10 +189,12 @@ def test_heads_run_side_by_side_and_forbidden_ones_are_refused() -> None:
 
     class Slow(CountingFiles):
         def stat(self, uri: str) -> Entry:
-            barrier.wait()  # passes only when 32 are asked at once
+            if uri not in self.heads:
+                self.heads.append(uri)
+                barrier.wait()  # passes only when 32 are asked at once; a refusal is asked about once more
             if uri.endswith("7.jpg"):
                 raise Forbidden(f"{uri}: HTTP 403")
-            return super().stat(uri)
+            return super(CountingFiles, self).stat(uri)
 
     keys = [f"{number:02}.jpg" for number in range(64)]
     root = space("tokens-slow", keys)
@@ -192,13 +203,43 @@ def test_heads_run_side_by_side_and_forbidden_ones_are_refused() -> None:
     assert {key for key, reason in reasons.items() if reason == "forbidden"} == {key for key in keys if key[1] == "7"}
 
 
-def test_a_temporary_failure_stops_the_plan() -> None:
+def test_a_photo_that_does_not_answer_is_refused_and_a_bucket_that_does_not_stops_the_plan() -> None:
+    class Failing(CountingFiles):
+        """Answers no HEAD of names with an `x`; lists nothing at all where `away`."""
+
+        away = False
+
+        def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+            if self.away:
+                raise Unavailable(f"{uri_prefix}: HTTP 503")
+            return super().list(uri_prefix)
+
+        def stat(self, uri: str) -> Entry:
+            if "x" in uri.rpartition("/")[2]:
+                raise Unavailable(f"{uri}: HTTP 503 SlowDown; 8 tries in 60.0 s")
+            return super().stat(uri)
+
+    keys = ["a.jpg", *(f"x{number:02}.jpg" for number in range(30))]
+    root = space("tokens-failing", keys)
+    asked = photos([f"{root}/{key}" for key in keys])
+    table, _ = resolve_tokens(asked, CONFIG, Failing(closed=root))
+    assert table["reason"].to_pylist() == [None] + ["unreachable"] * 30
+    assert table["token"].to_pylist()[1:] == [""] * 30
+    assert table["detail"][1].as_py() == f"{root}/x00.jpg: HTTP 503 SlowDown; 8 tries in 60.0 s"
+    away = Failing()
+    away.away = True
+    with pytest.raises(Unavailable, match=rf"{root}: no answer to \d+ photos in a row, nor to a listing; .*SlowDown"):
+        resolve_tokens(asked.slice(1), CONFIG, away)
+
+
+@pytest.mark.parametrize("fault", [ClientStale, ClientRefused, Misconfigured])
+def test_what_is_wrong_with_who_asks_stops_the_plan(fault: type[CodebooksError]) -> None:
     class Failing(CountingFiles):
         def stat(self, uri: str) -> Entry:
-            raise Unavailable(f"{uri}: HTTP 503")
+            raise fault("RequestTimeTooSkewed")
 
-    root = space("tokens-failing", ["a.jpg"])
-    with pytest.raises(Unavailable):
+    root = space(f"tokens-{fault.__name__}", ["a.jpg"])
+    with pytest.raises(fault, match="RequestTimeTooSkewed"):
         resolve_tokens(photos([f"{root}/a.jpg"]), CONFIG, Failing(closed=root))
 
 
@@ -206,7 +247,7 @@ class Web(Files):
     """Answers https without a network: `a` has an ETag, `b` has none, `c` is gone."""
 
     def __init__(self) -> None:
-        super().__init__(https_prefixes=("https://cdn.example/",))
+        super().__init__(places=Places(("https://cdn.example/",)))
         self.asked: list[tuple[str, Any]] = []
 
     def stat(self, uri: str) -> Entry:

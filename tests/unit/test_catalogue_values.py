@@ -77,6 +77,17 @@ def test_a_field_that_nobody_asked_for_stops_no_night(tmp_path: Path, value: byt
         assert found["y"].to_pylist()[1] == 5
 
 
+@pytest.mark.parametrize(
+    "text", [b"null", b"null\nnull", b"1", b"[{}]", b' \n {"item_id": "a",\n"image": "1"}', b'{"a": 1} {"a":\n2}']
+)
+def test_lines_that_are_no_objects(tmp_path: Path, text: bytes) -> None:
+    """A block of `null` alone kills the process inside of Arrow's parser."""
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=rf"row 1 of {path} (must hold a JSON object|is not JSON)"):
+        read(path)
+
+
 def test_whole_numbers_and_text_are_carried_exactly(tmp_path: Path) -> None:
     largest, smallest = 2**63 - 1, -(2**63)
     path = lines(tmp_path, b'{"item_id": "b", "image": "2.jpg", "x": %d, "z": "\\ud83d\\ude00"}' % largest)

@@ -17,7 +17,7 @@ from pipeline.models.priors.pixelcnn import PixelCNNConfig
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
 from pipeline.storage import open_store
-from pipeline.training import Loop, TrainConfig
+from pipeline.training import Line, Loop, TrainConfig
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.codes import CodeRows, Codes, CodesLoader, grid_of, read_codes
 from pipeline.training.ranks import Ranks
@@ -181,7 +181,7 @@ def test_a_prior_trains_to_the_same_bits_after_an_interruption(tmp_path: Path, a
             CodesLoader(codes, batch_size=10, rank=0, world_size=1, seed=0),
             config,
             checkpoints=Checkpoints(store, folder, Ranks(), identity={"folder": folder}, keep=2),
-            should_stop=lambda: next(asked) >= stop_after,
+            line=Line(should_stop=lambda: next(asked) >= stop_after),
         )
 
     whole = loop("whole").run().state_dict()

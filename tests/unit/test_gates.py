@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.errors import InputError
 from pipeline.evaluation import GATES, GatesConfig, GateVerdict, check_gates
 
-GOOD = {"recall": 0.99, "quarantine_share": 0.01, "removed_share": 0.02, "items": 500.0}
+GOOD = {"recall": 0.99, "quarantine_share": 0.01, "not_finite_share": 0.001, "removed_share": 0.02, "items": 500.0}
 
 
 def verdict(name: str, measures: dict[str, float], **limits: float | None) -> GateVerdict:
@@ -28,6 +28,7 @@ def test_good_measures_pass_every_gate() -> None:
     [
         ("min_recall", "recall", 0.9, 0.8999),
         ("max_quarantine", "quarantine_share", 0.1, 0.1001),
+        ("max_not_finite", "not_finite_share", 0.05, 0.0501),
         ("max_removed", "removed_share", 0.3, 0.3001),
         ("min_items", "items", 100, 99.0),
     ],

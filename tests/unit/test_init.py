@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,9 @@ import pytest
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
+from jobs.model_choice import BEST, CHOICES, FASTEST, SEEDS, Choice
 
+ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ["Shoes", "Shirts", "Hats"]
 
 
@@ -56,7 +59,7 @@ def test_columns_are_guessed_in_every_format(tmp_path: Path, kind: str) -> None:
     catalogue = config.catalogue
     assert (catalogue.item_id, catalogue.image, catalogue.category) == ("sku", "image_url", "product_type")
     assert (catalogue.rows, catalogue.format, catalogue.source) == ("item", kind, str(source))
-    assert (config.store.url, config.model.kind) == ("s3://shop/visual", "vae")
+    assert (config.store.url, config.model.kind) == ("s3://shop/visual", "descriptor")
 
 
 def test_a_packed_csv(tmp_path: Path) -> None:
@@ -169,3 +172,29 @@ def test_what_cannot_be_guessed_is_asked_for(
 def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path / "none.parquet"), "--output", str(tmp_path / "c.yaml")]) == 3
     assert "is not there" in capsys.readouterr().err
+
+
+def test_the_model_that_was_measured_best_is_proposed_and_the_others_stand_beside_it(tmp_path: Path) -> None:
+    config = init(tmp_path, write(tmp_path, table()))
+    assert config.model == BEST.config()
+    assert not config.train.when_is_set, "written down it would let every night train anew unasked"
+    text = (tmp_path / "codebooks.yaml").read_text()
+    for choice in (FASTEST, SEEDS):
+        other = text.replace(f"model: {BEST.model}", "#").replace(f"# model: {choice.model}", f"model: {choice.model}")
+        path = tmp_path / f"{choice.preset}.yaml"
+        path.write_text(other)
+        assert load_config(Arguments(config=str(path)), {}).model == choice.config()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.preset)
+def test_what_is_said_of_a_model_is_what_was_measured(choice: Choice) -> None:
+    results = json.loads((ROOT / "tests" / "benchmarks" / "results" / "quality.json").read_text())["runs"]
+    runs = [run for run in results if run["preset"] == choice.preset]
+    assert len(runs) == 3
+    assert round(100 * float(np.mean([run["knn"] for run in runs])), 1) == choice.knn
+    assert round(float(np.mean([run["fit_cpu_s"] for run in runs]))) == choice.fit_s
+    assert abs(float(np.mean([run["encode_images_per_cpu_s"] for run in runs])) - choice.photos_per_s) <= 5
+    measured = load_config(Arguments(config=choice.preset, overrides=("store=/x", "catalogue.source=/x/c.csv")), {})
+    assert measured.model == choice.config(), "the preset is what was measured"
+    best = max(results, key=lambda run: run["knn"] if run["catalogue"] == "clothing" else 0)
+    assert best["preset"] in (BEST.preset, "fusion_clothing"), "a fusion begins with two finished models"

@@ -26,7 +26,7 @@ from pipeline.keys import digest_of
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import Loop, PixelLoader, PixelRows, TrainConfig, TrainProgress
+from pipeline.training import Line, Loop, PixelLoader, PixelRows, TrainConfig, TrainProgress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import SETTLE_EVERY
 from pipeline.training.optimisers import build_optimiser, learning_rate
@@ -170,7 +170,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_the_loss_goes_down(store):
     seen: list[TrainProgress] = []
-    loop = loop_over(store, config(epochs=30), report=seen.append)
+    loop = loop_over(store, config(epochs=30), line=Line(report=seen.append))
     trained = loop.run()
     assert not trained.training
     assert seen[-1].loss < 0.5 * seen[0].loss
@@ -179,7 +179,7 @@ def test_the_loss_goes_down(store):
 
 def test_progress_says_where_it_is(store):
     seen: list[TrainProgress] = []
-    loop_over(store, config(), report=seen.append).run()
+    loop_over(store, config(), line=Line(report=seen.append)).run()
     assert [progress.step for progress in seen] == list(range(SETTLE_EVERY, 61, SETTLE_EVERY))
     last = seen[-1]
     assert (last.step, last.total_steps, last.epoch, last.epochs) == (60, 60, 6, 6)
@@ -200,10 +200,10 @@ def test_two_trainings_give_the_same_bits_and_another_seed_does_not(tmp_path):
 def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(store, tmp_path, stop_at):
     undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
     with pytest.raises(Unavailable, match=f"step {stop_at}"):
-        loop_over(store, config(), should_stop=after_calls(stop_at // SETTLE_EVERY)).run()
+        loop_over(store, config(), line=Line(should_stop=after_calls(stop_at // SETTLE_EVERY))).run()
     torch.randn(7), np.random.random(7)  # another process would not have this one's generators
     seen: list[TrainProgress] = []
-    resumed = loop_over(store, config(), report=seen.append)
+    resumed = loop_over(store, config(), line=Line(report=seen.append))
     assert weights(resumed.run()) == undisturbed
     assert seen[0].resumed_from == stop_at
     assert seen[0].step == stop_at + SETTLE_EVERY
@@ -213,7 +213,7 @@ def test_without_its_random_generators_a_resume_differs(store, tmp_path, monkeyp
     """Negative control: the comparison above sees a single generator that is not restored."""
     undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
     with pytest.raises(Unavailable):
-        loop_over(store, config(), should_stop=after_calls(2)).run()
+        loop_over(store, config(), line=Line(should_stop=after_calls(2))).run()
     monkeypatch.setattr("pipeline.training.checkpoints.restore_random", lambda state, device: None)
     assert weights(loop_over(store, config()).run()) != undisturbed
 
@@ -221,7 +221,7 @@ def test_without_its_random_generators_a_resume_differs(store, tmp_path, monkeyp
 def test_a_finished_training_is_not_repeated(store):
     done = weights(loop_over(store, config()).run())
     seen: list[TrainProgress] = []
-    again = loop_over(store, config(), report=seen.append)
+    again = loop_over(store, config(), line=Line(report=seen.append))
     assert weights(again.run()) == done
     assert seen == []
 
@@ -262,12 +262,12 @@ def test_scalars_reach_the_store(store):
 EVERYTHING = {"ema_decay": 0.9, "accumulate": 2, "validation": 0.2, "keep": "best", "augment": "light", "batch_size": 8}
 
 
-def everything(store: Store, **options: object) -> tuple[Loop, list[TrainProgress]]:
+def everything(store: Store, should_stop: Callable[[], bool] | None = None) -> tuple[Loop, list[TrainProgress]]:
     """Return a loop with all that a resume must restore, 12 steps an epoch, and the list that its progress goes to."""
     seen: list[TrainProgress] = []
     open_scalars = lambda step: Scalars(store, "runs/r/tensorboard", purge_step=step)  # noqa: E731
-    options = {"report": seen.append, "open_scalars": open_scalars, **options}
-    return loop_over(store, config(epochs=4, **EVERYTHING), **options), seen
+    line = Line(seen.append, should_stop)
+    return loop_over(store, config(epochs=4, **EVERYTHING), line=line, open_scalars=open_scalars), seen
 
 
 def curves(seen: list[TrainProgress]) -> list[object]:
@@ -361,7 +361,7 @@ def test_a_compiled_training_is_the_plain_one_within_rounding(store, monkeypatch
     seen: list[TrainProgress] = []
     settings = {"epochs": 1, "batch_size": 8, "optimiser": "sgd", "validation": 0.2, "ema_decay": 0.9}
     models = [
-        loop_over(store, config(compile=on, **settings), checkpoints=None, report=seen.append).run()
+        loop_over(store, config(compile=on, **settings), checkpoints=None, line=Line(report=seen.append)).run()
         for on in (False, True)
     ]
     assert compiled_calls == [1]
@@ -446,7 +446,7 @@ def train_as(rank: int, world_size: int, folder: str, meeting: str, stop_at: int
     try:
         if stop_at:
             with pytest.raises(Unavailable):
-                loop_over(store, train, ranks, should_stop=after_calls(stop_at // SETTLE_EVERY)).run()
+                loop_over(store, train, ranks, line=Line(should_stop=after_calls(stop_at // SETTLE_EVERY))).run()
         Path(f"{out}-{rank}").write_text(weights(loop_over(store, train, ranks).run()))
     finally:
         dist.destroy_process_group()

@@ -17,7 +17,7 @@ from pipeline.models.moco import MoCo, MoCoConfig
 from pipeline.models.pretraining import copy_convolutions
 from pipeline.models.simclr import SimCLRConfig
 from pipeline.storage import Store, open_store
-from pipeline.training import Loop, TrainConfig
+from pipeline.training import Line, Loop, TrainConfig
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.ranks import Ranks
 
@@ -197,7 +197,7 @@ def test_a_resumed_training_has_the_same_bits():
         checkpoints = Checkpoints(store, "run", Ranks(), identity={}, keep=2)
         asked = iter(range(1, 100))
         stop = None if stop_after is None else lambda: next(asked) == stop_after
-        loop = Loop(made(), Memory(), config, checkpoints=checkpoints, should_stop=stop)
+        loop = Loop(made(), Memory(), config, checkpoints=checkpoints, line=Line(should_stop=stop))
         return loop.run().state_dict()
 
     whole = trained(open_store(f"memory://{uuid.uuid4()}"))

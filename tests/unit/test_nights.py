@@ -15,6 +15,7 @@ from PIL import Image
 
 import jobs.computing
 import jobs.context
+import jobs.demo
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
@@ -50,7 +51,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(jobs.computing, "train_bundle", train_bundle)
     monkeypatch.setattr(jobs.computing, "run_shards", run_shards)
-    monkeypatch.setattr(jobs.context, "ray_session", lambda *_, **__: nullcontext())
+    for module in (jobs.context, jobs.demo):
+        monkeypatch.setattr(module, "ray_session", lambda *_, **__: nullcontext())
     # No night here is asked by photo, and the export takes longer than all the rest.
     monkeypatch.setattr(bundle, "export_encoder", lambda *_, **__: b"an encoder")
     return keys
@@ -271,3 +273,24 @@ def test_a_store_of_an_earlier_version_is_not_trained_anew_on_more_hardware(
     assert command("train", "--run", "again", "train.threads=3", *tiny)["model_id"] == first["model_id"]
     assert find_bundle(store, key) == first["model_id"], "from now on its key of today answers"
     assert len(trained) == 1
+
+
+def test_the_demo_shows_the_same_items_in_two_spaces(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--items", "64", f"store={tmp_path}", "images.size=32", "train.epochs=1", "train.batch_size=16"]
+    assert main(["demo", "--json", "--run", "d", *small]) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    store = open_store(str(tmp_path))
+    heads = [read_head(store, channel) for channel in ("stable", "descriptor")]
+    kinds = [read_manifest(store, head.release_id).model_kind for head in heads if head is not None]
+    assert kinds == ["vae", "descriptor"]
+    assert (answer["release"], answer["second_release"]) == tuple(head.release_id for head in heads if head)
+    lines = err[err.index("vae, 32 numbers a photo") :].splitlines()
+    assert "descriptor, 64 numbers a photo" in lines[0]
+    assert all(line.count("sku-") == 2 for line in lines[2:7]), "a neighbour of each space a line"
+    page = Path(answer["side_by_side"]).read_text()
+    assert page.count('alt="query vae ') == page.count('alt="query descriptor ') == 8
+    # The photos are decoded once: the second model reads the pixels of the first.
+    assert len(list(store.list("pixels/"))) == 1

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
 from jobs.command import Arguments
 from jobs.config import Config, load_config
 from pipeline.catalogue import CatalogueConfig
-from pipeline.encoding import EncodeJob, build_shards, make_worker
+from pipeline.encoding import EncodeJob, ask_again, build_shards, make_worker
 from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.parts import read_part, write_part
 from pipeline.planning import Plan, make_plan, standing
 from pipeline.planning import plan as planning
-from pipeline.schema import QUARANTINE, attribute_fields, items_schema
+from pipeline.schema import QUARANTINE, attribute_fields, items_schema, pixels_schema
 from pipeline.storage import Files, Store, open_store
 
 
@@ -43,16 +44,21 @@ def plan_of(config: Config, run: str) -> Plan:
 
 
 def decode_all(config: Config, plan: Plan, store: Store, run: str) -> list[str]:
-    """Make the pixels parts of a plan as an actor does; return their names."""
-    shards = build_shards(
-        plan.rows, transform_id=plan.summary.transform_id, model_id=None, precision="fp32", retry_of=run
+    """Make the pixels parts of a plan as a run does, those that are not there; return the names of all."""
+    build = partial(build_shards, transform_id=plan.summary.transform_id, model_id=None, precision="fp32")
+    asked = ask_again(
+        store,
+        plan.rows,
+        lambda rows, retry_of: build(rows, retry_of=retry_of),
+        transform_id=plan.summary.transform_id,
+        run=run,
     )
     job = EncodeJob(
         store=store, files=Files(), catalogue=CatalogueConfig(source=config.catalogue.source), images=config.images,
         encode=config.encode, model_id=None, transform_id=plan.summary.transform_id,
     )  # fmt: skip
     worker = make_worker(job)
-    return [str(worker(shard).pixels.name) for shard in shards]  # type: ignore[union-attr]
+    return [result.pixels.name for result in map(worker, asked.shards) if result.pixels is not None]
 
 
 def test_a_plan_survives_its_file(config: Config) -> None:
@@ -64,24 +70,44 @@ def test_a_plan_survives_its_file(config: Config) -> None:
         Plan.from_bytes(plan.to_bytes()[:-20])
 
 
-def test_a_fetch_refused_in_an_unpublished_run_is_tried_again_by_the_next(config: Config, shop: Path) -> None:
+def test_a_fetch_refused_in_a_run_is_tried_again_by_the_same_run_and_by_the_next(config: Config, shop: Path) -> None:
+    """Of one shard of four photos one vanishes between the plan and the fetch, and comes back with its old time."""
     store = open_store(str(shop / "store"))
     first = plan_of(config, "night-1")
-    (shop / "2.png").rename(shop / "away.png")  # it vanishes between the plan and the fetch
-    refused = decode_all(config, first, store, "night-1")
+    (shop / "2.png").rename(shop / "away.png")
+    (lacking,) = decode_all(config, first, store, "night-1")
+    uris = read_part(store, lacking, ["uri"])["uri"].to_pylist()
+    assert [uri.rpartition("/")[2] for uri in uris] == ["0.png", "1.png", "3.png"]
+    assert decode_all(config, first, store, "night-1") == [lacking], "still away: nothing is written of it"
     (shop / "away.png").rename(shop / "2.png")
-    second = plan_of(config, "night-2")
-    assert pc.all(second.rows["retried"]).as_py()
-    names = decode_all(config, second, store, "night-2")
-    assert not set(names) & set(refused), "the part that holds the refusal does not answer"
+    kept, more = decode_all(config, first, store, "night-1")
+    assert kept == lacking, "what was answered is not asked again"
+    assert [uri.rpartition("/")[2] for uri in read_part(store, more, ["uri"])["uri"].to_pylist()] == ["2.png"]
+    assert decode_all(config, plan_of(config, "night-2"), store, "night-2") == [kept, more]
+
+
+def test_a_part_of_an_earlier_version_that_holds_a_refused_fetch_is_no_answer(config: Config, shop: Path) -> None:
+    store = open_store(str(shop / "store"))
+    plan = plan_of(config, "night-1")
+    (shard,) = build_shards(plan.rows, transform_id=plan.summary.transform_id, model_id=None, precision="fp32")
+    count, pixels = 4, bytes(32 * 32 * 3)
+    refused = [None, None, "fetch", None]
+    columns = {
+        **{name: shard.photos[name] for name in ("item_id", "uri", "token")},
+        "digest": ["d"] * count, "pixels": [pixels] * count, "stage": refused,
+        "reason": [stage and "forbidden" for stage in refused], "detail": refused,
+    }  # fmt: skip
+    write_part(store, shard.pixels_name, pa.table(columns, schema=pixels_schema(32)), shard.pixels_key)
+    (name,) = decode_all(config, plan, store, "night-1")
+    assert name != shard.pixels_name
+    assert read_part(store, name, ["stage"])["stage"].null_count == count
 
 
 def test_finished_parts_of_an_unpublished_run_are_used_by_the_next(config: Config, shop: Path) -> None:
     store = open_store(str(shop / "store"))
     made = decode_all(config, plan_of(config, "night-1"), store, "night-1")
-    second = plan_of(config, "night-2")
-    assert not pc.any(second.rows["retried"]).as_py()
-    assert decode_all(config, second, store, "night-2") == made
+    assert len(made) == 1
+    assert decode_all(config, plan_of(config, "night-2"), store, "night-2") == made
 
 
 def test_a_catalogue_of_which_no_photo_can_be_used_says_why(config: Config, shop: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_preset_begins_with_its_command_and_where_its_numbers_are(name: str) -
         assert command == "# codebooks demo"
     else:
         assert re.match(rf"# codebooks (refresh|train) --config {name} store=STORE catalogue\.source=PATH/\S+", command)
-    assert re.fullmatch(r"# Measured.*see README, Numbers\.", measured)
+    assert re.fullmatch(r"# Measured.*see tests/benchmarks/README\.md\.", measured)
 
 
 def with_members(name: str) -> Config:

@@ -31,7 +31,7 @@ from pipeline.quality.prior_results import one_an_item
 from pipeline.release import read_manifest
 from pipeline.schema import outliers_schema
 from pipeline.storage import open_store
-from pipeline.training import PriorTrainConfig
+from pipeline.training import Line, PriorTrainConfig
 from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
@@ -50,9 +50,9 @@ def nats_of(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in result["measures"].items() if name.startswith("nats_per_code/")}
 
 
-def train_here(store: Any, *, codes: Any, attempt: int, progress: Any, **given: Any) -> str:
-    """Do what `train_prior` does, without Ray."""
-    prior_id = PriorJob(store=store, codes=tuple(codes), **given).run_rank(Ranks(), report=progress)
+def train_here(job: PriorJob, *, progress: Any) -> str:
+    """Do what `train_job` does, without Ray."""
+    prior_id = job.run_rank(Ranks(), line=Line(report=progress))
     assert prior_id is not None
     return prior_id
 
@@ -69,7 +69,7 @@ def trainings() -> Iterator[list[int]]:
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.prior.train_prior", train_here)
+        patch.setattr("jobs.prior.train_job", train_here)
         patch.setattr("jobs.prior.ray_session", no_ray)
         patch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
         yield started

@@ -15,7 +15,7 @@ from pipeline.models.priors.stored import find_prior, load_prior
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import CodeRows, PriorTrainConfig
+from pipeline.training import CodeRows, Line, PriorTrainConfig
 from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
@@ -72,17 +72,17 @@ def test_a_stopped_job_is_continued_to_the_same_prior(store: Store):
     store.delete(f"priors/by-key/{KEY}.json")
     answers = iter([False])
     with pytest.raises(Unavailable, match="step 10"):  # of 27
-        job(store, run="other").run_rank(Ranks(), should_stop=lambda: next(answers, True))
+        job(store, run="other").run_rank(Ranks(), line=Line(should_stop=lambda: next(answers, True)))
     assert find_prior(store, KEY) is None
     seen = []
-    assert job(store, run="other").run_rank(Ranks(), report=seen.append) == undisturbed
+    assert job(store, run="other").run_rank(Ranks(), line=Line(report=seen.append)) == undisturbed
     assert {progress.resumed_from for progress in seen} == {10}
 
 
 def test_a_checkpoint_of_other_photos_is_not_continued(store: Store):
     answers = iter([False])
     with pytest.raises(Unavailable):
-        job(store).run_rank(Ranks(), should_stop=lambda: next(answers, True))
+        job(store).run_rank(Ranks(), line=Line(should_stop=lambda: next(answers, True)))
     other = job(store)
     fewer = [CodeRows(part.part, part.rows[1:], part.category[1:], part.held_out[1:]) for part in other.codes]
     changed = PriorJob(**{**{name: getattr(other, name) for name in other.__slots__}, "codes": tuple(fewer)})

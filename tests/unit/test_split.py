@@ -18,7 +18,7 @@ from pipeline.images import ImagesConfig
 from pipeline.models.conditions import condition_of
 from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
-from pipeline.training import TrainConfig
+from pipeline.training import TrainConfig, TrainJob
 from pipeline.training.loader import inputs_digest
 from pipeline.training.split import choose_labels, held_out
 
@@ -203,7 +203,7 @@ def test_columns_that_are_not_there_are_refused():
 
 def test_a_training_is_told_sides_categories_and_labels(monkeypatch):
     plan = SimpleNamespace(rows=plan_of(), summary=SimpleNamespace(model_id=None, train_key="k" * 64))
-    told: dict[str, object] = {}
+    told: list[TrainJob] = []
     notes: list[str] = []
     photos: list[int] = []
 
@@ -225,11 +225,12 @@ def test_a_training_is_told_sides_categories_and_labels(monkeypatch):
     monkeypatch.setattr(computing, "shards_of", lambda *_given, **_named: [])
     monkeypatch.setattr(computing, "compute", lambda *_given, **_named: [])
     monkeypatch.setattr(computing, "collect_pixels", lambda *_given: living_of())
-    monkeypatch.setattr(computing, "train_bundle", lambda _store, **given: told.update(given) or "m")
+    monkeypatch.setattr(computing, "train_job", lambda job, *, progress: told.append(job) or "m")
     assert computing.train_model(context, plan, lambda: None) == "m"
     expected = training_rows(plan.rows, living_of(), config)
-    assert told["labels"] == expected.labels == ("c0", "c1", "c2")
-    assert inputs_digest(told["pixels"]) == inputs_digest(expected.pixels)
+    (job,) = told
+    assert job.labels == expected.labels == ("c0", "c1", "c2")
+    assert inputs_digest(job.pixels) == inputs_digest(expected.pixels)
     assert photos == [3 * expected.photos]
     assert notes == [f"train: {expected.photos} photos, {expected.held_out} held out for validation"]
     # A column that is not there is found before a photo is fetched.

@@ -158,6 +158,7 @@ class TestFailures:
 
         (tmp_path / "a").write_bytes(b"1")
         monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr("pipeline.storage.local._without_waiting", refuse)
         for call in (LocalStore(str(tmp_path)).get, LocalStore(str(tmp_path)).open):
             with pytest.raises(Forbidden, match=str(tmp_path / "a")):
                 call("a")

@@ -20,9 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
-from pipeline.errors import CodebooksError, ConfigError, Forbidden, InputError, IntegrityError, NotFound, Unavailable
+from pipeline.errors import (
+    ClientRefused,
+    ClientStale,
+    CodebooksError,
+    ConfigError,
+    Forbidden,
+    InputError,
+    IntegrityError,
+    NotFound,
+    SignatureRefused,
+    Unavailable,
+)
 from pipeline.storage import Retry, S3Store, StorageOptions, check_write_once
+from pipeline.storage.s3_errors import meaning
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Retry(attempts=4, first_s=0.01, cap_s=0.02, total_s=10)
@@ -145,6 +158,10 @@ def proxy(s3_server: Any) -> Iterator[Proxy]:
 def bucket(s3_server: Any) -> str:
     url: str = s3_server.make_bucket("faults")
     return url
+
+
+def _status(status: int) -> dict[str, int]:
+    return {"HTTPStatusCode": status}
 
 
 @dataclass
@@ -368,8 +385,6 @@ class TestRefusals:
         [
             (403, "AccessDenied", Forbidden, "check the credentials"),
             (401, "Unauthorized", Forbidden, "check the credentials"),
-            (403, "SignatureDoesNotMatch", Forbidden, "SignatureDoesNotMatch"),
-            (400, "ExpiredToken", Forbidden, "ExpiredToken"),
             (404, "NoSuchKey", NotFound, "is not there"),
             (404, "NoSuchBucket", NotFound, "there is no bucket 'faults'"),
             (301, "PermanentRedirect", ConfigError, "set AWS_REGION"),
@@ -385,6 +400,50 @@ class TestRefusals:
             case.store.get("a b")
         assert case.store.url in str(caught.value)
         assert case.proxy.count("GET") <= 2  # botocore itself follows a redirect once
+
+    @pytest.mark.parametrize(
+        ("status", "code", "expected", "exit_code", "words", "tries"),
+        [
+            (403, "RequestTimeTooSkewed", ClientStale, 6, "clock says .* GMT, this one .*NTP", QUICK.attempts),
+            (400, "ExpiredToken", ClientStale, 6, "'testing' of AWS_ACCESS_KEY_ID expired: renew", QUICK.attempts),
+            (403, "InvalidAccessKeyId", ClientRefused, 3, "does not know the access key 'testing'", 3),
+            (400, "InvalidToken", ClientRefused, 3, "AWS_SESSION_TOKEN", 3),
+            (403, "SignatureDoesNotMatch", SignatureRefused, 3, "check AWS_SECRET_ACCESS_KEY", 3),
+        ],
+    )
+    def test_who_asks_is_told_from_what_is_asked_for(
+        self, case: Case, status: int, code: str, expected: type[CodebooksError], exit_code: int, words: str, tries: int
+    ) -> None:
+        case.straight.put("a", b"1")
+        case.proxy.faults.append(Fault("GET", status=status, code=code, times=99))
+        with pytest.raises(expected, match=words) as caught:
+            case.store.get("a")
+        assert (type(caught.value), caught.value.exit_code) == (expected, exit_code)
+        assert f"{tries} tries" in str(caught.value)
+        assert case.proxy.count("GET") == tries
+        case.proxy.faults[:] = [Fault("GET", status=status, code=code, times=2)]
+        assert case.store.get("a") == b"1", "what passes is borne"
+
+    @pytest.mark.parametrize("status", [400, 403])
+    def test_a_head_that_does_not_say_why_is_asked_as_a_get(self, case: Case, status: int) -> None:
+        for name, data in (("a", b"12345"), ("empty", b"")):
+            case.straight.put(name, data)
+            case.proxy.faults[:] = [Fault("HEAD", status=status, times=99)]
+            assert case.store.stat(name) == case.straight.stat(name)
+            assert (case.proxy.faults[0].times, case.store.stat(name).size) == (98, len(data))
+        case.proxy.faults[:] = [Fault("HEAD", status=status, times=99), Fault("GET", status=400, code="ExpiredToken")]
+        with pytest.raises(ClientStale, match="HTTP 400 ExpiredToken"):
+            S3Store(case.store.url, case.store._options, retry=Retry(attempts=1)).stat("a")
+        case.proxy.faults[1] = Fault("GET", status=403, code="AccessDenied", times=9)
+        with pytest.raises(Forbidden, match="HTTP 403 AccessDenied: "):
+            case.store.stat("a")
+
+    def test_what_the_server_did_not_say_is_not_printed(self) -> None:
+        """As botocore tells a HEAD's 403, and an answer whose elements are empty."""
+        head = ClientError({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": _status(403)}, "Head")
+        assert "s3://b/a: HTTP 403: Forbidden; check" in str(meaning(head, "s3://b/a"))
+        empty = ClientError({"Error": {"Code": None, "Message": None}, "ResponseMetadata": _status(500)}, "Get")
+        assert str(meaning(empty, "s3://b/a")) == "s3://b/a: HTTP 500"
 
     def test_no_credentials(self, monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -17,7 +17,7 @@ from pipeline.errors import Unavailable
 from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundle, load_bundle, save_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import Line, PixelRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Board, TrainJob, _model, run_rank
 
@@ -62,7 +62,7 @@ def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch
         train_key=KEY,
     )
     board = Board()
-    model_id = run_rank(job, Ranks(), report=board.tell)
+    model_id = run_rank(job, Ranks(), line=Line(report=board.tell))
     assert model_id == find_bundle(store, KEY)
     progress, error = board.read()
     assert (progress.step, progress.total_steps, error) == (18, 18, None)
@@ -137,7 +137,7 @@ def test_a_job_with_everything_around_it_is_continued_to_the_same_bundle(surroun
     calls = iter([False, False])
     job = surrounded_job(store, source, "other")
     with pytest.raises(Unavailable, match="step 20"):
-        run_rank(job, Ranks(), should_stop=lambda: next(calls, True))
+        run_rank(job, Ranks(), line=Line(should_stop=lambda: next(calls, True)))
     assert run_rank(job, Ranks()) == undisturbed
     bundle = load_bundle(store, undisturbed)
     assert bundle.labels == ("bag", "hat")

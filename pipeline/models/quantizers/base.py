@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...losses import codebook_loss, commitment
 from ...losses.precision import widened
 from ..base import full_precision
+from ..compiling import uncompiled
 from .measures import CodebookMeasures
 from .nearest import nearest_code
 from .paths import rotate, straight_through
@@ -145,7 +146,7 @@ class CodebookQuantizer(Quantizer):
         """Return vectors, [..., d], of length one where the quantizer compares directions, else as they are."""
         return F.normalize(vectors, dim=-1) if self.normalise else vectors
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     @torch.no_grad()
     def _take_notes(self, rows: Tensor, codes: Tensor, values: Tensor) -> None:
         # Never compiled: what is kept beyond the step must not lie in memory that a compiled graph uses again.

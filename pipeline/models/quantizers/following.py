@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...losses.collectives import rank_and_world, sum_over_ranks
+from ..compiling import uncompiled
 from .base import CodebookQuantizer, GradientPath
 from .rank_draws import replacements, sample, sample_centres
 
@@ -96,7 +97,7 @@ class FollowingQuantizer(CodebookQuantizer):
         if not self._known_initialised:
             self._begin_once(rows)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # one step of many thousand, and it asks the device and other ranks
+    @uncompiled  # one step of many thousand, and it asks the device and other ranks
     def _begin_once(self, rows: Tensor) -> None:
         if not bool(self.initialised.item()):
             every = torch.ones_like(self.code_count, dtype=torch.bool)

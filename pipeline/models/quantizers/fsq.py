@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...losses.precision import widened
 from ..base import full_precision
+from ..compiling import uncompiled
 from .base import Quantised, Quantizer
 from .paths import straight_through
 
@@ -92,7 +93,7 @@ class FSQQuantizer(Quantizer):
         """
         return torch.tanh(vectors + self.shift) * self.reach - self.offset
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     @torch.no_grad()
     def _take_notes(self, bounded: Tensor, codes: Tensor, values: Tensor) -> None:
         # Never compiled: what is kept beyond the step must not lie in memory that a compiled graph uses again.

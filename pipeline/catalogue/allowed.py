@@ -1,0 +1,115 @@
+"""Which photos a catalogue may name: those in its own bucket or folder and under catalogue.allowed_prefixes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import ConfigError, InputError, NotAllowed
+from ..storage import Files, Places, StorageOptions
+from ..storage.local import local_path
+from ..storage.places import LOCAL, WEB, folder, real_path
+from ..storage.urls import SCHEMES, scheme_of
+from .config import CatalogueConfig
+from .formats import absolute_source, parent_folder
+from .ordering import as_numpy
+
+NOT_ALLOWED = "not_allowed"
+_READ = "s3://, https://, local paths, or paths relative to the table"
+# What is looked at one by one: parts `.` and `..`, escaped ones too, a host after a user, a password or a port.
+_ODD = r"(^|[/\\])\.{1,2}([/\\?#]|$)|%2[eE]|%5[cC]|%25|\\|@"
+_ADD = re.compile(r"to allow it add '([^']+)' to ")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Why URIs are not asked for. reason (`not_allowed`, `bad_uri`), detail: text [n], null for what is allowed."""
+
+    reason: pa.Array
+    detail: pa.Array
+
+
+def places_of(config: CatalogueConfig) -> Places:
+    """Return where the photos of a catalogue may lie: beside its source, and under what it allows."""
+    return Places((own_place(config.source), *config.allowed_prefixes, *config.https_prefixes))
+
+
+def catalogue_files(config: CatalogueConfig, options: StorageOptions | None = None) -> Files:
+    """Return what reads a catalogue and its photos, those only that it may name. options: how else S3 is reached."""
+    return Files(config.storage or options, places_of(config), host_connections=config.host_connections)
+
+
+def own_place(source: str) -> str:
+    """Return the place of a source's own photos: its bucket, the folder it is or lies in, its folder on a web host."""
+    uri = absolute_source(source)
+    scheme = scheme_of(uri)
+    if scheme in LOCAL:
+        path = local_path(uri)
+        return folder(str(path if path.is_dir() else path.parent))
+    if scheme in WEB:
+        return parent_folder(uri)
+    return f"{scheme}://{uri.removeprefix(f'{scheme}://').partition('/')[0]}/"
+
+
+def judge(uris: pa.Array, places: Places) -> Judgement:
+    """Return which of these distinct URIs (large_string) may not be asked for, and why.
+
+    What begins with a place and holds nothing odd costs a comparison of texts; a local file whose folder is allowed is
+    looked at once, for it may be a link that leads out.
+    """
+    begins = [folder(prefix) for prefix in places.prefixes if scheme_of(prefix) not in LOCAL]
+    plain = pa.array(np.zeros(len(uris), dtype=np.bool_))
+    for begin in begins:
+        plain = pc.or_(plain, pc.starts_with(uris, begin))
+    plain = as_numpy(pc.and_(plain, pc.invert(pc.match_substring_regex(uris, _ODD))))
+    local = _Folders(places)
+    reasons: list[str | None] = [None] * len(uris)
+    details: list[str | None] = [None] * len(uris)
+    for place in np.flatnonzero(~plain):
+        uri = uris[place].as_py()
+        try:
+            _check(uri, places, local)
+        except NotAllowed as error:
+            reasons[place], details[place] = NOT_ALLOWED, str(error)
+        except (ConfigError, InputError) as error:
+            reasons[place], details[place] = "bad_uri", str(error)
+    return Judgement(pa.array(reasons, pa.string()), pa.array(details, pa.string()))
+
+
+def prefixes_to_add(details: pa.ChunkedArray) -> dict[str, int]:
+    """Return the prefixes that the details of `not_allowed` photos name, with the number of photos, most first."""
+    found = (_ADD.search(detail or "") for detail in details.to_pylist())
+    return dict(Counter(match[1] for match in found if match).most_common())
+
+
+class _Folders:
+    """Local folders, each followed through its links once."""
+
+    def __init__(self, places: Places) -> None:
+        self._roots = [folder(real_path(prefix)) for prefix in places.prefixes if scheme_of(prefix) in LOCAL]
+        self._inside: dict[str, bool] = {}
+
+    def holds(self, uri: str) -> bool:
+        """Return whether a path without links of its own lies in an allowed folder."""
+        above, _, name = uri.rpartition("/")
+        if above not in self._inside:
+            real = folder(real_path(above or "/"))
+            self._inside[above] = any(real.startswith(root) for root in self._roots)
+        return self._inside[above] and name not in {"", ".", ".."} and not Path(uri).is_symlink()
+
+
+def _check(uri: str, places: Places, local: _Folders) -> None:
+    scheme = scheme_of(uri)
+    if scheme == "" and not uri.startswith("data:"):
+        if uri.startswith("/") and not uri.startswith("/~") and "\0" not in uri and local.holds(uri):
+            return
+    elif scheme in {"http", ""} or scheme not in {*SCHEMES, *WEB}:
+        advice = "; data: URIs are read from JSON lines, one a row; in Parquet use a binary column"
+        raise InputError(f"{uri[:200]!r} cannot be read: photos are read from {_READ}{advice if not scheme else ''}")
+    places.check(uri)

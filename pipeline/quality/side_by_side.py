@@ -1,0 +1,75 @@
+"""Releases of one catalogue side by side: the neighbours of the same products in each model's space, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..index import LatentArrays, SearchIndex, gather_latents, open_index
+from ..release import Manifest
+from ..release.tables import read_file, read_table
+from ..report import NeighbourRow, ReportData, render_page
+from ..storage import Store
+from .release_page import category_lines, choose_queries, neighbour_rows, neighbours_of, read_pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A release, opened whole: latents are one row a row of items, in their order."""
+
+    manifest: Manifest
+    items: pa.Table
+    latents: LatentArrays
+    index: SearchIndex
+
+    @property
+    def name(self) -> str:
+        """Return what the space is called: its model's kind and the first digits of its id."""
+        return f"{self.manifest.model_kind} {self.manifest.model_id[:8]}"
+
+
+def open_space(store: Store, manifest: Manifest) -> Space:
+    """Return a release's space. Meant for releases that fit into memory."""
+    items = read_table(store, manifest, "items")
+    index = open_index(read_file(store, manifest.files["index"]), manifest.metric)
+    return Space(manifest, items, gather_latents(store, items), index)
+
+
+def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int, category: str | None) -> bytes:
+    """Return a page of some photos with their nearest ten in each release's space, one row a space.
+
+    manifests: of releases of one catalogue with pixels of one size, whose rows are those of the first that the others
+    have too. category: the column by which a neighbour is marked as of the query's own.
+    """
+    spaces = [open_space(store, manifest) for manifest in manifests]
+    queries = _rows_of_all(spaces)
+    shown: list[NeighbourRow] = []
+    for rows in queries:
+        for space, row in zip(spaces, rows, strict=True):
+            near = neighbours_of(row, space.items, space.latents, space.index)
+            pixels = read_pixels(store, space.items, [row, *(found for found, _ in near)], size=size)
+            found = neighbour_rows(space.items, [row], [near], pixels, category=category)
+            shown += [NeighbourRow(query=each.query.under(space.name), neighbours=each.neighbours) for each in found]
+    facts = [(space.name, _told(space)) for space in spaces]
+    return render_page(ReportData(title="The same products in two spaces", facts=facts, neighbours=shown))
+
+
+def _rows_of_all(spaces: Sequence[Space]) -> list[list[int]]:
+    """Return the rows of the chosen photos in every space."""
+    places = [{pair: row for row, pair in enumerate(_photos(space.items))} for space in spaces]
+    first = spaces[0].items
+    photos = _photos(first)
+    pairs = [photos[row] for row in choose_queries(first, seed=0)]
+    return [[place[pair] for place in places] for pair in pairs if all(pair in place for place in places)]
+
+
+def _photos(items: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(items["item_id"].to_pylist(), items["uri"].to_pylist(), strict=True))
+
+
+def _told(space: Space) -> str:
+    manifest = space.manifest
+    measured = "; ".join(category_lines(manifest.measures)) or "no category named"
+    return f"{manifest.latent_dim} dimensions, {manifest.metric}; {measured}"

@@ -1,0 +1,53 @@
+"""Markdown tables of results: their lines and cells. Imports nothing heavy, so that tables are made in a moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = dict[str, Any]
+Rows = dict[str, list[Run]]
+
+
+def headed(heads: list[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [line(heads), "|" + "---|" * len(heads)]
+
+
+def line(cells: list[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:
+    """Return mean ± standard deviation over seeds; – where there is nothing."""
+    values = [run[key] * scale for run in runs if run.get(key) is not None]
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{spread}"
+
+
+def read(path: Path) -> list[Run]:
+    """Return the results so far."""
+    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
+
+
+def newest_rows(runs: Sequence[Run], catalogue: str, limit: int | None = None) -> Rows:
+    """Return the runs of a catalogue by row, in the order of their seeds: what needs no training first, fusions last.
+
+    Of a preset that was measured with several settings only the newest count, which stand last in the file.
+    """
+    whole = [run for run in runs if run["catalogue"] == catalogue and run["limit"] == limit]
+    newest = {run["preset"]: run["digest"] for run in whole}
+    rows: Rows = {}
+    for run in sorted(whole, key=lambda run: int(run["seed"])):
+        if run["digest"] == newest[run["preset"]]:
+            rows.setdefault(run["name"], []).append(run)
+    first = [name for name, own in rows.items() if own[0]["preset"] == "floors"]
+    later = sorted(rows.keys() - set(first), key=lambda name: (name.startswith("fusion"), name))
+    return {name: rows[name] for name in [*first, *later]}

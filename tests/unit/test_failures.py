@@ -1,0 +1,225 @@
+"""Failures of one photo, of its bucket or host, and of who asks: what each becomes, and where the night is stopped."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.catalogue import Failed, FailureLimits, homes_of
+from pipeline.catalogue.failures import Failure, Failures
+from pipeline.errors import (
+    ClientRefused,
+    ClientStale,
+    CodebooksError,
+    ConfigError,
+    Forbidden,
+    InputError,
+    IntegrityError,
+    Misconfigured,
+    NotFound,
+    SignatureRefused,
+    Unavailable,
+)
+from pipeline.images import REASONS as DECODED
+from pipeline.refusals import ASKED_REASONS, KEPT, REASONS
+from pipeline.storage import Entry, Files, home_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Listing(Files):
+    """Lists anything, or gives no answer at all."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        super().__init__()
+        self.away = away
+        self.listings = 0
+
+    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+        self.listings += 1
+        if self.away:
+            raise Unavailable(f"{uri_prefix}: no route")
+        return iter(())
+
+
+def raising(*errors: Exception) -> Any:
+    """Return a question that raises these in turn, the last one for ever."""
+    left = list(errors)
+
+    def question() -> bytes:
+        raise left.pop(0) if len(left) > 1 else left[0]
+
+    return question
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotFound("gone"), "missing"),
+        (Forbidden("HTTP 403 AccessDenied"), "forbidden"),
+        (ConfigError("no address"), "bad_uri"),
+        (InputError("HTTP 418"), "unreadable"),
+        (IntegrityError("other bytes"), "changed"),
+        (Unavailable("HTTP 503; 8 tries"), "unreachable"),
+    ],
+)
+def test_a_photo_s_own_failure_has_its_word(error: CodebooksError, reason: str) -> None:
+    assert Failures(Listing()).ask("s3://b/a", raising(error)) == Failure(reason, str(error))
+    assert reason in ASKED_REASONS
+    assert reason not in KEPT
+
+
+@pytest.mark.parametrize("fault", [ClientStale, ClientRefused, Misconfigured])
+def test_a_failure_of_who_asks_is_no_photo_s(fault: type[CodebooksError]) -> None:
+    with pytest.raises(fault):
+        Failures(Listing()).ask("s3://b/a", raising(fault("who are you")))
+
+
+def test_one_refused_signature_is_a_photo_s_and_two_are_the_secret_s() -> None:
+    failures = Failures(Listing())
+    refused = raising(SignatureRefused("SignatureDoesNotMatch"))
+    assert failures.ask("s3://b/a+b.jpg", refused) == Failure("forbidden", "SignatureDoesNotMatch")
+    assert failures.ask("s3://b/a+b.jpg", refused) == Failure("forbidden", "SignatureDoesNotMatch"), "the same photo"
+    assert failures.ask("s3://other/c.jpg", refused) == Failure("forbidden", "SignatureDoesNotMatch")
+    with pytest.raises(SignatureRefused):
+        failures.ask("s3://b/c.jpg", refused)
+
+
+def test_a_refusal_is_asked_about_once_more() -> None:
+    answers = [Forbidden("a slip"), b"photo"]
+
+    def question() -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert Failures(Listing()).ask("s3://b/a", question) == b"photo"
+
+
+def test_a_bucket_that_answers_nothing_stops_the_night_and_one_that_lists_does_not() -> None:
+    silent = raising(Unavailable("HTTP 503"))
+    for files, asked, expected in ((Listing(away=True), 9, 0), (Listing(away=False), 100, 10)):
+        failures = Failures(files)
+        assert {failures.ask(f"s3://b/{n}", silent) for n in range(asked)} == {Failure("unreachable", "HTTP 503")}
+        assert files.listings == expected
+    failures = Failures(Listing(away=True))
+    with pytest.raises(Unavailable, match=r"s3://b: no answer to 10 photos in a row, nor to a listing; last: HTTP 503"):
+        [failures.ask(f"s3://b/{n}", silent) for n in range(10)]
+
+
+def test_photos_answered_meanwhile_show_that_the_bucket_is_there() -> None:
+    """The clock stands still but for the photo that is answered while the silent ones wait."""
+    time = [0.0]
+    failures = Failures(Listing(away=True), clock=lambda: time[0])
+
+    def silent_while_another_is_answered() -> bytes:
+        time[0] += 1
+        assert failures.ask("s3://b/good", lambda: b"photo") == b"photo"
+        raise Unavailable("HTTP 500")
+
+    for number in range(50):
+        assert failures.ask(f"s3://b/{number}", silent_while_another_is_answered) == Failure("unreachable", "HTTP 500")
+
+
+def test_details_hold_no_secrets() -> None:
+    error = InputError("https://me:pw@cdn/a.jpg?X-Amz-Signature=abc&x=1: HTTP 400")
+    found = Failures(Listing()).ask("https://cdn/a.jpg", raising(error))
+    assert found == Failure("unreadable", "https://***@cdn/a.jpg?X-Amz-Signature=***&x=1: HTTP 400")
+
+
+@pytest.mark.parametrize(
+    ("uri", "home"),
+    [
+        ("s3://bucket/a/b.jpg", "s3://bucket"),
+        ("https://cdn.shop:8443/a?b=c", "https://cdn.shop:8443"),
+        ("https://cdn.shop?a", "https://cdn.shop"),
+        ("/photos/a.jpg", ""),
+        ("file:///photos/a.jpg", ""),
+        ("sha256:abc", ""),
+        ("memory://m/a", "memory://m"),
+    ],
+)
+def test_the_home_of_a_photo(uri: str, home: str) -> None:
+    assert home_of(uri) == home
+    assert homes_of(pa.chunked_array([[uri]])).to_pylist() == [home]
+
+
+def limits(photos: dict[str, int], share: float) -> FailureLimits:
+    uris = [f"{home}/{n}" for home, count in photos.items() for n in range(count)]
+    return FailureLimits(pa.chunked_array([uris]), share)
+
+
+def failed(home: str, reason: str, count: int) -> list[Failed]:
+    return [Failed(home, f"{home}/{n}", reason, f"{home}/{n}: HTTP 1{n:02}") for n in range(count)]
+
+
+BUCKET, OTHER, HOST = "s3://b", "s3://o", "https://h"
+
+
+@pytest.mark.parametrize(
+    ("photos", "share", "reason", "home", "count", "expected"),
+    [
+        # One photo, nine of sixty, one in a hundred: rows. Ten of sixty, more than one in a hundred: the store's fault.
+        (60, 0.01, "unreachable", BUCKET, 1, None),
+        (60, 0.01, "unreachable", BUCKET, 9, None),
+        (60, 0.01, "unreachable", BUCKET, 10, Unavailable),
+        (5_000, 0.01, "unreachable", HOST, 50, None),
+        (5_000, 0.01, "unreachable", HOST, 51, Unavailable),
+        (60, 0.5, "unreachable", BUCKET, 30, None),
+        (60, 0.5, "unreachable", BUCKET, 31, Unavailable),
+        (60, 0.0, "unreachable", BUCKET, 1, Unavailable),
+        (60, 0.01, "bad_uri", BUCKET, 9, None),
+        (60, 0.01, "bad_uri", BUCKET, 10, InputError),
+        (60, 0.01, "forbidden", BUCKET, 9, None),
+        (60, 0.01, "forbidden", BUCKET, 10, ClientRefused),
+        (60, 0.01, "missing", BUCKET, 60, None),
+        (60, 0.01, "changed", BUCKET, 60, None),
+    ],
+)
+def test_how_many_may_fail(
+    photos: int, share: float, reason: str, home: str, count: int, expected: type[CodebooksError] | None
+) -> None:
+    checked = limits({home: photos}, share)
+    if expected is None:
+        checked.check(failed(home, reason, count))
+        return
+    with pytest.raises(expected, match=r"HTTP 100; .*HTTP 101|HTTP 100") as caught:
+        checked.check(failed(home, reason, count))
+    assert type(caught.value) is expected
+
+
+def test_refusals_count_by_bucket_and_of_the_web_by_the_whole_catalogue() -> None:
+    """A bucket answers to our credentials; a supplier's host that refuses us for ever must not stop every night."""
+    checked = limits({BUCKET: 5_000, OTHER: 40, HOST: 20}, 0.01)
+    checked.check(failed(HOST, "forbidden", 20))
+    with pytest.raises(ClientRefused, match="access to 20 photos of s3://o was refused, of 40 of the catalogue there"):
+        checked.check([*failed(HOST, "forbidden", 20), *failed(OTHER, "forbidden", 20)])
+    with pytest.raises(ClientRefused, match="https://h"):
+        checked.check(failed(HOST, "forbidden", 51))
+
+
+def test_a_bucket_that_refused_all_that_was_asked_of_it_is_closed() -> None:
+    checked = limits({BUCKET: 100_000}, 0.01)
+    checked.check(failed(BUCKET, "forbidden", 500), asked={BUCKET: 501})
+    with pytest.raises(ClientRefused):
+        checked.check(failed(BUCKET, "forbidden", 500), asked={BUCKET: 500})
+    checked.check(failed(BUCKET, "forbidden", 9), asked={BUCKET: 9})
+
+
+def test_every_reason_that_the_code_gives_is_in_the_vocabulary() -> None:
+    said = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(getattr(node, "func", None), "id", "")
+            if isinstance(node, ast.Call) and name in ("PhotoRefused", "Failure", "Unanswered"):
+                words = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+                said |= {word for word in words if isinstance(word, str) and word not in ("fetch", "decode", "plan")}
+    assert said <= set(REASONS)
+    assert {"unreachable", "broken", "forbidden"} <= said
+    assert set(DECODED) <= KEPT
