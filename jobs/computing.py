@@ -25,10 +25,9 @@ from pipeline.encoding import (
     settle,
     split_done,
 )
-from pipeline.errors import InputError
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
-from pipeline.planning import Plan, category_told, check_training_columns, training_rows
+from pipeline.planning import Plan, category_told, check_training_columns, nothing_usable, training_rows
 from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
@@ -58,7 +57,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     context.attempt.check()
     living = collect_pixels(store, asked.rows, asked.shards, results)
     if not living:
-        raise InputError(_nothing_to_train_on(context, asked))
+        raise nothing_usable(_with_refusals(context, asked))
     rows = training_rows(asked.rows, living, config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
@@ -77,16 +76,12 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
         return train_job(job, progress=context.progress.training)
 
 
-def _nothing_to_train_on(context: Context, asked: Asked) -> str:
+def _with_refusals(context: Context, asked: Asked) -> pa.Table:
+    """Return the plan's refused photos, and those that the first part says were refused by the decoder."""
     names = ["item_id", "uri", "reason", "detail"]
-    said = [
-        asked.rows.select(names),
-        *(read_part(context.store, shard.pixels_name, names) for shard in asked.shards[:1]),
-    ]
-    table = pa.concat_tables(rows.filter(pc.is_valid(rows["reason"])) for rows in said)
-    first = table.slice(0, 3).to_pylist()
-    refused = "; ".join(f"{row['item_id']} ({row['uri']}): {row['reason']}, {row['detail']}" for row in first)
-    return f"none of {asked.rows.num_rows:,} photos could be used, so there is nothing to train on. First: {refused}"
+    said = [asked.rows.select(names)]
+    said += [read_part(context.store, shard.pixels_name, names) for shard in asked.shards[:1]]
+    return pa.concat_tables([rows.filter(pc.is_valid(rows["reason"])) for rows in said])
 
 
 def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartRay) -> Encoded:
@@ -94,6 +89,8 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
     context.attempt.check()
     asked, results = compute(context, plan, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
+    if not items.num_rows and any(result.unanswered for result in results):
+        raise nothing_usable(_with_refusals(context, asked))
     check_encoded(items, refused, context.config.gates)
     parts = {result.latents.name: result.latents for result in results if result.latents is not None}
     if plan.summary.parent is not None:

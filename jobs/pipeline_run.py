@@ -16,7 +16,7 @@ from jobs.context import Context, ray_starter
 from jobs.progress import Progress
 from jobs.watch import Watch
 from pipeline.errors import ConfigError, GateRefused
-from pipeline.planning import Plan, Renewal, look, make_plan, nothing_to_do, renewal_of
+from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
@@ -171,6 +171,7 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
 def frozen_plan(context: Context, how: How) -> Plan:
     """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
     held = context.run.read_frozen("plan.parquet")
+    earlier = held is not None
     if held is None:
         context.attempt.check()
         plan = make_plan(
@@ -183,7 +184,7 @@ def frozen_plan(context: Context, how: How) -> Plan:
             f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "
             "the catalogue; start a run of another name"
         )
-    return plan
+    return ask_refused_again(plan, context.config, context.store, context.files) if earlier else plan
 
 
 def config_text(config: Config, how: How) -> str:

@@ -76,10 +76,12 @@ class FailureLimits:
 
     def _refusal(self, home: str, refused: list[Failed]) -> CodebooksError:
         there = self._by_home.get(home, 0)
+        web = home.startswith("https://")
+        remedy = "let the host know this machine, or sign the addresses" if web else "give the credentials that right"
         return ClientRefused(
             f"access to {len(refused):,} photos of {home or 'this machine'} was refused, of {there:,} of the catalogue "
-            f"there, so it is who asks and not the photos: {_first(refused)}. Give the credentials the right to read "
-            "them and run the same command again, or raise catalogue.max_unreachable"
+            f"there, so it is who asks and not the photos: {_first(refused)}. Nothing is published; {remedy} and run "
+            "the same command again, or raise catalogue.max_unreachable"
         )
 
 

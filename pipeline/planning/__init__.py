@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .asked import Asked, category_told
 from .code_rows import ReleasePhotos, release_photos
-from .plan import Plan, PlanSummary, make_plan, nothing_to_do, release_config
+from .plan import Plan, PlanSummary, make_plan, nothing_to_do, nothing_usable, release_config
+from .refused import ask_refused_again
 from .renewal import Renewal, renewal_of
 from .settings import NightSettings
 from .standing import Standing, look
@@ -19,11 +20,13 @@ __all__ = [
     "Renewal",
     "Standing",
     "TrainingRows",
+    "ask_refused_again",
     "category_told",
     "check_training_columns",
     "look",
     "make_plan",
     "nothing_to_do",
+    "nothing_usable",
     "release_config",
     "release_photos",
     "renewal_of",

@@ -26,7 +26,7 @@ from ..catalogue import (
     resolve_tokens,
 )
 from ..encoding import assign_shards
-from ..errors import InputError, IntegrityError
+from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
 from ..models import build_model
 from ..models.bundle import resolved_config, stored_config
 from ..release import Manifest, Sample, read_manifest
@@ -143,7 +143,7 @@ def make_plan(
         transform_id=transform,
     )
     if difference.counts["refused"] == rows.num_rows:
-        raise InputError(_nothing_usable(rows))
+        raise nothing_usable(rows)
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
@@ -248,12 +248,16 @@ def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> 
     }
 
 
-def _nothing_usable(rows: pa.Table) -> str:
-    reasons = json.dumps({v["values"]: v["counts"] for v in pc.value_counts(rows["reason"]).to_pylist()})
-    first = rows.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
-    return (
-        f"none of the catalogue's {rows.num_rows} photos can be used: {reasons}; first rows: {first}. "
-        "Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
+def nothing_usable(rows: pa.Table) -> CodebooksError:
+    """Return the error for rows of a plan of which no photo can be used: temporary where one may answer later."""
+    refused = rows.filter(pc.is_valid(rows["reason"]))
+    reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(refused["reason"]).to_pylist()}
+    first = refused.slice(0, 3).select(["item_id", "uri", "detail"]).to_pylist()
+    what = f"none of the catalogue's {rows.num_rows} photos can be used: {json.dumps(reasons)}; first rows: {first}."
+    if "unreachable" in reasons:
+        return Unavailable(f"{what} Nothing is published; run the same command again")
+    return InputError(
+        f"{what} Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
     )
 
 

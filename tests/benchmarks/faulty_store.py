@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
+
 from pipeline.errors import CodebooksError
 from pipeline.storage import Retry, S3Store, StorageOptions
 
@@ -76,10 +78,10 @@ class WeedServer:
         until = time.monotonic() + 90
         while True:
             try:
-                store._fs.s3  # noqa: B018  connects
-                store._fs.mkdir(bucket)
+                if not store._fs.exists(bucket):
+                    store._fs.mkdir(bucket)
                 store.put("ready", b"1")
-            except (CodebooksError, OSError):
+            except (CodebooksError, OSError, BotoCoreError):
                 if self.process.poll() is not None or time.monotonic() > until:
                     self.stop()
                     raise

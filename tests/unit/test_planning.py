@@ -16,9 +16,17 @@ from jobs.command import Arguments
 from jobs.config import Config, load_config
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeJob, ask_again, build_shards, make_worker
-from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.errors import (
+    CodebooksError,
+    ConfigError,
+    Forbidden,
+    InputError,
+    IntegrityError,
+    NotFound,
+    Unavailable,
+)
 from pipeline.parts import read_part, write_part
-from pipeline.planning import Plan, make_plan, standing
+from pipeline.planning import Plan, ask_refused_again, make_plan, standing
 from pipeline.planning import plan as planning
 from pipeline.schema import QUARANTINE, attribute_fields, items_schema, pixels_schema
 from pipeline.storage import Files, Store, open_store
@@ -101,6 +109,39 @@ def test_a_part_of_an_earlier_version_that_holds_a_refused_fetch_is_no_answer(co
     (name,) = decode_all(config, plan, store, "night-1")
     assert name != shard.pixels_name
     assert read_part(store, name, ["stage"])["stage"].null_count == count
+
+
+def test_photos_that_a_frozen_plan_could_not_have_are_asked_for_again_by_a_later_attempt(
+    config: Config, shop: Path
+) -> None:
+    store = open_store(str(shop / "store"))
+    whole = plan_of(config, "control")
+    (shop / "2.png").rename(shop / "away.png")
+    plan = plan_of(config, "night-1")
+    assert [row["status"] for row in plan.rows.to_pylist()] == ["added", "added", "refused", "added"]
+    assert ask_refused_again(plan, config, store, Files()) is plan, "still away"
+    (shop / "away.png").rename(shop / "2.png")
+    again = ask_refused_again(plan, config, store, Files())
+    assert again.rows.drop_columns(["shard"]).equals(whole.rows.drop_columns(["shard"]))
+    assert again.rows["shard"].to_pylist() == [0, 0, 1, 0]
+    assert {**again.summary.counts, "shards": 1} == whole.summary.counts
+    assert len(decode_all(config, again, store, "night-1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "files"), [(Unavailable("HTTP 503"), 4), (Forbidden("HTTP 403 AccessDenied"), 4), (NotFound("404"), 4)]
+)
+def test_a_catalogue_of_which_nothing_answers_is_temporary(config: Config, fault: CodebooksError, files: int) -> None:
+    class Failing(Files):
+        def list(self, uri_prefix: str) -> Any:
+            raise Forbidden("no listing")
+
+        def stat(self, uri: str) -> Any:
+            raise fault
+
+    expected = Unavailable if isinstance(fault, Unavailable) else InputError
+    with pytest.raises(expected, match=rf"none of the catalogue's {files} photos can be used"):
+        make_plan(config, config.store.open(), Failing(), run="night-1", limit=None)
 
 
 def test_finished_parts_of_an_unpublished_run_are_used_by_the_next(config: Config, shop: Path) -> None:
