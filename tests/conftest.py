@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -106,3 +107,19 @@ def run_ranks() -> Iterator[Any]:
     """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""
     with _load("ranks").RankRunner() as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def operators_of_onnx() -> Iterator[None]:
+    """One table of ONNX operators for all exports; torch makes it anew for each, which takes half of their time."""
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    once = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration.ONNXRegistry, "from_torchlib", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def racers() -> Any:
+    """Call with (a program, how many, its arguments): processes of it, forked from one; see tests/racers.py."""
+    return _load("racers").Racers

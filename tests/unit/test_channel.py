@@ -145,18 +145,6 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return line.strip()
 
 
-def say(process: subprocess.Popen[str], **message: Any) -> None:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(message) + "\n")
-    process.stdin.flush()
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-2000:]
-    return out
-
-
 def test_entries_lie_under_twelve_digits(store: Store) -> None:
     entry = publish_new(store, "night-a", head=0)
     root = Path(store.url.removeprefix("file://"))
@@ -355,32 +343,28 @@ def test_a_rollback_during_a_refresh_wins(store: Store) -> None:
         publish_new(store, "c", head=2)
 
 
-def test_eight_processes_race_and_one_wins_each_round(any_url: str) -> None:
+def test_eight_processes_race_and_one_wins_each_round(any_url: str, racers: Any) -> None:
     store = open_store(any_url)
     rounds = 12 if "://" not in any_url else 6
     releases = [make_release(store, f"racer-{racer}", run=f"run-{racer}") for racer in range(RACERS)]
-    racers = [script(PUBLISHER, any_url) for _ in range(RACERS)]
-    for racer in racers:
-        assert line_of(racer) == "ready"
     winners = []
-    for head in range(rounds):
-        # Each racer has its turn to be told first.
-        for turn in range(RACERS):
-            number = (turn + head) % RACERS
-            manifest, digest = releases[number]
-            say(racers[number], expected_head=head, release_id=manifest.release_id, manifest_sha256=digest,
-                run=manifest.run, attempt=1)  # fmt: skip
-        answers = [json.loads(line_of(racer)) for racer in racers]
-        won = [number for number, answer in enumerate(answers) if "won" in answer]
-        assert len(won) == 1, answers
-        assert answers[won[0]] == {"won": head + 1}
-        for number, answer in enumerate(answers):
-            if number != won[0]:
-                assert f"'run-{won[0]}'" in answer["lost"]
-                assert f"'racer-{won[0]}'" in answer["lost"]
-        winners.append(won[0])
-    for racer in racers:
-        finish(racer)
+    with racers(PUBLISHER, RACERS, any_url) as racing:
+        for head in range(rounds):
+            # Each racer has its turn to be told first.
+            for turn in range(RACERS):
+                number = (turn + head) % RACERS
+                manifest, digest = releases[number]
+                told = {"expected_head": head, "release_id": manifest.release_id, "manifest_sha256": digest}
+                racing.say(number, json.dumps({**told, "run": manifest.run, "attempt": 1}))
+            answers = [json.loads(line) for line in racing.lines()]
+            won = [number for number, answer in enumerate(answers) if "won" in answer]
+            assert len(won) == 1, answers
+            assert answers[won[0]] == {"won": head + 1}
+            for number, answer in enumerate(answers):
+                if number != won[0]:
+                    assert f"'run-{won[0]}'" in answer["lost"]
+                    assert f"'racer-{won[0]}'" in answer["lost"]
+            winners.append(won[0])
     assert [entry.release_id for entry in read_log(store, "stable")] == [f"racer-{number}" for number in winners]
 
 

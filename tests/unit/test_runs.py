@@ -49,7 +49,7 @@ sys.stdin.readline()
 try:
     attempt = run.begin("a: 1")
     print(attempt.number, flush=True)
-    sys.stdin.readline()  # stays alive, as a live holder does
+    sys.stdin.readline()  # stays alive, as a live holder does, until its input ends
 except Unavailable as error:
     print("held", flush=True)
 """
@@ -385,18 +385,11 @@ def test_the_heartbeat_outlives_a_store_that_is_away(store: Store, monkeypatch: 
     assert not store.exists("runs/night/heartbeats/1.ended")
 
 
-def test_eight_newcomers_become_one_attempt(any_url: str) -> None:
-    newcomers = [script(NEWCOMER, any_url, "race") for _ in range(8)]
-    for newcomer in newcomers:
-        assert line_of(newcomer) == "ready"
-    for newcomer in newcomers:
-        assert newcomer.stdin is not None
-        newcomer.stdin.write("go\n")
-        newcomer.stdin.flush()
-    answers = [line_of(newcomer) for newcomer in newcomers]
-    for newcomer in newcomers:
-        newcomer.communicate("end\n", timeout=60)
-        assert newcomer.returncode == 0
+def test_eight_newcomers_become_one_attempt(any_url: str, racers: Any) -> None:
+    with racers(NEWCOMER, 8, any_url, "race") as newcomers:
+        for newcomer in range(8):
+            newcomers.say(newcomer, "go")
+        answers = newcomers.lines()
     assert sorted(answers) == ["1"] + ["held"] * 7
 
 
