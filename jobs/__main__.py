@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
-import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TextIO
+from typing import Any
 
+from jobs.answer import EXIT_CODES, Answer, full_disk
 from jobs.command import Outcome
 from jobs.parser import parse_arguments
+from jobs.process import settle
 from jobs.stopping import STOPPING, stopping_on_signals
 from pipeline.errors import CodebooksError, ConfigError, GateRefused, Unavailable
 from pipeline.runs import check_run_name, default_run_name
@@ -79,19 +79,11 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
-EXIT_CODES: dict[int, tuple[str, str]] = {
-    0: ("done", "done, or nothing to do"),
-    1: ("unexpected error", "unexpected; please report it"),
-    2: ("usage or config", "the command line or the config is wrong"),
-    3: ("input unreadable", "the catalogue, the store or a release cannot be read"),
-    4: ("refused by a gate", "a gate refused the new release; yesterday's stays live"),
-    5: ("another run won", "another run has won the channel, or this one was superseded"),
-    6: ("temporary, try again", "temporary, or stopped by SIGTERM; try the same command again"),
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; argv: without the program's name, None for this process's."""
+    if argv is None:
+        settle()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -99,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"visual-codebooks {_version()}\n")
         return 0
-    answer = _Answer(sys.stdout, as_json="--json" in words, run=_named_run(words))
+    answer = Answer(sys.stdout, as_json="--json" in words, run=_named_run(words))
     with stopping_on_signals(answer.stopped):
         try:
             outcome = _run(words, answer)
@@ -109,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return answer.failed(str(error), error.exit_code, release=error.release)
         except CodebooksError as error:
             return answer.failed(str(error), error.exit_code)
-        except Exception:  # noqa: BLE001  the last line of defence: traceback for people, exit code for schedulers
+        except Exception as error:  # noqa: BLE001  the last line of defence
+            if full := full_disk(error):
+                return answer.failed(full, Unavailable.exit_code)
             sys.stderr.write(masked_for_people(traceback.format_exc()))
             return answer.failed(traceback.format_exc(limit=0).strip(), CodebooksError.exit_code)
         return 0 if outcome is None else answer.done(outcome)
@@ -142,7 +136,7 @@ def overview() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(words: Sequence[str], answer: _Answer) -> Outcome | None:
+def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
     """Return what the command answers, None after `--help`."""
     command = COMMANDS.get(words[0])
     if command is None:
@@ -200,65 +194,5 @@ def _version() -> str:
         return "(not installed)"
 
 
-class _Answer:
-    """Says how a command ended: text on standard error, with --json one object on standard output."""
-
-    def __init__(self, stdout: TextIO, *, as_json: bool, run: str | None) -> None:
-        self.run = run
-        self._stdout = stdout
-        self._as_json = as_json
-
-    def done(self, outcome: Outcome) -> int:
-        if outcome.text:
-            sys.stderr.write(outcome.text + "\n")
-        self._object(
-            {
-                **outcome.details,
-                "run": outcome.run,
-                "release": outcome.release,
-                "published": outcome.published,
-                "reason": outcome.reason,
-            }
-        )
-        return outcome.exit_code
-
-    def failed(self, text: str, code: int, *, release: str | None = None) -> int:
-        text = masked_for_people(text)
-        sys.stderr.write(f"codebooks: {text}\n")
-        reason = EXIT_CODES[code][0]
-        self._object(
-            {
-                "run": self.run,
-                "release": release,
-                "published": False,
-                "reason": reason,
-                "error": text,
-                "exit_code": code,
-            }
-        )
-        return code
-
-    def stopped(self) -> None:
-        """Say that the process ends on the spot; nothing is left to say it later."""
-        self.failed(STOPPING.text, Unavailable.exit_code)
-
-    def _object(self, values: Mapping[str, Any]) -> None:
-        if self._as_json:
-            self._stdout.write(json.dumps(values, default=str, ensure_ascii=False) + "\n")
-            self._stdout.flush()
-        self._as_json = False  # exactly one object, whatever happens after it
-
-
-def _exit() -> None:
-    """End the process with main's exit code; a reader that closed our output early is no error."""
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    _exit()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import os
@@ -14,11 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
+from jobs.findings import Finding
 from jobs.place import LightConfig, load_light
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.catalogue.columns import choose_columns
@@ -29,23 +31,11 @@ from pipeline.release import check_store, read_head
 from pipeline.storage import Store, check_shows_writes, check_write_once, store_clock
 from pipeline.storage.urls import scheme_of
 
-Level = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _LEAST_DISK = 5 * _GIB
 _LEAST_MEMORY = 4 * _GIB
 _CLOCK_S = 300.0
-_WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 6)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the answer. mend: what to do about it; exit_code: of a failure."""
-
-    level: Level
-    name: str
-    text: str
-    mend: str = ""
-    exit_code: int = 0
+_WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
 
 
 @dataclass(slots=True)
@@ -62,10 +52,23 @@ class Patient:
         self.wanted = bool(self.arguments.config or self.arguments.overrides or named)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add doctor's own option."""
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="store_true",
+        help="also start a worker, train one step and encode one batch, with the config's own model; takes a minute",
+    )
+
+
 def run(arguments: Arguments) -> Outcome:
     """Make every check; a failed one does not stop the others, except those that need what failed."""
     patient = Patient(arguments)
+    tries = getattr(arguments.options, "tries", False)
     findings = [finding for check in CHECKS for finding in _examined(check, patient)]
+    if tries:
+        findings += _tried(patient, failed=[finding for finding in findings if finding.level == "fail"])
     failures = [finding for finding in findings if finding.level == "fail"]
     code = next((code for code in _WORST_FIRST if any(finding.exit_code == code for finding in failures)), 0)
     warnings = sum(finding.level == "warn" for finding in findings)
@@ -245,6 +248,17 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_the_store,
     check_catalogue,
 )
+
+
+def _tried(patient: Patient, failed: list[Finding]) -> list[Finding]:
+    """Return what came of trying; with something broken already, only that it was left out."""
+    missing = [name for name in ("torch", "ray") if _optional(name) is None]
+    if failed or missing:
+        why = f"{', '.join(missing)} missing" if missing else f"{failed[0].name} failed"
+        return [Finding("warn", "try", f"nothing was tried: {why}", "mend that first, then run this again")]
+    whole = patient.config is not None and patient.config.catalogue is not None
+    # By name, as in `check_config`.
+    return list(importlib.import_module("jobs.trying").tried(patient.arguments, whole=whole))
 
 
 def _examined(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:

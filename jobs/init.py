@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 import yaml
 
 from jobs.command import Arguments, Outcome
-from jobs.model_choice import model_lines
-from pipeline.catalogue import CatalogueConfig
+from pipeline.catalogue import CatalogueConfig, lacking_prefixes
 from pipeline.catalogue.first_rows import Sample, Tried, propose_reading, read_sample, settle
 from pipeline.catalogue.guessing import Guess, guess_columns, holds_bytes, listed
 from pipeline.errors import ConfigError
+from pipeline.settings.model_choice import model_lines
 from pipeline.storage import Files
+from pipeline.storage.local import expanded
 
 _TEXTS = ("encoding", "quoting", "image_separator")
 
@@ -40,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments) -> Outcome:
     """Look at the first rows of a catalogue, guess what the columns mean and write a config to start from."""
     options = arguments.options
-    output = Path(options.output).expanduser()
-    if output.exists():
+    output = expanded(options.output)
+    if os.path.lexists(output):
         raise ConfigError(f"{str(output)!r} exists and is not overwritten; name another file with --output")
     config, sample, guess, tried = propose(options)
     text = config_text(sample, guess, config, tried, store=options.store)
@@ -78,12 +79,12 @@ def propose(options: argparse.Namespace) -> tuple[CatalogueConfig, Sample, Guess
                 "attributes": guess.attributes,
                 "image_separator": guess.separator,
                 "rows": guess.rows,
-                "https_prefixes": guess.https_prefixes,
             }
         )
     elif sample.format == "folder":
         config = config.model_copy(update={"item_id": "name", "category": "category"})
     config, tried = settle(CatalogueConfig.model_validate(config.model_dump()), Files())
+    config = config.model_copy(update={"allowed_prefixes": lacking_prefixes(tried.photos, config)})
     return config, sample, guess, tried
 
 
@@ -116,6 +117,7 @@ def config_text(sample: Sample, guess: Guess | None, config: CatalogueConfig, tr
         lines += _lines_without_columns(sample, config)
     else:
         lines += _lines_of_columns(sample.rows, config)
+    lines += _lines_of_places(config)
     lines += [f"  # {line}" for line in tried_lines(tried)]
     lines += [
         "",
@@ -171,6 +173,16 @@ def _lines_without_columns(sample: Sample, config: CatalogueConfig) -> list[str]
     return ["  # Tar shards: the name of a photo in the shard, up to its first dot, is the item's key."]
 
 
+def _lines_of_places(config: CatalogueConfig) -> list[str]:
+    if not config.allowed_prefixes:
+        return ["  # allowed_prefixes: [PLACE, ...]  # photos come from beside the source only, and from such places"]
+    return [
+        "  # The first rows name photos in these places too. Only what is listed here is ever read: strike out what is",
+        "  # not the shop's.",
+        f"  allowed_prefixes: [{', '.join(_yaml(prefix) for prefix in config.allowed_prefixes)}]",
+    ]
+
+
 def _lines_of_columns(rows: pa.Table, config: CatalogueConfig) -> list[str]:
     lines = [
         f"  # Columns: {_one_line(listed(rows))}",
@@ -187,11 +199,6 @@ def _lines_of_columns(rows: pa.Table, config: CatalogueConfig) -> list[str]:
         lines.append("  # category: COLUMN  # none found; with one, reports show how well categories hold together")
     else:
         lines.append(f"  category: {_yaml(config.category)}  # for example {_example(rows[config.category])}")
-    if config.https_prefixes:
-        lines += [
-            "  # Photos on the web are fetched from these places only.",
-            f"  https_prefixes: [{', '.join(_yaml(prefix) for prefix in config.https_prefixes)}]",
-        ]
     if config.attributes is None:
         lines.append("  # attributes: [COLUMN, ...]  # kept for filters; by default every other column of plain values")
     else:

@@ -14,12 +14,12 @@ from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.progress import Progress
-from jobs.watch import Watch
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
+from pipeline.watch import Watch
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
 
@@ -67,7 +67,8 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
-        progress.note(plan_line(plan))
+        for line in (plan_line(plan), *counted_lines(plan)):
+            progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
                 require_meant(plan.summary.renewal, config, run, how)
@@ -131,7 +132,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             run=context.run.name,
             attempt=context.attempt.number,
         )
-    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}"
+    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
     outcome = Outcome(
         run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
     )
@@ -160,12 +161,14 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
     """Raise ConfigError unless the user has said, now or to an earlier attempt, that everything is done anew."""
     if how.retrain or config.train.when_is_set or run.read_frozen(_MEANT) is not None:
         return
-    lines = "\n".join(renewal.lines())
-    raise ConfigError(
-        f"{lines}\nNothing was computed, and the channel stays as it is. If it is meant, run it with --retrain, or set "
-        "train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is not, put "
-        "the settings back"
-    )
+    raise ConfigError(renewal.refusal())
+
+
+def _quarantined(candidate: Candidate) -> str:
+    """Return in words how many photos could not be used tonight, and how many of these live on as they were."""
+    refused, held = candidate.manifest.counts["refused"], candidate.manifest.counts.get("held", 0)
+    kept = f", {held:,} of them unreachable and kept with yesterday's latents" if held else ""
+    return f"; {refused:,} photos are quarantined{kept}" if refused else ""
 
 
 def frozen_plan(context: Context, how: How) -> Plan:
@@ -203,6 +206,12 @@ def plan_line(plan: Plan) -> str:
     counts = plan.summary.counts
     named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
     return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
+
+
+def counted_lines(plan: Plan) -> list[str]:
+    """Return what of the catalogue was dropped, merged or read in another way than it stands, one kind a line."""
+    found = plan.summary.catalogue.counted
+    return [f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items()]
 
 
 def finish(

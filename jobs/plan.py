@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
-from jobs.pipeline_run import plan_line
+from jobs.pipeline_run import counted_lines, plan_line
 from pipeline.catalogue import CatalogueNotes, prefixes_to_add
 from pipeline.planning import Plan, make_plan, nothing_to_do
 from pipeline.runs import default_run_name
@@ -58,7 +58,7 @@ def describe(plan: Plan, *, idle: bool) -> str:
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         f"catalogue: {catalogue_line(summary.catalogue)}",
-        *(f"  {found.number:,} {what}: {found.where}" for what, found in summary.catalogue.counted.items()),
+        *counted_lines(plan),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),

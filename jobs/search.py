@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from jobs.asking import add_query_arguments, answer, open_asked, parse_where
 from jobs.command import Arguments, Outcome
 from pipeline.errors import InputError
+from pipeline.storage.local import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(arguments: Arguments) -> Outcome:
     options = arguments.options
     where = parse_where(options.where)
     try:
-        data = Path(options.photo).expanduser().read_bytes()
+        data = expanded(options.photo).read_bytes()
     except OSError as error:
         raise InputError(f"the photo {options.photo!r} cannot be read: {error}") from error
     release = open_asked(arguments)

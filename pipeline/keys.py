@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 SHORT = 12  # hex digits of a digest that go into a file name
+DIGEST = r"^[0-9a-f]{64}$"  # what every key and digest looks like, for fields of stored documents
 
 
 def canonical_json(value: Any) -> bytes:

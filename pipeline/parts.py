@@ -7,15 +7,19 @@ computation being equal to the bit.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import IntegrityError, NotFound
-from .keys import digest_of, key_of
+from .keys import DIGEST, digest_of, key_of
 from .storage import Store
+
+# Tables of photos name parts; one that led out of these folders would have any file of the store read as a part.
+_NAME = re.compile(r"(latents|pixels)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet")
 
 
 class PartFile(BaseModel):
@@ -24,9 +28,19 @@ class PartFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    bytes: int
-    rows: int
-    sha256: str
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    sha256: str = Field(pattern=DIGEST)
+
+
+def check_part_name(name: str) -> str:
+    """Return a part's name as a table or manifest has it. Raises IntegrityError for what is no part's name."""
+    if not _NAME.fullmatch(name):
+        raise IntegrityError(
+            f"{name!r:.200} is named as a part, but parts lie at latents/MODEL_ID/KEY.parquet and "
+            "pixels/TRANSFORM_ID/KEY.parquet: the table that names it was not written by a run; use another release"
+        )
+    return name
 
 
 def pixels_part_name(transform_id: str, part_key: str) -> str:
@@ -110,7 +124,7 @@ def load_part(store: Store, name: str, key: str) -> tuple[PartFile, pa.Table] | 
 def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a part's table (only `columns` where given). Raises NotFound, IntegrityError."""
     try:
-        with store.open(name) as handle:
+        with store.open(check_part_name(name)) as handle:
             return pq.read_table(handle, columns=None if columns is None else list(columns))
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
@@ -119,7 +133,7 @@ def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> 
 def part_columns(store: Store, name: str) -> list[str]:
     """Return the names of a part's columns, from its footer alone. Raises NotFound, IntegrityError."""
     try:
-        with store.open(name) as handle:
+        with store.open(check_part_name(name)) as handle:
             return list(pq.read_schema(handle).names)
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error

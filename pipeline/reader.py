@@ -7,40 +7,29 @@ onnxruntime and Pillow, from the extra `run`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from threading import Lock
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from .errors import ConfigError, InputError, IntegrityError, NotFound
-from .index import (
-    FUSIONS,
-    METRICS,
-    GroupHits,
-    ItemTable,
-    LatentArrays,
-    load_faiss,
-    nearest_groups,
-    open_index,
-    reciprocal_ranks,
-)
-from .index.gather import latents_table, read_rows
+from .errors import ConfigError, NotFound
+from .forks import FreshLock
+from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.latents import Float32, Float64, Rows
-from .index.photo import PhotoEncoder
-from .index.search import RowFilter
-from .release import Manifest, read_head, read_manifest
-from .release.absent import Absences
-from .release.format import check_store
-from .schema import ITEMS_VERSION, attribute_fields
+from .index.opened import OpenedRelease
+from .release import ChannelEntry, Manifest, check_store, read_head
+from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
+from .storage.room import asked_bytes
 
+ItemKey = str | int | np.integer[Any] | UUID  # what names an item: see `stored_item_id`
+
+CACHE_VARIABLE = "CODEBOOKS_READER_CACHE_GIB"
 _RRF_DEPTH = 100  # items of each separate answer that rank fusion looks at, at least
 
 
@@ -61,19 +50,23 @@ def open_release(
     expect_model: str | None = None,
     options: StorageOptions | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    cache_gib: float | None = None,
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
     store_url: s3://bucket/prefix or a local path. expect_model: the model_id that the caller's own vectors come from; a
-    release of another model is refused. cache_dir: where files are kept, shared by all processes (about 50 GiB at most,
-    those not used for longest go first); None: `$XDG_CACHE_HOME/visual-codebooks` or `~/.cache/visual-codebooks`.
+    release of another model is refused. cache_dir: where files are kept, shared by all processes, those not used for
+    longest go first; None: `$XDG_CACHE_HOME/visual-codebooks` or `~/.cache/visual-codebooks`. cache_gib: how much may
+    lie there; None: the environment variable CODEBOOKS_READER_CACHE_GIB, else 50 GiB, and a quarter at most of what is
+    free for this process.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
     does not fit, ConfigError when FAISS is not installed as it should be.
     """
-    load_faiss()
+    cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    check_store(store)
-    return Release(store, FileCache(cache_dir), channel=channel, release_id=release_id, expect_model=expect_model)
+    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model)
+    release.open()
+    return release
 
 
 class Release:
@@ -81,6 +74,10 @@ class Release:
 
     A query runs on the release that was current when it began. Its vectors come from the index, which stores what it
     searches (see `Metric.recover`), so queries by item read nothing from the store; `latents` reads the parts.
+
+    Wherever an item_id is asked for, text, integers and UUIDs will do (see `index.items.stored_item_id`). A `Release`
+    goes on answering in a forked child. Pickled (to Spark, Ray or another process) it is what it was opened with, never
+    a credential, and the release that it was on, which is opened there at the first question; `refresh` moves on.
     """
 
     def __init__(
@@ -95,46 +92,64 @@ class Release:
         """Use `open_release`."""
         self._store, self._cache = store, cache
         self._expect_model = expect_model
-        self._refreshing = Lock()
         self.channel = channel if release_id is None else None  # None: pinned to one release
-        if release_id is None:
-            self._opened = self._open_head(channel)
-        else:
-            self._opened = _Opened(store, cache, read_manifest(store, release_id), expect_model)
+        # Id and sha256 of the manifest, each None as long as it is not known.
+        self._wanted: tuple[str | None, str | None] = (release_id, None)
+        self._opening = FreshLock()
+        self._opened: OpenedRelease | None = None
+
+    def open(self) -> None:
+        """Open the release now, where that has not been done; every question does it too. Errors as `open_release`."""
+        self._now()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_opening", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opening=FreshLock(), _opened=None)
+
+    def __copy__(self) -> Release:
+        copied = Release.__new__(Release)
+        copied.__setstate__(self.__getstate__())
+        copied._opened = self._opened  # what is open never changes, so both may use it
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Release:
+        return self.__copy__()
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the release that queries now run on."""
-        return self._opened.manifest
+        return self._now().manifest
 
     @property
     def release_id(self) -> str:
         """The id of the release that queries now run on."""
-        return self._opened.manifest.release_id
+        return self._now().manifest.release_id
 
     @property
     def model_id(self) -> str:
         """The model whose latents the release holds."""
-        return self._opened.manifest.model_id
+        return self._now().manifest.model_id
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self._opened.items)
+        return len(self._now().items)
 
     def __contains__(self, item_id: object) -> bool:
-        """Return whether the release holds an item."""
-        return isinstance(item_id, str) and self._opened.items.find(item_id) is not None
+        """Return whether the release holds an item. Raises ConfigError for what is no key, so that none is missed."""
+        return self._now().holds(item_id)
 
     def item_ids(self) -> list[str]:
         """Return every item's key, in order."""
-        return self._opened.items.item_ids()
+        return self._now().items.item_ids()
 
-    def attributes(self, item_id: str) -> dict[str, Any]:
+    def attributes(self, item_id: ItemKey) -> dict[str, Any]:
         """Return an item's attributes. Raises UnknownItem."""
-        opened = self._opened
+        opened = self._now()
         return opened.items.attributes_of(opened.find(item_id))
 
-    def similar(self, item_id: str, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
+    def similar(self, item_id: ItemKey, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
         """Return the k items nearest to an item, nearest first, never the item itself; ties by item_id.
 
         All photos of the item ask, and an item's score is its best pair of photos. where: {attribute: value}, a list
@@ -142,14 +157,14 @@ class Release:
         there are no more. Raises UnknownItem, saying whether the item is quarantined, delisted or was never seen, and
         ConfigError for an unknown attribute.
         """
-        opened = self._opened
+        opened = self._now()
         item = opened.find(item_id)
         owners = np.zeros(len(opened.items.rows_of(item)), np.int64)
-        return opened.nearest(opened.vectors([item]), owners, k, where, exclude=[item])[0]
+        return _named(opened, opened.vectors([item]), owners, k, where, exclude=[item])[0]
 
     def similar_to_many(
         self,
-        item_ids: Sequence[str],
+        item_ids: Iterable[ItemKey],
         k: int = 10,
         *,
         fusion: str = "rrf",
@@ -163,19 +178,20 @@ class Release:
         of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
         """
-        opened = self._opened
-        shares = _checked_basket(item_ids, fusion, weights)
-        items = [opened.find(item_id) for item_id in item_ids]
+        opened = self._now()
+        basket = _listed(item_ids)
+        shares = _checked_basket(basket, fusion, weights)
+        items = [opened.find(item_id) for item_id in basket]
         counts = [len(opened.items.rows_of(item)) for item in items]
         vectors = opened.vectors(items)
         if fusion == "rrf":
             owners = np.repeat(np.arange(len(items)), counts)
             depth = max(_RRF_DEPTH, 10 * _checked_k(k))
             answers = opened.answers(vectors, owners, depth, where, exclude=items)
-            return opened.named(reciprocal_ranks(answers, shares, k))
+            return _neighbours(opened, reciprocal_ranks(answers, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
-        return opened.nearest(vectors, np.zeros(len(vectors), np.int64), k, where, exclude=items)[0]
+        return _named(opened, vectors, np.zeros(len(vectors), np.int64), k, where, exclude=items)[0]
 
     def search(
         self, vectors: ArrayLike | LatentArrays, k: int = 10, *, where: Mapping[str, Any] | None = None
@@ -187,15 +203,15 @@ class Release:
         `open_release`. Raises ConfigError for another dimension or values that are not finite.
         """
         queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
-        return self._opened.nearest(queries, np.arange(len(queries)), k, where)
+        return _named(self._now(), queries, np.arange(len(queries)), k, where)
 
     def similar_photo(
         self, data: bytes, k: int = 10, *, where: Mapping[str, Any] | None = None, category: Any = None
     ) -> list[Neighbour]:
         """Return the k items nearest to a photo, given as the bytes of its file; category, errors as `encode_photo`."""
-        opened = self._opened
-        vectors = LatentArrays(mean=opened.encoder(data, category))
-        return opened.nearest(vectors, np.zeros(1, np.int64), k, where)[0]
+        opened = self._now()
+        vectors = LatentArrays(mean=opened.encoder()(data, category))
+        return _named(opened, vectors, np.zeros(1, np.int64), k, where)[0]
 
     def encode_photo(self, data: bytes, *, category: Any = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d], by the release's own encoder (ONNX, on the CPU).
@@ -205,15 +221,15 @@ class Release:
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing,
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
-        return self._opened.encoder(data, category)
+        return self._now().encoder()(data, category)
 
-    def latents(self, item_ids: Sequence[str]) -> pa.Table:
+    def latents(self, item_ids: Iterable[ItemKey]) -> pa.Table:
         """Return the latents of items, one row a photo, in the order asked; the parts that hold them are fetched whole.
 
         Columns: item_id, uri, view, mean [d], and log_var [d] or codes [h * w] where the model has them. Raises
         UnknownItem.
         """
-        return self._opened.latents(item_ids)
+        return self._now().latents(_listed(item_ids))
 
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.
@@ -222,147 +238,67 @@ class Release:
         """
         if self.channel is None:
             return False
-        with self._refreshing:
-            opened = self._open_head(self.channel, current=self._opened)
-            moved = opened is not self._opened
-            self._opened = opened  # one reference: a query sees the old release or the new one, whole
-            return moved
+        with self._opening:
+            head = self._head(self.channel)
+            if head.release_id == self._wanted[0]:
+                return False
+            self._open(head.release_id, head.manifest_sha256)
+            return True
 
-    def _open_head(self, channel: str, current: _Opened | None = None) -> _Opened:
+    def _now(self) -> OpenedRelease:
+        """Return the open release, opening it first where this object has just come out of a pickle."""
+        opened = self._opened
+        if opened is not None:
+            return opened
+        with self._opening:
+            if self._opened is None:
+                release_id, digest = self._wanted
+                if release_id is None:
+                    head = self._head(str(self.channel))
+                    release_id, digest = head.release_id, head.manifest_sha256
+                return self._open(release_id, digest)
+            return self._opened
+
+    def _open(self, release_id: str, digest: str | None) -> OpenedRelease:
+        load_faiss()
+        check_store(self._store)
+        manifest, found = read_hashed_manifest(self._store, release_id, expect_sha256=digest)
+        opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+        self._wanted = (release_id, found)
+        self._opened = opened  # one reference: a query sees the old release or the new one, whole
+        return opened
+
+    def _head(self, channel: str) -> ChannelEntry:
         head = read_head(self._store, channel)
         if head is None:
             raise NotFound(
                 f"channel {channel!r} on {self._store.url} has no release yet; run `codebooks refresh`, or name "
                 "another channel"
             )
-        if current is not None and head.release_id == current.manifest.release_id:
-            return current
-        manifest = read_manifest(self._store, head.release_id, expect_sha256=head.manifest_sha256)
-        return _Opened(self._store, self._cache, manifest, self._expect_model)
+        return head
 
 
-class _Opened:
-    """One release with its files in the cache; immutable."""
+def _named(
+    opened: OpenedRelease,
+    queries: LatentArrays,
+    owners: Rows,
+    k: int,
+    where: Mapping[str, Any] | None,
+    exclude: Sequence[int] = (),
+) -> list[list[Neighbour]]:
+    answers = opened.answers(queries, owners, _checked_k(k), where, exclude)
+    return [_neighbours(opened, answer) for answer in answers]
 
-    def __init__(self, store: Store, cache: FileCache, manifest: Manifest, expect_model: str | None) -> None:
-        if expect_model is not None and manifest.model_id != expect_model:
-            raise IntegrityError(
-                f"release {manifest.release_id} holds latents of the model {manifest.model_id}, expected "
-                f"{expect_model}: vectors of two models must not be compared; open a release of that model, or encode "
-                "your vectors anew"
-            )
-        foreign = [part.name for part in manifest.parts if not part.name.startswith(f"latents/{manifest.model_id}/")]
-        if foreign:
-            raise IntegrityError(f"{manifest.release_id} names the part {foreign[0]}, not of its own model")
-        if manifest.metric not in METRICS:
-            raise InputError(
-                f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
-                f"{', '.join(METRICS)}; upgrade visual-codebooks"
-            )
-        self.manifest = manifest
-        self._store, self._cache = store, cache
-        self._items_path = self._fetch("items")
-        self.items = self._read_items()
-        self.index = open_index(self._fetch("index"), manifest.metric)
-        self._absences = Absences(store, manifest)
-        self._check()
 
-    def _fetch(self, role: str) -> str:
-        entry = self.manifest.files.get(role)
-        if entry is None:
-            raise IntegrityError(f"release {self.manifest.release_id} has no file of the role {role!r}")
-        return str(self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256))
+def _neighbours(opened: OpenedRelease, answer: GroupHits) -> list[Neighbour]:
+    return [Neighbour(*found) for found in opened.named(answer)]
 
-    def _read_items(self) -> ItemTable:
-        schema = pq.read_schema(self._items_path)
-        version = int((schema.metadata or {}).get(b"schema", b"1"))
-        if version > ITEMS_VERSION:
-            raise InputError(
-                f"{self.manifest.files['items'].name} has the schema version {version}, this version reads up to "
-                f"{ITEMS_VERSION}; upgrade visual-codebooks"
-            )
-        columns = ["item_id", *(field.name for field in attribute_fields(schema))]
-        return ItemTable(pq.read_table(self._items_path, columns=columns))
 
-    def _check(self) -> None:
-        """Raise IntegrityError when the files do not fit each other or the manifest."""
-        release, rows = self.manifest.release_id, self.items.num_rows
-        for role in ("items", "index"):
-            entry = self.manifest.files[role]
-            found = rows if role == "items" else self.index.rows
-            if found != rows or (entry.rows is not None and entry.rows != found):
-                raise IntegrityError(
-                    f"{entry.name} has {found:,} rows, the manifest says {entry.rows}, the items {rows:,}: release "
-                    f"{release} is damaged; roll the channel back"
-                )
-        if rows == 0:
-            return
-        sample = self.index.latents(np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64))
-        again = self.index.metric.item_features(sample)
-        if sample.mean.shape[1] != self.manifest.latent_dim or not np.allclose(again, sample.mean, atol=1e-5):
-            raise IntegrityError(
-                f"the index of release {release} holds {sample.mean.shape[1]} features that are not those of "
-                f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
-            )
-
-    def find(self, item_id: str) -> int:
-        item = self.items.find(item_id)
-        if item is None:
-            raise self._absences.error(item_id)
-        return item
-
-    def vectors(self, items: Sequence[int]) -> LatentArrays:
-        """Return the latents of all photos of items, in order, as the index has them."""
-        return self.index.latents(np.concatenate([self.items.rows_of(item) for item in items]))
-
-    def answers(
-        self,
-        queries: LatentArrays,
-        owners: Rows,
-        k: int,
-        where: Mapping[str, Any] | None,
-        exclude: Sequence[int] = (),
-    ) -> list[GroupHits]:
-        allowed: RowFilter | None = self.items.filter(where) if where else None
-        return nearest_groups(
-            self.index,
-            queries,
-            owners,
-            _checked_k(k),
-            self.items.groups,
-            allowed=allowed,
-            exclude=np.asarray(exclude, np.int64),
-        )
-
-    def nearest(
-        self,
-        queries: LatentArrays,
-        owners: Rows,
-        k: int,
-        where: Mapping[str, Any] | None,
-        exclude: Sequence[int] = (),
-    ) -> list[list[Neighbour]]:
-        return [self.named(answer) for answer in self.answers(queries, owners, k, where, exclude)]
-
-    def named(self, answer: GroupHits) -> list[Neighbour]:
-        pairs = zip(answer.groups.tolist(), answer.scores.tolist(), strict=True)
-        return [Neighbour(self.items.item_id(item), score, self.items.attributes_of(item)) for item, score in pairs]
-
-    def latents(self, item_ids: Sequence[str]) -> pa.Table:
-        rows = [self.items.rows_of(self.find(item_id)) for item_id in item_ids]
-        wanted = np.concatenate([np.empty(0, np.int64), *rows])
-        places = read_rows(self._items_path, wanted, ["item_id", "uri", "view", "latents_part", "latents_row"])
-        return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
-
-    def _fetch_part(self, name: str) -> str:
-        part = next((part for part in self.manifest.parts if part.name == name), None)
-        if part is None:
-            raise IntegrityError(f"items of {self.manifest.release_id} names {name}, its manifest does not")
-        return str(self._cache.fetch(self._store, name, size=part.bytes, sha256=part.sha256))
-
-    @cached_property
-    def encoder(self) -> PhotoEncoder:
-        return PhotoEncoder(self._store, self._cache, self.manifest)
+def _listed(item_ids: Iterable[Any]) -> list[Any]:
+    """Return several keys as a list; one text is not its letters."""
+    if isinstance(item_ids, str | bytes | Mapping) or not isinstance(item_ids, Iterable):
+        raise ConfigError(f"item_ids is {item_ids!r:.80}; give a list of item_ids")
+    return list(item_ids)
 
 
 def _checked_k(k: Any) -> int:
@@ -371,10 +307,10 @@ def _checked_k(k: Any) -> int:
     return int(k)
 
 
-def _checked_basket(item_ids: Sequence[str], fusion: str, weights: Sequence[float] | None) -> Float64:
+def _checked_basket(item_ids: list[Any], fusion: str, weights: Sequence[float] | None) -> Float64:
     """Return one weight an item."""
-    if isinstance(item_ids, str) or len(item_ids) == 0:
-        raise ConfigError(f"item_ids is {item_ids!r}; give a list of at least one item_id")
+    if not item_ids:
+        raise ConfigError("item_ids is empty; give a list of at least one item_id")
     if fusion not in FUSIONS:
         raise ConfigError(f"unknown fusion {fusion!r}; one of {', '.join(FUSIONS)}")
     if weights is None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import pickle
+import platform
 import re
+import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import CodebooksError, Unavailable
 
@@ -17,6 +22,7 @@ _CODE_WORDS = re.compile(
     r"\b(ModuleNotFoundError|ImportError|AttributeError|NameError|SyntaxError|TypeError|PicklingError|UnpicklingError)"
     r"\b|No module named|cannot import name|Can't get attribute|raised in its creation task"
 )
+_START_S = 120.0
 # Where Ray's exceptions keep another one.
 _INSIDE = ("cause", "controller_failure", "health_check_failure", "_base_exc")
 
@@ -45,6 +51,51 @@ def packages_hook() -> Callable[[], None]:
         del sys.path[: len(places)]
 
     return use_ours
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a process runs and with what. root: the folder of our packages; code: a digest of what they hold."""
+
+    host: str
+    root: str
+    python: str
+    torch: str
+    code: str
+
+    COMPARED: ClassVar[tuple[str, ...]] = ("python", "torch", "code")
+
+
+def whereabouts() -> Whereabouts:
+    """Return where this process runs."""
+    package = Path(__file__).resolve().parent
+    code = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        code.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = "none"
+    return Whereabouts(socket.gethostname(), str(package.parent), platform.python_version(), torch, code.hexdigest())
+
+
+def ask_a_worker() -> Whereabouts:
+    """Return where a worker process of the cluster runs that this process is connected to.
+
+    Raises Unavailable when none starts within two minutes, CodebooksError when it lacks our code.
+    """
+    import ray
+
+    try:
+        found: Whereabouts = ray.get(ray.remote(num_cpus=1)(whereabouts).remote(), timeout=_START_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise Unavailable(
+            f"no worker process answered within {_START_S:g} s: the cluster has no free CPU, or its machines cannot "
+            "start Python processes now; look at `ray status`"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise explained(error, "starting a worker", stays="nothing was begun") from error
+    return found
 
 
 def helper(kind: type, *, restarts: int = 0) -> Any:

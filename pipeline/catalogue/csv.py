@@ -29,6 +29,7 @@ _BLOCK_BYTES = 4 << 20
 # Numbers whose text says no more than their value: `0012` is a code, not twelve.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_ROUNDED = r"^-?[0-9]{16,}"  # doubles do not hold all of these digits
 _SHOWN = 5
 
 
@@ -75,7 +76,7 @@ def open_csv(text: OpenText, place: Place, config: CatalogueConfig, tally: Tally
 
 
 def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of text as booleans, integers or floats when every value is one; otherwise as it is."""
+    """Return a column of text as booleans, integers or floats when every value is one, exactly; else as it is."""
     if column.null_count == len(column):
         return column
     lower = pc.utf8_lower(column)
@@ -84,7 +85,9 @@ def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if _all(pc.match_substring_regex(column, _INTEGER), column):
         return column.cast(pa.int64())
     if _all(pc.match_substring_regex(column, _NUMBER), column):
-        return column.cast(pa.float64())
+        numbers = column.cast(pa.float64())
+        finite = pc.all(pc.is_finite(numbers)).as_py()
+        return numbers if finite and not pc.any(pc.match_substring_regex(column, _ROUNDED)).as_py() else column
     return column
 
 
@@ -127,6 +130,8 @@ class _Misfits:
 def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally: Tally) -> pa.Table:
     data = block.data
     misfits = _Misfits(dialect.byte.decode())
+    # Arrow shows misfits as text. Where some cell is no UTF-8, maybe of a column nobody asked for, it names the first.
+    foreign = undecodable(data, file, start=block.start, line=block.line)
     places = [str(dialect.names.index(name)) for name in wanted]
     try:
         table = arrow_csv.read_csv(
@@ -140,7 +145,7 @@ def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally:
                 delimiter=dialect.byte.decode(),
                 quote_char='"' if dialect.quoted else False,
                 newlines_in_values=dialect.quoted,
-                invalid_row_handler=misfits,
+                invalid_row_handler=None if foreign else misfits,
             ),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=places,
@@ -152,7 +157,7 @@ def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally:
             ),
         )
     except pa.ArrowInvalid as error:
-        raise undecodable(data, file, start=block.start, line=block.line) or InputError(
+        raise foreign or InputError(
             f"{file} from line {block.line} on cannot be read as CSV: {error}; write it anew"
         ) from error
     if misfits.count:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from ..errors import Forbidden, InputError, NotFound
 from ..storage import Files
+from ..storage.local import expanded
 from .config import CatalogueConfig
 
 TABLE_SUFFIXES = {
@@ -85,7 +85,7 @@ def absolute_source(source: str) -> str:
     command was started."""
     if "://" in source:
         return source.rstrip("/")
-    return str(Path(source).expanduser().absolute())
+    return str(expanded(source).absolute())
 
 
 def format_of_name(name: str) -> str | None:
@@ -142,9 +142,11 @@ def opened(files: Files, uri: str, what: str) -> Iterator[BinaryIO]:
 
 
 def _single(uri: str, config: CatalogueConfig) -> Located:
-    kind = config.format if config.format != "auto" else format_of_name(uri)
+    kind = config.format if config.format != "auto" else _format_of_file(uri)
     if kind == "folder":
-        raise InputError(f"catalogue.source {uri} holds no files; check the path and the bucket")
+        raise InputError(
+            f"catalogue.source {uri} holds no files, or is a file itself; check the path, the bucket and the format"
+        )
     if kind is None and suffix_of(uri) in WORKBOOK_SUFFIXES:
         raise InputError(f"catalogue.source {uri} is a workbook; save its sheet as CSV UTF-8 and name that file")
     if kind is None:
@@ -153,6 +155,14 @@ def _single(uri: str, config: CatalogueConfig) -> Located:
             f"({', '.join(TABLE_SUFFIXES)}); check the path and the bucket, or set catalogue.format"
         )
     return Located(kind, [Place(uri, 0, parent_folder(uri))], Counter())
+
+
+def _format_of_file(uri: str) -> str | None:
+    """Return the format of one file. `.txt` is a table here, while in a folder it may be what belongs to a photo."""
+    name = uri.partition("?")[0] if uri.startswith("https://") else uri
+    packed = (".gz", ".zip")
+    plain = next((name[: -len(end)] for end in packed if name.lower().endswith(end)), name)
+    return format_of_name(name) or ("csv" if suffix_of(plain) == ".txt" else None)
 
 
 def parent_folder(uri: str) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ..column_types import family_of, is_text, unpacked, unpacked_type
 from ..errors import InputError
 from ..schema import RESERVED
-from .addresses import plain_addresses, split_addresses
+from .addresses import split_addresses
 
 _KEYS = ("item_id", "sku", "product_id", "article_id", "item", "id", "asin", "ean", "gtin", "key", "product")
 _IMAGES = (
@@ -43,7 +43,7 @@ class Guess:
     """Which column means what.
 
     rows: `photo` where a key repeats; separator: what stands between several addresses in one cell; attributes: the
-    columns that can be kept, where not every other column can; https_prefixes: hosts of https photos.
+    columns that can be kept, where not every other column can.
     """
 
     item_id: str
@@ -52,7 +52,6 @@ class Guess:
     rows: str
     separator: str | None
     attributes: tuple[str, ...] | None
-    https_prefixes: tuple[str, ...]
 
 
 def guess_columns(
@@ -91,7 +90,6 @@ def guess_columns(
         rows="item" if _is_unique(rows[item_id]) else "photo",
         separator=separator,
         attributes=_attributes(rows, {item_id, image}),
-        https_prefixes=tuple(_https_prefixes(rows[image], separator)),
     )
 
 
@@ -202,15 +200,3 @@ def _may_be_category(column: pa.ChunkedArray) -> bool:
         return False
     distinct = len(pc.unique(column))
     return 1 < distinct <= max(2, len(column) // 2) and (is_text(kind) or distinct <= 100)
-
-
-def _https_prefixes(column: pa.ChunkedArray, separator: str | None) -> Iterator[str]:
-    if holds_bytes(column.type):
-        return
-    column = unpacked(column)
-    flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    texts = pa.array([of.strip() for text in flat.to_pylist() if text for of in _members(text)], pa.string())
-    if separator is not None:
-        texts = pc.list_flatten(split_addresses(texts, separator))
-    addresses = plain_addresses(texts).to_pylist()
-    yield from sorted({match[0] for text in addresses if text and (match := re.match(r"https://[^/]+/", text))})

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from ..errors import InputError
+from ..storage.names import is_utf8
 
 Place = Callable[[int], str]  # from a value's number to where it stands, in words
 
@@ -50,15 +51,6 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]} is larger than any double")
     return value
-
-
-def is_utf8(value: str) -> bool:
-    """Return whether a text can be written at all: JSON and file names may hold halves of characters."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def columns_of(rows: Sequence[dict[str, Any]], names: Iterable[str], where: Place) -> pa.Table:

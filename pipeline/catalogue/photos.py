@@ -33,6 +33,12 @@ SOURCES: dict[str, Source] = {
     "tar": tar_rows,
 }
 _SHOWN = 5
+_TEXT_SETTINGS = {
+    "encoding": ("csv", "jsonl"),
+    "delimiter": ("csv",),
+    "quoting": ("csv",),
+    "image_separator": ("csv", "jsonl", "parquet"),
+}
 
 
 def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = None, seed: int = 0) -> pa.Table:
@@ -47,6 +53,7 @@ def read_photos(config: CatalogueConfig, files: Files, *, limit: int | None = No
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
     located = locate(config, files)
+    _refuse_foreign_settings(config, located.format)
     tally = Tally(skipped=located.skipped)
     rows = _read_rows(located, config, files, tally)
     if not rows.num_rows:
@@ -120,9 +127,19 @@ def _mixed(batches: list[pa.Table], located: Located, error: Exception) -> str:
     return f"a column of the catalogue holds different types in different files or lines ({error}); {advice}"
 
 
+def _refuse_foreign_settings(config: CatalogueConfig, kind: str) -> None:
+    """Raise ConfigError for what only text has: elsewhere it would be passed over in silence."""
+    for name, kinds in _TEXT_SETTINGS.items():
+        value = getattr(config, name)
+        if value not in (None, "auto") and kind not in kinds:
+            raise ConfigError(
+                f"catalogue.{name} is {value!r}, but {config.source} is read as {kind}, which has none; take it away"
+            )
+
+
 def _empty(located: Located, config: CatalogueConfig, tally: Tally) -> str:
     passed = f"; passed over: {dict(tally.skipped.most_common(5))}" if tally.skipped else ""
-    what = "no photos" if located.format in ("folder", "tar") else "a header and no rows"
+    what = {"csv": "a header and no rows", "parquet": "no rows", "jsonl": "no rows"}.get(located.format, "no photos")
     return f"catalogue.source {config.source} holds {what}{passed}; an empty catalogue would delist every item"
 
 

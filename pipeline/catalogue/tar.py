@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from ..errors import ConfigError, InputError
 from ..storage import Files
+from ..storage.names import is_utf8
 from .columns import refuse_reserved, unknown_column
 from .config import CatalogueConfig
 from .formats import IMAGE_SUFFIXES, Place, opened, suffix_of
-from .json_values import columns_of, is_utf8, parse_object
+from .json_values import columns_of, parse_object
 from .rows import ROW_BITS, ROWS, Tally
 
 _BATCH_ITEMS = 4096

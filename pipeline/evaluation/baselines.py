@@ -81,15 +81,6 @@ def hog_features(pixels: NDArray[np.uint8], *, cell: int = 4, block: int = 2, bi
     return np.concatenate(found)
 
 
-def random_features(config: ModelConfig, pixels: NDArray[np.uint8], *, seed: int = 0) -> Float32:
-    """Return the latents float32 [n, d] of photos, uint8 [n, size, size, 3], by the model of a config before training.
-
-    What the architecture alone does; the global generator stays as it was. A conditional model is told no category.
-    Raises ConfigError for a config whose model cannot be built.
-    """
-    return model_latents(untrained_model(config, pixels.shape[1], seed=seed), pixels)
-
-
 def untrained_model(config: ModelConfig, image_size: int, *, seed: int = 0) -> Model:
     """Return the model of a config before training, in evaluation mode; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -109,15 +100,6 @@ def photo_batches(pixels: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
     """Yield photos, uint8 [n, size, size, 3], as models take them, uint8 [B, 3, size, size]."""
     for start in range(0, len(pixels), _BATCH):
         yield torch.from_numpy(np.ascontiguousarray(pixels[start : start + _BATCH].transpose(0, 3, 1, 2)))
-
-
-def umap_features(known: Float32, others: Float32, *, dims: int = 10, seed: int = 0) -> tuple[Float32, Float32]:
-    """Return known and other features, [n, D] and [m, D], in `dims` dimensions of a UMAP fitted on the known ones.
-
-    Arguments and errors as `fitted_umap`.
-    """
-    fitted = fitted_umap(known, dims=dims, seed=seed)
-    return np.asarray(fitted.embedding_, np.float32), np.asarray(fitted.transform(others), np.float32)
 
 
 def fitted_umap(known: Float32, *, dims: int = 10, seed: int = 0) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,10 +81,3 @@ def local_movement(encode: Encode, pixels: Pixels, *, area: float = 0.05, seed: 
         share_of_units=float(moved_units.mean()),
         found=float(nearest.precision.mean()),
     )
-
-
-def changed_codes(before: NDArray[np.integer[Any]], after: NDArray[np.integer[Any]]) -> float:
-    """Return the share of codes that an edit changed; integers [n, cells] both. An edit of 5 % covers 5 % of cells."""
-    if before.shape != after.shape or not before.size:
-        raise InputError(f"codes {list(before.shape)} and {list(after.shape)} do not fit, or are empty")
-    return float(np.mean(before != after))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,12 +55,33 @@ def load_faiss() -> Any:
 
 @contextmanager
 def faiss_threads(threads: int | None) -> Iterator[None]:
-    """Run FAISS with this many OpenMP threads (None: as it is), then put the process's setting back."""
+    """Run FAISS with this many OpenMP threads (None: as it is), then put the process's setting back.
+
+    The thread in which a forked child began has one, whatever is asked.
+    """
     faiss = load_faiss()
     before = faiss.omp_get_max_threads()
-    if threads is not None:
+    if threads is not None and threading.get_ident() != _began_in:
         faiss.omp_set_num_threads(threads)
     try:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+_began_in: int | None = None  # the thread that a forked child began in; None in a process that was not forked
+
+
+def _one_thread_after_fork() -> None:
+    # The wheels' OpenMP (GNU libgomp) keeps a pool of threads for each thread that ever searched, and does not notice
+    # that fork took the pool's threads away: the next parallel region waits for them for ever, even for one query, and
+    # a newly opened index does too. With one thread it never asks the pool. The setting is this thread's own: threads
+    # that the child starts itself get pools of their own and use all processors as before.
+    global _began_in  # noqa: PLW0603
+    set_threads = getattr(sys.modules.get("faiss"), "omp_set_num_threads", None)  # whoever imported it
+    if set_threads is not None:
+        set_threads(1)
+        _began_in = threading.get_ident()
+
+
+os.register_at_fork(after_in_child=_one_thread_after_fork)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,10 +126,10 @@ def latents_table(places: pa.Table, path_of: Callable[[str], str], *, dim: int) 
     return described.combine_chunks()
 
 
-def read_rows(source: str, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
+def read_rows(source: Any, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
     """Return these rows of a local Parquet file, in this order; only the row groups that hold them are read.
 
-    Raises IntegrityError when the file has fewer rows.
+    source: its path, or an Arrow file of its bytes. Raises IntegrityError when the file has fewer rows.
     """
     with pq.ParquetFile(source) as file:
         meta = file.metadata

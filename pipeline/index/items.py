@@ -6,21 +6,52 @@ import json
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Mapping
-from threading import Lock
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..column_types import stored_column, value_of
+from ..errors import ConfigError
+from ..forks import FreshLock, renewed_in_children
+from ..keys import digest_of
 from ..schema import RESERVED
 from .groups import Grouping
 from .latents import Rows
 from .search import RowFilter
 from .where import matching_rows
 
-_FILTERS = 64  # `where` conditions whose bitmaps are kept
+FILTER_BYTES = 64 << 20  # of `where` conditions that are kept, all together
+_FILTER_COST = 1024  # of one kept condition besides its rows: its key and Python's objects, about
+
+
+def stored_item_id(item_id: Any) -> str:
+    """Return the text under which a catalogue's key is stored, from the value that the caller has for it.
+
+    Text is itself, an integer (NumPy's too, and a decimal without fraction) its digits, a UUID its usual form; an Arrow
+    scalar counts as what it holds. Raises ConfigError for anything else: a float or a missing value would name another
+    item, or none.
+    """
+    if isinstance(item_id, pa.Scalar):
+        item_id = item_id.as_py()
+    if isinstance(item_id, str):
+        return str.__str__(item_id)  # also of an enum, whose own text is its name
+    whole = isinstance(item_id, Decimal) and item_id.as_tuple().exponent == 0
+    if whole or (isinstance(item_id, int | np.integer) and not isinstance(item_id, bool)):
+        return str(int(item_id))
+    if isinstance(item_id, UUID):
+        return str(item_id)
+    remedy = "convert it to the text or whole number that the catalogue has as its key"
+    if item_id is None:
+        remedy = "it is a missing value; leave it out"
+    elif isinstance(item_id, bytes):
+        remedy = "decode it to text first"
+    elif isinstance(item_id, float | np.floating):
+        remedy = "pandas makes floats of integers beside missing values: drop those rows, then convert to integers"
+    raise ConfigError(f"the item_id {item_id!r:.80} ({type(item_id).__name__}) is no key: {remedy}")
 
 
 class ItemTable:
@@ -41,8 +72,14 @@ class ItemTable:
         self._starts = np.concatenate([[0], np.cumsum(self.groups.sizes)])
         names = [name for name in table.column_names if name not in RESERVED]
         self._attributes = pa.table({name: stored_column(table.column(name)) for name in names})
+        self._lock = FreshLock()
+        self.renew_after_fork()
+        renewed_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget the filters: a thread of the parent may have been about to keep one."""
         self._filters: OrderedDict[str, RowFilter] = OrderedDict()
-        self._lock = Lock()
+        self._filter_bytes = 0
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -83,7 +120,7 @@ class ItemTable:
 
     def filter(self, where: Mapping[str, Any]) -> RowFilter:
         """Return the rows of the items that fit `where` (see `matching_rows`), remembered for the next call."""
-        key = json.dumps(_keyed(where), sort_keys=True, default=repr)
+        key = digest_of(json.dumps(_keyed(where), sort_keys=True, default=repr).encode(errors="surrogatepass"))
         with self._lock:
             if key in self._filters:
                 self._filters.move_to_end(key)
@@ -93,9 +130,12 @@ class ItemTable:
             mask = mask[self._rows[self._starts[:-1]]][self.groups.numbers]  # an item fits by its first row, whole
         made = RowFilter(mask)
         with self._lock:
-            self._filters[key] = made
-            while len(self._filters) > _FILTERS:
-                self._filters.popitem(last=False)
+            if key not in self._filters:  # else another thread has just kept the same
+                self._filters[key] = made
+                self._filter_bytes += made.nbytes + _FILTER_COST
+            while self._filter_bytes > FILTER_BYTES:
+                _, dropped = self._filters.popitem(last=False)
+                self._filter_bytes -= dropped.nbytes + _FILTER_COST
         return made
 
 

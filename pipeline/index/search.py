@@ -43,13 +43,17 @@ class BoundedHits:
 
 
 class RowFilter:
-    """The rows a search may return, as the bitmap FAISS tests them by; build one and use it for many searches."""
+    """The rows a search may return, as FAISS tests them; build one and use it for many searches.
+
+    Held is what the selector points into: few rows as a list, many as a bitmap, never more than half a byte a row.
+    """
 
     def __init__(self, mask: NDArray[np.bool_]) -> None:
         """mask: bool [n], true where a row may be returned."""
-        self.rows: Rows = np.flatnonzero(mask)
         self.size = len(mask)
-        self._bitmap = np.packbits(mask, bitorder="little")
+        self._count = int(np.count_nonzero(mask))
+        self._few = self._count < self.size * _FEW
+        self._held = np.flatnonzero(mask) if self._few else np.packbits(mask, bitorder="little")
 
     @classmethod
     def of_rows(cls, rows: Rows, size: int) -> RowFilter:
@@ -60,14 +64,17 @@ class RowFilter:
 
     def __len__(self) -> int:
         """Return the number of allowed rows."""
-        return len(self.rows)
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it holds."""
+        return int(self._held.nbytes)
 
     def selector(self) -> Any:
         """Return the FAISS selector; it points into this object's arrays."""
         faiss = load_faiss()
-        if len(self) < self.size * _FEW:
-            return faiss.IDSelectorArray(self.rows)
-        return faiss.IDSelectorBitmap(self._bitmap)
+        return faiss.IDSelectorArray(self._held) if self._few else faiss.IDSelectorBitmap(self._held)
 
 
 class SearchIndex:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, IntegrityError, NotFound
-from ..keys import digest_of
+from ..keys import DIGEST, digest_of
 from ..release.manifest import read_document
 from ..storage import Store
 
@@ -139,8 +140,11 @@ class Shelf:
     def _pointed(self, store: Store, train_key: str) -> str:
         name = self._pointer(train_key)
         its_id = read_document(store.get(name), name).get(self.id_name)
-        if not isinstance(its_id, str) or not its_id:
-            raise IntegrityError(f"{name} on {store.url} names no {self.id_name}; delete it to train anew")
+        if not isinstance(its_id, str) or not re.fullmatch(DIGEST, its_id):
+            raise IntegrityError(
+                f"{name} on {store.url} names the {self.id_name} {its_id!r:.80}, which is not 64 hex digits; delete it "
+                "to train anew"
+            )
         return its_id
 
 

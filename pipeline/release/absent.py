@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from ..errors import NotFound, UnknownItem
+from ..errors import IntegrityError, NotFound, UnknownItem
+from ..forks import FreshLock, renewed_in_children
 from ..storage import Store
-from .manifest import Manifest, read_manifest
-from .tables import read_table
+from ..storage.cache import FileCache
+from .manifest import FileEntry, Manifest, read_manifest
 
 _ANCESTORS = 32  # releases looked back through for a removal; one a night, about a month
+_BATCH = 1 << 16  # rows looked at at a time
+_SHOWN = 3  # refused photos that a message tells of
+_REFUSAL = ("uri", "stage", "reason", "detail")
 
 
 class Absences:
-    """What a release and those before it say of items it does not hold; read at the first question, then kept."""
+    """What a release and those before it say of items it does not hold.
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    Their tables are fetched into the cache at the first question and searched there by the file's own statistics,
+    some rows at a time: memory does not grow with the catalogue or its history.
+    """
+
+    def __init__(self, store: Store, cache: FileCache, manifest: Manifest) -> None:
         """manifest: of the release that is asked."""
-        self._store, self._manifest = store, manifest
-        self._lock = Lock()
-        self._quarantine: pa.Table | None = None
-        self._removed: list[tuple[str, pa.Array]] | None = None
+        self._store, self._cache, self._manifest = store, cache, manifest
+        self._lock = FreshLock()
+        self.renew_after_fork()
+        renewed_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget what a thread of the parent may have been about to note."""
+        self._changes: list[tuple[str, FileEntry]] | None = None
 
     def error(self, item_id: str) -> UnknownItem:
         """Return the error to raise for an item that the release does not hold."""
         release = self._manifest.release_id
-        refused = self._refused(item_id)
-        if refused.num_rows:
-            photos = [f"{row['uri']}: {row['stage']}, {row['reason']} ({row['detail']})" for row in refused.to_pylist()]
-            shown = "; ".join(photos[:3]) + (f"; and {len(photos) - 3} more" if len(photos) > 3 else "")
+        try:
+            item_id.encode()
+        except UnicodeEncodeError:
+            return UnknownItem(f"item {item_id!r} was never seen: no table holds text that is not valid Unicode")
+        photos = [
+            f"{row['uri']}: {row['stage']}, {row['reason']} ({row['detail']})"
+            for rows in self._rows(_file(self._manifest, "quarantine"), item_id, _REFUSAL)
+            for row in rows.to_pylist()
+        ]
+        if photos:
+            shown = "; ".join(photos[:_SHOWN])
+            shown += f"; and {len(photos) - _SHOWN} more" if len(photos) > _SHOWN else ""
             return UnknownItem(
                 f"item {item_id!r} is quarantined in release {release}: none of its photos could be used. {shown}. "
                 "Mend the photo in the catalogue; the next refresh takes it up again"
             )
-        for by, removed in self._removals():
-            if pc.is_in(pa.scalar(item_id), value_set=removed).as_py():
+        for by, entry in self._history():
+            if self._removed(by, entry, item_id):
                 return UnknownItem(
                     f"item {item_id!r} is delisted: release {by} removed it, so release {release} does not hold it"
                 )
@@ -46,31 +67,57 @@ class Absences:
             "or refresh if the item is new"
         )
 
-    def _refused(self, item_id: str) -> pa.Table:
-        with self._lock:
-            if self._quarantine is None:
-                self._quarantine = read_table(self._store, self._manifest, "quarantine")
-            table = self._quarantine
-        return table.filter(pc.equal(table["item_id"], item_id))
+    def _removed(self, release: str, entry: FileEntry, item_id: str) -> bool:
+        try:
+            return any("removed" in rows["change"].to_pylist() for rows in self._rows(entry, item_id, ("change",)))
+        except IntegrityError as error:
+            if release != self._manifest.release_id and isinstance(error.__cause__, NotFound):
+                return False  # an ancestor that is being expired: what it removed is no longer known
+            raise
 
-    def _removals(self) -> list[tuple[str, pa.Array]]:
-        """Return (release, item_ids it removed) of this release and its ancestors, newest first."""
+    def _history(self) -> list[tuple[str, FileEntry]]:
+        """Return (release, its table of changes) of this release and its ancestors, newest first."""
         with self._lock:
-            if self._removed is None:
-                self._removed = list(self._read_removals())
-            return self._removed
+            if self._changes is None:
+                self._changes = list(self._ancestors())
+            return self._changes
 
-    def _read_removals(self) -> list[tuple[str, pa.Array]]:
-        found: list[tuple[str, pa.Array]] = []
+    def _ancestors(self) -> Iterator[tuple[str, FileEntry]]:
         manifest = self._manifest
         for _ in range(_ANCESTORS + 1):
+            yield manifest.release_id, _file(manifest, "changes")
+            if manifest.parent is None:
+                return
             try:
-                changes = read_table(self._store, manifest, "changes")
-                removed = changes.filter(pc.equal(changes["change"], "removed"))["item_id"]
-                found.append((manifest.release_id, pc.unique(removed)))
-                if manifest.parent is None:
-                    break
                 manifest = read_manifest(self._store, manifest.parent)
             except NotFound:  # expired: what it removed is no longer known
-                break
-        return found
+                return
+
+    def _rows(self, entry: FileEntry, item_id: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows of an item in a release's table, by batches; only row groups that may hold it are read."""
+        path = self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256)
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            groups = [group for group in range(file.num_row_groups) if _may_hold(file.metadata, group, item_id)]
+            # Read in this thread: decoding ahead in others would hold several row groups at once.
+            for batch in file.iter_batches(_BATCH, groups, ["item_id", *columns], use_threads=False):
+                found = batch.filter(pc.equal(batch["item_id"], item_id))
+                if found.num_rows:
+                    yield pa.table(found)
+
+
+def _file(manifest: Manifest, role: str) -> FileEntry:
+    entry = manifest.files.get(role)
+    if entry is None:
+        raise IntegrityError(f"release {manifest.release_id} has no file of the role {role!r}")
+    return entry
+
+
+def _may_hold(meta: pq.FileMetaData, group: int, item_id: str) -> bool:
+    """Return whether the smallest and largest item_id of a row group leave room for this one."""
+    if meta.row_group(group).num_rows == 0:
+        return False
+    column = meta.row_group(group).column(meta.schema.names.index("item_id"))
+    known = column.statistics
+    if known is None or not known.has_min_max or not isinstance(known.min, str):
+        return True
+    return bool(known.min <= item_id <= known.max)  # Python and Parquet both order text by code point

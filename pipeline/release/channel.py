@@ -10,10 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
+from ..keys import DIGEST
 from ..storage import Store
 from .config import CHANNEL_NAME
 from .format import check_store
-from .manifest import document_bytes, read_hashed_manifest, read_manifest
+from .manifest import RELEASE_ID, document_bytes, read_hashed_manifest, read_manifest
 
 CHANNELS = "channels/"
 _ENTRY = re.compile(r"(\d{12})\.json")
@@ -27,8 +28,8 @@ class ChannelEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int = Field(ge=1)
-    release_id: str
-    manifest_sha256: str
+    release_id: str = Field(pattern=RELEASE_ID)
+    manifest_sha256: str = Field(pattern=DIGEST)
     run: str
     attempt: int
     reason: Reason

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from ..errors import InputError, IntegrityError, NotFound
-from ..keys import SHORT, digest_of, key_of, portable
+from ..errors import ConfigError, InputError, IntegrityError, NotFound
+from ..keys import DIGEST, SHORT, digest_of, key_of, portable
 from ..parts import PartFile
 from ..storage import Store
 
 FORMAT: Final = 1  # of the manifest and of the store's layout; a reader refuses a newer one
 RELEASES = "releases/"
+# A run's name, `-` and 12 hex; what schedulers pass as a logical date fits.
+RELEASE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,140}$"
+PLAIN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a file's or folder's name, of one part
 
 
 class FileEntry(BaseModel):
@@ -25,8 +29,8 @@ class FileEntry(BaseModel):
 
     name: str
     bytes: int = Field(ge=0)
-    sha256: str
-    rows: int | None = None
+    sha256: str = Field(pattern=DIGEST)
+    rows: int | None = Field(default=None, ge=0)
 
 
 class Sample(BaseModel):
@@ -50,13 +54,13 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = FORMAT
-    release_id: str
+    release_id: str = Field(pattern=RELEASE_ID)
     release_key: str
     run: str
     attempt: int = Field(ge=1)
     created: datetime
-    parent: str | None
-    model_id: str
+    parent: str | None = Field(pattern=RELEASE_ID)
+    model_id: str = Field(pattern=PLAIN)
     model_kind: str
     latent_dim: int = Field(ge=1)
     transform_id: str
@@ -129,7 +133,12 @@ def release_id(run: str, key: str) -> str:
 
 
 def release_folder(release: str) -> str:
-    """Return the folder of a release on the store, with its `/`."""
+    """Return the folder of a release on the store, with its `/`. Raises ConfigError for what is no release's id."""
+    if not re.fullmatch(RELEASE_ID, release):
+        raise ConfigError(
+            f"{release!r:.200} is no release's id; `codebooks releases` lists those of a channel, for example "
+            "2026-11-21-0123456789ab"
+        )
     return f"{RELEASES}{release}/"
 
 
@@ -174,9 +183,30 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     """Return the manifest that these bytes hold; `name` is for the error text. Raises IntegrityError, InputError."""
     check_format(read_document(data, name), name)
     try:
-        return Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise IntegrityError(f"{name} is not a manifest of format {FORMAT}: {error}") from error
+    for what, found in _strays(manifest):
+        raise IntegrityError(
+            f"{name} names {found!r:.200} as {what}: names must stay inside their folder; no run wrote this manifest, "
+            "roll the channel back to another release"
+        )
+    return manifest
+
+
+def _strays(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield (what, name) of every file that does not lie where this manifest's files belong."""
+    own, bundle = release_folder(manifest.release_id), f"models/{manifest.model_id}/"
+    for role, entry in manifest.files.items():
+        if not entry.name.startswith(own) or not re.fullmatch(PLAIN, entry.name.removeprefix(own)):
+            yield f"its {role}", entry.name
+    for part in manifest.parts:
+        folder = f"latents/{manifest.model_id}/"
+        if not part.name.startswith(folder) or not re.fullmatch(PLAIN, part.name.removeprefix(folder)):
+            yield "a part of its own model", part.name
+    for file, belongs in ((manifest.encoder, "encoder.onnx"), (manifest.bundle_config, "config.json")):
+        if file is not None and file.name != bundle + belongs:
+            yield f"its model's {belongs}", file.name
 
 
 def read_document(data: bytes, name: str) -> dict[str, Any]:

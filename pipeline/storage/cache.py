@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, IntegrityError, NotFound
 from .base import Store
+from .room import default_bytes
 
 _CHUNK = 32 << 20  # bytes fetched at a time: memory stays bounded, and a retry repeats no more than this
 _IN_USE_S = 600.0  # a file used this recently may be about to be opened by another process
@@ -23,14 +26,22 @@ class FileCache:
     """Files named by their sha256 under one folder, shared by all processes of a user.
 
     A file enters under a name of its own and is renamed when it is whole and its digest right, so what is found here
-    was checked; only its size is looked at again. Above `max_bytes` the files not used for longest are removed; one
-    that is still open or mapped stays readable to its process.
+    was checked; only its size is looked at again. Before a file enters, those not used for longest are removed until
+    it fits below `max_bytes`; one that is still open or mapped stays readable to its process. A file larger than the
+    limit enters all the same: without it its release cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """folder: None takes `default_folder()`; it is made when missing."""
-        self.folder = default_folder() if folder is None else Path(folder).absolute()
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, max_bytes: int | None = None) -> None:
+        """folder: None takes `default_folder()`; it is made when missing. max_bytes: None takes what is free.
+
+        Pickled, a cache is what it was given: another machine has a default folder and free space of its own.
+        """
+        self._given = None if folder is None else Path(folder).absolute()
+        self.folder = self._given or default_folder()
         self.max_bytes = max_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self._given, self.max_bytes)
 
     def fetch(self, store: Store, name: str, *, size: int, sha256: str) -> Path:
         """Return a local path of a stored file of `size` bytes, fetched now if it is not here.
@@ -46,6 +57,7 @@ class FileCache:
             handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
         except OSError as error:
             raise self._unwritable(error) from error
+        self._make_room(size)
         try:
             with os.fdopen(handle, "wb") as sink:
                 found_size, found = 0, hashlib.sha256()
@@ -55,7 +67,7 @@ class FileCache:
                     try:
                         sink.write(chunk)
                     except OSError as error:
-                        raise self._unwritable(error) from error
+                        raise self._unwritable(error, size) from error
                 if (found_size, found.hexdigest()) != (size, sha256):
                     raise IntegrityError(
                         f"{name} on {store.url} has {_several(found_size, size)} and the sha256 {found.hexdigest()}, "
@@ -67,7 +79,6 @@ class FileCache:
             Path(partial).replace(path)
         finally:
             Path(partial).unlink(missing_ok=True)
-        self._prune(keep=path)
         return path
 
     def _held(self, path: Path, size: int) -> bool:
@@ -81,34 +92,71 @@ class FileCache:
             return True
         return True
 
-    def _prune(self, *, keep: Path) -> None:
-        now, files = time.time(), []
-        for path in self.folder.glob("*/*"):
-            with contextlib.suppress(OSError):  # another process has just removed it
-                stat = path.stat()
-                if path.name.startswith("."):
-                    if now - stat.st_mtime > _ABANDONED_S:
-                        path.unlink()
-                else:
-                    files.append((stat.st_mtime, stat.st_size, path))
-        excess = sum(size for _, size, _ in files) - self.max_bytes
-        for used, size, path in sorted(files):
-            if excess <= 0:
+    def _make_room(self, size: int) -> None:
+        """Remove what was not used for longest until `size` more bytes fit; one process of those here does it."""
+        with _alone(self.folder) as alone:
+            if not alone:
                 return
-            if path != keep and now - used > _IN_USE_S:
+            now, files = time.time(), []
+            for path in self.folder.glob("??/*"):
+                with contextlib.suppress(OSError):  # another process has just removed it
+                    stat = path.stat()
+                    if path.name.startswith("."):
+                        if now - stat.st_mtime > _ABANDONED_S:
+                            path.unlink()
+                    else:
+                        files.append((stat.st_mtime, stat.st_size, path))
+            held = sum(size for _, size, _ in files)
+            limit = self.max_bytes
+            if limit is None:
+                limit = default_bytes(self.folder, held=held, most=DEFAULT_MAX_BYTES)
+            excess = held + size - limit
+            for used, bytes_, path in sorted(files):
+                if excess <= 0 or now - used <= _IN_USE_S:
+                    return
                 with contextlib.suppress(OSError):
-                    path.unlink()
-                    excess -= size
+                    path.unlink(missing_ok=True)  # gone already counts as well
+                    excess -= bytes_
 
-    def _unwritable(self, error: OSError) -> ConfigError:
+    def _unwritable(self, error: OSError, size: int | None = None) -> ConfigError:
+        wanted = "" if size is None else f" a file of {size:,} bytes"
         return ConfigError(
-            f"cannot write into the cache folder {self.folder} ({error.strerror}); pass another cache_dir, or set "
-            "XDG_CACHE_HOME to a folder with room"
+            f"cannot write{wanted} into the cache folder {self.folder} ({error.strerror}); pass another cache_dir, or "
+            "set XDG_CACHE_HOME to a folder with room"
         )
 
 
+def _rebuilt(folder: Path | None, max_bytes: int | None) -> FileCache:
+    return FileCache(folder, max_bytes=max_bytes)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether this process is the only one that now removes files here; never waits."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # a folder of another user, who makes room
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process does it, or the file system knows no locks
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # by hand: a child forked meanwhile has this handle too
+    finally:
+        os.close(handle)
+
+
 def default_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/visual-codebooks`, else `~/.cache/visual-codebooks`, else one in the temporary folder."""
+    """Return `$XDG_CACHE_HOME/visual-codebooks`, else `~/.cache/visual-codebooks`, else one in the temporary folder.
+
+    Never the folder that trainings keep their parts in, nor one above it: each cache removes only its own files.
+    """
     named = os.environ.get("XDG_CACHE_HOME")
     if named:
         return Path(named).absolute() / "visual-codebooks"
@@ -117,10 +165,20 @@ def default_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
             return folder
-    folder = Path(tempfile.gettempdir()) / f"visual-codebooks-{os.getuid()}"
+    return temporary_folder("releases")
+
+
+def temporary_folder(purpose: str) -> Path:
+    """Return this user's folder for one purpose below the machine's temporary folder; it is made when missing.
+
+    Raises ConfigError when another user has it.
+    """
+    base = Path(tempfile.gettempdir()) / f"visual-codebooks-{os.getuid()}"
+    base.mkdir(exist_ok=True, mode=0o700)
+    if base.stat().st_uid != os.getuid():  # anyone may make a folder of this name there, and fill it
+        raise ConfigError(f"{base} belongs to another user; set XDG_CACHE_HOME and TMPDIR to folders of your own")
+    folder = base / purpose
     folder.mkdir(exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():  # anyone may make a folder of this name there, and fill it
-        raise ConfigError(f"{folder} belongs to another user; pass cache_dir or set XDG_CACHE_HOME")
     return folder
 
 

@@ -140,6 +140,12 @@ class LocalStore(Store):
             with contextlib.suppress(OSError):  # harmless where it stays
                 path.unlink()
 
+    def _listed(self, name: str) -> str:
+        try:
+            return check_name(name)
+        except InputError as error:
+            raise InputError(f"in {self._root}: {error}") from error
+
     def _walk(self, base: str, stem: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         """Yield the files under the folder `base` whose names in it begin with `stem`."""
         folder = self._root / base
@@ -166,7 +172,29 @@ class LocalStore(Store):
                 continue
             details = _details(folder / name)
             if details is not None:
-                yield _entry(check_name(base + name), details)
+                yield _entry(self._listed(base + name), details)
+
+
+# Set where HOME was made up, because the user has none: libraries need one, paths of the user's own do not mean it.
+HOMELESS = "VISUAL_CODEBOOKS_HOMELESS"
+
+
+def expanded(path: str) -> Path:
+    """Return a path with `~` at its beginning resolved.
+
+    Raises ConfigError where that names nobody's home, and for a path that no system call takes.
+    """
+    if "\0" in path:
+        raise ConfigError(f"the path {path!r} holds a NUL character; rename it")
+    if not path.startswith("~"):
+        return Path(path)
+    found = None
+    if HOMELESS not in os.environ or path.split("/")[0] != "~":
+        with contextlib.suppress(RuntimeError):  # no such user
+            found = Path(path).expanduser()
+    if found is None:
+        raise ConfigError(f"the path {path!r} begins with a home that is not there; write it whole, or set HOME")
+    return found
 
 
 def local_path(url: str) -> Path:
@@ -177,11 +205,11 @@ def local_path(url: str) -> Path:
     if not url:
         raise ConfigError("the path is empty; give a folder or s3://BUCKET/PREFIX")
     if not url.startswith("file:"):
-        return Path(url).expanduser().absolute()
+        return expanded(url).absolute()
     host, slash, path = url.removeprefix("file:").removeprefix("//").partition("/")
     if host not in {"", "localhost"} or not slash:
         raise ConfigError(f"{url!r} does not name a file of this machine; write file:///absolute/path")
-    return Path("/" + urllib.parse.unquote(path))
+    return expanded("/" + urllib.parse.unquote(path))
 
 
 def _without_waiting(path: str, flags: int) -> int:

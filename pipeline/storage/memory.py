@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 from ..errors import ConfigError, NotFound
+from ..forks import FreshLock
 from ..keys import digest_of
 from .arrow import filesystem_over
 from .base import Body, Entry, Store
@@ -26,7 +26,7 @@ class Held:
 
 # All stores of a name in one process are one store, as all clients of a bucket see one bucket.
 SPACES: dict[str, dict[str, Held]] = {}
-_LOCK = threading.Lock()
+_LOCK = FreshLock()
 
 
 class MemoryStore(Store):

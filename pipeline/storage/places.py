@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, InputError, NotAllowed
-from .addresses import address_of, leaves_its_path, path_of, shown
+from .addresses import Address, address_of, leaves_its_path, path_of, shown
 from .local import local_path
 from .urls import scheme_of
 
@@ -60,10 +61,17 @@ def check_web(target: str, uri: str, prefixes: tuple[str, ...]) -> None:
     address, path = address_of(target), path_of(target)
     if leaves_its_path(target):
         raise NotAllowed(f"{shown(uri)}: a path with '.' or '..' is not followed; write the address it stands for")
+    if not path.startswith(_web_folders(prefixes).get(address, ())):
+        raise outside(target, uri, prefixes)
+
+
+@functools.lru_cache(maxsize=8)
+def _web_folders(prefixes: tuple[str, ...]) -> dict[Address, tuple[str, ...]]:
+    found: dict[Address, tuple[str, ...]] = {}
     for prefix in prefixes:
-        if address == address_of(prefix) and path.startswith(path_of(folder(prefix))):
-            return
-    raise outside(target, uri, prefixes)
+        address = address_of(prefix)
+        found[address] = (*found.get(address, ()), path_of(folder(prefix)))
+    return found
 
 
 def outside(target: str, uri: str, prefixes: tuple[str, ...]) -> NotAllowed:

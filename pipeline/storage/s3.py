@@ -86,7 +86,7 @@ class S3Store(Store):
             if "Range" in asked and "ContentRange" not in answer:  # a server that knows no ranges sent everything
                 first, last = clip_range(start, end, len(data))
                 data = data[first:last]
-            return Body(data, (_token(answer),))
+            return Body(data, (_token(answer, answer["ContentLength"]),) if answer.get("ETag") else ())
 
         return self._ask(name, request)
 
@@ -294,8 +294,9 @@ class _Ranges(io.RawIOBase):
 
 
 def _entry(name: str, size: int, found: dict[str, Any]) -> Entry:
-    return Entry(name, size, _token(found), found["LastModified"].astimezone(UTC))
+    return Entry(name, size, _token(found, size), found["LastModified"].astimezone(UTC))
 
 
-def _token(found: dict[str, Any]) -> str:
-    return "etag:" + str(found["ETag"]).strip('"')
+def _token(found: dict[str, Any], size: int) -> str:
+    etag = found.get("ETag")  # which S3 always gives, and not every server that speaks its language
+    return f"etag:{str(etag).strip(chr(34))}" if etag else f"modified:{size}:{found['LastModified'].timestamp():.0f}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import http.client
 import ssl
-import threading
 import time
 import urllib.parse
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..errors import (
     CodebooksError,
     ConfigError,
     Forbidden,
+    HostSilent,
     InputError,
     NoAnswer,
     NotAllowed,
@@ -24,9 +24,9 @@ from ..errors import (
     Unavailable,
 )
 from ..keys import digest_of
-from .addresses import Address, address_of, names_loopback, path_of, shown
+from .addresses import address_of, names_loopback, path_of, shown
 from .base import Body, Entry
-from .connect import connect
+from .connect import Connections, connect
 from .hosts import CONNECTIONS, Hosts, Traffic
 from .names import check_size, clip_range, range_header
 from .places import check_web
@@ -68,19 +68,11 @@ class _Answer:
         return tuple(found)
 
 
-class _Connections(dict[Address, http.client.HTTPConnection]):
-    """The open connections of one thread, closed when the thread or the reader ends."""
-
-    def __del__(self) -> None:
-        for connection in self.values():
-            connection.close()
-
-
 class WebReader:
     """GETs of https (and http) URIs that begin with one of the prefixes; redirects may not lead out of them.
 
-    Safe to pickle and to use from several threads, each of which keeps its connections; what hosts ask for (`Hosts`)
-    is shared by them. prefixes: URL prefixes, see `places`. retry: its total_s is also the longest `Retry-After` that a
+    Safe to pickle and to use from several threads, which share open connections and what hosts ask for (`Hosts`).
+    prefixes: URL prefixes, see `places`. retry: its total_s is also the longest `Retry-After` that a
     photo waits for. max_bytes: of any one answer. connections: to one host at once.
     """
 
@@ -99,7 +91,7 @@ class WebReader:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._connections = connections
-        self._mine = threading.local()
+        self._idle = Connections()
         self._hosts = Hosts(connections)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -219,31 +211,46 @@ class WebReader:
 
     def _sent(self, method: str, target: str, headers: dict[str, str], most: int | None) -> _Answer:
         address, name = address_of(target), shown(target)
-        try:
-            connection = self._connection(address)
-            connection.request(method, path_of(target), headers={"User-Agent": "visual-codebooks", **headers})
-            answer = connection.getresponse()
-        except ssl.SSLCertVerificationError as error:
-            self._drop(address)
-            raise ConfigError(f"{name}: the server's certificate is not trusted ({error.verify_message})") from error
-        except NotAllowed as error:
-            raise NotAllowed(f"{name}: {error}") from error
-        except _BROKEN as error:
-            self._drop(address)
-            raise NoAnswer(f"{name}: {type(error).__name__}: {error}") from error
-        except UnicodeError as error:  # a label that no name server knows
-            raise ConfigError(f"{name}: its host is no name that can be looked up ({error})") from error
+        connection, answer = self._answered(method, target, headers)
         try:
             body = self._body(answer, name, most)
         except _BROKEN as error:
-            self._drop(address)
+            connection.close()
             raise Unavailable(f"{name}: {type(error).__name__}: {error}") from error
         except CodebooksError:
-            self._drop(address)
+            connection.close()
             raise
         if body is None or answer.will_close:
-            self._drop(address)
+            connection.close()
+        else:
+            self._idle.give(address, connection)
         return _Answer(answer.status, answer.headers, body or b"")
+
+    def _answered(
+        self, method: str, target: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Return the connection on which a request was answered, and the answer, whose body is still to be read."""
+        address, name = address_of(target), shown(target)
+        kept = self._idle.take(address)
+        connection = kept
+        try:
+            connection = connection or connect(address, self._timeout_s, loopback=address[1] in self._loopback)
+            connection.request(method, path_of(target), headers={"User-Agent": "visual-codebooks", **headers})
+            return connection, connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            # It may have run out today and be renewed tomorrow; where SSL_CERT_FILE is wrong no host's is trusted.
+            why = error.verify_message or "no reason given"
+            raise HostSilent(f"{name}: the server's certificate is not trusted ({why}; see SSL_CERT_FILE)") from error
+        except NotAllowed as error:
+            raise NotAllowed(f"{name}: {error}") from error
+        except _BROKEN as error:
+            if connection is not None:
+                connection.close()
+            if kept is not None and not isinstance(error, TimeoutError):  # the server has closed it, as it may
+                return self._answered(method, target, headers)
+            raise NoAnswer(f"{name}: {type(error).__name__}: {error}") from error
+        except UnicodeError as error:  # a label that no name server knows
+            raise ConfigError(f"{name}: its host is no name that can be looked up ({error})") from error
 
     def _body(self, answer: http.client.HTTPResponse, name: str, most: int | None) -> bytes | None:
         """Return the body of an answer; None for one that is left unread, whose connection cannot be used again."""
@@ -265,18 +272,6 @@ class WebReader:
             raise Unavailable(f"{name}: the connection ended after {held:,} of {stated:,} bytes")
         answer.close()  # its connection takes the next request only after this
         return b"".join(pieces)
-
-    def _connection(self, address: Address) -> http.client.HTTPConnection:
-        open_now: _Connections = self._mine.__dict__.setdefault("connections", _Connections())
-        found = open_now.get(address)
-        if found is None:
-            found = open_now[address] = connect(address, self._timeout_s, loopback=address[1] in self._loopback)
-        return found
-
-    def _drop(self, address: Address) -> None:
-        connection = self._mine.__dict__.get("connections", {}).pop(address, None)
-        if connection is not None:
-            connection.close()
 
 
 def _count(traffic: Traffic, method: str, answer: _Answer, most: int | None) -> None:

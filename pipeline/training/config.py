@@ -12,7 +12,9 @@ from ..errors import ConfigError
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 # Fields of which no key says anything: what they change is when a training runs and how it survives.
-_NOT_IN_KEY = frozenset({"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures"})
+_NOT_IN_KEY = frozenset(
+    {"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures", "cache_gib"}
+)
 
 # Where and in which order of sums a training computes: other last bits, or another order of photos, of the same
 # learning. Two trainings that differ only here share a bundle. The keys of earlier versions held these fields; they
@@ -63,7 +65,9 @@ class TrainConfig(BaseModel):
     held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by the
     measure `best_by`, for example `validation/total` (least) or `validation/ssim` (most). balance: every category is
     drawn equally often. augment: `none`, or `light` (horizontal flip, a shift by up to a 16th of the side). init_from:
-    model_id of a bundle on the store whose convolutions the training begins with.
+    model_id of a bundle on the store whose convolutions the training begins with. cache_gib: how much of each machine's
+    disk the pixel parts of a remote store may take (else the machine's CODEBOOKS_TRAIN_CACHE_GIB, else 100, and a
+    quarter at most of what is free); the rest is fetched anew for each use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,6 +102,7 @@ class TrainConfig(BaseModel):
     checkpoint_every_s: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)
+    cache_gib: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:

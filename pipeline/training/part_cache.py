@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from ..errors import IntegrityError
+from ..parts import check_part_name
 from ..storage import Store
+from ..storage.cache import temporary_folder
+from ..storage.room import asked_bytes, default_bytes
 
+DEFAULT_MAX_BYTES = 100 << 30
+_VARIABLE = "CODEBOOKS_TRAIN_CACHE_GIB"
 _STALE_S = 3 * 86_400  # a folder that no training has touched for so long was left by a killed one
 
 
 class PartCache:
-    """Local paths of parts. Parts of a store on this machine's disk are read where they lie.
+    """Local files of parts. Parts of a store on this machine's disk are read where they lie.
 
-    folder: shared by all workers of a machine. limit_bytes: how much the folder may hold (default: half of the space
-    that is free now); a part beyond that is fetched for each use and removed after it.
+    folder: shared by all workers of a machine. limit_bytes: how much it may hold; None: the environment variable
+    CODEBOOKS_TRAIN_CACHE_GIB of the machine, else 100 GiB, and a quarter at most of what is free for this process. A
+    part beyond that, or for which the disk has no room after all, is fetched for each use and read from memory.
     """
 
     def __init__(self, store: Store, folder: Path, *, limit_bytes: int | None = None) -> None:
@@ -37,11 +43,12 @@ class PartCache:
         self._local_root = Path(root) if isinstance(filesystem, fs.LocalFileSystem) else None
         if self._local_root is None:
             folder.mkdir(parents=True, exist_ok=True)
-        self._limit = limit_bytes
+        self._limit = asked_bytes(None, _VARIABLE) if limit_bytes is None else limit_bytes
 
     @contextmanager
-    def path(self, name: str) -> Iterator[Path]:
-        """Lend the local file of a part. Raises NotFound, Unavailable."""
+    def path(self, name: str) -> Iterator[Path | pa.BufferReader]:
+        """Lend the local file of a part, or its bytes. Raises NotFound, Unavailable, IntegrityError on another name."""
+        check_part_name(name)
         if self._local_root is not None:
             path = self._local_root / name
             self._store.stat(name)  # NotFound with the store's own words
@@ -49,40 +56,51 @@ class PartCache:
             return
         path = self._folder / f"{sha256(name.encode()).hexdigest()[:32]}.parquet"
         if path.exists():
+            self._touch()
             yield path
             return
         data = self._store.get(name)
-        keep = self._used() + len(data) <= self._room()
-        aside = self._folder / f"{path.name}.{os.getpid()}.{time.monotonic_ns()}"
-        aside.write_bytes(data)
-        del data
-        if keep:
-            # Atomic: another worker of this machine may have fetched the same part, with the same bytes.
-            aside.replace(path)
+        if self._kept(path, data):
+            del data
             yield path
-            return
-        try:
-            yield aside
-        finally:
-            aside.unlink(missing_ok=True)
+        else:
+            yield pa.BufferReader(data)
 
     def remove(self) -> None:
         """Delete the folder and all that is cached in it."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _kept(self, path: Path, data: bytes) -> bool:
+        """Write a part into the folder and return whether there was room."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        used = self._used()
+        if self._limit is None:
+            self._limit = default_bytes(self._folder, held=used, most=DEFAULT_MAX_BYTES)
+        if used + len(data) > self._limit:
+            return False
+        aside = self._folder / f"{path.name}.{os.getpid()}.{time.monotonic_ns()}"
+        try:
+            aside.write_bytes(data)
+            # Atomic: another worker of this machine may have fetched the same part, with the same bytes.
+            aside.replace(path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others have filled the disk, or a quota is used up
+                return False
+            raise
+        return True
+
+    def _touch(self) -> None:
+        with suppress(OSError):  # the folder's time says that a training still reads it
+            os.utime(self._folder)
+
     def _used(self) -> int:
         return sum(entry.stat().st_size for entry in os.scandir(self._folder) if entry.name.endswith(".parquet"))
-
-    def _room(self) -> int:
-        if self._limit is None:
-            self._limit = (self._used() + shutil.disk_usage(self._folder).free) // 2
-        return self._limit
 
 
 def cache_folder(name: str) -> Path:
     """Return this user's cache folder for one training on this machine, and delete those long abandoned."""
-    base = Path(tempfile.gettempdir()) / f"visual-codebooks-{os.getuid()}"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    base = temporary_folder("training")
     for other in base.iterdir():
         if other.name != name and time.time() - other.stat().st_mtime > _STALE_S:
             shutil.rmtree(other, ignore_errors=True)
@@ -136,8 +154,8 @@ class PartReader:
         return flat.reshape(len(chunk), self.image_size, self.image_size, 3)[rows]
 
 
-def _open(path: Path, name: str) -> pq.ParquetFile:
+def _open(source: Path | pa.BufferReader, name: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(source, memory_map=isinstance(source, Path))
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error

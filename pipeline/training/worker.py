@@ -108,7 +108,10 @@ def run_rank(
     (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
     """
     job = replace(job, model=resolved_config(job.store, job.model, job.images))
-    cache = PartCache(job.store, cache_folder(job.train_key[:SHORT]))
+    gib = job.train.cache_gib
+    cache = PartCache(
+        job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
+    )
     reader = PartReader(cache, job.images["size"])
     loader = PixelLoader(
         reader,

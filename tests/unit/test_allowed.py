@@ -18,7 +18,7 @@ from pipeline.catalogue import (
     read_photos,
     resolve_tokens,
 )
-from pipeline.catalogue.allowed import judge, own_place
+from pipeline.catalogue.allowed import check_living, judge, own_place
 from pipeline.errors import ConfigError, InputError, NotAllowed, PhotoRefused
 from pipeline.storage import Places, open_store
 from pipeline.storage.addresses import address_of, leaves_its_path, names_loopback, refused_ip, shown
@@ -132,6 +132,17 @@ def test_tokens_from_a_version_column_are_judged_too(tmp_path: Path) -> None:
     table.write_text(f"item_id,image,v\n1,photos/a.jpg,7\n2,{tmp_path}/secret/key,7\n")
     rows = resolved(table, version="v")
     assert [(row["token"], row["reason"]) for row in rows] == [("version:7", None), ("", "not_allowed")]
+
+
+def test_a_setting_does_not_delist_what_lives(tmp_path: Path) -> None:
+    table = shop(tmp_path, "photos/a.jpg", *(f"{tmp_path}/secret/{number}.jpg" for number in range(12)))
+    rows = pa.Table.from_pylist(resolved(table))
+    items = rows.select(["item_id", "uri"])
+    with pytest.raises(NotAllowed, match=rf"12 photos of the current release .*allowed_prefixes: {tmp_path}/secret/\."):
+        check_living(rows, items, 0.01)
+    check_living(rows, items, 1.0)
+    check_living(rows, None, 0.01)  # a first night delists nothing
+    check_living(rows, items.slice(0, 10), 0.01)  # nine of them lived: single photos
 
 
 def test_data_uris_outside_of_json_lines_are_rows_without_their_bytes(tmp_path: Path) -> None:

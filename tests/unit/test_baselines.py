@@ -16,12 +16,14 @@ from skimage.feature import hog
 from pipeline.errors import ConfigError
 from pipeline.evaluation import knn_accuracy
 from pipeline.evaluation.baselines import (
+    fitted_umap,
     hog_features,
+    model_latents,
     pixel_features,
     principal_components,
-    random_features,
-    umap_features,
+    untrained_model,
 )
+from pipeline.evaluation.spaces import umap_space
 from pipeline.models import AnyModelConfig, build_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -161,7 +163,7 @@ def test_random_weights_are_those_of_the_untrained_model(kind: str) -> None:
     pixels = np.random.default_rng(4).integers(0, 256, (5, 32, 32, 3), np.uint8)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    found = random_features(config, pixels, seed=7)
+    found = model_latents(untrained_model(config, 32, seed=7), pixels)
     assert torch.equal(torch.get_rng_state(), state), "the global generator stays as it was"
     torch.manual_seed(7)
     model = build_model(config, image_size=32).eval()
@@ -171,13 +173,13 @@ def test_random_weights_are_those_of_the_untrained_model(kind: str) -> None:
     assert found.dtype == np.float32
     assert found.std(axis=0).max() > 0, "photos differ"
     # Negative control: another seed, other weights.
-    assert not np.allclose(random_features(config, pixels, seed=8), found)
+    assert not np.allclose(model_latents(untrained_model(config, 32, seed=8), pixels), found)
 
 
 def test_umap_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"needs umap-learn.*visual-codebooks\[viz\]"):
-        umap_features(features(10, 4), features(5, 4))
+        fitted_umap(features(10, 4))
 
 
 def test_umap_fits_on_the_known_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,6 @@ def test_umap_fits_on_the_known_rows_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
         def fit(self, rows: np.ndarray) -> Standin:
             asked["fitted"] = rows
-            self.embedding_ = rows[:, :2].astype(np.float64)
             return self
 
         def transform(self, rows: np.ndarray) -> np.ndarray:
@@ -200,9 +201,9 @@ def test_umap_fits_on_the_known_rows_alone(monkeypatch: pytest.MonkeyPatch) -> N
     module.UMAP = Standin  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "umap", module)
     known, others = features(10, 4), features(5, 4)
-    first, second = umap_features(known, others, dims=2, seed=3)
+    space = umap_space(known, lambda rows: rows, dims=2, seed=3)
     assert asked.pop("fitted") is known
     assert asked == {"n_components": 2, "random_state": 3, "n_jobs": 1}
-    assert first.tolist() == known[:, :2].tolist()
-    assert second.tolist() == others[:, 2:4].tolist()
-    assert first.dtype == second.dtype == np.float32
+    assert (space.name, space.dims) == ("UMAP-2", 2)
+    assert space.encode(others).tolist() == others[:, 2:4].tolist()
+    assert space.encode(others).dtype == np.float32

@@ -210,3 +210,10 @@ def test_every_line_of_text_begins_with_its_level(capsys: pytest.CaptureFixture[
         yield from (line for line in text.splitlines()[:-1] if not line.startswith("       ->"))
 
     assert [line.split()[0] for line in lines()] == [check["level"] for check in checks.values()]
+
+
+def test_nothing_is_tried_while_something_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, checks, _ = examined(capsys, "--try", f"store={tmp_path / 'store'}", "catalogue.source=/nowhere.csv")
+    assert code in (2, 3)
+    assert checks["try"]["level"] == "warn"
+    assert "nothing was tried" in checks["try"]["text"]

@@ -223,3 +223,12 @@ def test_every_reason_that_the_code_gives_is_in_the_vocabulary() -> None:
     assert said <= set(REASONS)
     assert {"unreachable", "broken", "forbidden"} <= said
     assert set(DECODED) <= KEPT
+
+
+def test_the_readme_says_what_the_next_night_makes_of_each_reason() -> None:
+    lines = (ROOT / "pipeline" / "catalogue" / "README.md").read_text().splitlines()
+    rows = [line.split("|") for line in lines[lines.index("| reason | what it means | the next night |") :]]
+    told = {row[1].strip(" `"): row[3].strip() for row in reversed(rows) if len(row) == 5}
+    nights = {True: "kept while the token is the same", False: "asked for again"}
+    expected = {word: nights[reason.kept] for word, reason in REASONS.items()}
+    assert {word: told.get(word) for word in REASONS} == expected

@@ -19,7 +19,7 @@ import pytest
 
 from jobs.init import propose
 from pipeline.catalogue import CatalogueConfig, read_photos
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.storage import Files
 
 HOST = "https://cdn.shop.example/"
@@ -106,6 +106,7 @@ FEEDS = [
     Feed("semicolon", SEMICOLON.encode()),
     Feed("tabs without quotes", TABS.encode(), FIRST, file="feed.tsv"),
     Feed("tabs, all in quotes", table(rows(), delimiter="\t", quoting=csv.QUOTE_ALL).encode(), file="feed.tsv"),
+    Feed("Unicode text of a workbook", b"\xff\xfe" + TABS.encode("utf-16-le"), FIRST, file="feed.txt"),
     Feed("tabs in a .csv", table(rows(), delimiter="\t").encode()),
     Feed("bars", table(rows(), delimiter="|").encode()),
     Feed("caret", table(rows(), delimiter="^").encode(), settings={"delimiter": "^"}, init=False),
@@ -248,6 +249,14 @@ REFUSED = [
     Feed("a sep line only", b"sep=;\n", ["no more than a sep= line"]),
     Feed("a header only", b"item_id,title,image\n", ["a header and no rows"]),
 ]
+
+
+@pytest.mark.parametrize("name", ["encoding", "delimiter", "quoting", "image_separator"])
+def test_settings_of_text_are_refused_where_there_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    value = "none" if name == "quoting" else "utf-8" if name == "encoding" else ";"
+    with pytest.raises(ConfigError, match=f"catalogue.{name} is '{value}'.*read as folder"):
+        read_photos(CatalogueConfig(source=str(tmp_path), **{name: value}), Files())
 
 
 @pytest.mark.parametrize("feed", REFUSED, ids=lambda feed: feed.name)

@@ -38,8 +38,8 @@ HOG = {"kind": "descriptor", "cell": 4, "read_out": {"dims": 7}}
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError, IntegrityError
 from pipeline.models.base import Batch
+from pipeline.parts import read_part
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PixelLoader, PixelRows
@@ -270,8 +273,54 @@ def test_a_full_cache_keeps_nothing_and_still_reads(store, tmp_path):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("trouble", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_is_a_full_cache(store, tmp_path, monkeypatch, trouble):
+    pixels = write_parts(store, [20] * 3)
+    kept = epoch_of(loader_over(PartReader(PartCache(store, tmp_path / "other"), SIZE), pixels))
+
+    def full(path, data):
+        raise OSError(trouble, "no room")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    folder = tmp_path / "cache"
+    assert epoch_of(loader_over(PartReader(PartCache(store, folder), SIZE), pixels)) == kept
+    assert list(folder.iterdir()) == []
+
+
+def test_a_machines_variable_limits_the_cache(store, tmp_path, monkeypatch):
+    pixels = write_parts(store, [20] * 3)
+    monkeypatch.setenv("CODEBOOKS_TRAIN_CACHE_GIB", "0")
+    assert epoch_of(loader_over(PartReader(PartCache(store, tmp_path / "cache"), SIZE), pixels))
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setenv("CODEBOOKS_TRAIN_CACHE_GIB", "1")
+    assert epoch_of(loader_over(PartReader(PartCache(store, tmp_path / "cache"), SIZE), pixels))
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_training_that_reads_its_cache_keeps_its_folder(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    pixels = write_parts(store, [20])
+    cache = PartCache(store, cache_folder("long"))
+    with cache.path(pixels[0].part):
+        pass
+    os.utime(tmp_path / f"visual-codebooks-{os.getuid()}" / "training" / "long", (0, 0))
+    with cache.path(pixels[0].part) as path:
+        cache_folder("new")
+        assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/night/config.yaml", "pixels/t/../x.parquet", "/etc/x.parquet", "pixels/x.parquet"]
+)
+def test_a_part_is_nothing_but_a_part(store, tmp_path, name):
+    with pytest.raises(IntegrityError, match="is named as a part"):
+        epoch_of(loader_over(PartReader(PartCache(store, tmp_path), SIZE), [PixelRows(name, np.arange(9, dtype="i4"))]))
+    with pytest.raises(IntegrityError, match="is named as a part"):
+        read_part(store, name)
+
+
 def test_abandoned_cache_folders_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     old, young = cache_folder("old"), cache_folder("young")
     monkeypatch.setattr("pipeline.training.part_cache._STALE_S", -1.0)
     assert cache_folder("new").is_dir()

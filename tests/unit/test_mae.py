@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models import Batch, Step
 from pipeline.models.backbones.hog import hog
-from pipeline.models.backbones.vit import Block, ViT, as_map, patchify, positions, unpatchify
+from pipeline.models.backbones.vit import Block, ViT, as_map, patchify, positions
 from pipeline.models.export import export_encoder
 from pipeline.models.mae import MAE, MAEConfig, masked_error, number_masked, random_order, rows
 
@@ -42,7 +42,6 @@ def test_patches_are_those_of_einops(size: int, patch: int) -> None:
     pictures = photos(size=size) / 255.0
     expected = rearrange(pictures, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
     assert torch.equal(patchify(pictures, patch), expected)
-    assert torch.equal(unpatchify(expected, patch), pictures)
     channel_first = rearrange(pictures, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
     assert not torch.equal(patchify(pictures, patch), channel_first)
     tokens = torch.arange(2 * 9 * 4.0).view(2, 9, 4)
@@ -124,7 +123,7 @@ def test_the_encoder_sees_nothing_of_masked_patches() -> None:
     model, images = make(), photos()
     outputs, _, masked = parts_of(model, images)
     noise = photos(seed=9)
-    where = unpatchify(masked[:, :, None].expand(-1, -1, 3 * 16).float(), 4).bool()
+    where = masked.view(len(masked), 1, SIZE // 4, SIZE // 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(parts_of(model, torch.where(where, noise, images))[0], outputs, rtol=0, atol=0)
     other = parts_of(model, torch.where(where, images, noise))[0]
     assert (other - outputs).abs().max() > 1e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.evaluation.perturbation import changed_codes, edit_patch, local_movement
+from pipeline.evaluation.perturbation import edit_patch, local_movement
 
 
 def photos(count: int = 300, size: int = 20) -> np.ndarray:
@@ -89,11 +89,3 @@ def test_what_cannot_be_measured_is_refused() -> None:
         edit_patch(photos(1))
     with pytest.raises(ConfigError, match="area is 0"):
         edit_patch(photos(2), area=0)
-
-
-def test_changed_codes_are_counted() -> None:
-    before = np.array([[1, 2, 3, 4], [0, 0, 0, 0]])
-    after = np.array([[1, 2, 3, 9], [0, 1, 0, 1]])
-    assert changed_codes(before, after) == 3 / 8
-    with pytest.raises(InputError, match="do not fit"):
-        changed_codes(before, after[:1])

@@ -120,7 +120,7 @@ def job_of(store: Store, pixels: tuple[PixelRows, ...], config: ModelConfig) -> 
 def test_a_job_becomes_a_bundle_at_once_with_its_pca(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
     store = open_store(f"memory://{uuid.uuid4().hex}")
     pixels, images = filled(store)
@@ -144,7 +144,7 @@ def test_a_job_becomes_a_bundle_at_once_with_its_pca(
 
 
 def test_a_missing_file_of_weights_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     store = open_store(f"memory://{uuid.uuid4().hex}")
     pixels, _ = filled(store)
     with pytest.raises(NotFound, match="none-here"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.errors import IntegrityError, NotFound, UnknownItem
+from pipeline.errors import ConfigError, IntegrityError, NotFound, UnknownItem
 from pipeline.index import IndexConfig, LatentArrays, build_index
 from pipeline.reader import open_release
 from pipeline.release import read_manifest, rollback
@@ -213,14 +214,107 @@ def index_of(rows: int) -> bytes:
         (with_file("index", lambda file: (index_of(4), file[1], None)), "rows"),
         (refit(metric="l2"), "do not belong together"),
         (refit(latent_dim=DIM + 1), "features"),
-        (refit(model_id="ee" * 32), "not of its own model"),
     ],
-    ids=["items rows", "index rows", "another index", "metric", "dimension", "model"],
+    ids=["items rows", "index rows", "another index", "metric", "dimension"],
 )
 def test_files_that_do_not_fit_the_manifest_are_refused(maker: Any, store: Store, change: Any, text: str) -> None:
     maker.make_release(store, maker.some_photos(30), change=change)
     with pytest.raises(IntegrityError, match=text):
         open_release(store.url)
+
+
+def renamed(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        document["files"]["index"]["name"] = name
+        return document
+
+    return change
+
+
+def part_named(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        document["parts"][0]["name"] = name
+        return document
+
+    return change
+
+
+def digested(digest: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        document["files"]["index"]["sha256"] = digest
+        return document
+
+    return change
+
+
+OWN = "releases/night-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        *[(digested(digest), "sha256") for digest in ("../../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n", "")],
+        *[
+            (renamed(name), "inside their folder")
+            for name in (
+                "runs/night/config.yaml", f"{OWN}/../other/index.faiss", f"{OWN}/", f"{OWN}/a/b.faiss", "/etc/passwd",
+                "releases/other-0123456789ab/index.faiss", f"{OWN}/a\\b", f"{OWN}/a\0b", f"{OWN}/..", "",
+            )
+        ],
+        *[
+            (part_named(name), "inside their folder")
+            for name in (f"latents/{'cd' * 32}/a.parquet", f"latents/{MODEL}/../x.parquet", f"pixels/{MODEL}/a.parquet")
+        ],
+        (lambda document: {**document, "model_id": "../runs"}, "model_id"),
+        (lambda document: {**document, "parent": "../../x"}, "parent"),
+        (lambda document: {**document, "release_id": "night-0123456789ab/../x"}, "release_id"),
+        (lambda document: {**document, "bundle_config": {"name": "models/x/config.json", "bytes": 1,
+                                                         "sha256": "0" * 64, "rows": None}}, "config.json"),
+    ],
+)  # fmt: skip
+def test_names_and_digests_of_a_manifest_lead_nowhere_else(
+    maker: Any, store: Store, tmp_path: Path, change: Any, text: str
+) -> None:
+    made = maker.make_release(store, maker.some_photos(5))
+    path = tmp_path / "store" / "releases" / made.release_id / "manifest.json"
+    document = json.loads(path.read_bytes())
+    path.unlink()
+    path.write_bytes(json.dumps(document).encode())
+    assert len(open_release(store.url, release_id=made.release_id)) == 5, "negative control: as it was"
+    path.unlink()
+    path.write_bytes(json.dumps(change(document)).encode())
+    with pytest.raises(IntegrityError, match=text):
+        open_release(store.url, release_id=made.release_id)
+
+
+@pytest.mark.parametrize("wrong", ["../night", "night/../../x", "", "a b", "night-0123456789ab\n", "\0"])
+def test_what_is_no_release_id_is_refused_by_name(maker: Any, store: Store, wrong: str) -> None:
+    maker.make_release(store, maker.some_photos(5))
+    with pytest.raises(ConfigError, match="is no release's id"):
+        open_release(store.url, release_id=wrong)
+
+
+@pytest.mark.parametrize("field", [{"manifest_sha256": "0"}, {"release_id": "../x"}])
+def test_a_channels_entry_names_only_releases(maker: Any, store: Store, tmp_path: Path, field: dict[str, str]) -> None:
+    maker.make_release(store, maker.some_photos(5))
+    path = tmp_path / "store" / "channels" / "stable" / "000000000001.json"
+    document = json.loads(path.read_bytes())
+    path.unlink()
+    path.write_bytes(json.dumps({**document, **field}).encode())
+    with pytest.raises(IntegrityError, match=next(iter(field))):
+        open_release(store.url)
+
+
+def test_what_was_evicted_from_the_cache_under_a_reader_is_no_loss(maker: Any, store: Store, cache_home: Path) -> None:
+    made = maker.make_release(store, maker.some_photos(40))
+    release = open_release(store.url)
+    before = release.similar("sku-001")
+    for path in [path for path in cache_home.rglob("*") if path.is_file()]:
+        path.unlink()
+    for role in ("items", "index"):  # nor can they be fetched again
+        store.delete(read_manifest(store, made.release_id).files[role].name)
+    assert release.similar("sku-001") == before
+    assert release.latents(["sku-003"])["item_id"][0].as_py() == "sku-003"
 
 
 def test_a_cosine_index_whose_vectors_were_never_normalised_is_refused(maker: Any, store: Store) -> None:

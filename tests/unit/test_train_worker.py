@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.mark.slow
 def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     job = TrainJob(
         store=store,
         pixels=fill(store),
@@ -66,7 +66,8 @@ def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch
     assert model_id == find_bundle(store, KEY)
     progress, error = board.read()
     assert (progress.step, progress.total_steps, error) == (18, 18, None)
-    assert list(tmp_path.glob("visual-codebooks-*/*")) == []
+    (folder,) = tmp_path.glob("visual-codebooks-*/training")
+    assert list(folder.iterdir()) == []
     folders = {"/".join(entry.name.split("/")[:3]) for entry in store.list("runs/")}
     assert folders == {"runs/night/checkpoints", "runs/night/tensorboard"}
     # Trained again from nothing, on the same settings, it is the same model; the first one answers the key.
@@ -88,7 +89,7 @@ def parsed(**values: object) -> ModelConfig:
 def surrounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Store, str]:
     """A store with photos and the bundle of an autoencoder; bundles get no real ONNX file, which takes seconds."""
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     torch.set_num_threads(1)
     store = open_store(f"memory://{uuid.uuid4().hex}")
     config = parsed(kind="autoencoder")

@@ -45,7 +45,7 @@ def filled(store: Store) -> tuple[PixelRows, ...]:
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainJob:
     monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
-    monkeypatch.setattr("pipeline.training.part_cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
     torch.set_num_threads(1)
     store = open_store(f"memory://{uuid.uuid4().hex}")
     small = {"width": 8, "depth": 1, "heads": 2, "decoder_width": 8, "read_out": {"dims": 3}}

@@ -1,13 +1,20 @@
-"""What the loss of a process means, told from Ray's exceptions: another try, or code that no try mends."""
+"""Worker processes: what the loss of one means, told from Ray's exceptions, and whose code they run."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("ray")
 
+from ray import cloudpickle
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -20,8 +27,9 @@ from ray.exceptions import (
 )
 
 from pipeline.errors import CodebooksError, Conflict, Unavailable
-from pipeline.workers import code_error, explained
+from pipeline.workers import code_error, explained, packages_hook, whereabouts
 
+ROOT = Path(__file__).resolve().parents[2]
 OWNER_DIED = OwnerDiedError("00" * 28, None, "")
 
 
@@ -73,3 +81,57 @@ def test_wrong_or_missing_code_is_not(error: Exception) -> None:
 def test_an_error_of_ours_inside_ray_s_stays_itself() -> None:
     ours = Conflict("attempt 2 has taken over")
     assert explained(task_error(ours), "encoding", stays="nothing") is ours
+
+
+# --- whose code a worker runs
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A folder that holds packages of our names."""
+    for name in ("pipeline", "jobs", "cluster"):
+        (tmp_path / "shop" / name).mkdir(parents=True)
+        (tmp_path / "shop" / name / "__init__.py").write_text(f"raise RuntimeError('the shop has a {name} of its own')")
+    return tmp_path / "shop"
+
+
+def python(*arguments: str, cwd: Path, path: str = "") -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**environment, **({"PYTHONPATH": path} if path else {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_hook_needs_none_of_our_packages_to_begin_and_finds_ours(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "hook").write_bytes(cloudpickle.dumps(packages_hook()))
+    # As Ray does: first the hook, then the driver's current folder before all else, then what was packed by name.
+    program = (
+        "import pickle, sys\n"
+        "sys.path.pop(0)\n"
+        f"pickle.loads(open({str(tmp_path / 'hook')!r}, 'rb').read())()\n"
+        f"sys.path.insert(0, {str(shop)!r})\n"
+        "import pipeline.errors, jobs, cluster\n"
+        "print(pipeline.errors.__file__, jobs.__file__, cluster.__file__, sep='\\n')\n"
+    )
+    found = python("-c", program, cwd=shop).splitlines()
+    assert found == [str(ROOT / name) for name in ("pipeline/errors.py", "jobs/__init__.py", "cluster/__init__.py")]
+
+
+def test_python_m_jobs_means_ours_beside_a_pipeline_of_the_user_s(shop: Path) -> None:
+    shutil.rmtree(shop / "jobs")  # that one Python itself would take
+    assert python("-m", "jobs", "--version", cwd=shop, path=str(ROOT)).startswith("visual-codebooks ")
+
+
+def test_a_process_says_where_it_runs() -> None:
+    here = whereabouts()
+    assert (here.root, here.python) == (str(ROOT), platform.python_version())
+    assert here == whereabouts()
+    assert len(here.code) == 64

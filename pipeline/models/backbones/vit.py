@@ -20,14 +20,6 @@ def patchify(pictures: Tensor, patch: int) -> Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """Return square pictures [B, C, H, H] of patches [B, N, patch * patch * C]."""
-    batch, number, size = patches.shape
-    grid, channels = math.isqrt(number), size // patch**2
-    cut = patches.reshape(batch, grid, grid, patch, patch, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, grid * patch, grid * patch)
-
-
 def check_patch(image_size: int, patch: int) -> None:
     """Raise ConfigError unless photos of this size are at least 2 x 2 whole patches."""
     check_image_size(image_size)

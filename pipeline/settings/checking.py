@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.sources import Merged, Path_, Source
-from pipeline.errors import ConfigError
-from pipeline.storage.options import NO_SECRETS
-from pipeline.storage.secrets import MASK, masked, names_secret
+from ..errors import ConfigError
+from ..storage.names import is_utf8
+from ..storage.options import NO_SECRETS
+from ..storage.secrets import MASK, masked, names_secret
+from .sources import Merged, Path_, Source
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -20,6 +21,7 @@ C = TypeVar("C", bound=BaseModel)
 def check_and_build(merged: Merged, config: type[C]) -> C:
     """Return the validated config. Raises ConfigError that names every wrong key, its place and what is allowed."""
     problems = [problem for source in merged.sources for problem in _unknown_names(source, config)]
+    problems += [problem for source in merged.sources for problem in _no_text(source.values, source, ())]
     if problems:
         raise ConfigError(_listed(problems))
     values = _settle_kinds(merged, config)
@@ -61,6 +63,19 @@ def _unknown_names(source: Source, config: type[BaseModel]) -> Iterator[str]:
                 yield from walk(value, known[name], here)
 
     return walk(source.values, config, ())
+
+
+def _no_text(value: Any, source: Source, path: Path_) -> Iterator[str]:
+    """YAML can write what no file name or table can hold: a NUL character and halves of characters."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _no_text(member, source, (*path, str(name)))
+    elif isinstance(value, list):
+        for member in value:
+            yield from _no_text(member, source, path)
+    elif isinstance(value, str) and (chr(0) in value or not is_utf8(value)):
+        where = ".".join(path)
+        yield f"{where}: it holds a NUL or half a character, from {source.where(path)}; write it as UTF-8 text"
 
 
 def _near(path: Path_, known: Mapping[str, Any], everything: list[Path_]) -> str:

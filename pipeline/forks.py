@@ -1,0 +1,55 @@
+"""What a forked child has to renew: locks that a thread of its parent may have held, and what such threads served.
+
+Only the thread that called `fork` lives on in the child. Immutable data (tables, mapped files) are as they were and
+stay shared with the parent; a lock that another thread held is held for ever, and a pool of threads never answers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Renewable(Protocol):
+    """An object that a child may go on using once it has been told of the fork."""
+
+    def renew_after_fork(self) -> None:
+        """Take fresh locks and let go of what the parent's threads served. Runs inside `fork`: no I/O, no waiting."""
+
+
+_living: WeakSet[Renewable] = WeakSet()
+
+
+def renewed_in_children(thing: Renewable) -> None:
+    """Have `thing.renew_after_fork()` called in every child and child's child forked while it lives; it is not kept."""
+    _living.add(thing)
+
+
+class FreshLock:
+    """A lock for `with` that every forked child finds free, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        renewed_in_children(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def renew_after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+
+def _renew() -> None:
+    for thing in list(_living):
+        thing.renew_after_fork()
+
+
+os.register_at_fork(after_in_child=_renew)

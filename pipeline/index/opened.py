@@ -1,0 +1,162 @@
+"""One release with its files in the cache: what every query of the reader runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import InputError, IntegrityError
+from ..forks import FreshLock, renewed_in_children
+from ..release import FileEntry, Manifest
+from ..release.absent import Absences
+from ..schema import ITEMS_VERSION, attribute_fields
+from ..storage import Store
+from ..storage.cache import FileCache
+from .gather import latents_table, read_rows
+from .groups import GroupHits, nearest_groups
+from .items import ItemTable, stored_item_id
+from .latents import LatentArrays, Rows
+from .metrics import METRICS
+from .photo import PhotoEncoder
+from .search import RowFilter, open_index
+
+
+class OpenedRelease:
+    """An open release; immutable, and safe to use from several threads and in forked children.
+
+    A child shares the parent's tables and its mapped index; what threads of the parent served is made anew there.
+    """
+
+    def __init__(self, store: Store, cache: FileCache, manifest: Manifest, expect_model: str | None) -> None:
+        """Fetch, open and check the release's files.
+
+        Raises IntegrityError when a digest, a row count, the metric or the model does not fit, InputError for a
+        release that a newer version of this library made.
+        """
+        if expect_model is not None and manifest.model_id != expect_model:
+            raise IntegrityError(
+                f"release {manifest.release_id} holds latents of the model {manifest.model_id}, expected "
+                f"{expect_model}: vectors of two models must not be compared; open a release of that model, or encode "
+                "your vectors anew"
+            )
+        if manifest.metric not in METRICS:
+            raise InputError(
+                f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
+                f"{', '.join(METRICS)}; upgrade visual-codebooks"
+            )
+        self.manifest = manifest
+        self._store, self._cache = store, cache
+        # The mapped bytes, not the name, which may be evicted from the cache; and no file, which would have a lock.
+        self._items_bytes = pa.memory_map(self._fetch(self._file("items"))).read_buffer()
+        self.items = self._read_items()
+        self.index = open_index(self._fetch(self._file("index")), manifest.metric)
+        self._absences = Absences(store, cache, manifest)
+        self._check()
+        self.renew_after_fork()
+        renewed_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget the encoder, whose session's threads stay with the parent; the next query by photo makes its own."""
+        self._encoding = FreshLock()
+        self._encoder: PhotoEncoder | None = None
+
+    def _file(self, role: str) -> FileEntry:
+        entry = self.manifest.files.get(role)
+        if entry is None:
+            raise IntegrityError(f"release {self.manifest.release_id} has no file of the role {role!r}")
+        return entry
+
+    def _fetch(self, entry: FileEntry) -> str:
+        return str(self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256))
+
+    def _read_items(self) -> ItemTable:
+        schema = pq.read_schema(pa.BufferReader(self._items_bytes))
+        version = int((schema.metadata or {}).get(b"schema", b"1"))
+        if version > ITEMS_VERSION:
+            raise InputError(
+                f"{self.manifest.files['items'].name} has the schema version {version}, this version reads up to "
+                f"{ITEMS_VERSION}; upgrade visual-codebooks"
+            )
+        columns = ["item_id", *(field.name for field in attribute_fields(schema))]
+        return ItemTable(pq.read_table(pa.BufferReader(self._items_bytes), columns=columns))
+
+    def _check(self) -> None:
+        """Raise IntegrityError when the files do not fit each other or the manifest."""
+        release, rows = self.manifest.release_id, self.items.num_rows
+        for role in ("items", "index"):
+            entry = self.manifest.files[role]
+            found = rows if role == "items" else self.index.rows
+            if found != rows or (entry.rows is not None and entry.rows != found):
+                raise IntegrityError(
+                    f"{entry.name} has {found:,} rows, the manifest says {entry.rows}, the items {rows:,}: release "
+                    f"{release} is damaged; roll the channel back"
+                )
+        if rows == 0:
+            return
+        sample = self.index.latents(np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64))
+        again = self.index.metric.item_features(sample)
+        if sample.mean.shape[1] != self.manifest.latent_dim or not np.allclose(again, sample.mean, atol=1e-5):
+            raise IntegrityError(
+                f"the index of release {release} holds {sample.mean.shape[1]} features that are not those of "
+                f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
+            )
+
+    def holds(self, item_id: Any) -> bool:
+        """Return whether the release holds an item. Raises ConfigError for what is no key."""
+        return self.items.find(stored_item_id(item_id)) is not None
+
+    def find(self, item_id: Any) -> int:
+        """Return an item's number. Raises UnknownItem, ConfigError for what is no key."""
+        text = stored_item_id(item_id)
+        item = self.items.find(text)
+        if item is None:
+            raise self._absences.error(text)
+        return item
+
+    def vectors(self, items: Sequence[int]) -> LatentArrays:
+        """Return the latents of all photos of items, in order, as the index has them."""
+        return self.index.latents(np.concatenate([self.items.rows_of(item) for item in items]))
+
+    def answers(
+        self,
+        queries: LatentArrays,
+        owners: Rows,
+        k: int,
+        where: Mapping[str, Any] | None,
+        exclude: Sequence[int] = (),
+    ) -> list[GroupHits]:
+        """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`."""
+        allowed: RowFilter | None = self.items.filter(where) if where else None
+        return nearest_groups(
+            self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=np.asarray(exclude, np.int64)
+        )
+
+    def named(self, answer: GroupHits) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """Yield (item_id, score, attributes) of an answer's items."""
+        for item, score in zip(answer.groups.tolist(), answer.scores.tolist(), strict=True):
+            yield self.items.item_id(item), score, self.items.attributes_of(item)
+
+    def latents(self, item_ids: Sequence[Any]) -> pa.Table:
+        """Return the latents of items, one row a photo, in the order asked. Raises UnknownItem, ConfigError."""
+        rows = [self.items.rows_of(self.find(item_id)) for item_id in item_ids]
+        wanted = np.concatenate([np.empty(0, np.int64), *rows])
+        columns = ["item_id", "uri", "view", "latents_part", "latents_row"]
+        places = read_rows(pa.BufferReader(self._items_bytes), wanted, columns)
+        return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
+
+    def _fetch_part(self, name: str) -> str:
+        part = next((part for part in self.manifest.parts if part.name == name), None)
+        if part is None:
+            raise IntegrityError(f"items of {self.manifest.release_id} names {name}, its manifest does not")
+        return str(self._cache.fetch(self._store, name, size=part.bytes, sha256=part.sha256))
+
+    def encoder(self) -> PhotoEncoder:
+        """Return the release's own encoder of photos; errors as `PhotoEncoder`."""
+        with self._encoding:
+            if self._encoder is None:
+                self._encoder = PhotoEncoder(self._store, self._cache, self.manifest)
+            return self._encoder
