@@ -25,7 +25,7 @@ from pipeline.errors import CodebooksError, ConfigError, NotFound
 from pipeline.models import AnyModelConfig, load_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig, TrainJob, TrainProgress, train_job
+from pipeline.training import PartRows, TrainConfig, TrainJob, TrainProgress, train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,7 +34,7 @@ PHOTOS = 400
 KEY = "c0de" * 16
 
 
-def fill(store: Store) -> list[PixelRows]:
+def fill(store: Store) -> list[PartRows]:
     """Write four parts of one-coloured pictures."""
     schema = pixels_schema(SIZE)
     colours = np.random.default_rng(0).integers(0, 255, (4, PHOTOS, 1, 3), np.uint8)
@@ -47,7 +47,7 @@ def fill(store: Store) -> list[PixelRows]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(PHOTOS, dtype=np.int32)))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", np.arange(PHOTOS, dtype=np.int32)))
     return pixels
 
 

@@ -25,7 +25,7 @@ from pipeline.models.export import run_encoder
 from pipeline.planning import make_plan
 from pipeline.schema import pixels_schema
 from pipeline.storage import Files, Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, run_rank
 
@@ -61,7 +61,7 @@ def photos(count: int = PHOTOS, seed: int = 0) -> torch.Tensor:
     return (images + 5 * torch.rand(images.shape, generator=generator)).to(torch.uint8)
 
 
-def filled(store: Store) -> tuple[PixelRows, ...]:
+def filled(store: Store) -> tuple[PartRows, ...]:
     schema = pixels_schema(SIZE)
     stored = photos().permute(0, 2, 3, 1).contiguous().numpy()
     columns = {"pixels": pa.array([row.tobytes() for row in stored], schema.field("pixels").type)}
@@ -70,7 +70,7 @@ def filled(store: Store) -> tuple[PixelRows, ...]:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     store.put("pixels/t/0.parquet", sink.getvalue())
-    return (PixelRows("pixels/t/0.parquet", np.arange(PHOTOS, dtype=np.int32)),)
+    return (PartRows("pixels/t/0.parquet", np.arange(PHOTOS, dtype=np.int32)),)
 
 
 def key_of(config: ModelConfig) -> str:

@@ -26,7 +26,7 @@ from pipeline.keys import digest_of
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import Line, Loop, PixelLoader, PixelRows, TrainConfig, TrainProgress
+from pipeline.training import Line, Loop, PartRows, PixelLoader, TrainConfig, TrainProgress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import SETTLE_EVERY
 from pipeline.training.optimisers import build_optimiser, learning_rate
@@ -78,7 +78,7 @@ class TinyAutoencoder(Model):
         return {"steps_seen": float(self.steps_seen)}
 
 
-def fill(store: Store) -> list[PixelRows]:
+def fill(store: Store) -> list[PartRows]:
     """Write three parts of smooth pictures: a colour and a gradient each."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 1, SIZE)
@@ -97,7 +97,7 @@ def fill(store: Store) -> list[PixelRows]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(len(rows), dtype=np.int32)))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", np.arange(len(rows), dtype=np.int32)))
     return pixels
 
 
@@ -120,7 +120,7 @@ def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **op
     names = sorted(entry.name for entry in store.list("pixels/"))
     rows = np.arange(PHOTOS // 3, dtype=np.int32)
     held_out = {"held_out": rows % 5 == 0, "category": 2 + rows % 2} if train.validation else {}
-    pixels = [PixelRows(name, rows, **held_out) for name in names]
+    pixels = [PartRows(name, rows, **held_out) for name in names]
     # Every store of this test has the same parts; a store on disk is read in place.
     reader = PartReader(PartCache(store, Path(options.pop("cache", "."))), SIZE)
     loader = PixelLoader(

@@ -19,7 +19,7 @@ from pipeline.models.conditions import condition_of
 from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig, TrainJob
-from pipeline.training.loader import inputs_digest
+from pipeline.training.part_rows import inputs_digest
 from pipeline.training.split import choose_labels, held_out
 
 ITEMS = [f"item-{number // 3}" for number in range(6000)]  # three photos each
