@@ -8,9 +8,9 @@ from typing import Any
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
-from jobs.sources import parse_value
 from pipeline.errors import ConfigError
 from pipeline.reader import Neighbour, Release, open_release
+from pipeline.settings import parse_value
 
 _SHOWN_ATTRIBUTES = 4
 _WIDEST = 40

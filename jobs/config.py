@@ -7,19 +7,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments
-from jobs.place import StoreConfig, absolute
-from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection
-from jobs.sources import merge, read_sources
+from jobs.sources import read_sources
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
+from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
 from pipeline.release import PublishConfig
+from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
+from pipeline.storage.config import StoreConfig, absolute
 from pipeline.training import TrainConfig
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from jobs.config import Config
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
-from jobs.watch import Watch
 from pipeline.runs import Attempt, Run
 from pipeline.storage import Files, Store
+from pipeline.watch import Watch
 
 StartRay = Callable[[], None]
 

@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+from pydantic import TypeAdapter
+
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
-from jobs.model_choice import BEST
 from jobs.pipeline_run import How, run_config
 from jobs.place import load_light
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from pipeline.errors import ConfigError
 from pipeline.images.render import render_catalogue
+from pipeline.models import AnyModelConfig
 from pipeline.quality.side_by_side import side_by_side_page
 from pipeline.reader import Neighbour, Release, open_release
 from pipeline.runs import default_run_name
+from pipeline.settings.model_choice import BEST
 
 _SHOWN = 3
 _OTHER = "descriptor"  # the channel of the second space
@@ -67,8 +71,8 @@ def run(arguments: Arguments) -> Outcome:
 
 def second(config: Config) -> Config:
     """Return the demo's config with the model that was measured best, its cells an eighth of a photo's side."""
-    model = BEST.config().model_copy(update={"cell": max(1, config.images.size // 8)})
-    return config.model_copy(update={"model": model})
+    values = {**yaml.safe_load(BEST.model), "cell": max(1, config.images.size // 8)}
+    return config.model_copy(update={"model": TypeAdapter(AnyModelConfig).validate_python(values)})
 
 
 def side_by_side(left: Release, right: Release) -> Iterator[str]:

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import yaml
 
 from jobs.command import Arguments, Outcome
-from jobs.model_choice import model_lines
 from pipeline.catalogue import CatalogueConfig, lacking_prefixes
 from pipeline.catalogue.first_rows import Sample, Tried, propose_reading, read_sample, settle
 from pipeline.catalogue.guessing import Guess, guess_columns, holds_bytes, listed
 from pipeline.errors import ConfigError
+from pipeline.settings.model_choice import model_lines
 from pipeline.storage import Files
 from pipeline.storage.local import expanded
 

@@ -14,12 +14,12 @@ from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.progress import Progress
-from jobs.watch import Watch
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run
+from pipeline.watch import Watch
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
 
@@ -88,7 +88,12 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
     if until == "train":
         text = f"bundle {model_id} answers train key {plan.summary.train_key[:12]}"
         return finish(context.run, _unpublished(name, None, "trained", text), plan, context.watch, model_id=model_id)
-    encoded = encode_photos(context, plan, model_id, start_ray)
+    try:
+        encoded = encode_photos(context, plan, model_id, start_ray)
+    except GateRefused as refusal:  # before there is a release: the model is broken as a whole
+        outcome = _unpublished(name, None, "refused by a gate", str(refusal))
+        finish(context.run, outcome, plan, context.watch, model_id=model_id)
+        raise
     if until == "encode":
         usable, unusable = encoded.items.num_rows, encoded.refused.num_rows
         text = f"{usable:,} photos have latents of model {model_id[:12]}, {unusable:,} were refused"
@@ -161,12 +166,7 @@ def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
     """Raise ConfigError unless the user has said, now or to an earlier attempt, that everything is done anew."""
     if how.retrain or config.train.when_is_set or run.read_frozen(_MEANT) is not None:
         return
-    lines = "\n".join(renewal.lines())
-    raise ConfigError(
-        f"{lines}\nNothing was computed, and the channel stays as it is. If it is meant, run it with --retrain, or set "
-        "train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is not, put "
-        "the settings back"
-    )
+    raise ConfigError(renewal.refusal())
 
 
 def _quarantined(candidate: Candidate) -> str:

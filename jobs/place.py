@@ -7,42 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments
-from jobs.sources import merge, read_sources
+from jobs.sources import read_sources
 from pipeline.release import PublishConfig
-from pipeline.storage import NO_SECRETS, StorageOptions, Store, holds_user, open_store
-from pipeline.storage.local import expanded
-from pipeline.storage.urls import scheme_of
-
-
-def absolute(location: str) -> str:
-    """Return a local path as an absolute one, from the current folder; anything with a scheme as it is."""
-    return location if scheme_of(location) else str(expanded(location).absolute())
-
-
-class StoreConfig(StorageOptions):
-    """Where the store lies (`s3://BUCKET/PREFIX` or a local path) and how it is reached."""
-
-    url: str = Field(min_length=1)
-
-    @field_validator("url")
-    @classmethod
-    def _absolute(cls, url: str) -> str:
-        if holds_user(url):
-            raise ValueError(f"must not name a user or password; {NO_SECRETS}")
-        # Workers run in other folders than the command that was given a relative path.
-        return absolute(url)
-
-    def options(self) -> StorageOptions:
-        """Return how the store is reached."""
-        return StorageOptions.model_validate(self.model_dump(exclude={"url"}))
-
-    def open(self) -> Store:
-        """Return the store."""
-        return open_store(self.url, self.options())
+from pipeline.settings import check_and_build, merge
+from pipeline.storage.config import StoreConfig
 
 
 class LightConfig(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,28 +11,26 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments, Outcome
 from jobs.config import ClusterConfig
 from jobs.place import LightConfig
-from jobs.prior_config import DEFAULT_PRIOR, AnyPriorSection, network_of
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
-from jobs.sources import merge, read_sources
-from jobs.watch import Watch
+from jobs.sources import read_sources
 from pipeline.errors import ConfigError, IntegrityError, NotFound
-from pipeline.models import Bundle, load_bundle
+from pipeline.models import load_bundle
 from pipeline.models.priors import check_draw
-from pipeline.models.priors.stored import find_prior, load_prior, prior_key
-from pipeline.models.vqvae import VQVAE
-from pipeline.models.vqvae2 import VQVAE2
+from pipeline.models.priors.stored import find_prior, load_prior
 from pipeline.planning import ReleasePhotos, release_photos
+from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection, codes_of, network_of, train_key_of
 from pipeline.quality.prior_results import Sampling, check_category, described, write_results
 from pipeline.release import Manifest, check_store, read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
+from pipeline.settings import check_and_build, merge
 from pipeline.storage import Store
-from pipeline.training import PriorJob, train_job, train_period
+from pipeline.training import PriorJob, train_job
+from pipeline.watch import Watch
 
 _TASK = "prior.json"
 
@@ -114,7 +111,9 @@ def run(arguments: Arguments) -> Outcome:
         done = run.read_result()
         if done is not None:
             return outcome_of(done, "this run has already finished")
-        task = held or Task(release_id=manifest.release_id, train_key=_train_key(config, run, manifest, column))
+        task = held or Task(
+            release_id=manifest.release_id, train_key=train_key_of(config.prior, run.name, manifest, column)
+        )
         task = Task.model_validate_json(run.freeze(_TASK, task.model_dump_json().encode()))
         work = Work(config, store, run, attempt, Progress(), stack.enter_context(Watch()))
         prior_id, trained = found_or_trained(work, task, manifest, photos, labels, num_codes)
@@ -160,27 +159,12 @@ def category_column(config: PriorCommandConfig) -> str | None:
     return column
 
 
-def codes_of(manifest: Manifest, bundle: Bundle) -> int:
-    """Return how many codes the model of a release has. Raises ConfigError for one without, or of two levels."""
-    if isinstance(bundle.model, VQVAE2):
-        raise ConfigError(
-            f"release {manifest.release_id} is of a {manifest.model_kind!r} model, whose codes lie on two levels; "
-            "priors do not read these yet: refresh with model.kind=vqvae, or name such a release with --release"
-        )
-    if not isinstance(bundle.model, VQVAE):
-        raise ConfigError(
-            f"release {manifest.release_id} is of a {manifest.model_kind!r} model, whose latents have no codes; a "
-            "prior learns those of a VQ model: refresh with model.kind=vqvae, or name such a release with --release"
-        )
-    return int(bundle.model.quantizer.num_codes)
-
-
 def found_or_trained(
     work: Work, task: Task, manifest: Manifest, photos: ReleasePhotos, labels: tuple[str, ...], num_codes: int
 ) -> tuple[str, bool]:
     """Return the prior_id that answers the task's key, and whether it had to be trained."""
     column = category_column(work.config)
-    former = _train_key(work.config, work.run, manifest, column, former=True)
+    former = train_key_of(work.config.prior, work.run.name, manifest, column, former=True)
     found = find_prior(work.store, task.train_key) or find_prior(work.store, former)
     if found is not None:
         work.progress.note(f"prior: {found[:12]} answers key {task.train_key[:12]}")
@@ -242,24 +226,6 @@ def _manifest(store: Store, config: PriorCommandConfig, options: argparse.Namesp
             f"channel {channel!r} on {store.url} has no release yet; run `codebooks refresh`, or name another channel"
         )
     return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
-
-
-def _train_key(
-    config: PriorCommandConfig, run: Run, manifest: Manifest, column: str | None, *, former: bool = False
-) -> str:
-    """Return the key of the prior that is asked for; former: as versions gave it whose keys held the hardware."""
-    train, sample = config.prior.train, manifest.sample
-    period = train_period(train, run=run.name, now=time.time())
-    return prior_key(
-        network_of(config.prior),
-        manifest.model_id,
-        train.continued_values() if former else train.key_values(),
-        train.seed,
-        train.version,
-        # A model that is not trained is the same of a sample and of the catalogue; a prior of its codes is not.
-        period if sample is None else ";".join([f"sample:{sample.limit}:{sample.seed}", *([period] if period else [])]),
-        condition=column if config.prior.by_category else None,
-    )
 
 
 def _frozen_text(config: PriorCommandConfig, options: argparse.Namespace, column: str | None) -> str:

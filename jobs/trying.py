@@ -18,13 +18,13 @@ from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
 from jobs.findings import Finding, Level
 from jobs.pipeline_run import How, run_config
-from jobs.place import StoreConfig
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.images.render import render_products
 from pipeline.models.bundle import BUNDLES
 from pipeline.storage import Store
+from pipeline.storage.config import StoreConfig
 from pipeline.workers import Whereabouts, ask_a_worker, whereabouts
 
 _MODEL_ID = re.compile(r"\b[0-9a-f]{64}\b")

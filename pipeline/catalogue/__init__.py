@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .allowed import NOT_ALLOWED, catalogue_files, lacking_prefixes, places_of, prefixes_to_add
+from .allowed import NOT_ALLOWED, catalogue_files, check_living, lacking_prefixes, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
 from .difference import Difference, compare, named_in
@@ -25,6 +25,7 @@ __all__ = [
     "catalogue_files",
     "catalogue_notes",
     "changes_between",
+    "check_living",
     "compare",
     "homes_of",
     "lacking_prefixes",

@@ -17,10 +17,13 @@ from ..storage.local import local_path
 from ..storage.places import LOCAL, WEB, folder, real_path
 from ..storage.urls import SCHEMES, scheme_of
 from .config import CatalogueConfig
+from .difference import named_in
 from .formats import absolute_source, parent_folder
+from .limits import LEAST
 from .ordering import as_numpy
 
 NOT_ALLOWED = "not_allowed"
+_SHOWN = 5
 _READ = "s3://, https://, local paths, or paths relative to the table"
 # What is looked at one by one: parts `.` and `..`, escaped ones too, a host after a user, a password or a port.
 _ODD = r"(^|[/\\])\.{1,2}([/\\?#]|$)|%2[eE]|%5[cC]|%25|\\|@"
@@ -94,6 +97,24 @@ def lacking_prefixes(photos: pa.Table, config: CatalogueConfig) -> tuple[str, ..
     addresses = pc.coalesce(own.column("signed_uri"), own.column("uri")).drop_null()
     distinct = pc.unique(addresses.cast(pa.large_string()))
     return tuple(sorted(prefixes_to_add(judge(distinct, places_of(config)).detail)))
+
+
+def check_living(rows: pa.Table, items: pa.Table | None, share: float) -> None:
+    """Raise NotAllowed where more photos of the parent release than this share may no longer be named.
+
+    rows: a plan's; items: the parent's. Single ones are quarantined; many would be delisted by a setting, no shop.
+    """
+    outside = rows.filter(pc.fill_null(pc.equal(rows.column("reason"), NOT_ALLOWED), False))
+    if items is None or not outside.num_rows:
+        return
+    living = outside.filter(pa.array(named_in(outside, items)))
+    if living.num_rows > max(LEAST - 1, int(share * rows.num_rows)):
+        prefixes = ", ".join(list(prefixes_to_add(living.column("detail")))[:_SHOWN])
+        raise NotAllowed(
+            f"{living.num_rows:,} photos of the current release lie outside of what the catalogue may name, so this "
+            f"run would delist them; to keep them add to catalogue.allowed_prefixes: {prefixes}. To delist them all "
+            f"the same raise catalogue.max_unreachable (now {share:g})"
+        )
 
 
 class _Folders:

@@ -29,6 +29,7 @@ _BLOCK_BYTES = 4 << 20
 # Numbers whose text says no more than their value: `0012` is a code, not twelve.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_ROUNDED = r"^-?[0-9]{16,}"  # doubles do not hold all of these digits
 _SHOWN = 5
 
 
@@ -75,7 +76,7 @@ def open_csv(text: OpenText, place: Place, config: CatalogueConfig, tally: Tally
 
 
 def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of text as booleans, integers or floats when every value is one; otherwise as it is."""
+    """Return a column of text as booleans, integers or floats when every value is one, exactly; else as it is."""
     if column.null_count == len(column):
         return column
     lower = pc.utf8_lower(column)
@@ -84,7 +85,9 @@ def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if _all(pc.match_substring_regex(column, _INTEGER), column):
         return column.cast(pa.int64())
     if _all(pc.match_substring_regex(column, _NUMBER), column):
-        return column.cast(pa.float64())
+        numbers = column.cast(pa.float64())
+        finite = pc.all(pc.is_finite(numbers)).as_py()
+        return numbers if finite and not pc.any(pc.match_substring_regex(column, _ROUNDED)).as_py() else column
     return column
 
 
@@ -125,41 +128,52 @@ class _Misfits:
 
 
 def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally: Tally) -> pa.Table:
-    data = block.data
     misfits = _Misfits(dialect.byte.decode())
-    places = [str(dialect.names.index(name)) for name in wanted]
     try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            read_options=arrow_csv.ReadOptions(
-                column_names=[str(number) for number in range(len(dialect.names))],
-                block_size=len(data) + 1,
-                use_threads=False,
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=dialect.byte.decode(),
-                quote_char='"' if dialect.quoted else False,
-                newlines_in_values=dialect.quoted,
-                invalid_row_handler=misfits,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=places,
-                # Text first: what looks like a number in the first block may be a size `XL` in the last, and a key
-                # `0012` must stay as it is.
-                column_types=dict.fromkeys(places, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
+        table = _cells(block, wanted, dialect, None)
     except pa.ArrowInvalid as error:
-        raise undecodable(data, file, start=block.start, line=block.line) or InputError(
-            f"{file} from line {block.line} on cannot be read as CSV: {error}; write it anew"
-        ) from error
+        # Arrow hands rows of other lengths over as text, so that must be looked at first.
+        bad = undecodable(block.data, file, start=block.start, line=block.line)
+        if bad is not None:
+            raise bad from error
+        try:
+            table = _cells(block, wanted, dialect, misfits)
+        except pa.ArrowInvalid as other:
+            raise InputError(
+                f"{file} from line {block.line} on cannot be read as CSV: {other}; write it anew"
+            ) from other
     if misfits.count:
         raise InputError(_ragged(misfits, block, dialect, file))
     _check_count(block, table.num_rows + len(misfits.empty), file)
     table = pa.table([_trimmed(column, dialect) for column in table.columns], names=wanted)
     return _without_empty_rows(table, block, dialect, misfits.empty, tally, file)
+
+
+def _cells(block: Block, wanted: list[str], dialect: Dialect, misfits: _Misfits | None) -> pa.Table:
+    """Return the wanted columns as text. Raises ArrowInvalid for rows of other lengths, unless `misfits` takes them."""
+    places = [str(dialect.names.index(name)) for name in wanted]
+    return arrow_csv.read_csv(
+        pa.BufferReader(block.data),
+        read_options=arrow_csv.ReadOptions(
+            column_names=[str(number) for number in range(len(dialect.names))],
+            block_size=len(block.data) + 1,
+            use_threads=False,
+        ),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=dialect.byte.decode(),
+            quote_char='"' if dialect.quoted else False,
+            newlines_in_values=dialect.quoted,
+            invalid_row_handler=misfits,
+        ),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=places,
+            # Text first: what looks like a number in the first block may be a size `XL` in the last, and a key `0012`
+            # must stay as it is.
+            column_types=dict.fromkeys(places, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _trimmed(column: pa.ChunkedArray, dialect: Dialect) -> pa.ChunkedArray:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..keys import key_of, portable
 
 # To be raised by hand whenever `decode` may return other pixels, or refuse other photos, for the same bytes and config.
-TRANSFORM_VERSION = 1
+TRANSFORM_VERSION = 2
 
 Fit = Literal["pad", "crop", "stretch"]
 

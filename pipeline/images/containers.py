@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-READABLE = ("JPEG", "PNG", "APNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+READABLE = ("JPEG", "PNG", "APNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "PNM")
 
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 _SHORT = 3
@@ -62,7 +62,16 @@ _TEXTS = (
     (re.compile(rb"[{\[]"), "text, perhaps JSON"),
 )
 _LOOKED_AT = 4096
-_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF"}
+# Brands of the ISO base media format, those that are read first: a file may carry several (ISO 23008-12, section 10),
+# and the first one is often the general `mif1`.
+_BRANDS = (
+    ({b"avif", b"avis"}, "AVIF"),
+    ({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}, "HEIC"),
+    ({b"jp2 ", b"j2ki", b"j2is"}, "JPEG 2000"),
+    ({b"mif1", b"mif2", b"msf1", b"miaf"}, "HEIF"),
+)
+# Portable bitmaps: a magic number, then white space or a remark. 1 to 3 are written as text, 4 to 6 as bytes.
+_PNM = re.compile(rb"P([1-6fF7])[\s#]")
 
 
 def recognise(data: bytes) -> str | None:
@@ -70,10 +79,15 @@ def recognise(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[4:8] == b"ftyp":
-        return _BRANDS.get(bytes(data[8:12]))
+        end = min(int.from_bytes(data[:4], "big"), _LOOKED_AT)
+        brands = {bytes(data[8:12]), *(bytes(data[at : at + 4]) for at in range(16, end - 3, 4))}
+        return next((kind for known, kind in _BRANDS if known & brands), None)
     for start, kind in _STARTS:
         if data.startswith(start):
             return "APNG" if kind == "PNG" and b"acTL" in data else kind
+    map_kind = _PNM.match(data)
+    if map_kind:
+        return {b"f": "PFM", b"F": "PFM", b"7": "PAM"}.get(map_kind[1], "PNM")
     return None
 
 
@@ -171,6 +185,7 @@ def pillow_class(kind: str) -> type[ImageFile]:
         GifImagePlugin,
         JpegImagePlugin,
         PngImagePlugin,
+        PpmImagePlugin,
         TiffImagePlugin,
         WebPImagePlugin,
     )
@@ -190,5 +205,6 @@ def pillow_class(kind: str) -> type[ImageFile]:
         "BMP": BmpImagePlugin.BmpImageFile,
         "TIFF": TiffImagePlugin.TiffImageFile,
         "AVIF": AvifImagePlugin.AvifImageFile,
+        "PNM": PpmImagePlugin.PpmImageFile,
     }
     return classes[kind]

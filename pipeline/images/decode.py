@@ -1,8 +1,9 @@
 """Bytes of a photo to uint8 RGB pixels of one size: the evaluation transform, used by encoding, training and queries.
 
-What the transform does, in this order: recognise the format by content, check the size in the header, decode (JPEG at
-a reduced scale, see `_MARGIN`), lay transparency over white, convert to 8-bit RGB, resize with antialiasing, turn by
-the EXIF orientation, pad. Of animations and multi-page files the first picture counts. Colour profiles are ignored.
+What the transform does, in this order: recognise the format by content, check the size in the header, leave out the
+metadata, decode (JPEG at a reduced scale, see `_MARGIN`), convert to 8-bit sRGB by the colour profile, lay transparency
+over white, resize with antialiasing, turn by the EXIF orientation, pad. Of animations and multi-page files the first
+picture counts. Metadata that are damaged or huge never decide over a picture that is whole.
 
 Pillow is imported inside functions: the reader imports this module and must work without Pillow.
 """
@@ -23,7 +24,10 @@ import numpy.typing as npt
 from ..errors import CodebooksError, PhotoRefused
 from ..refusals import DECODE_REASONS
 from . import containers
+from .colour import to_srgb
 from .config import ImagesConfig
+from .cut import is_cut, may_be_cut
+from .stripping import Stripped, stripped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,12 +91,13 @@ def _load(kind: str, data: bytes, config: ImagesConfig) -> tuple[Image, Box, int
     try:
         if kind == "WebP":  # Pillow allocates the canvas as it opens the file
             _check_pixels(containers.webp_size(data), config)
-        image = _open(kind, data)
-        _check_pixels(image.size, config)
-        box = _reduce(image, config)
-        image.load()
-        orientation = _orientation(kind, image)
-        return _to_rgb(image), box or (0, 0, *image.size), orientation
+        file = stripped(kind, data)
+        image, box = _loaded(kind, file.data, config)
+        if kind == "JPEG" and may_be_cut(image):
+            _refuse_cut(file.data, image, config)
+        profile = file.profile or image.info.get("icc_profile")
+        rgb = _to_rgb(image, profile if isinstance(profile, bytes) else None)
+        return rgb, box or (0, 0, *image.size), _orientation(kind, image, file)
     except (PhotoRefused, MemoryError):  # memory is this machine's trouble, not the photo's
         raise
     except DecompressionBombError as error:  # of a frame larger than the header said
@@ -103,6 +108,20 @@ def _load(kind: str, data: bytes, config: ImagesConfig) -> tuple[Image, Box, int
         text = _sentence(error)
         reason = "truncated" if re.search(r"truncat|unexpected end|no more data|not enough", text, re.I) else "broken"
         raise PhotoRefused("decode", reason, f"{kind}: {text}") from error
+
+
+def _refuse_cut(data: bytes, image: Image, config: ImagesConfig) -> None:
+    if is_cut(data, image, lambda longer: _loaded("JPEG", longer, config)[0]):
+        raise PhotoRefused("decode", "truncated", "JPEG: the data end before the picture's last rows, left grey")
+
+
+def _loaded(kind: str, data: bytes, config: ImagesConfig) -> tuple[ImageFile, Box | None]:
+    """Return the decoded picture and the part of it that the photo fills, None for all of it."""
+    image = _open(kind, data)
+    _check_pixels(image.size, config)
+    box = _reduce(image, config)
+    image.load()
+    return image, box
 
 
 def _open(kind: str, data: bytes) -> ImageFile:
@@ -141,8 +160,8 @@ def _content_size(width: float, height: float, config: ImagesConfig) -> tuple[in
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
 
-def _to_rgb(image: Image) -> Image:
-    """Return an 8-bit RGB picture; transparency is laid over white."""
+def _to_rgb(image: Image, profile: bytes | None) -> Image:
+    """Return an 8-bit sRGB picture; transparency is laid over white. profile: the ICC profile that came with it."""
     from PIL import Image as Picture
 
     if image.mode.startswith("I;16"):
@@ -151,7 +170,10 @@ def _to_rgb(image: Image) -> Image:
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             scaled[grey == transparent] = 255
-        return Picture.fromarray(scaled).convert("RGB")
+        return to_srgb(Picture.fromarray(scaled), profile)
+    if image.mode == "I" and image.format == "PPM":  # of 16 bits: Pillow has scaled it to 0..65535
+        deep = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return to_srgb(Picture.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)), profile)
     if image.mode in {"I", "F", "LAB", "HSV"}:
         raise PhotoRefused(
             "decode", "unsupported", f"{image.format} of pixel type {image.mode!r}; save it as 8-bit RGB"
@@ -161,15 +183,16 @@ def _to_rgb(image: Image) -> Image:
     if image.mode in {"RGBA", "RGBa", "LA", "PA"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Picture.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
+        colours = rgba.getchannel("R") if image.mode in {"L", "LA"} else rgba.convert("RGB")
+        white.paste(to_srgb(colours, profile), mask=rgba.getchannel("A"))
         return white
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return to_srgb(image if image.mode in {"L", "RGB", "CMYK"} else image.convert("RGB"), profile)
 
 
-def _orientation(kind: str, image: ImageFile) -> int:
+def _orientation(kind: str, image: ImageFile, file: Stripped) -> int:
     if kind == "TIFF":  # Pillow has already turned it
         return 1
-    exif = image.info.get("exif")
+    exif = file.exif or image.info.get("exif")
     return containers.exif_orientation(exif) if isinstance(exif, bytes) else 1
 
 

@@ -20,6 +20,7 @@ from ..catalogue import (
     Failed,
     FailureLimits,
     catalogue_notes,
+    check_living,
     compare,
     named_in,
     read_photos,
@@ -132,6 +133,7 @@ def make_plan(
     notes = catalogue_notes(photos)
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
     difference = compare(photos, items, refused if comparable else None, told=told)
+    check_living(difference.rows, items, config.catalogue.max_unreachable)
     FailureLimits(photos["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = assign_shards(

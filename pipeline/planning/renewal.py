@@ -52,6 +52,15 @@ class Renewal(BaseModel):
             f"  cost: {self._cost()}",
         ]
 
+    def refusal(self) -> str:
+        """Return what is said to a user who has not asked for it."""
+        lines = "\n".join(self.lines())
+        return (
+            f"{lines}\nNothing was computed, and the channel stays as it is. If it is meant, run it with --retrain, or "
+            "set train.when (`missing`: whenever a setting has changed) so that later nights need not ask; if it is "
+            "not, put the settings back"
+        )
+
     def _why(self) -> Iterator[str]:
         if self.changed is None:
             yield "the settings of the parent's run are no longer on the store, so nothing tells what differs"

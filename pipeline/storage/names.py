@@ -72,7 +72,7 @@ def too_large(name: str, size: int | None, max_bytes: int | None) -> TooLarge:
     """Return the error for a photo of so many bytes (None: that nobody has counted)."""
     most = max_bytes or 0
     found = f"more than {most:,} bytes" if size is None else f"{size:,} bytes are more than {most:,}"
-    return TooLarge(f"{name}: {found}, the most that a photo may have")
+    return TooLarge(f"{name}: {found}, the most that is taken of one file here")
 
 
 def is_utf8(text: str) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, InputError, NotFound
+from pipeline.errors import ConfigError, InputError, NotFound, TooLarge
 from pipeline.storage import LocalStore, MemoryStore, Retry, S3Store, Store, check_write_once, open_store, store_clock
 from pipeline.storage.memory import SPACES, Held
 
@@ -170,6 +170,17 @@ class TestStore:
         data = b"0123456789"
         pair.door.write("a", data)
         assert pair.store.get("a", start=start, end=end) == data[start:end]
+
+    def test_no_more_is_read_than_may_be(self, pair: Pair) -> None:
+        store, door = pair.store, pair.door
+        door.write("photo", b"12345")
+        assert store.fetch("photo", max_bytes=5).data == b"12345"
+        assert store.fetch("photo", start=1, end=4, max_bytes=3).data == b"234"
+        assert store.fetch("photo", max_bytes=5).tokens == (store.stat("photo").token,)
+        for most, start, end in ((4, None, None), (0, None, None), (3, 1, None), (2, 1, 4)):
+            with pytest.raises(TooLarge, match=f"more than {most}"):
+                store.fetch("photo", start=start, end=end, max_bytes=most)
+        assert store.get("photo") == b"12345"  # a body left unread spoils no connection
 
     def test_a_negative_end_is_refused(self, pair: Pair) -> None:
         pair.door.write("a", b"0123")
@@ -333,7 +344,7 @@ class TestStore:
 
     def test_the_clock_goes_on(self, pair: Pair) -> None:
         first = store_clock(pair.store, "runs/clock")
-        assert abs(first.timestamp() - time.time()) < 5
+        assert abs(first.timestamp() - time.time()) < 60
         assert store_clock(pair.store, "runs/clock") >= first
 
     def test_delete_is_idempotent(self, pair: Pair) -> None:
@@ -496,7 +507,7 @@ class ProcessRacers:
 
     def end(self) -> None:
         for process in self.processes:
-            process.communicate(timeout=30)  # closes standard input, which ends the program
+            process.communicate(timeout=120)  # closes standard input, which ends the program
 
 
 def test_racers_of_a_store_that_ignores_the_condition_are_caught(tmp_path: Path) -> None:

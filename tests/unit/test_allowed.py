@@ -18,7 +18,7 @@ from pipeline.catalogue import (
     read_photos,
     resolve_tokens,
 )
-from pipeline.catalogue.allowed import judge, own_place
+from pipeline.catalogue.allowed import check_living, judge, own_place
 from pipeline.errors import ConfigError, InputError, NotAllowed, PhotoRefused
 from pipeline.storage import Places, open_store
 from pipeline.storage.addresses import address_of, leaves_its_path, names_loopback, refused_ip, shown
@@ -134,6 +134,17 @@ def test_tokens_from_a_version_column_are_judged_too(tmp_path: Path) -> None:
     assert [(row["token"], row["reason"]) for row in rows] == [("version:7", None), ("", "not_allowed")]
 
 
+def test_a_setting_does_not_delist_what_lives(tmp_path: Path) -> None:
+    table = shop(tmp_path, "photos/a.jpg", *(f"{tmp_path}/secret/{number}.jpg" for number in range(12)))
+    rows = pa.Table.from_pylist(resolved(table))
+    items = rows.select(["item_id", "uri"])
+    with pytest.raises(NotAllowed, match=rf"12 photos of the current release .*allowed_prefixes: {tmp_path}/secret/\."):
+        check_living(rows, items, 0.01)
+    check_living(rows, items, 1.0)
+    check_living(rows, None, 0.01)  # a first night delists nothing
+    check_living(rows, items.slice(0, 10), 0.01)  # nine of them lived: single photos
+
+
 def test_data_uris_outside_of_json_lines_are_rows_without_their_bytes(tmp_path: Path) -> None:
     table = shop(tmp_path, "photos/a.jpg", "data:image/png;base64,c2VjcmV0")
     rows = resolved(table)
@@ -210,5 +221,5 @@ def test_paths_that_lead_elsewhere_however_often_they_are_escaped() -> None:
 
 def test_a_path_that_no_file_can_have() -> None:
     for uri in ("/a\0b.jpg", "/\ud800.jpg"):
-        with pytest.raises((InputError, NotAllowed)):
+        with pytest.raises((InputError, ConfigError), match=r"NUL|no file|UTF-8"):
             Places(("/shop/",)).check(uri)

@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"column_types", "forks", "keys", "refusals", "schema"},
     {"storage"},
-    {"parts", "workers"},
+    {"parts", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},

@@ -78,7 +78,7 @@ def test_a_field_that_nobody_asked_for_stops_no_night(tmp_path: Path, value: byt
 
 
 @pytest.mark.parametrize(
-    "text", [b"null", b"null\nnull", b"1", b"[{}]", b' \n {"item_id": "a",\n"image": "1"}', b'{"a": 1} {"a":\n2}']
+    "text", [b"null", b"null\nnull", b"1", b'"x"', b' \n {"item_id": "a",\n"image": "1"}', b'{"a": 1} {"a":\n2}']
 )
 def test_lines_that_are_no_objects(tmp_path: Path, text: bytes) -> None:
     """A block of `null` alone kills the process inside of Arrow's parser."""
@@ -139,6 +139,33 @@ def test_types_that_move_between_blocks(tmp_path: Path, monkeypatch: pytest.Monk
         InputError, match=r"c.jsonl: the column 'x' holds different types: int64 from row 1 on, string from row 4 on"
     ):
         read(path)
+
+
+def test_numbers_of_csv_are_numbers_only_where_they_are_held_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    columns = {
+        "a": ["1", "2.5"],
+        "b": ["9007199254740993", "0.5"],
+        "c": ["1e999", "1"],
+        "d": ["12345678901234567890"] * 2,
+    }
+    rows = zip(*columns.values(), strict=True)
+    path.write_text("item_id,image,a,b,c,d\n" + "".join(f"k{n},p,{','.join(row)}\n" for n, row in enumerate(rows)))
+    found = read(path)
+    assert found["a"].to_pylist() == [1.0, 2.5]
+    for name in "bcd":
+        assert found[name].to_pylist() == columns[name]
+
+
+def test_a_column_of_another_encoding_that_nobody_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_bytes(b"item_id,image,x,y\na,1.jpg,caf\xe9,5\n")
+    assert read(path, attributes=("y",))["y"].to_pylist() == [5]
+    with pytest.raises(InputError, match=r"c.csv line 2: byte \d+ \(0xe9\) is no UTF-8"):
+        read(path)
+    path.write_bytes(b"item_id,image,x,y\na,1.jpg,caf\xe9\n")  # a row of too few cells beside it
+    with pytest.raises(InputError, match=r"c.csv line 2: byte \d+ \(0xe9\) is no UTF-8"):
+        read(path, attributes=("y",))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.checking import check_and_build
 from jobs.command import Arguments
 from jobs.config import Config, load_config
-from jobs.pipeline_run import config_text
+from jobs.pipeline_run import How, config_text
 from jobs.place import LightConfig, load_light
-from jobs.prior_config import AnyPriorSection, network_of
-from jobs.sources import PRESETS, Merged, Source, merge, preset_names, read_sources
+from jobs.sources import PRESETS, preset_names, read_sources
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS
 from pipeline.models.priors import PRIORS
 from pipeline.models.priors.transformer import TransformerConfig
+from pipeline.planning.prior_section import AnyPriorSection, network_of
+from pipeline.settings import Merged, Source, check_and_build, merge
 from pipeline.training import PriorTrainConfig
 
 SMALLEST = """\
@@ -287,9 +287,9 @@ def test_every_kind_of_prior_has_a_section_of_its_own() -> None:
 
 def test_a_changed_prior_is_another_run_of_prior_and_the_same_refresh(tmp_path: Path) -> None:
     plain, other = given(tmp_path), given(tmp_path, SMALLEST, "prior.layers=2")
-    assert config_text(plain, None) == config_text(other, None)
-    assert "prior" not in yaml.safe_load(config_text(plain, None))
-    assert config_text(plain, None) != config_text(given(tmp_path, SMALLEST, "train.epochs=3"), None)
+    assert config_text(plain, How()) == config_text(other, How())
+    assert "prior" not in yaml.safe_load(config_text(plain, How()))
+    assert config_text(plain, How()) != config_text(given(tmp_path, SMALLEST, "train.epochs=3"), How())
 
 
 def test_lists_replace_and_sections_join() -> None:

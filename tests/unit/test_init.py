@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
-from jobs.model_choice import BEST, CHOICES, FASTEST, SEEDS, Choice
+from pipeline.models import MODELS, ModelConfig
+from pipeline.settings.model_choice import BEST, CHOICES, FASTEST, SEEDS, Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ["Shoes", "Shirts", "Hats"]
@@ -183,14 +185,19 @@ def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_model_that_was_measured_best_is_proposed_and_the_others_stand_beside_it(tmp_path: Path) -> None:
     config = init(tmp_path, write(tmp_path, table()))
-    assert config.model == BEST.config()
+    assert config.model == chosen(BEST)
     assert not config.train.when_is_set, "written down it would let every night train anew unasked"
     text = (tmp_path / "codebooks.yaml").read_text()
     for choice in (FASTEST, SEEDS):
         other = text.replace(f"model: {BEST.model}", "#").replace(f"# model: {choice.model}", f"model: {choice.model}")
         path = tmp_path / f"{choice.preset}.yaml"
         path.write_text(other)
-        assert load_config(Arguments(config=str(path)), {}).model == choice.config()
+        assert load_config(Arguments(config=str(path)), {}).model == chosen(choice)
+
+
+def chosen(choice: Choice) -> ModelConfig:
+    values = yaml.safe_load(choice.model)
+    return MODELS[values["kind"]][0].model_validate(values)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.preset)
@@ -202,6 +209,6 @@ def test_what_is_said_of_a_model_is_what_was_measured(choice: Choice) -> None:
     assert round(float(np.mean([run["fit_cpu_s"] for run in runs]))) == choice.fit_s
     assert abs(float(np.mean([run["encode_images_per_cpu_s"] for run in runs])) - choice.photos_per_s) <= 5
     measured = load_config(Arguments(config=choice.preset, overrides=("store=/x", "catalogue.source=/x/c.csv")), {})
-    assert measured.model == choice.config(), "the preset is what was measured"
+    assert measured.model == chosen(choice), "the preset is what was measured"
     best = max(results, key=lambda run: run["knn"] if run["catalogue"] == "clothing" else 0)
     assert best["preset"] in (BEST.preset, "fusion_clothing"), "a fusion begins with two finished models"

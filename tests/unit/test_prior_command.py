@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from jobs.__main__ import main
-from jobs.prior import codes_of, outcome_of
+from jobs.prior import outcome_of
 from pipeline.errors import ConfigError
 from pipeline.models import build_model, load_bundle, save_bundle
 from pipeline.models.priors.stored import load_prior
@@ -27,6 +27,7 @@ from pipeline.models.vae import VAEConfig
 from pipeline.models.vqvae import VQVAEConfig
 from pipeline.models.vqvae2 import VQVAE2Config
 from pipeline.planning import release_photos
+from pipeline.planning.prior_section import codes_of
 from pipeline.quality.prior_results import one_an_item
 from pipeline.release import read_manifest
 from pipeline.schema import outliers_schema

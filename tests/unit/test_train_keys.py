@@ -7,9 +7,9 @@ import yaml
 
 from jobs.command import Arguments
 from jobs.config import config_values, load_config
-from jobs.prior_config import DEFAULT_PRIOR, network_of
 from pipeline.models.priors.stored import prior_key
 from pipeline.planning import Asked
+from pipeline.planning.prior_section import DEFAULT_PRIOR, network_of
 from pipeline.release import Sample
 
 # What the version gave whose keys held the hardware and idle settings.

@@ -1,6 +1,6 @@
 """Priors: how likely a photo's grid of codes is. The table of kinds and the union of their configurations.
 
-To add a prior: its file, one line in PRIORS, one member in AnyPriorConfig, one section in jobs/prior_config.py.
+To add a prior: its file, one line in PRIORS, one member in AnyPriorConfig, one section in planning/prior_section.py.
 """
 
 from __future__ import annotations

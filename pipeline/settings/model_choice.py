@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import yaml
-from pydantic import TypeAdapter
-
-from pipeline.models import AnyModelConfig
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -29,11 +24,6 @@ class Choice:
     photos_per_s: float
     gives: str
     train: str = ""
-
-    def config(self) -> AnyModelConfig:
-        """Return the section `model`."""
-        found: AnyModelConfig = TypeAdapter(AnyModelConfig).validate_python(yaml.safe_load(self.model))
-        return found
 
     def says(self) -> str:
         """Return the line that tells what it costs and gives."""

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.sources import Merged, Path_, Source
-from pipeline.errors import ConfigError
-from pipeline.storage.names import is_utf8
-from pipeline.storage.options import NO_SECRETS
-from pipeline.storage.secrets import MASK, masked, names_secret
+from ..errors import ConfigError
+from ..storage.names import is_utf8
+from ..storage.options import NO_SECRETS
+from ..storage.secrets import MASK, masked, names_secret
+from .sources import Merged, Path_, Source
 
 C = TypeVar("C", bound=BaseModel)
 
