@@ -167,6 +167,7 @@ def filled(store: Store, pixels: NDArray[np.uint8]) -> tuple[PartRows, ...]:
 
 def test_a_job_becomes_a_bundle_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
     store, pixels = open_store(f"memory://{uuid.uuid4().hex}"), goods(150)
     train = TrainConfig(epochs=1, batch_size=16)
     config = parsed(cell=8, read_out={"dims": 10})
