@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test check format bench bench-models bench-quality bench-yardsticks bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-yardsticks bench-claims bench-refresh bench-kill install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -16,6 +16,9 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (t
 
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor ten seconds, in under three minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
 	$(BIN)/ruff check .

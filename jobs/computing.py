@@ -146,11 +146,10 @@ def compute(
     with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
-            lookout.check()
             advance(result.photos)
             limits.note(result)
 
-        fresh = run_shards(todo, job, on_result=ended)
+        fresh = run_shards(todo, job, on_result=ended, check=lookout.check)
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)
     return settle(asked, results, _yesterday(context, plan, fresh)), results

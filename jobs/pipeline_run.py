@@ -88,7 +88,12 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
     if until == "train":
         text = f"bundle {model_id} answers train key {plan.summary.train_key[:12]}"
         return finish(context.run, _unpublished(name, None, "trained", text), plan, context.watch, model_id=model_id)
-    encoded = encode_photos(context, plan, model_id, start_ray)
+    try:
+        encoded = encode_photos(context, plan, model_id, start_ray)
+    except GateRefused as refusal:  # before there is a release: the model is broken as a whole
+        outcome = _unpublished(name, None, "refused by a gate", str(refusal))
+        finish(context.run, outcome, plan, context.watch, model_id=model_id)
+        raise
     if until == "encode":
         usable, unusable = encoded.items.num_rows, encoded.refused.num_rows
         text = f"{usable:,} photos have latents of model {model_id[:12]}, {unusable:,} were refused"

@@ -118,9 +118,9 @@ def explained(error: BaseException, while_doing: str, *, stays: str) -> Codebook
     Unavailable when processes or machines were lost; an error of ours as itself; CodebooksError when code is wrong or
     missing on the workers, which no other try mends. stays: what a next run finds, for people.
     """
-    own = next((found for found in _chain(error) if isinstance(found, CodebooksError)), None)
-    if own is not None:
-        return own
+    own = [found for found in _chain(error) if isinstance(found, CodebooksError)]
+    if own:  # the innermost: Ray raises what a task raised as a class of both
+        return own[-1]
     if code := code_error(error):
         return CodebooksError(
             f"{while_doing} failed by an error in code, not by a lost machine: {code}; if it is an import, the workers "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -17,6 +18,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The behaviour of Ray's next versions, chosen now so that it does not warn: a worker that asked for no GPU sees
 # those of its machine unchanged.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's workers step back behind everything else of a machine; on a busy one the tests would hardly move.
+os.environ.setdefault("RAY_worker_niceness", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -89,3 +92,34 @@ def ray_session() -> Iterator[None]:
     context.execution_no_progress_timeout_s = 120
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def commands(ray_session: None) -> Any:
+    """The command line on the session's cluster: .run in this process, .start in one of its own."""
+    import ray
+
+    return _load("commands").Commands(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Iterator[Any]:
+    """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""
+    with _load("ranks").RankRunner() as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def operators_of_onnx() -> Iterator[None]:
+    """One table of ONNX operators for all exports; torch makes it anew for each, which takes half of their time."""
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    once = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration.ONNXRegistry, "from_torchlib", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def racers() -> Any:
+    """Call with (a program, how many, its arguments): processes of it, forked from one; see tests/racers.py."""
+    return _load("racers").Racers

@@ -128,43 +128,52 @@ class _Misfits:
 
 
 def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally: Tally) -> pa.Table:
-    data = block.data
     misfits = _Misfits(dialect.byte.decode())
-    # Arrow shows misfits as text. Where some cell is no UTF-8, maybe of a column nobody asked for, it names the first.
-    foreign = undecodable(data, file, start=block.start, line=block.line)
-    places = [str(dialect.names.index(name)) for name in wanted]
     try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            read_options=arrow_csv.ReadOptions(
-                column_names=[str(number) for number in range(len(dialect.names))],
-                block_size=len(data) + 1,
-                use_threads=False,
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=dialect.byte.decode(),
-                quote_char='"' if dialect.quoted else False,
-                newlines_in_values=dialect.quoted,
-                invalid_row_handler=None if foreign else misfits,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=places,
-                # Text first: what looks like a number in the first block may be a size `XL` in the last, and a key
-                # `0012` must stay as it is.
-                column_types=dict.fromkeys(places, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
+        table = _cells(block, wanted, dialect, None)
     except pa.ArrowInvalid as error:
-        raise foreign or InputError(
-            f"{file} from line {block.line} on cannot be read as CSV: {error}; write it anew"
-        ) from error
+        # Arrow hands rows of other lengths over as text, so that must be looked at first.
+        bad = undecodable(block.data, file, start=block.start, line=block.line)
+        if bad is not None:
+            raise bad from error
+        try:
+            table = _cells(block, wanted, dialect, misfits)
+        except pa.ArrowInvalid as other:
+            raise InputError(
+                f"{file} from line {block.line} on cannot be read as CSV: {other}; write it anew"
+            ) from other
     if misfits.count:
         raise InputError(_ragged(misfits, block, dialect, file))
     _check_count(block, table.num_rows + len(misfits.empty), file)
     table = pa.table([_trimmed(column, dialect) for column in table.columns], names=wanted)
     return _without_empty_rows(table, block, dialect, misfits.empty, tally, file)
+
+
+def _cells(block: Block, wanted: list[str], dialect: Dialect, misfits: _Misfits | None) -> pa.Table:
+    """Return the wanted columns as text. Raises ArrowInvalid for rows of other lengths, unless `misfits` takes them."""
+    places = [str(dialect.names.index(name)) for name in wanted]
+    return arrow_csv.read_csv(
+        pa.BufferReader(block.data),
+        read_options=arrow_csv.ReadOptions(
+            column_names=[str(number) for number in range(len(dialect.names))],
+            block_size=len(block.data) + 1,
+            use_threads=False,
+        ),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=dialect.byte.decode(),
+            quote_char='"' if dialect.quoted else False,
+            newlines_in_values=dialect.quoted,
+            invalid_row_handler=misfits,
+        ),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=places,
+            # Text first: what looks like a number in the first block may be a size `XL` in the last, and a key `0012`
+            # must stay as it is.
+            column_types=dict.fromkeys(places, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _trimmed(column: pa.ChunkedArray, dialect: Dialect) -> pa.ChunkedArray:

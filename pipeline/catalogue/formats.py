@@ -118,13 +118,12 @@ def reading(uri: str, what: str = "") -> Iterator[None]:
         raise InputError(
             f"catalogue.source {uri} may not be read ({error}); check the credentials and the bucket's policy"
         ) from error
-    except (tarfile.ReadError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (tarfile.ReadError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{uri} is damaged or not {what or 'what its suffix says'}: {error}; write it anew") from error
     except (
         pa.ArrowInvalid,
         pa.ArrowNotImplementedError,
         UnicodeDecodeError,
-        zipfile.BadZipFile,
         OSError,
     ) as error:  # Arrow raises OSError too
         raise InputError(f"{uri} cannot be read as {what or 'a catalogue'}: {error}; write it anew") from error

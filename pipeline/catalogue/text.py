@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def opened_text(files: Files, uri: str, wanted: str, what: str) -> Iterator[Open
             with gzip.GzipFile(fileobj=handle) as unpacked:
                 yield _found(cast(BinaryIO, unpacked), wanted, uri, packed=True)
         elif magic.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(handle) as archive, _only_member(archive, uri) as member:
+            with _only_member(handle, uri) as member:
                 yield _found(member, wanted, uri, packed=True)
         else:
             yield _found(handle, wanted, uri, packed=False)
@@ -82,18 +83,22 @@ def _found(handle: BinaryIO, wanted: str, uri: str, *, packed: bool) -> OpenText
     return OpenText(handle, encoding, in_place=encoding.codec == "utf-8" and not packed)
 
 
-def _only_member(archive: zipfile.ZipFile, uri: str) -> BinaryIO:
-    names = [info.filename for info in archive.infolist() if not info.is_dir() and not is_hidden(info.filename)]
+def _only_member(handle: BinaryIO, uri: str) -> BinaryIO:
+    """Open the one file of a zip archive; it is read from `handle` as long as it is used."""
+    try:
+        archive = zipfile.ZipFile(handle)
+        names = [info.filename for info in archive.infolist() if not info.is_dir() and not is_hidden(info.filename)]
+        member = archive.open(names[0]) if len(names) == 1 else None
+    except (RuntimeError, NotImplementedError, ValueError, OSError, struct.error) as error:
+        # It is encrypted, packed in a way Python does not know, or damaged.
+        raise InputError(f"{uri} cannot be unpacked ({error}); unpack it yourself, or write it anew") from error
     if "xl/workbook.xml" in names:
         raise InputError(f"{uri} is an Excel workbook; save it as CSV UTF-8")
-    if len(names) != 1:
+    if member is None:
         raise InputError(
             f"{uri} is a zip archive of {len(names)} files ({', '.join(names[:5])}); unpack it into a folder"
         )
-    try:
-        return cast(BinaryIO, archive.open(names[0]))
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way Python does not know
-        raise InputError(f"{uri}: {names[0]} cannot be unpacked ({error}); unpack it yourself") from error
+    return cast(BinaryIO, member)
 
 
 def find_encoding(head: bytes, wanted: str) -> Encoding:

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 READ_ROWS = 256  # photos whose bytes are held at a time; while they are decoded the next ones are fetched
 
 Pixels = npt.NDArray[np.uint8]
+_Killers = dict[tuple[str, str], PhotoRefused]
 
 
 class Reader(Protocol):
@@ -172,6 +173,7 @@ class ShardWorker:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
         count, fetched, pixels_file = shard.photos.num_rows, 0, None
         lacking: tuple[Unanswered, ...] = ()
+        killers = _by_key(shard)
         if shard.from_pixels is not None:
             table, rows = self._kept(shard)
         else:
@@ -183,7 +185,7 @@ class ShardWorker:
         if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
             reused = latents_file is not None
-            latents_file = latents_file or self._encode(shard, table, rows)
+            latents_file = latents_file or self._encode(shard, table, rows, killers)
             refused += check_latents(self.store, latents_file, len(rows))
         return ShardResult(
             number=shard.number,
@@ -251,20 +253,30 @@ class ShardWorker:
             )
         return table, rows
 
-    def _encode(self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]) -> PartFile:
+    def _encode(self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64], killers: _Killers) -> PartFile:
         if self.encoder is None or shard.latents_name is None or shard.latents_key is None:
             raise ConfigError(f"shard {shard.number} asks for latents and this worker was built without a model")
-        killers = shard.killers if shard.from_pixels is not None else ()  # of a fetched shard they have no pixels
-        spared = [killer.row for killer in killers]
-        unfit = [Unfit(int(rows[killer.row]), killer.refusal.reason, killer.refusal.detail) for killer in killers]
         condition = _conditions(shard, rows, self.encoder.model)
-        rows, condition = np.delete(rows, spared), None if condition is None else np.delete(condition, spared)
+        unfit: list[Unfit] = []
+        if killers:  # those whose pixels are in the part all the same: it was there before they killed the encoder
+            held = table.select(["item_id", "uri"]).take(pa.array(rows)).to_pylist()
+            found = {at: killers.get((row["item_id"], row["uri"])) for at, row in enumerate(held)}
+            guilty = {at: refusal for at, refusal in found.items() if refusal is not None}
+            unfit = [Unfit(int(rows[at]), refusal.reason, refusal.detail) for at, refusal in guilty.items()]
+            condition = None if condition is None else np.delete(condition, list(guilty))
+            rows = np.delete(rows, list(guilty))
         arrays = self.encoder(_pixel_array(table, self.size), rows, condition)
         finite = finite_rows((arrays.mean, arrays.log_var))
         unfit += [not_finite(int(row)) for row in rows[~finite]]
         photos = table.take(pa.array(rows[finite])).select(["item_id", "uri", "token", "digest"])
         latents = with_unfit(_latents_table(photos, rows[finite], arrays.take(finite)), unfit)
         return write_part(self.store, shard.latents_name, latents, shard.latents_key)
+
+
+def _by_key(shard: Shard) -> _Killers:
+    """Return a shard's killers by (item_id, uri)."""
+    items, uris = shard.photos["item_id"], shard.photos["uri"]
+    return {(items[killer.row].as_py(), uris[killer.row].as_py()): killer.refusal for killer in shard.killers}
 
 
 def _conditions(shard: Shard, rows: npt.NDArray[np.int64], model: Model) -> npt.NDArray[np.int64] | None:

@@ -51,14 +51,21 @@ class Seats:
     cpus: float
 
 
-def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult | None = None) -> list[ShardResult]:
+def run_shards(
+    shards: Iterable[Shard],
+    job: EncodeJob,
+    *,
+    on_result: OnResult | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[ShardResult]:
     """Run shards on the Ray cluster this process is connected to and return their results in number order.
 
-    on_result(result, done, total) is called in this process as each shard ends, in any order; what it raises stops the
-    run. Parts that are written stay, so the same call again does only what is left. Shards whose actors die again and
-    again come last, one by one, and photos that kill their process are refused in their parts. Raises what an actor
-    raised where that is a CodebooksError (Unavailable, IntegrityError, ...), Unavailable when nothing ends in
-    `encode.no_progress_s`, ConfigError when no node has the GPU that an actor asks for.
+    on_result(result, done, total) is called in this process as each shard ends, in any order, and check() then and
+    whenever a shard is worked on again; what they raise stops the run. Parts that are written stay, so the same call
+    again does only what is left. Shards whose actors die again and again come last, one by one, and photos that kill
+    their process are refused in their parts. Raises what an actor raised where that is a CodebooksError (Unavailable,
+    IntegrityError, ...), Unavailable when nothing ends in `encode.no_progress_s`, ConfigError when no node has the GPU
+    that an actor asks for.
     """
     todo = {shard.number: shard for shard in shards}
     if not todo:
@@ -71,6 +78,7 @@ def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult |
         if result.number in results:  # an actor that died after its answer was on the way
             return
         results[result.number] = result
+        check()
         if on_result is not None:
             on_result(result, len(results), len(todo))
 
@@ -85,7 +93,7 @@ def run_shards(shards: Iterable[Shard], job: EncodeJob, *, on_result: OnResult |
                 ended(_result_of(row))
     convicted, most = 0, most_killers(sum(shard.photos.num_rows for shard in todo.values()))
     for number in sorted(suspects - results.keys()):
-        result, found = settle_suspect(todo[number], Place(job, seats.cpus), most=most - convicted)
+        result, found = settle_suspect(todo[number], Place(job, seats.cpus, check), most=most - convicted)
         convicted += found
         ended(result)
     if missing := sorted(todo.keys() - results.keys()):

@@ -83,10 +83,14 @@ def _refusal(shard: Shard, death: Death) -> PhotoRefused:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where trials run: a Ray task of as many CPUs and GPUs as an actor had, one at a time."""
+    """Where trials run: a Ray task of as many CPUs and GPUs as an actor had, one at a time.
+
+    check: called before each; what it raises ends them.
+    """
 
     job: EncodeJob
     cpus: float
+    check: Callable[[], None] = lambda: None
 
     def __call__(self, shard: Shard, task: Task) -> Outcome:
         """Try a shard. A machine that goes away is no death: the trial is made again, elsewhere.
@@ -99,6 +103,7 @@ class Place:
             num_cpus=self.cpus, num_gpus=self.job.encode.gpus_per_actor or None, max_retries=0
         )
         for _ in range(_MOST_LOST):
+            self.check()
             try:
                 outcome: Outcome = ray.get(remote.remote(self.job, shard, task))
             except OutOfMemoryError:

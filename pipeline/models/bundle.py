@@ -13,14 +13,14 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..errors import InputError, IntegrityError, NotFound
-from ..keys import digest_of, key_of, portable
+from ..keys import digest_of
 from ..release import FileEntry
 from ..storage import Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
 from .export import export_encoder
 from .kinds import MODELS, build_model
-from .shelves import FORMAT, Shelf, at_rest
+from .shelves import FORMAT, Shelf, asked_key, at_rest
 
 BUNDLES = Shelf("models", "bundle", "model_id")
 
@@ -55,18 +55,8 @@ def train_key(
     images, train: configurations as plain values. nonce: sets trainings apart that ask for the same; "" for none.
     condition: the name of the column that a conditional model is told.
     """
-    asked = {
-        "format": FORMAT,
-        "model": as_dict(model),
-        "images": dict(images),
-        "train": dict(train),
-        "seed": seed,
-        "version": version,
-        "nonce": nonce,
-    }
-    if condition is not None:
-        asked["condition"] = condition
-    return key_of(portable(asked))
+    what = {"model": as_dict(model), "images": dict(images)}
+    return asked_key(what, train=train, seed=seed, version=version, nonce=nonce, condition=condition)
 
 
 def save_bundle(

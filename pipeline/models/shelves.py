@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, IntegrityError, NotFound
-from ..keys import DIGEST, digest_of
+from ..keys import DIGEST, digest_of, key_of, portable
 from ..release.manifest import read_document
 from ..storage import Store
 
@@ -146,6 +146,20 @@ class Shelf:
                 "to train anew"
             )
         return its_id
+
+
+def asked_key(
+    what: Mapping[str, Any], *, train: Mapping[str, Any], seed: int, version: int, nonce: str, condition: str | None
+) -> str:
+    """Return the key (64 hex digits) of a training: everything that was asked for, never the catalogue.
+
+    what: the configurations of what is trained, plain values; train: the training's. nonce: sets trainings apart that
+    ask for the same; "" for none. condition: the name of the column whose categories are told; None: none are.
+    """
+    asked = {**what, "format": FORMAT, "train": dict(train), "seed": seed, "version": version, "nonce": nonce}
+    if condition is not None:
+        asked["condition"] = condition
+    return key_of(portable(asked))
 
 
 def content_id(config: bytes, tensors: Mapping[str, Tensor]) -> str:

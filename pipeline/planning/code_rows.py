@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..catalogue.ordering import ranks, take_rows
 from ..errors import ConfigError
-from ..training import CodeRows, TrainConfig
+from ..training import PartRows, TrainConfig
 from .training_rows import columns_of, condition_rows, held_out_rows, labels_of
 
 
@@ -41,14 +41,14 @@ class ReleasePhotos:
         """Return the photos' condition rows, int32 [n], for a prior that knows these labels."""
         return None if self.category is None else condition_rows(self.items[self.category], labels)
 
-    def code_rows(self, labels: Sequence[str]) -> list[CodeRows]:
+    def code_rows(self, labels: Sequence[str]) -> list[PartRows]:
         """Return which rows of which latents parts hold the photos' codes, in the order of `items`."""
         parts, names = ranks(self.items["latents_part"])
         rows = self.items["latents_row"].to_numpy().astype(np.int32)
         conditions = self.conditions(labels)
         ends = np.searchsorted(parts, np.arange(len(names) + 1))
         return [
-            CodeRows(
+            PartRows(
                 part=name,
                 rows=rows[begin:end],
                 category=None if conditions is None else conditions[begin:end],

@@ -15,7 +15,7 @@ from ..encoding import LivingRows
 from ..errors import ConfigError, InputError
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields
-from ..training import PixelRows, TrainConfig
+from ..training import PartRows, TrainConfig
 from ..training.split import choose_labels, held_out
 from .settings import NightSettings
 
@@ -24,7 +24,7 @@ from .settings import NightSettings
 class TrainingRows:
     """pixels: the living rows by part; labels: the categories that the condition rows from 2 on stand for."""
 
-    pixels: list[PixelRows]
+    pixels: list[PartRows]
     labels: tuple[str, ...]
 
     @property
@@ -72,7 +72,7 @@ def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSet
         )
     categories, labels = _categories(rows, living, aside, config.catalogue.category)
     pixels = [
-        PixelRows(
+        PartRows(
             part=part.part,
             rows=part.rows,
             category=None if categories is None else categories[part.plan_rows],

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from .codes import CodeRows, Codes, CodesLoader, read_codes
+from .codes import Codes, CodesLoader, read_codes
 from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
 from .driver import train_job
-from .loader import PixelLoader, PixelRows
+from .loader import PixelLoader
 from .loop import Line, Loop
+from .part_rows import PartRows
 from .prior_job import PriorJob
 from .progress import TrainProgress
 from .worker import TrainJob
 
 __all__ = [
-    "CodeRows",
     "Codes",
     "CodesLoader",
     "Line",
     "Loop",
     "OlderThan",
+    "PartRows",
     "PixelLoader",
-    "PixelRows",
     "PriorJob",
     "PriorTrainConfig",
     "TrainConfig",

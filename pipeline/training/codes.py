@@ -14,19 +14,7 @@ from ..errors import InputError
 from ..models.base import Batch
 from ..parts import part_columns, read_part
 from ..storage import Store
-
-
-@dataclass(frozen=True, slots=True)
-class CodeRows:
-    """A latents part (full name on the store) and which of its rows to take, int32 [n] (see `PixelRows`).
-
-    category: condition row of each; held_out: whether each is for validation only.
-    """
-
-    part: str
-    rows: NDArray[np.int32]
-    category: NDArray[np.int32] | None = None
-    held_out: NDArray[np.bool_] | None = None
+from .part_rows import PartRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +43,7 @@ class Codes:
         return Codes(self.codes[at], None if self.category is None else self.category[at])
 
 
-def read_codes(store: Store, parts: Sequence[CodeRows]) -> Codes:
+def read_codes(store: Store, parts: Sequence[PartRows]) -> Codes:
     """Return the codes of rows of latents parts, in the order given, a photo's h * w codes as a square grid.
 
     Where one part has categories or held-out rows and another has not, the other's rows have no category (0) and are
@@ -147,7 +135,7 @@ def _batch(codes: Codes, rows: NDArray[np.int64]) -> Batch:
     return Batch(images, condition, torch.from_numpy(codes.codes[rows].astype(np.int64)))
 
 
-def _grids(store: Store, part: CodeRows) -> NDArray[np.int32]:
+def _grids(store: Store, part: PartRows) -> NDArray[np.int32]:
     """Return codes int32 [n, h, w] of the wanted rows of a part."""
     if "codes" not in part_columns(store, part.part):
         raise InputError(f"{part.part} holds latents without codes; a prior needs those of a VQ model")

@@ -23,30 +23,15 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..keys import digest_of, key_of
 from ..models.base import Batch
 from ..models.conditions import NO_CATEGORY
-from .codes import CodeRows
 from .dealing import Piece, cut, deal
 from .part_cache import PartReader
+from .part_rows import PartRows
 from .row_draws import Balanced, EveryRow, Sampling
 
 # Separate streams of random numbers for the three shuffles of one (seed, epoch).
 _PARTS, _ROWS, _WINDOW = range(3)
-
-
-@dataclass(frozen=True, slots=True)
-class PixelRows:
-    """A pixels part (full name on the store) and its living rows, int32 and ascending.
-
-    category: the condition row of each living row (`models.conditions.condition_of`), or None where none is known.
-    held_out: whether each living row is for validation only; None: none is.
-    """
-
-    part: str
-    rows: NDArray[np.int32]
-    category: NDArray[np.int32] | None = None
-    held_out: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +43,6 @@ class Segment:
     pieces: tuple[Piece, ...]
     start: int
     stop: int
-
-
-def inputs_digest(parts: Sequence[PixelRows | CodeRows]) -> str:
-    """Return a digest of which rows of which parts are trained on, of their categories and of which are held out."""
-
-    def text(values: NDArray[np.generic] | None, kind: str) -> str:
-        return "" if values is None else digest_of(values.astype(kind).tobytes())
-
-    return key_of(
-        [[part.part, text(part.rows, "<i4"), text(part.category, "<i4"), text(part.held_out, "u1")] for part in parts]
-    )
 
 
 class Loader(Protocol):
@@ -95,7 +69,7 @@ class PixelLoader:
     def __init__(
         self,
         reader: PartReader,
-        pixels: Sequence[PixelRows],
+        pixels: Sequence[PartRows],
         *,
         batch_size: int,
         rank: int,
@@ -140,7 +114,7 @@ class PixelLoader:
         """Return the photos of a segment in training order."""
         return self._read(self._pixels, *self._places_of(segment))
 
-    def _read(self, pixels: Sequence[PixelRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
+    def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
         size = self._reader.image_size
         out = np.empty((len(places), 3, size, size), np.uint8)
@@ -206,7 +180,7 @@ class PixelLoader:
         return np.random.default_rng([self._seed, epoch, *stream])
 
 
-def _side(pixels: Sequence[PixelRows], *, held_out: bool) -> list[PixelRows]:
+def _side(pixels: Sequence[PartRows], *, held_out: bool) -> list[PartRows]:
     """Return the parts with their held-out rows only, or with the others only; no part without a row."""
     sides = []
     for part in pixels:
@@ -214,11 +188,11 @@ def _side(pixels: Sequence[PixelRows], *, held_out: bool) -> list[PixelRows]:
             sides += [] if held_out else [part]
             continue
         at = part.held_out == held_out
-        sides.append(PixelRows(part.part, part.rows[at], None if part.category is None else part.category[at]))
+        sides.append(PartRows(part.part, part.rows[at], None if part.category is None else part.category[at]))
     return [part for part in sides if len(part.rows)]
 
 
-def _sampling(pixels: Sequence[PixelRows], *, balance: bool, seed: int) -> Sampling:
+def _sampling(pixels: Sequence[PartRows], *, balance: bool, seed: int) -> Sampling:
     counts = [len(part.rows) for part in pixels]
     if not balance:
         return EveryRow(counts)

@@ -9,10 +9,10 @@ import torch
 from ..models.priors import Prior, PriorConfig, build_prior
 from ..models.priors.stored import find_prior, save_prior
 from ..storage import Store
-from .codes import CodeRows, Codes, CodesLoader, read_codes
+from .codes import Codes, CodesLoader, read_codes
 from .config import TrainConfig
-from .loader import inputs_digest
 from .loop import NO_LINE, Line
+from .part_rows import PartRows, inputs_digest
 from .ranks import Ranks
 from .worker import open_loop
 
@@ -27,7 +27,7 @@ class PriorJob:
     """
 
     store: Store
-    codes: tuple[CodeRows, ...]
+    codes: tuple[PartRows, ...]
     prior: PriorConfig
     num_codes: int
     model_id: str

@@ -23,9 +23,10 @@ from ..runs import Lookout, Run
 from ..storage import Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .loader import Loader, PixelLoader, PixelRows, inputs_digest
+from .loader import Loader, PixelLoader
 from .loop import NO_LINE, Line, Loop
 from .part_cache import PartCache, PartReader, cache_folder
+from .part_rows import PartRows, inputs_digest
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
 from .validation import Validation
@@ -73,7 +74,7 @@ class TrainJob:
     """
 
     store: Store
-    pixels: tuple[PixelRows, ...]
+    pixels: tuple[PartRows, ...]
     model: ModelConfig
     images: dict[str, Any]
     train: TrainConfig

@@ -36,7 +36,7 @@ from pipeline.models import AnyModelConfig, build_model
 from pipeline.models.base import Batch, Model, Step
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import Loop, PixelLoader, PixelRows, TrainConfig
+from pipeline.training import Loop, PartRows, PixelLoader, TrainConfig
 from pipeline.training.optimisers import build_optimiser
 from pipeline.training.part_cache import PartCache, PartReader
 from pipeline.training.ranks import Ranks
@@ -109,7 +109,7 @@ def measure(asked: argparse.Namespace, folder: Path, ranks: Ranks) -> np.ndarray
         epochs=asked.epochs, batch_size=BATCH, threads=asked.threads, workers=ranks.world_size, validation=0
     )
     fix_process(config, torch.device("cpu"))  # for both: without it the allocator's luck decides who is faster
-    pixels = [PixelRows(part_name(part), np.arange(asked.photos // PARTS, dtype=np.int32)) for part in range(PARTS)]
+    pixels = [PartRows(part_name(part), np.arange(asked.photos // PARTS, dtype=np.int32)) for part in range(PARTS)]
     loader = PixelLoader(
         PartReader(PartCache(open_store(str(folder)), folder / "cache"), asked.size),
         pixels,

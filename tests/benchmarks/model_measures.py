@@ -43,7 +43,7 @@ from pipeline.models.conditions import condition_of
 from pipeline.models.vqvae2 import VQVAE2
 from pipeline.schema import pixels_schema
 from pipeline.storage import open_store
-from pipeline.training import Loop, PixelLoader, PixelRows
+from pipeline.training import Loop, PartRows, PixelLoader
 from pipeline.training.part_cache import PartCache, PartReader
 from pipeline.training.progress import Scalars
 from pipeline.training.split import held_out
@@ -208,7 +208,7 @@ def train(
 
 def pixel_rows(
     config: Config, seed: int, folder: str, photos: Photos, *, chosen: np.ndarray | None = None
-) -> tuple[list[PixelRows], tuple[str, ...]]:
+) -> tuple[list[PartRows], tuple[str, ...]]:
     """Return the parts of the training photos with who is held out, and the categories.
 
     chosen: which photos are trained on, bool [n]; all by default.
@@ -221,7 +221,7 @@ def pixel_rows(
         rows = slice(first, first + PART_ROWS)
         living = np.flatnonzero(np.ones(len(category[rows])) if chosen is None else chosen[rows]).astype(np.int32)
         name = f"{folder}/train-{number:03}.parquet"
-        pixels.append(PixelRows(name, living, category[rows][living], away[rows][living]))
+        pixels.append(PartRows(name, living, category[rows][living], away[rows][living]))
     return pixels, labels
 
 

@@ -344,7 +344,7 @@ class TestStore:
 
     def test_the_clock_goes_on(self, pair: Pair) -> None:
         first = store_clock(pair.store, "runs/clock")
-        assert abs(first.timestamp() - time.time()) < 5
+        assert abs(first.timestamp() - time.time()) < 60
         assert store_clock(pair.store, "runs/clock") >= first
 
     def test_delete_is_idempotent(self, pair: Pair) -> None:
@@ -507,7 +507,7 @@ class ProcessRacers:
 
     def end(self) -> None:
         for process in self.processes:
-            process.communicate(timeout=30)  # closes standard input, which ends the program
+            process.communicate(timeout=120)  # closes standard input, which ends the program
 
 
 def test_racers_of_a_store_that_ignores_the_condition_are_caught(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_what_the_caller_raises_stops_the_run_and_frees_the_actors(
     job = make_job()
     with pytest.raises(Conflict, match="took over"):
         run_shards(shards_of(job, make_plan(folder)), job, on_result=lost)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)

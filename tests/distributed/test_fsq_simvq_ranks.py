@@ -1,14 +1,10 @@
 """Two and four gloo ranks against one rank with the concatenated batch: FSQ, SimVQ, and a VQ-VAE of every quantizer.
 
-In float64, so that what is left is no rounding. This file is also the program that every rank runs: all cases in one
-go, since starting a rank takes longest.
+In float64, so that what is left is no rounding. Every rank runs all cases in one go.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,27 +128,9 @@ def one() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=WORLDS)
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Run processes and return what each ended with."""
-    world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(rank), str(world), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
+def ranks(request: pytest.FixtureRequest, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each process of a world ended with."""
+    return run_ranks(__file__, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
@@ -184,7 +162,3 @@ def test_without_averaged_gradients_the_codebooks_part(ranks: list[dict[str, Any
     for name in ("gradient 0 quantizer.linear.weight", "quantizer.linear.weight"):
         assert apart(wrong[0][name], one[ALONE]["state"][name]) > 1000 * TOLERANCE
         assert not torch.equal(wrong[0][name], wrong[1][name])
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,13 +1,10 @@
 """The loop with two gloo ranks: sums of validation, micro-batches, the same curves again and after a resume.
 
-This file is also the program that every rank runs.
+Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,25 +161,10 @@ def rank_main(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What two processes end with, every case in turn: starting them costs more than all cases."""
-    folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "error", __file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
     torch.set_num_threads(1)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run_ranks(__file__, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -244,7 +226,3 @@ def test_curves_with_everything_on_are_the_same_to_the_bit(ranks: list[dict[str,
     curve = ranks[0]["undisturbed"]["curve"]
     assert [step for step, *_ in curve] == [10, 12, 20, 24, 30, 36]
     assert ranks[0][other]["curve"] == curve
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), WORLD, sys.argv[2])

@@ -1,13 +1,10 @@
 """Every loss on two and four gloo ranks under DDP: values and gradients are those of one rank with all photos.
 
-In float64, where the order of sums does not matter. This file is also the program that every rank runs.
+In float64, where the order of sums does not matter. Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,27 +131,9 @@ def rank_main(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what each of several processes found, by name."""
-    folder, root = tmp_path_factory.mktemp("ranks"), Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(rank), str(request.param), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(request.param)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(request.param)]
+def ranks(request: pytest.FixtureRequest, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each of several processes found, by name."""
+    return run_ranks(__file__, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -177,7 +156,3 @@ def test_what_each_rank_decides_alone_is_another_loss(ranks: list[dict[str, Any]
     right = "free bits" if name.startswith("free") else "rebalanced"
     expected = run(right, 0, 1)
     assert max(difference(rank[name], expected) for rank in ranks) > 1e-3
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,14 +1,12 @@
 """A prior trained by two gloo ranks is the one that a single process trains.
 
-This file is also the program that every rank runs.
+Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,31 +40,18 @@ def train(kind: str, ranks: Ranks, *, held_out: int) -> dict[str, torch.Tensor]:
     return {**weights, "nats": torch.tensor(loop.validation.measures["validation/nats_per_code"])}
 
 
-def main(rank: int, folder: Path) -> None:
+def rank_main(rank: int, world: int, folder: str) -> None:
     """Train every kind as one rank, with one held-out photo, so that a rank has none."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    made = {kind: train(kind, Ranks(rank, WORLD), held_out=1) for kind in PRIORS}
-    torch.save(made, folder / f"rank-{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    made = {kind: train(kind, Ranks(rank, world), held_out=1) for kind in PRIORS}
+    torch.save(made, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    folder = tmp_path_factory.mktemp("priors")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "error", __file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def ranks(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What every rank ended with, by kind."""
+    return run_ranks(__file__, WORLD, tmp_path_factory.mktemp("priors"))
 
 
 @pytest.mark.slow
@@ -80,7 +65,3 @@ def test_two_ranks_train_what_one_does(ranks: list[dict[str, dict[str, torch.Ten
             first[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert first["nats"] < np.log(K)  # it learned something
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,41 +25,30 @@ WORDS = [
 ]  # fmt: skip
 
 
-def start(url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs", "prior", f"store={url}", *WORDS, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def words(folder: Path) -> list[str]:
+    return ["prior", f"store={folder}", *WORDS]
 
 
-def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()  # of a command that hangs; nothing of one that has ended
-    assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
-    assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
-    return dict(json.loads(out))
-
-
-def test_two_workers_stopped_on_the_way_make_the_same_prior(maker: Any, tmp_path: Path) -> None:
+def test_two_workers_stopped_on_the_way_make_the_same_prior(maker: Any, commands: Any, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     folders = [tmp_path / "undisturbed", tmp_path / "stopped"]
     maker.make_vq_release(open_store(str(folders[0])))
     shutil.copytree(folders[0], folders[1])
-    whole = finish(start(str(folders[0])))
+    whole = commands.run(*words(folders[0]))
     assert (whole["reason"], whole["trained"], whole["published"]) == ("prior trained", True, False)
     assert whole["measures"]["nats_per_code/prior"] + 0.3 < whole["measures"]["nats_per_code/unigram"]
     assert whole["outliers"][0]["item_id"] == maker.STRANGE
 
-    process, deadline = start(str(folders[1])), time.monotonic() + 240
+    process, deadline = commands.start(*words(folders[1])), time.monotonic() + 500
     while not list(folders[1].glob("runs/night/checkpoints/*/*/complete.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    stopped = finish(process, expect=6)
+    stopped = commands.finish(process, expect=6)
     assert (stopped["run"], stopped["reason"]) == ("night", "temporary, try again")
     assert not list(folders[1].glob("priors/by-key/*"))
-    continued = finish(start(str(folders[1])))
+    continued = commands.run(*words(folders[1]))
     assert (continued["prior_id"], continued["trained"]) == (whole["prior_id"], True)
     assert load_prior(open_store(str(folders[1])), continued["prior_id"]).prior.labels == ("Hats", "Shoes")
     assert continued["measures"] == pytest.approx(whole["measures"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,12 @@ SMALL = [
 ]  # fmt: skip
 
 
-def evaluate(store: str, catalogue: Path, *more: str, expect: int = 0) -> tuple[dict[str, Any], str]:
-    words = [sys.executable, "-m", "jobs", "evaluate", "--json", f"store={store}", f"catalogue.source={catalogue}"]
-    done = subprocess.run([*words, *SMALL, *more], capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"
-    assert len(done.stdout.strip().splitlines()) == 1, "standard output holds one JSON object"
-    return dict(json.loads(done.stdout)), done.stderr
-
-
-def test_a_runs_model_is_compared_and_a_retry_says_the_same(tmp_path: Path) -> None:
+def test_a_runs_model_is_compared_and_a_retry_says_the_same(commands: Any, tmp_path: Path) -> None:
     catalogue = render_catalogue(tmp_path / "catalogue", items=90, seed=3).table
     store_url = str(tmp_path / "store")
-    asked = ["--run", "night", "--table", "--photos", "60"]
-    first, shown = evaluate(store_url, catalogue, *asked)
+    place = [f"store={store_url}", f"catalogue.source={catalogue}", *SMALL]
+    asked = ["evaluate", "--run", "night", "--table", "--photos", "60", *place]
+    first = commands.run(*asked)
     assert (first["run"], first["published"], first["reason"]) == ("night", False, "evaluated")
     assert first["counts"]["items"] > 60
     table = first["quality"]
@@ -42,13 +33,13 @@ def test_a_runs_model_is_compared_and_a_retry_says_the_same(tmp_path: Path) -> N
     assert table["rows"][0]["model_id"] == table["model_id"] == first["model_id"]
     names = [row["name"] for row in table["rows"]]
     assert {"raw pixels", "PCA-10", "HOG + PCA-10", "random weights"} <= set(names)
-    assert all(name in shown for name in names)
+    assert all(name in first["text"] for name in names)
     store = open_store(store_url)
     assert json.loads(store.get("runs/night/quality.json")) == table
     assert b"The run's model beside the best baseline" in store.get(first["quality_page"]).replace(b"&#39;", b"'")
 
     own = first["model_id"]
-    again, _ = evaluate(store_url, catalogue, *asked, "--beside", own[:10])
+    again = commands.run(*asked, "--beside", own[:10])
     assert again["quality"] == table, "the model itself is no second row, and numbers repeat"
-    refused, _ = evaluate(store_url, catalogue, *asked, "--beside", "0" * 64, expect=2)
+    refused = commands.run(*asked, "--beside", "0" * 64, expect=2)
     assert own[:12] in refused["error"]

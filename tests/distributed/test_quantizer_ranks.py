@@ -1,13 +1,10 @@
 """Two and four gloo ranks against one rank with the concatenated batch: codebooks, gradients, a VQ-VAE under DDP.
 
-This file is also the program that every rank runs: all cases in one go, since starting a rank takes longest.
+Every rank runs all cases in one go; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,34 +136,10 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def all_ranks(folder: Path) -> None:
-    """Start the processes of every world, one world after the other; forked, so that torch is imported once."""
-    context = torch.multiprocessing.get_context("fork")
-    for world in WORLDS:
-        place = folder / str(world)
-        place.mkdir()
-        processes = [context.Process(target=rank_main, args=(rank, world, str(place))) for rank in range(world)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            sys.exit(f"of {world} ranks some failed: {[process.exitcode for process in processes]}")
-
-
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def worlds(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What every rank of every world found, by case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "error", __file__, str(folder)]
-    ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    return {
-        world: [torch.load(folder / str(world) / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
-        for world in WORLDS
-    }
+    return {world: run_ranks(__file__, world, tmp_path_factory.mktemp("ranks")) for world in WORLDS}
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: f"{world} ranks")
@@ -236,8 +209,3 @@ def test_a_vqvae_under_ddp_trains_as_one_rank_does(ranks: list[dict[str, Any]]) 
         assert_same_bits(ranks[0][MODEL], other[MODEL])
     for name, tensor in one_rank(MODEL)["state"].items():
         torch.testing.assert_close(ranks[0][MODEL]["state"][name], tensor, rtol=1e-4, atol=1e-5)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    all_ranks(Path(sys.argv[1]))

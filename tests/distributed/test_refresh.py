@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs", *arguments, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str], *, expect: int = 0) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == expect, f"exit {process.returncode}, expected {expect}\n{out}\n{err[-6000:]}"
-    assert len(out.strip().splitlines()) == 1, "standard output holds one JSON object"
-    return dict(json.loads(out))
-
-
-def refresh(store: str, catalogue: str, *more: str, expect: int = 0) -> dict[str, Any]:
-    return finish(start("refresh", f"store={store}", f"catalogue.source={catalogue}", *SMALL, *more), expect=expect)
-
-
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalogue")
@@ -56,10 +40,31 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def local(commands: Any, rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """A store on disk after its first refresh, and what that printed."""
     store = str(tmp_path_factory.mktemp("store"))
-    return store, refresh(store, str(rendered / "catalogue.csv"), "--run", "night-1")
+    return store, commands.run("refresh", *night(store, rendered, "night-1"))
+
+
+def night(store: str, rendered: Path, run: str) -> list[str]:
+    """Return the words of a refresh of the rendered catalogue after the command's name."""
+    return ["--run", run, f"store={store}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
+
+
+@pytest.fixture
+def trained(local: tuple[str, dict[str, Any]], tmp_path: Path) -> Path:
+    """A new store that holds nothing but the bundle of `local`, so that no night has to train again."""
+    shutil.copytree(Path(local[0]) / "models", tmp_path / "trained" / "models")
+    return tmp_path / "trained"
+
+
+def wait_for(process: subprocess.Popen[str], store: Path, pattern: str) -> None:
+    """Return as soon as a file is there that a running command writes."""
+    deadline = time.monotonic() + 300
+    while not list(store.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_first_refresh_publishes_and_loses_no_photo(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
@@ -142,9 +147,11 @@ def test_the_readmes_code_finds_an_item_nearest_to_itself(
     assert capsys.readouterr().out.startswith(f"{first} ['{first}', ")
 
 
-def test_again_with_nothing_changed_ends_without_ray(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
+def test_again_with_nothing_changed_ends_without_ray(
+    local: tuple[str, dict[str, Any]], rendered: Path, commands: Any
+) -> None:
     store_url, first = local
-    again = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-2")
+    again = commands.run("refresh", *night(store_url, rendered, "night-2"))
     assert (again["published"], again["reason"], again["release"]) == (False, "nothing to do", first["release"])
     assert set(again["seconds"]) == {"plan"}
     head = read_head(open_store(store_url), "stable")
@@ -153,22 +160,23 @@ def test_again_with_nothing_changed_ends_without_ray(local: tuple[str, dict[str,
 
 
 def test_the_same_name_again_does_nothing_and_with_another_config_is_refused(
-    local: tuple[str, dict[str, Any]], rendered: Path
+    local: tuple[str, dict[str, Any]], rendered: Path, commands: Any
 ) -> None:
     store_url, first = local
-    same = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-1")
+    words = night(store_url, rendered, "night-1")
+    same = commands.run("refresh", *words)
     assert (same["published"], same["release"]) == (True, first["release"])
-    other = refresh(store_url, str(rendered / "catalogue.csv"), "--run", "night-1", "index.kind=hnsw", expect=2)
+    other = commands.run("refresh", *words, "index.kind=hnsw", expect=2)
     assert "hnsw" in other["error"]
     assert "flat" in other["error"]
 
 
-def test_a_gate_keeps_yesterday_live(local: tuple[str, dict[str, Any]], rendered: Path) -> None:
+def test_a_gate_keeps_yesterday_live(local: tuple[str, dict[str, Any]], rendered: Path, commands: Any) -> None:
     store_url, _ = local
     store = open_store(store_url)
     before = read_head(store, "stable")
-    strict = ["gates.max_quarantine=0.001", "--run", "strict"]
-    result = refresh(store_url, str(rendered / "catalogue.csv"), *strict, expect=4)
+    words = night(store_url, rendered, "strict")
+    result = commands.run("refresh", *words, "gates.max_quarantine=0.001", expect=4)
     assert "quarantine" in result["error"]
     assert not result["published"]
     assert read_manifest(store, result["release"]).run == "strict", "written, and named to the scheduler"
@@ -183,11 +191,20 @@ def upload(store_url: str, folder: Path) -> None:
 
 
 @pytest.mark.s3
-def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(s3_server: Any, rendered: Path) -> None:
+def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(
+    s3_server: Any, commands: Any, rendered: Path, trained: Path
+) -> None:
+    """As a scheduler runs it: processes that start a Ray of their own, whose workers meet the server too."""
     bucket = s3_server.make_bucket("refresh-delta")
     upload(f"{bucket}/shop", rendered)
+    upload(f"{bucket}/visual", trained)
     store_url, catalogue = f"{bucket}/visual", f"{bucket}/shop/catalogue.csv"
-    first = refresh(store_url, catalogue, "--run", "night-1")
+
+    def refresh(run: str) -> dict[str, Any]:
+        words = ["--run", run, f"store={store_url}", f"catalogue.source={catalogue}", *SMALL]
+        return dict(commands.finish(commands.start_alone("refresh", *words)))
+
+    first = refresh("night-1")
     shop = open_store(f"{bucket}/shop")
     rows = list(csv.DictReader(io.StringIO(shop.get("catalogue.csv").decode())))
     store = open_store(store_url)
@@ -207,7 +224,7 @@ def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(s3_serv
     shop.put("catalogue.csv", text.getvalue().encode())
 
     s3_server.reset_counts()
-    second = refresh(store_url, catalogue, "--run", "night-2")
+    second = refresh("night-2")
     photos = sorted(path for _, path in s3_server.count_gets() if "/shop/photos/" in path)
     assert photos == sorted([f"/refresh-delta/shop/{photo}", "/refresh-delta/shop/photos/new.jpg"])
     counts = second["plan"]["counts"]
@@ -227,63 +244,55 @@ def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(s3_serv
     assert {("zz-new", "added"), (changed, "changed"), (removed, "removed")} == changes
 
     s3_server.reset_counts()
-    third = refresh(store_url, catalogue, "--run", "night-3")
+    third = refresh("night-3")
     assert third["reason"] == "nothing to do"
     assert not [path for _, path in s3_server.count_gets() if "/shop/photos/" in path]
 
 
 def test_two_refreshes_at_once_one_publishes_the_other_says_who_won(
-    local: tuple[str, dict[str, Any]], rendered: Path, tmp_path: Path
+    rendered: Path, trained: Path, commands: Any
 ) -> None:
-    shared = [f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
-    runs = {name: start("refresh", "--run", name, *shared) for name in ("one", "two")}
+    runs = {name: commands.start("refresh", *night(str(trained), rendered, name)) for name in ("one", "two")}
     codes = {}
     outputs = {}
     for name, process in runs.items():
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=500)
         codes[name], outputs[name] = process.returncode, json.loads(out)
     assert sorted(codes.values()) == [0, 5], outputs
     winner = next(name for name, code in codes.items() if code == 0)
     loser = next(name for name, code in codes.items() if code == 5)
     assert f"'{winner}'" in outputs[loser]["error"]
-    head = read_head(open_store(str(tmp_path)), "stable")
+    head = read_head(open_store(str(trained)), "stable")
     assert head is not None
     assert (head.number, head.run) == (1, winner)
 
 
-def test_a_run_stopped_before_publishing_and_woken_later_does_not_publish(rendered: Path, tmp_path: Path) -> None:
-    shared = [f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
-    sleeper = start("refresh", "--run", "sleeper", *shared)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("latents/*/*.parquet")):
-        assert time.monotonic() < deadline
-        assert sleeper.poll() is None
-        time.sleep(0.02)
+def test_a_run_stopped_before_publishing_and_woken_later_does_not_publish(
+    rendered: Path, trained: Path, commands: Any
+) -> None:
+    sleeper = commands.start("refresh", *night(str(trained), rendered, "sleeper"))
+    wait_for(sleeper, trained, "latents/*/*.parquet")
     os.kill(sleeper.pid, signal.SIGSTOP)
-    other = finish(start("refresh", "--run", "other", *shared))
+    other = commands.run("refresh", *night(str(trained), rendered, "other"))
     assert other["published"]
     os.kill(sleeper.pid, signal.SIGCONT)
-    late = finish(sleeper, expect=5)
+    late = commands.finish(sleeper, expect=5)
     assert "'other'" in late["error"]
-    head = read_head(open_store(str(tmp_path)), "stable")
+    head = read_head(open_store(str(trained)), "stable")
     assert head is not None
     assert (head.number, head.release_id) == (1, other["release"])
 
 
-def test_sigterm_ends_with_6_and_the_same_command_goes_on(rendered: Path, tmp_path: Path) -> None:
-    shared = ["--run", "night", f"store={tmp_path}", f"catalogue.source={rendered / 'catalogue.csv'}", *SMALL]
-    process = start("refresh", *shared)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("pixels/*/*.parquet")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+def test_sigterm_ends_with_6_and_the_same_command_goes_on(rendered: Path, trained: Path, commands: Any) -> None:
+    words = night(str(trained), rendered, "night")
+    process = commands.start("refresh", *words)
+    wait_for(process, trained, "pixels/*/*.parquet")
     process.send_signal(signal.SIGTERM)
     stopped = time.monotonic()
-    result = finish(process, expect=6)
+    result = commands.finish(process, expect=6)
     assert time.monotonic() - stopped < 30
     assert not result["published"]
-    again = finish(start("refresh", *shared))
+    again = commands.run("refresh", *words)
     assert again["published"]
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,6 @@ TOLD = [
     f"images.size={SIZE}", "train.epochs=2", "train.batch_size=32", "encode.actors=1", "encode.shard_rows=40",
     "encode.rewrite_below=0",
 ]  # fmt: skip
-
-
-def command(*arguments: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "jobs", *arguments, "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"
-    return dict(json.loads(done.stdout))
 
 
 def rewrite(table: Path, changed: dict[str, str]) -> None:
@@ -88,19 +78,19 @@ class Nights:
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+def nights(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     shop, url = tmp_path_factory.mktemp("shop"), str(tmp_path_factory.mktemp("store"))
     rendered = render_catalogue(shop, items=50, seed=5, size=(60, 75))
     usable = sorted({f"sku-{number:05d}" for number in range(50)} - set(rendered.broken))
     rewrite(rendered.table, {usable[1]: "", usable[2]: ""})
     arguments = ["refresh", f"store={url}", f"catalogue.source={rendered.table}", *TOLD]
     store = open_store(url)
-    first = Night.read(store, command(*arguments, "--run", "night-1"))
+    first = Night.read(store, commands.run(*arguments, "--run", "night-1"))
     photos = {path.name: path.read_bytes() for path in rendered.photos.iterdir()}
     one_photo = [item for item in usable[3:] if sum(row["item_id"] == item for row in first.items) == 1]
     spoil(rendered.photos)
     rewrite(rendered.table, {one_photo[0]: "umbrella"})
-    second = Night.read(store, command(*arguments, "--run", "night-2"))
+    second = Night.read(store, commands.run(*arguments, "--run", "night-2"))
     return Nights(url, store, first, second, one_photo[0], photos)
 
 
@@ -166,7 +156,7 @@ def test_a_query_by_a_photo_with_its_category_meets_the_photo_itself(nights: Nig
     np.testing.assert_array_equal(unseen, release.encode_photo(photo_of(nights, rows[0]), category="umbrella"))
 
 
-def test_the_command_takes_a_category(nights: Nights, tmp_path: Path) -> None:
+def test_the_command_takes_a_category(nights: Nights, commands: Any, tmp_path: Path) -> None:
     row = nights.second.items[0]
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(photo_of(nights, row))
@@ -175,6 +165,6 @@ def test_the_command_takes_a_category(nights: Nights, tmp_path: Path) -> None:
         ([], None),
         (["--category", "x"], "x"),
     ):
-        found = command("search", str(photo), "-k", "3", *words, f"store={nights.url}")
+        found = commands.run("search", str(photo), "-k", "3", *words, f"store={nights.url}")
         wanted = open_release(nights.url).similar_photo(photo.read_bytes(), k=3, category=category)
         assert [near["item_id"] for near in found["neighbours"]] == [near.item_id for near in wanted]

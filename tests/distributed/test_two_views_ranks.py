@@ -1,13 +1,10 @@
 """SimCLR, MoCo, MoCo v3 and DINO on two and four gloo ranks under DDP against one rank with all photos.
 
-Losses, weights, the queue, the copies, the centre. This file is also the program that every rank runs.
+Losses, weights, the queue, the copies, the centre. Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,14 +86,9 @@ def rank_main(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(request: pytest.FixtureRequest, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What each of several processes found, by case."""
-    folder, root = tmp_path_factory.mktemp("ranks"), Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", __file__, str(request.param), str(folder)]
-    ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(request.param)]
+    return run_ranks(__file__, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -124,20 +116,3 @@ def test_ranks_train_as_one_does(ranks: list[dict[str, Any]], case: str) -> None
 def test_ranks_that_keep_to_their_own_photos_train_otherwise(ranks: list[dict[str, Any]], case: str) -> None:
     expected = run(CONTROLS[case], 0, 1)["state"]
     assert difference(ranks[0][case]["state"], expected) > 0.01
-
-
-def main(world: int, folder: str) -> None:
-    """Start the ranks; forked, so that torch is imported once."""
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=rank_main, args=(rank, world, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        sys.exit(f"of {world} ranks some failed: {[process.exitcode for process in processes]}")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), sys.argv[2])

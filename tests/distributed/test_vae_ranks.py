@@ -1,13 +1,10 @@
 """Two and four gloo ranks against one rank with the concatenated batch: the VAEs' losses, gradients and weights.
 
-This file is also the program that every rank runs.
+Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,27 +94,9 @@ def one() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
-    """Run 2 or 4 processes, each on its share of the photos, and return what each ended with."""
-    world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(rank), str(world), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
+def ranks(request: pytest.FixtureRequest, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What 2 or 4 processes ended with, each on its share of the photos."""
+    return run_ranks(__file__, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def difference(several: list[dict[str, Any]], one: dict[str, Any]) -> float:
@@ -149,7 +128,3 @@ def test_free_bits_that_each_rank_decides_alone_train_another_model(
     ranks: list[dict[str, dict[str, Any]]], one: dict[str, dict[str, Any]]
 ) -> None:
     assert difference([rank["alone"] for rank in ranks], one["free-bits"]) > 1e-4
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

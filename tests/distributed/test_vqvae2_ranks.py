@@ -1,13 +1,10 @@
 """Two gloo ranks against one rank with the concatenated batch: a VQ-VAE-2 under DDP, both codebooks and the gradients.
 
-In float64, so that what is left is no rounding. This file is also the program that every rank runs.
+In float64, so that what is left is no rounding. Every rank runs `rank_main`; see tests/ranks.py.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +64,12 @@ def run_all(models: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     return found
 
 
-def rank_main(rank: int, folder: str) -> None:
+def rank_main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     # Built before the process group exists: whether there are peers must not be settled here.
     models = {case: new(case) for case in CASES}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    torch.save(run_all(models, rank, WORLD), Path(folder) / f"rank-{rank}.pt")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save(run_all(models, rank, world), Path(folder) / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -86,27 +83,9 @@ def one() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Run the processes and return what each ended with."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(rank), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def ranks(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each process ended with."""
+    return run_ranks(__file__, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -138,7 +117,3 @@ def test_without_sums_over_ranks_the_codebooks_of_both_levels_part(ranks: list[d
     first, second = (rank[ALONE]["state"] for rank in ranks)
     for level in ("top", "bottom"):
         assert not torch.equal(first[f"{level}_quantizer.codebook"], second[f"{level}_quantizer.codebook"])
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), sys.argv[2])

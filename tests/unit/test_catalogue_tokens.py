@@ -185,7 +185,7 @@ def test_nothing_to_ask_asks_nothing() -> None:
 
 
 def test_heads_run_side_by_side_and_forbidden_ones_are_refused() -> None:
-    barrier = threading.Barrier(32, timeout=20)
+    barrier = threading.Barrier(32, timeout=100)
 
     class Slow(CountingFiles):
         def stat(self, uri: str) -> Entry:

@@ -249,7 +249,7 @@ def polite(arguments):
                 pass
 
 def stubborn(arguments):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         try:
             # Inside the try, or the signal could come just before it.
@@ -282,11 +282,9 @@ def waiting(store: Path, behaviour: str, limit_s: float = 25.0) -> subprocess.Po
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unwinds_lets_go_of_the_run_and_exits_6(tmp_path: Path, number: signal.Signals) -> None:
-    process = waiting(tmp_path / "store", "polite")
-    began = time.monotonic()
+    process = waiting(tmp_path / "store", "polite", limit_s=1000)  # only unwinding ends it sooner
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 6, err
     found = json.loads(out)
     assert found.pop("error").startswith(f"stopped by {number.name}; what is finished stays")
@@ -296,12 +294,12 @@ def test_a_signal_unwinds_lets_go_of_the_run_and_exits_6(tmp_path: Path, number:
 
 
 def test_a_second_signal_ends_the_process_on_the_spot(tmp_path: Path) -> None:
-    process = waiting(tmp_path / "store", "stubborn")
+    process = waiting(tmp_path / "store", "stubborn", limit_s=1000)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 6
     assert json.loads(out)["exit_code"] == 6
 
@@ -309,7 +307,7 @@ def test_a_second_signal_ends_the_process_on_the_spot(tmp_path: Path) -> None:
 def test_code_that_does_not_let_go_is_ended_after_the_limit(tmp_path: Path) -> None:
     process = waiting(tmp_path / "store", "stubborn", limit_s=1.0)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 6
     assert json.loads(out)["reason"] == "temporary, try again"
 

@@ -17,9 +17,9 @@ from pipeline.models.priors.pixelcnn import PixelCNNConfig
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
 from pipeline.storage import open_store
-from pipeline.training import Line, Loop, TrainConfig
+from pipeline.training import Line, Loop, PartRows, TrainConfig
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.codes import CodeRows, Codes, CodesLoader, grid_of, read_codes
+from pipeline.training.codes import Codes, CodesLoader, grid_of, read_codes
 from pipeline.training.ranks import Ranks
 
 
@@ -129,8 +129,8 @@ def test_codes_are_read_from_latents_parts(tmp_path: Path):
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 9, (5, 4)), rng.integers(0, 9, (3, 4))
     parts = [
-        CodeRows(latents(store, "a", first), np.array([0, 2, 4], np.int32), np.array([2, 0, 3], np.int32)),
-        CodeRows(latents(store, "b", second), np.array([1], np.int32), held_out=np.array([True])),
+        PartRows(latents(store, "a", first), np.array([0, 2, 4], np.int32), np.array([2, 0, 3], np.int32)),
+        PartRows(latents(store, "b", second), np.array([1], np.int32), held_out=np.array([True])),
     ]
     read = read_codes(store, parts)
     assert read.codes.dtype == np.int32
@@ -139,7 +139,7 @@ def test_codes_are_read_from_latents_parts(tmp_path: Path):
     assert read.category.tolist() == [2, 0, 3, 0]
     assert read.held_out.tolist() == [False, False, False, True]
     assert len(read.side(held_out=True)) == 1
-    bare = read_codes(store, [CodeRows(parts[0].part, parts[0].rows)])
+    bare = read_codes(store, [PartRows(parts[0].part, parts[0].rows)])
     assert bare.category is None
     assert bare.held_out is None
     assert len(bare.side(held_out=True)) == 0
@@ -150,13 +150,13 @@ def test_parts_without_codes_or_of_two_models_are_refused(tmp_path: Path):
     rows = np.array([0, 1], np.int32)
     four, nine = (latents(store, name, np.zeros((2, n), int)) for name, n in (("four", 4), ("nine", 9)))
     with pytest.raises(InputError, match="without codes"):
-        read_codes(store, [CodeRows(latents(store, "plain", None), rows)])
+        read_codes(store, [PartRows(latents(store, "plain", None), rows)])
     with pytest.raises(InputError, match="different grids"):
-        read_codes(store, [CodeRows(four, rows), CodeRows(nine, rows)])
+        read_codes(store, [PartRows(four, rows), PartRows(nine, rows)])
     with pytest.raises(InputError, match="2 rows; row 2"):
-        read_codes(store, [CodeRows(four, np.array([2], np.int32))])
+        read_codes(store, [PartRows(four, np.array([2], np.int32))])
     with pytest.raises(InputError, match="no photos"):
-        read_codes(store, [CodeRows(four, rows[:0])])
+        read_codes(store, [PartRows(four, rows[:0])])
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

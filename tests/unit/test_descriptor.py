@@ -23,7 +23,7 @@ from pipeline.models import AnyModelConfig, Batch, Model, ModelConfig, Step, bui
 from pipeline.models.export import export_encoder, run_encoder
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, run_rank
 
@@ -150,7 +150,7 @@ def test_whitening_and_the_exported_encoder() -> None:
 # --- through the worker
 
 
-def filled(store: Store, pixels: NDArray[np.uint8]) -> tuple[PixelRows, ...]:
+def filled(store: Store, pixels: NDArray[np.uint8]) -> tuple[PartRows, ...]:
     """Return the rows of two parts on the store."""
     schema = pixels_schema(SIZE)
     rows = []
@@ -161,12 +161,13 @@ def filled(store: Store, pixels: NDArray[np.uint8]) -> tuple[PixelRows, ...]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        rows.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(len(half), dtype=np.int32)))
+        rows.append(PartRows(f"pixels/t/{part}.parquet", np.arange(len(half), dtype=np.int32)))
     return tuple(rows)
 
 
 def test_a_job_becomes_a_bundle_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
     store, pixels = open_store(f"memory://{uuid.uuid4().hex}"), goods(150)
     train = TrainConfig(epochs=1, batch_size=16)
     config = parsed(cell=8, read_out={"dims": 10})

@@ -76,8 +76,8 @@ def test_it_shows_the_current_release(capsys: pytest.CaptureFixture[str], config
     store = open_store(str(tmp_path / "store"))
     store.put("store.json", b'{"format": 1}')
     entry = {
-        "number": 1, "release_id": "night-a", "manifest_sha256": "0", "run": "night", "attempt": 1, "reason": "publish",
-        "created": "2026-11-21T00:00:00Z",
+        "number": 1, "release_id": "night-a", "manifest_sha256": "0" * 64, "run": "night", "attempt": 1,
+        "reason": "publish", "created": "2026-11-21T00:00:00Z",
     }  # fmt: skip
     store.put("channels/stable/000000000001.json", json.dumps(entry).encode())
     _, checks, _ = examined(capsys, "--config", str(config))

@@ -235,6 +235,13 @@ REFUSED = [
     ),
     Feed("two columns of one name", b"item_id,image,image\na,1,2\n", ["more than one column named 'image'"]),
     Feed("two files in a zip", zipped({"a.csv": COMMA, "b.csv": COMMA}), ["zip archive of 2 files", "a.csv"]),
+    Feed("a damaged zip", zipped({"a.csv": COMMA}).replace(b"PK\x05\x06", b"PK\x05\x07"), ["is damaged"]),
+    Feed("a zip with wrong places", zipped({"a.csv": COMMA}).replace(b"a.csv", b"", 1), ["unpack"]),
+    Feed(
+        "a row too long beside a byte of another encoding",
+        ONE.encode() + b"k,\xe9t\xe9,a.jpg,more\n",
+        ["line 7: byte 230 (0xe9) is no UTF-8", "'k,été,a.jpg,mo'"],
+    ),
     Feed("a workbook", zipped({"xl/workbook.xml": "<x/>", "x": ""}), ["Excel workbook", "CSV UTF-8"]),
     Feed("a workbook by name", b"PK", ["is a workbook", "CSV UTF-8"], file="feed.xlsx"),
     Feed("a login page", b"\n<!DOCTYPE html><html>", ["web page", "needs no login"]),

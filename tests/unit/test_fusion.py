@@ -21,11 +21,11 @@ from jobs.config import load_config
 from pipeline.errors import ConfigError, NotFound
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle, save_bundle, train_key
 from pipeline.models.bundle import resolved_config
-from pipeline.models.export import run_encoder
+from pipeline.models.export import export_encoder, run_encoder
 from pipeline.planning import make_plan
 from pipeline.schema import pixels_schema
 from pipeline.storage import Files, Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, run_rank
 
@@ -39,6 +39,7 @@ HOG = {"kind": "descriptor", "cell": 4, "read_out": {"dims": 7}}
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def photos(count: int = PHOTOS, seed: int = 0) -> torch.Tensor:
     return (images + 5 * torch.rand(images.shape, generator=generator)).to(torch.uint8)
 
 
-def filled(store: Store) -> tuple[PixelRows, ...]:
+def filled(store: Store) -> tuple[PartRows, ...]:
     schema = pixels_schema(SIZE)
     stored = photos().permute(0, 2, 3, 1).contiguous().numpy()
     columns = {"pixels": pa.array([row.tobytes() for row in stored], schema.field("pixels").type)}
@@ -70,7 +71,7 @@ def filled(store: Store) -> tuple[PixelRows, ...]:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     store.put("pixels/t/0.parquet", sink.getvalue())
-    return (PixelRows("pixels/t/0.parquet", np.arange(PHOTOS, dtype=np.int32)),)
+    return (PartRows("pixels/t/0.parquet", np.arange(PHOTOS, dtype=np.int32)),)
 
 
 def key_of(config: ModelConfig) -> str:
@@ -144,7 +145,7 @@ def test_fused_vectors_are_numpys(
         wanted *= np.sign((found * wanted).sum(axis=0))
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
-    exported = run_encoder(store.get(f"models/{model_id}/encoder.onnx"), photos(5, seed=1).numpy())["mean"]
+    exported = run_encoder(export_encoder(load_bundle(store, model_id).model), photos(5, seed=1).numpy())["mean"]
     np.testing.assert_allclose(exported, latents(store, model_id, photos(5, seed=1)), rtol=1e-3, atol=1e-3)
 
 

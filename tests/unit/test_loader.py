@@ -23,10 +23,10 @@ from pipeline.models.base import Batch
 from pipeline.parts import read_part
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelLoader, PixelRows
+from pipeline.training import PartRows, PixelLoader
 from pipeline.training.dealing import Piece, cut, deal
-from pipeline.training.loader import inputs_digest
 from pipeline.training.part_cache import PartCache, PartReader, cache_folder
+from pipeline.training.part_rows import inputs_digest
 
 SIZE = 4
 GROUP = 7  # rows per row group, so that parts have several
@@ -53,7 +53,7 @@ def identities(given: Batch) -> list[tuple[int, int]]:
     return [(red, 256 * green + blue) for red, green, blue in corner]
 
 
-def write_parts(store: Store, counts: list[int], living: float = 1.0) -> list[PixelRows]:
+def write_parts(store: Store, counts: list[int], living: float = 1.0) -> list[PartRows]:
     """Write parts of so many rows, of which a share lives; a row that does not live has no pixels."""
     rng = np.random.default_rng(0)
     pixels = []
@@ -70,7 +70,7 @@ def write_parts(store: Store, counts: list[int], living: float = 1.0) -> list[Pi
         pq.write_table(table, sink, row_group_size=GROUP)
         name = f"pixels/t/{part:03d}.parquet"
         store.put(name, sink.getvalue())
-        pixels.append(PixelRows(name, np.flatnonzero(lives).astype(np.int32)))
+        pixels.append(PartRows(name, np.flatnonzero(lives).astype(np.int32)))
     return pixels
 
 
@@ -78,7 +78,7 @@ def memory_store() -> Store:
     return open_store(f"memory://{uuid.uuid4().hex}")
 
 
-def loader_over(reader: PartReader, pixels: Sequence[PixelRows], **asked: int) -> PixelLoader:
+def loader_over(reader: PartReader, pixels: Sequence[PartRows], **asked: int) -> PixelLoader:
     wanted = {"batch_size": 4, "rank": 0, "world_size": 1, "seed": 0, "window_parts": 2, **asked}
     return PixelLoader(reader, pixels, **wanted)
 
@@ -136,7 +136,7 @@ def category_of(count: int) -> np.ndarray:
 )
 @settings(max_examples=60, deadline=None)
 def test_every_epoch_covers_every_row_in_equal_batches(counts, world_size, batch_size, window_parts, seed, epoch):
-    pixels = [PixelRows(f"{part}", np.arange(count, dtype=np.int32)) for part, count in enumerate(counts)]
+    pixels = [PartRows(f"{part}", np.arange(count, dtype=np.int32)) for part, count in enumerate(counts)]
     asked = {"batch_size": batch_size, "world_size": world_size, "seed": seed, "window_parts": window_parts}
     seen: Counter[tuple[int, int]] = Counter()
     steps = -(-sum(counts) // (batch_size * world_size))
@@ -161,7 +161,7 @@ def test_every_epoch_covers_every_row_in_equal_batches(counts, world_size, batch
 @settings(max_examples=60, deadline=None)
 def test_seeking_equals_skipping(counts, world_size, batch_size, balance, data):
     pixels = [
-        PixelRows(f"{part}", np.arange(count, dtype=np.int32), category_of(count)) for part, count in enumerate(counts)
+        PartRows(f"{part}", np.arange(count, dtype=np.int32), category_of(count)) for part, count in enumerate(counts)
     ]
     rank = data.draw(st.integers(0, world_size - 1))
     asked = {"batch_size": batch_size, "world_size": world_size, "rank": rank, "balance": balance}
@@ -314,7 +314,7 @@ def test_a_training_that_reads_its_cache_keeps_its_folder(store, tmp_path, monke
 )
 def test_a_part_is_nothing_but_a_part(store, tmp_path, name):
     with pytest.raises(IntegrityError, match="is named as a part"):
-        epoch_of(loader_over(PartReader(PartCache(store, tmp_path), SIZE), [PixelRows(name, np.arange(9, dtype="i4"))]))
+        epoch_of(loader_over(PartReader(PartCache(store, tmp_path), SIZE), [PartRows(name, np.arange(9, dtype="i4"))]))
     with pytest.raises(IntegrityError, match="is named as a part"):
         read_part(store, name)
 
@@ -334,7 +334,7 @@ def test_abandoned_cache_folders_are_removed(tmp_path, monkeypatch):
 )
 def test_parts_that_do_not_fit_are_named(store, tmp_path, rows, size, message):
     pixels = write_parts(store, [30], living=0.5 if rows is None else 1.0)
-    asked = PixelRows(pixels[0].part, np.array(range(30) if rows is None else rows, np.int32))
+    asked = PartRows(pixels[0].part, np.array(range(30) if rows is None else rows, np.int32))
     loader = loader_over(PartReader(PartCache(store, tmp_path / "cache"), size), [asked], batch_size=2)
     with pytest.raises(IntegrityError, match=message) as raised:
         list(loader.batches(0, 1))
@@ -343,26 +343,26 @@ def test_parts_that_do_not_fit_are_named(store, tmp_path, rows, size, message):
 
 def test_fewer_photos_than_workers_is_an_error(reader):
     with pytest.raises(InputError, match="2 photos cannot feed 3"):
-        loader_over(reader, [PixelRows("p", np.arange(2, dtype=np.int32))], world_size=3)
+        loader_over(reader, [PartRows("p", np.arange(2, dtype=np.int32))], world_size=3)
 
 
 def test_the_inputs_digest_follows_categories_and_held_out_rows():
     rows = np.arange(3, dtype=np.int32)
     no = np.zeros(3, np.bool_)
     kinds = [
-        [PixelRows("a", rows)],
-        [PixelRows("a", rows, rows)],
-        [PixelRows("a", rows, rows[::-1].copy())],
-        [PixelRows("a", rows, None, no)],
-        [PixelRows("a", rows, None, ~no)],
-        [PixelRows("a", rows, rows, no)],
+        [PartRows("a", rows)],
+        [PartRows("a", rows, rows)],
+        [PartRows("a", rows, rows[::-1].copy())],
+        [PartRows("a", rows, None, no)],
+        [PartRows("a", rows, None, ~no)],
+        [PartRows("a", rows, rows, no)],
     ]
     assert len({inputs_digest(kind) for kind in kinds}) == len(kinds)
-    assert inputs_digest([PixelRows("a", rows, rows.astype(np.int64))]) == inputs_digest(kinds[1])
+    assert inputs_digest([PartRows("a", rows, rows.astype(np.int64))]) == inputs_digest(kinds[1])
 
 
 def test_the_inputs_digest_follows_rows_and_names():
-    one = [PixelRows("a", np.arange(3, dtype=np.int32))]
-    assert inputs_digest(one) == inputs_digest([PixelRows("a", np.arange(3, dtype=np.int64))])
-    assert inputs_digest(one) != inputs_digest([PixelRows("a", np.arange(4, dtype=np.int32))])
-    assert inputs_digest(one) != inputs_digest([PixelRows("b", np.arange(3, dtype=np.int32))])
+    one = [PartRows("a", np.arange(3, dtype=np.int32))]
+    assert inputs_digest(one) == inputs_digest([PartRows("a", np.arange(3, dtype=np.int64))])
+    assert inputs_digest(one) != inputs_digest([PartRows("a", np.arange(4, dtype=np.int32))])
+    assert inputs_digest(one) != inputs_digest([PartRows("b", np.arange(3, dtype=np.int32))])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.models.base import Batch
-from pipeline.training import PixelLoader, PixelRows
+from pipeline.training import PartRows, PixelLoader
 from pipeline.training.part_cache import PartReader
 
 SIZE = 2
@@ -38,7 +38,7 @@ def identities(batch: Batch) -> list[tuple[int, int]]:
     return [(red, 256 * green + blue) for red, green, blue in batch.images[:, :, 1, 1].tolist()]
 
 
-def loader_over(reader: PartReader, pixels: Sequence[PixelRows], **asked: int) -> PixelLoader:
+def loader_over(reader: PartReader, pixels: Sequence[PartRows], **asked: int) -> PixelLoader:
     wanted = {"batch_size": 4, "rank": 0, "world_size": 1, "seed": 0, "window_parts": 2, **asked}
     return PixelLoader(reader, pixels, **wanted)
 
@@ -55,7 +55,7 @@ def category_of(count: int) -> np.ndarray:
 def test_held_out_rows_leave_too_few_photos():
     rows = np.arange(5, dtype=np.int32)
     with pytest.raises(InputError, match=r"0 photos are left for 1 training workers, as 5 are held out"):
-        loader_over(FakeReader(), [PixelRows("p", rows, None, np.ones(5, np.bool_))])
+        loader_over(FakeReader(), [PartRows("p", rows, None, np.ones(5, np.bool_))])
 
 
 @given(
@@ -74,7 +74,7 @@ def test_held_out_rows_are_validated_once_and_never_trained_on(counts, world_siz
         rows = 2 * np.arange(count, dtype=np.int32)
         mask = rng.random(count) < share
         mask[:2] = False  # a few to train on
-        pixels.append(PixelRows(f"{part}", rows, category_of(count), mask))
+        pixels.append(PartRows(f"{part}", rows, category_of(count), mask))
         aside |= {(part, int(row)) for row in rows[mask]}
     if sum(counts) - len(aside) < world_size:
         return
@@ -108,7 +108,7 @@ def test_held_out_rows_are_read_part_by_part():
     pixels = []
     for part, count in enumerate([30, 5, 16]):
         rows = np.arange(count, dtype=np.int32)
-        pixels.append(PixelRows(f"{part}", rows, None, rows % 3 == 0))
+        pixels.append(PartRows(f"{part}", rows, None, rows % 3 == 0))
     expected = [(part, int(row)) for part, one in enumerate(pixels) for row in one.rows[one.held_out]]
     reader = FakeReader()
     batches = list(loader_over(reader, pixels).validation())
@@ -123,24 +123,24 @@ def test_held_out_rows_are_read_part_by_part():
 
 
 def test_nothing_held_out_is_no_validation():
-    loader = loader_over(FakeReader(), [PixelRows("0", np.arange(9, dtype=np.int32))])
+    loader = loader_over(FakeReader(), [PartRows("0", np.arange(9, dtype=np.int32))])
     assert loader.num_held_out == 0
     assert list(loader.validation()) == []
 
 
 def test_parts_without_categories_beside_others_have_none():
     rows = np.arange(8, dtype=np.int32)
-    pixels = [PixelRows("0", rows), PixelRows("1", rows, np.full(8, 5, np.int32))]
+    pixels = [PartRows("0", rows), PartRows("1", rows, np.full(8, 5, np.int32))]
     for batch in loader_over(FakeReader(), pixels).batches(0, 4):
         assert batch.condition.tolist() == [5 if part else 0 for part, _ in identities(batch)]
     assert next(loader_over(FakeReader(), pixels[:1]).batches(0, 1)).condition is None
 
 
-def imbalanced() -> list[PixelRows]:
+def imbalanced() -> list[PartRows]:
     """Six parts of 500 rows: 90 % of category 2, the rest of nine others."""
     rng = np.random.default_rng(0)
     category = [np.where(rng.random(500) < 0.9, 2, rng.integers(3, 12, 500)).astype(np.int32) for _ in range(6)]
-    return [PixelRows(f"{part}", np.arange(500, dtype=np.int32), rows) for part, rows in enumerate(category)]
+    return [PartRows(f"{part}", np.arange(500, dtype=np.int32), rows) for part, rows in enumerate(category)]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -171,7 +171,7 @@ def test_a_rare_category_of_one_part_is_spread_over_the_epoch_within_bounded_mem
     """200 rows of one part are drawn 2,000 times: no window may hold them all, and no long stretch be without."""
     counts = [200] * 19 + [200]
     pixels = [
-        PixelRows(f"{part}", np.arange(count, dtype=np.int32), np.full(count, 2 + (part == 19), np.int32))
+        PartRows(f"{part}", np.arange(count, dtype=np.int32), np.full(count, 2 + (part == 19), np.int32))
         for part, count in enumerate(counts)
     ]
     loaded: list[int] = []

@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import re
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +23,7 @@ from pipeline.keys import digest_of
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, to_float
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import Line, Loop, PixelLoader, PixelRows, TrainConfig, TrainProgress
+from pipeline.training import Line, Loop, PartRows, PixelLoader, TrainConfig, TrainProgress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import SETTLE_EVERY
 from pipeline.training.optimisers import build_optimiser, learning_rate
@@ -78,7 +75,7 @@ class TinyAutoencoder(Model):
         return {"steps_seen": float(self.steps_seen)}
 
 
-def fill(store: Store) -> list[PixelRows]:
+def fill(store: Store) -> list[PartRows]:
     """Write three parts of smooth pictures: a colour and a gradient each."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 1, SIZE)
@@ -97,7 +94,7 @@ def fill(store: Store) -> list[PixelRows]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(len(rows), dtype=np.int32)))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", np.arange(len(rows), dtype=np.int32)))
     return pixels
 
 
@@ -120,7 +117,7 @@ def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **op
     names = sorted(entry.name for entry in store.list("pixels/"))
     rows = np.arange(PHOTOS // 3, dtype=np.int32)
     held_out = {"held_out": rows % 5 == 0, "category": 2 + rows % 2} if train.validation else {}
-    pixels = [PixelRows(name, rows, **held_out) for name in names]
+    pixels = [PartRows(name, rows, **held_out) for name in names]
     # Every store of this test has the same parts; a store on disk is read in place.
     reader = PartReader(PartCache(store, Path(options.pop("cache", "."))), SIZE)
     loader = PixelLoader(
@@ -437,37 +434,22 @@ def test_weight_decay_spares_vectors():
 # --- several ranks, as processes of their own: this file run as a program
 
 
-def train_as(rank: int, world_size: int, folder: str, meeting: str, stop_at: int, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
-    ranks = Ranks(rank, world_size)
-    train = config(workers=world_size)
-    store = open_store(folder)
-    try:
+def rank_main(rank: int, world: int, folder: str) -> None:
+    """Train as one rank, once undisturbed and once stopped and begun again; see tests/ranks.py."""
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
+    ranks, train, ended = Ranks(rank, world), config(workers=world), {}
+    for name, stop_at in (("undisturbed", 0), ("stopped", 20)):
+        store = open_store(f"{folder}/{name}")
         if stop_at:
             with pytest.raises(Unavailable):
                 loop_over(store, train, ranks, line=Line(should_stop=after_calls(stop_at // SETTLE_EVERY))).run()
-        Path(f"{out}-{rank}").write_text(weights(loop_over(store, train, ranks).run()))
-    finally:
-        dist.destroy_process_group()
+        ended[name] = weights(loop_over(store, train, ranks).run())
+    torch.save(ended, Path(folder) / f"rank-{rank}.pt")
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_three_ranks_resume_to_the_bits_of_an_undisturbed_training(tmp_path):
+def test_three_ranks_resume_to_the_bits_of_an_undisturbed_training(run_ranks, tmp_path):
     """Three: only from there on does the order of a sum over ranks matter."""
-    results = []
-    for name, stop_at in (("undisturbed", 0), ("stopped", 20)):
-        store = new_store(tmp_path)
-        out = tmp_path / name
-        arguments = [store.url, str(tmp_path / f"{name}-meeting"), str(stop_at), str(out)]
-        command = [sys.executable, __file__]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        ranks = [subprocess.Popen([*command, str(rank), "3", *arguments], env=environment) for rank in range(3)]
-        assert [process.wait(timeout=240) for process in ranks] == [0, 0, 0]
-        results.append([Path(f"{out}-{rank}").read_text() for rank in range(3)])
-    assert results[0] == results[1]
-
-
-if __name__ == "__main__":
-    _, rank, world_size, folder, meeting, stop_at, out = sys.argv
-    train_as(int(rank), int(world_size), folder, meeting, int(stop_at), out)
+    for rank in run_ranks(__file__, 3, tmp_path):
+        assert rank["stopped"] == rank["undisturbed"]

@@ -190,7 +190,7 @@ def yesterday(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Store], None
         items = pa.Table.from_arrays([*columns], schema=schema)
         manifest = SimpleNamespace(
             release_id="r1", model_id="m", transform_id=transform, counts={"photos": count},
-            config=planning.release_config(config), sample=None,
+            config=planning.release_config(config), sample=None, run="night-1",
         )  # fmt: skip
         monkeypatch.setattr(standing, "read_head", lambda *_: SimpleNamespace(number=1, release_id="r1"))
         for module in (planning, standing):
@@ -242,6 +242,37 @@ def test_relabelled_photos_keep_their_latents_with_other_models(
     plan = plan_of(config, "night-2")
     assert (plan.summary.counts["relabelled"], plan.summary.counts["to_encode"]) == (2, 0)
     assert plan.rows["latents_part"].null_count == 0
+
+
+def test_what_a_model_could_not_encode_is_asked_of_another_model_and_not_of_the_same(
+    shop: Path, yesterday: Callable[[Config, Store], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(shop / "store"))
+    config = told_config(shop, kind="vae", category=None)
+    yesterday(config, store)
+    read = planning.read_table
+    items = read(store, None, "items")
+    sick, crashed = items.slice(0, 1).to_pylist()[0], items.slice(1, 1).to_pylist()[0]
+    quarantine = pa.Table.from_pylist(
+        [
+            {**sick, "stage": "encode", "reason": "not_finite", "detail": "why", "first_seen": "night-1"},
+            {**crashed, "stage": "decode", "reason": "crashed", "detail": "how", "first_seen": "night-1"},
+        ],
+        schema=QUARANTINE,
+    )
+    monkeypatch.setattr(planning, "read_table", lambda _s, _m, role: items.slice(2) if role == "items" else quarantine)
+    same = plan_of(config, "night-2").rows.slice(0, 2)
+    assert same.select(["status", "reason"]).to_pylist() == [
+        {"status": "refused", "reason": "not_finite"},
+        {"status": "refused", "reason": "crashed"},
+    ]
+    monkeypatch.setattr(standing, "find_bundle", lambda *_: "another")
+    monkeypatch.setattr(planning, "latent_bytes", lambda *_: 64)
+    other = plan_of(config, "night-3").rows.slice(0, 2)
+    assert other.select(["status", "reason", "retried"]).to_pylist() == [
+        {"status": "added", "reason": None, "retried": False},
+        {"status": "refused", "reason": "crashed", "retried": False},
+    ]
 
 
 def test_a_model_that_is_told_categories_needs_their_column(shop: Path) -> None:

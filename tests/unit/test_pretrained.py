@@ -23,7 +23,7 @@ from pipeline.models.export import run_encoder
 from pipeline.models.frozen_loading import load_frozen
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, run_rank
 
@@ -95,7 +95,7 @@ def test_training_and_decoding_are_refused() -> None:
 # --- through the worker
 
 
-def filled(store: Store) -> tuple[tuple[PixelRows, ...], Tensor]:
+def filled(store: Store) -> tuple[tuple[PartRows, ...], Tensor]:
     """Return the rows of two parts on the store and their photos."""
     schema = pixels_schema(SIZE)
     images, pixels = photos(PHOTOS, seed=5), []
@@ -107,11 +107,11 @@ def filled(store: Store) -> tuple[tuple[PixelRows, ...], Tensor]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(len(half), dtype=np.int32)))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", np.arange(len(half), dtype=np.int32)))
     return tuple(pixels), images
 
 
-def job_of(store: Store, pixels: tuple[PixelRows, ...], config: ModelConfig) -> TrainJob:
+def job_of(store: Store, pixels: tuple[PartRows, ...], config: ModelConfig) -> TrainJob:
     train = TrainConfig(epochs=1, batch_size=16)
     images = {"size": SIZE}
     return TrainJob(store, pixels, config, images, train, run_dir="runs/night", train_key="feed" * 16)
@@ -121,6 +121,7 @@ def test_a_job_becomes_a_bundle_at_once_with_its_pca(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
     store = open_store(f"memory://{uuid.uuid4().hex}")
     pixels, images = filled(store)
     config = parsed(weights=weights, layer=1, read_out={"pool": "map", "cells": 2, "dims": 6})

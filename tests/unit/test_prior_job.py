@@ -15,7 +15,7 @@ from pipeline.models.priors.stored import find_prior, load_prior
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import CodeRows, Line, PriorTrainConfig
+from pipeline.training import Line, PartRows, PriorTrainConfig
 from pipeline.training.prior_job import PriorJob
 from pipeline.training.ranks import Ranks
 
@@ -41,7 +41,7 @@ def job(store: Store, *, run: str = "night", **settings: object) -> PriorJob:
         table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
         part = write_part(store, f"latents/m/{number}.parquet", table, f"{number}")
         rows = np.arange(PHOTOS, dtype=np.int32)
-        parts.append(CodeRows(part.name, rows, (rows % 2 + 2).astype(np.int32), rows % 4 == 0))
+        parts.append(PartRows(part.name, rows, (rows % 2 + 2).astype(np.int32), rows % 4 == 0))
     return PriorJob(
         store=store,
         codes=tuple(parts),
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_other_photos_is_not_continued(store: Store):
     with pytest.raises(Unavailable):
         job(store).run_rank(Ranks(), line=Line(should_stop=lambda: next(answers, True)))
     other = job(store)
-    fewer = [CodeRows(part.part, part.rows[1:], part.category[1:], part.held_out[1:]) for part in other.codes]
+    fewer = [PartRows(part.part, part.rows[1:], part.category[1:], part.held_out[1:]) for part in other.codes]
     changed = PriorJob(**{**{name: getattr(other, name) for name in other.__slots__}, "codes": tuple(fewer)})
     with pytest.raises(ConfigError, match="inputs"):
         changed.run_rank(Ranks())
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_other_photos_is_not_continued(store: Store):
 
 def test_a_prior_on_too_few_photos_says_so(store: Store):
     few = job(store)
-    none = [CodeRows(part.part, part.rows[:0], part.category[:0], part.held_out[:0]) for part in few.codes]
+    none = [PartRows(part.part, part.rows[:0], part.category[:0], part.held_out[:0]) for part in few.codes]
     empty = PriorJob(**{**{name: getattr(few, name) for name in few.__slots__}, "codes": tuple(none)})
     with pytest.raises(InputError, match="no photos whose codes"):
         empty.run_rank(Ranks())

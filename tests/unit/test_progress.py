@@ -72,7 +72,7 @@ def test_a_terminal_gets_bars_unless_it_has_no_width(columns: int, shown: str) -
         with progress.stage("pixels", total=5) as advance:
             advance(5)
         terminal.flush()
-        text, deadline = "", time.monotonic() + 10
+        text, deadline = "", time.monotonic() + 100
         os.set_blocking(parent, False)
         while shown not in text and time.monotonic() < deadline:  # a terminal hands on what was written bit by bit
             with contextlib.suppress(BlockingIOError):

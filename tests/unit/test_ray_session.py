@@ -16,6 +16,7 @@ def test_a_machine_too_busy_to_start_ray_is_a_reason_to_try_again(monkeypatch: p
     def init(**_: object) -> None:
         raise Exception(words)  # noqa: TRY002 - this is what Ray raises
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process may have connected
     monkeypatch.setattr(ray, "init", init)
     with (
         pytest.raises(Unavailable, match="did not start on this machine in time"),
@@ -28,6 +29,17 @@ def test_any_other_error_of_starting_stays_what_it_is(monkeypatch: pytest.Monkey
     def init(**_: object) -> None:
         raise RuntimeError("no such thing")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process may have connected
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(RuntimeError, match="no such thing"), ray_session(ClusterConfig(), busy=2):
         pass
+
+
+def test_a_process_that_is_connected_already_keeps_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "init", lambda **_: called.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: called.append("shutdown"))
+    with ray_session(ClusterConfig(), busy=2):
+        pass
+    assert not called

@@ -49,7 +49,7 @@ sys.stdin.readline()
 try:
     attempt = run.begin("a: 1")
     print(attempt.number, flush=True)
-    sys.stdin.readline()  # stays alive, as a live holder does
+    sys.stdin.readline()  # stays alive, as a live holder does, until its input ends
 except Unavailable as error:
     print("held", flush=True)
 """
@@ -111,7 +111,7 @@ def age(store: Store, name: str, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def until(reached: Callable[[], bool], within_s: float = 20.0) -> None:
+def until(reached: Callable[[], bool], within_s: float = 200.0) -> None:
     """Wait for something that happens soon, and a little later on a busy machine."""
     deadline = time.monotonic() + within_s
     while not reached():
@@ -130,7 +130,7 @@ def test_the_first_attempt_says_who_it_is(store: Store) -> None:
         assert record["pid"] == os.getpid()
         stat = Path("/proc/self/stat").read_text()
         assert record["pid_started"] == stat[stat.rindex(")") :].split()[20]
-        assert abs(datetime.fromisoformat(record["created"]) - began) < timedelta(seconds=5)
+        assert abs(datetime.fromisoformat(record["created"]) - began) < timedelta(seconds=60)
         assert json.loads((root / "runs/night/heartbeats/1").read_text()) == {"attempt": 1, "ended": False}
         assert (root / "runs/night/config.yaml").read_text() == CONFIG
         assert json.loads((root / "store.json").read_text()) == {"format": 1}
@@ -159,7 +159,7 @@ def test_a_living_holder_is_waited_for_and_then_named(store: Store) -> None:
     began = time.monotonic()
     with pytest.raises(Unavailable) as caught:
         run.begin(CONFIG)
-    assert 0.5 <= time.monotonic() - began < 20
+    assert 0.5 <= time.monotonic() - began < 50
     assert caught.value.exit_code == 6
     assert all(part in str(caught.value) for part in ("'worker-17'", "pid 4711", "'night'", "attempt 1"))
     assert run.highest_attempt() == 1
@@ -173,7 +173,7 @@ def test_a_holder_that_lets_go_while_waited_for_is_followed(store: Store) -> Non
         newcomer.start()
         time.sleep(0.3)
         assert run.highest_attempt() == first.number
-    newcomer.join(timeout=20)
+    newcomer.join(timeout=100)
     assert numbers == [2]
 
 
@@ -385,18 +385,11 @@ def test_the_heartbeat_outlives_a_store_that_is_away(store: Store, monkeypatch: 
     assert not store.exists("runs/night/heartbeats/1.ended")
 
 
-def test_eight_newcomers_become_one_attempt(any_url: str) -> None:
-    newcomers = [script(NEWCOMER, any_url, "race") for _ in range(8)]
-    for newcomer in newcomers:
-        assert line_of(newcomer) == "ready"
-    for newcomer in newcomers:
-        assert newcomer.stdin is not None
-        newcomer.stdin.write("go\n")
-        newcomer.stdin.flush()
-    answers = [line_of(newcomer) for newcomer in newcomers]
-    for newcomer in newcomers:
-        newcomer.communicate("end\n", timeout=60)
-        assert newcomer.returncode == 0
+def test_eight_newcomers_become_one_attempt(any_url: str, racers: Any) -> None:
+    with racers(NEWCOMER, 8, any_url, "race") as newcomers:
+        for newcomer in range(8):
+            newcomers.say(newcomer, "go")
+        answers = newcomers.lines()
     assert sorted(answers) == ["1"] + ["held"] * 7
 
 

@@ -19,7 +19,7 @@ from pipeline.models.conditions import condition_of
 from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig, TrainJob
-from pipeline.training.loader import inputs_digest
+from pipeline.training.part_rows import inputs_digest
 from pipeline.training.split import choose_labels, held_out
 
 ITEMS = [f"item-{number // 3}" for number in range(6000)]  # three photos each
@@ -222,8 +222,8 @@ def test_a_training_is_told_sides_categories_and_labels(monkeypatch):
         watch=SimpleNamespace(stage=stage),
     )
     monkeypatch.setattr(computing, "find_bundle", lambda _store, _key: None)
-    monkeypatch.setattr(computing, "shards_of", lambda *_given, **_named: [])
-    monkeypatch.setattr(computing, "compute", lambda *_given, **_named: [])
+    asked = SimpleNamespace(rows=plan.rows, shards=[])
+    monkeypatch.setattr(computing, "compute", lambda *_given, **_named: (asked, []))
     monkeypatch.setattr(computing, "collect_pixels", lambda *_given: living_of())
     monkeypatch.setattr(computing, "train_job", lambda job, *, progress: told.append(job) or "m")
     assert computing.train_model(context, plan, lambda: None) == "m"

@@ -224,7 +224,7 @@ def test_processes_that_fetch_the_same_file_at_once_all_get_it_whole(store: Stor
     )
     arguments = [sys.executable, "-c", code, store.url, str(tmp_path / "c"), str(entry["size"]), str(entry["sha256"])]
     children = [subprocess.Popen(arguments) for _ in range(3)]
-    assert [child.wait(timeout=60) for child in children] == [0, 0, 0]
+    assert [child.wait(timeout=200) for child in children] == [0, 0, 0]
     assert len([path for path in (tmp_path / "c").rglob("*") if path.is_file()]) == 1
 
 

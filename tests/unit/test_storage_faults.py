@@ -548,6 +548,6 @@ class TestProcesses:
         program = "import pickle, sys\nprint(pickle.loads(bytes.fromhex(sys.argv[1])).get('runs/a'))"
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program, pickle.dumps(case.straight).hex()],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            cwd=ROOT, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (0, "b'content'\n", "")

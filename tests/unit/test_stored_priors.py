@@ -63,7 +63,7 @@ def test_the_first_prior_answers_its_key(store: Store):
     with pytest.raises(IntegrityError, match=f"names prior {first}, which is not there"):
         find_prior(store, KEY)
     store.put(f"priors/by-key/{KEY}.json", b"{}")
-    with pytest.raises(IntegrityError, match="names no prior_id"):
+    with pytest.raises(IntegrityError, match="names the prior_id None, which is not 64 hex digits"):
         find_prior(store, KEY)
 
 

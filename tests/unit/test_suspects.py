@@ -28,7 +28,7 @@ from pipeline.encoding.actors import ShardWorker, make_worker
 from pipeline.encoding.bisecting import Death
 from pipeline.encoding.suspects import Place, most_killers, settle_suspect
 from pipeline.encoding.trial import Outcome, Task, death_of, try_shard
-from pipeline.errors import CodebooksError, Forbidden, Unavailable
+from pipeline.errors import CodebooksError, Conflict, Forbidden, Unavailable
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models import MODELS, build_model
 from pipeline.models.bundle import save_bundle
@@ -197,6 +197,24 @@ def test_a_kept_photo_that_kills_the_encoder_is_refused_in_the_latents_part(
     ]
 
 
+def test_a_photo_that_kills_the_encoder_after_its_pixels_were_written_is_refused_too(
+    folder: Path, make_job: Callable[..., EncodeJob]
+) -> None:
+    """As on a night that trains: the pixels stage wrote the part, the encode stage dies of a photo in it."""
+    job, plan = make_job(), make_plan(folder)
+    shard = only_shard(job, plan)
+    make_worker(replace(job, model_id=None))(replace(shard, latents_name=None, latents_key=None))
+    before = job.store.get(shard.pixels_name)
+    result, _ = settle_suspect(shard, InThisProcess(make_worker(job), {"i002": CRASH, "i011": CRASH}), most=20)
+    assert (result.refused, result.fetched) == (2, 0)
+    items, refused = collect_rows(job.store, plan, [shard], [result])
+    assert items["item_id"].to_pylist() == [f"i{n:03d}" for n in range(PHOTOS) if n not in (2, 11)]
+    assert refused.select(["item_id", "stage", "reason"]).to_pylist() == [
+        {"item_id": item, "stage": "encode", "reason": "crashed"} for item in ("i002", "i011")
+    ]
+    assert job.store.get(shard.pixels_name) == before
+
+
 # --- one real process
 
 
@@ -265,6 +283,19 @@ class FakeRay:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def test_a_superseded_attempt_tries_nothing_more(
+    folder: Path, make_job: Callable[..., EncodeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise Conflict("attempt 2 has taken over")
+
+    job = make_job()
+    fake = FakeRay(monkeypatch, [Outcome()])
+    with pytest.raises(Conflict):
+        Place(job, 0.5, check)(only_shard(job, make_plan(folder)), "write")
+    assert len(fake.answers) == 1
 
 
 def test_a_machine_that_goes_away_is_no_death(

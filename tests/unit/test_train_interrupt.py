@@ -81,7 +81,7 @@ def test_a_superseded_attempt_stops_its_workers_at_the_next_poll(monkeypatch: py
     with pytest.raises(Conflict, match="attempt 2"):
         _watch(fit, board, None, Lookout(store, "runs/night", 1))
     assert fit.ended.is_set()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_a_lost_board_costs_the_progress_only(monkeypatch: pytest.MonkeyPatch) -> None:

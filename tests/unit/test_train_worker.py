@@ -17,7 +17,7 @@ from pipeline.errors import Unavailable
 from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundle, load_bundle, save_bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import Line, PixelRows, TrainConfig
+from pipeline.training import Line, PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Board, TrainJob, _model, run_rank
 
@@ -26,7 +26,7 @@ PHOTOS = 48
 KEY = "feed" * 16
 
 
-def fill(store: Store) -> tuple[PixelRows, ...]:
+def fill(store: Store) -> tuple[PartRows, ...]:
     schema = pixels_schema(SIZE)
     colours = np.random.default_rng(0).integers(0, 255, (2, PHOTOS, 1, 3), np.uint8)
     pixels = []
@@ -37,7 +37,7 @@ def fill(store: Store) -> tuple[PixelRows, ...]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", np.arange(PHOTOS, dtype=np.int32)))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", np.arange(PHOTOS, dtype=np.int32)))
     return tuple(pixels)
 
 
@@ -104,7 +104,7 @@ def surrounded_job(store: Store, source: str, run: str) -> TrainJob:
     sides = {"held_out": rows % 4 == 0, "category": (rows % 3).astype(np.int32)}
     return TrainJob(
         store=store,
-        pixels=tuple(PixelRows(part.part, part.rows, **sides) for part in fill(store)),
+        pixels=tuple(PartRows(part.part, part.rows, **sides) for part in fill(store)),
         model=parsed(kind="cvae", target={"kind": "pixels", "perceptual": perceptual}),
         images={"size": SIZE},
         train=TrainConfig(

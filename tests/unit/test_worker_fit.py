@@ -18,14 +18,14 @@ from pipeline.models import AnyModelConfig, Batch, load_bundle
 from pipeline.models.mae import MAE
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
-from pipeline.training import PixelRows, TrainConfig
+from pipeline.training import PartRows, TrainConfig
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, run_rank
 
 SIZE, PHOTOS = 16, 30
 
 
-def filled(store: Store) -> tuple[PixelRows, ...]:
+def filled(store: Store) -> tuple[PartRows, ...]:
     """Return two parts whose photo number n, over both, is of the brightness n; every third is held out."""
     schema, pixels = pixels_schema(SIZE), []
     for part in range(2):
@@ -38,7 +38,7 @@ def filled(store: Store) -> tuple[PixelRows, ...]:
         pq.write_table(table, sink)
         store.put(f"pixels/t/{part}.parquet", sink.getvalue())
         rows = np.arange(PHOTOS, dtype=np.int32)
-        pixels.append(PixelRows(f"pixels/t/{part}.parquet", rows, held_out=rows % 3 == 0))
+        pixels.append(PartRows(f"pixels/t/{part}.parquet", rows, held_out=rows % 3 == 0))
     return tuple(pixels)
 
 

@@ -81,6 +81,7 @@ def test_wrong_or_missing_code_is_not(error: Exception) -> None:
 def test_an_error_of_ours_inside_ray_s_stays_itself() -> None:
     ours = Conflict("attempt 2 has taken over")
     assert explained(task_error(ours), "encoding", stays="nothing") is ours
+    assert explained(task_error(ours).as_instanceof_cause(), "encoding", stays="nothing") is ours
 
 
 # --- whose code a worker runs

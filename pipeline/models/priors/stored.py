@@ -12,9 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from ...errors import InputError
-from ...keys import key_of, portable
 from ...storage import Store
-from ..shelves import FORMAT, Shelf, at_rest
+from ..shelves import FORMAT, Shelf, asked_key, at_rest
 from . import PRIORS, build_prior
 from .base import Prior, PriorConfig
 
@@ -49,18 +48,8 @@ def prior_key(
     model_id: of the VQ model whose codes it learns. train: its configuration as plain values. nonce: sets trainings
     apart that ask for the same; "" for none. condition: the name of the column that a prior `by_category` is told.
     """
-    asked = {
-        "format": FORMAT,
-        "prior": prior.model_dump(mode="json"),
-        "model_id": model_id,
-        "train": dict(train),
-        "seed": seed,
-        "version": version,
-        "nonce": nonce,
-    }
-    if condition is not None:
-        asked["condition"] = condition
-    return key_of(portable(asked))
+    what = {"prior": prior.model_dump(mode="json"), "model_id": model_id}
+    return asked_key(what, train=train, seed=seed, version=version, nonce=nonce, condition=condition)
 
 
 def save_prior(store: Store, prior: Prior, *, model_id: str, measures: Mapping[str, float], train_key: str) -> str:
