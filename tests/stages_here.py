@@ -27,7 +27,7 @@ def run_stages_here(patch: pytest.MonkeyPatch) -> None:
         run_rank(job, Ranks())
         return str(find_bundle(job.store, job.train_key))
 
-    def run_shards(shards: list[Any], job: Any, *, on_result: Callable[..., None]) -> list[Any]:
+    def run_shards(shards: list[Any], job: Any, *, on_result: Callable[..., None], **_: Any) -> list[Any]:
         worker, results = make_worker(job), []
         for shard in shards:
             results.append(worker(shard))

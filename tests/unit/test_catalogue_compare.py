@@ -147,6 +147,7 @@ def test_against_dictionaries(now: list[Row], before: tuple[list[Row], list[Row]
     assert {tuple(row.values()) for row in found.removed.to_pylist()} == removed
     assert {tuple(row.values()) for row in found.relabelled.to_pylist()} == relabelled
     counts = dict.fromkeys(COUNTS, 0) | {"removed": len(removed), "relabelled": len(relabelled)}
+    counts["held"] = 0
     for row in made:
         counts[row["status"]] += 1
         counts["held"] += row["status"] == "same" and row["reason"] == "unreachable"
