@@ -36,11 +36,11 @@ def split_addresses(texts: pa.Array, separator: str) -> pa.Array:
 
 def plain_addresses(cells: pa.Array) -> pa.Array:
     """Return addresses with schemes and web hosts in small letters, and `https:` before `//host/...`."""
+    if not pc.any(pc.match_substring(cells, "//")).as_py():
+        return cells
     relative = pc.starts_with(cells, "//")
     if pc.any(relative).as_py():
         cells = pc.if_else(relative, pc.binary_join_element_wise("https:", cells, ""), cells)
-    if not pc.any(pc.match_substring(cells, "://")).as_py():
-        return cells
     for capitals, parts in ((r"^[a-z0-9+.\-]*[A-Z][A-Za-z0-9+.\-]*://", _SCHEME), (r"^https?://[^/?#]*[A-Z]", _WEB)):
         found = pc.match_substring_regex(cells, capitals)
         if pc.any(found).as_py():

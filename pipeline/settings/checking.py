@@ -109,7 +109,7 @@ def _settle_kinds(merged: Merged, config: type[BaseModel]) -> dict[str, Any]:
         if not kinds or not isinstance(chosen, dict):
             continue
         kind = chosen.get("kind", _default_kind(config, section))
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             continue
         keep = {"kind": kind}
         for name, value in chosen.items():

@@ -66,14 +66,24 @@ def names_loopback(host: str) -> bool:
     """Return whether a host is written as this machine itself: `localhost`, or a loopback address in any form."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    ip = _written(host)
+    return ip is not None and any(_is_loopback(one) for one in _meant(ip))
+
+
+def never_asked(host: str) -> str | None:
+    """Return why a host that is written as an address, in any form, is never asked; None for any other."""
+    ip = _written(host)
+    return None if ip is None else refused_ip(str(ip), loopback=True)
+
+
+def _written(host: str) -> Ip | None:
     try:
-        ip: Ip = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
         try:
-            ip = ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433, 0177.0.0.1
+            return ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433, 0177.0.0.1
         except (OSError, UnicodeEncodeError):
-            return False
-    return any(_is_loopback(one) for one in _meant(ip))
+            return None
 
 
 def refused_ip(text: str, *, loopback: bool) -> str | None:

@@ -20,6 +20,7 @@ SILENT_S = 300.0  # how long a host that gave no answer is not asked again
 _PAUSES_S = 600.0  # what single photos may pause a host for altogether
 _CROWDED = 0.05  # share of answers 429 or 503 above which the host means everybody, not single photos
 _MEMORY = 50  # answers that the share is an average over
+_COUNTED = 1000  # of the last requests, to measure the pace by
 _LEAST_RATE = 0.5  # requests a second
 _CLIMB_S = 60.0  # in which a lowered pace is back at where it was
 
@@ -56,7 +57,7 @@ class Host:
     def __post_init__(self) -> None:
         self._turn = threading.Condition()
         self._open = 0
-        self._begun: deque[float] = deque(maxlen=_MEMORY)
+        self._begun: deque[float] = deque(maxlen=_COUNTED)
         self._paused_until = self._next_at = 0.0
         self._lowered_at = float("-inf")
         self._rate = self._peak = 0.0  # requests a second; 0: as many as the connections carry
@@ -144,10 +145,8 @@ class Host:
         self._turn.notify_all()
 
     def _measured(self, now: float) -> float:
-        """Return the requests a second that the last fifty were begun at."""
-        if len(self._begun) < 2:
-            return 2 * _LEAST_RATE
-        return len(self._begun) / max(now - self._begun[0], 1e-3)
+        """Return how many requests were begun within the last second: that was too much, not a long average."""
+        return max(2 * _LEAST_RATE, float(sum(now - begun <= 1.0 for begun in self._begun)))
 
 
 class Hosts:

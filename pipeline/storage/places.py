@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, InputError, NotAllowed
-from .addresses import Address, address_of, leaves_its_path, path_of, shown
+from .addresses import Address, address_of, leaves_its_path, never_asked, path_of, shown
 from .local import local_path
 from .urls import scheme_of
 
@@ -61,6 +61,9 @@ def check_web(target: str, uri: str, prefixes: tuple[str, ...]) -> None:
     address, path = address_of(target), path_of(target)
     if leaves_its_path(target):
         raise NotAllowed(f"{shown(uri)}: a path with '.' or '..' is not followed; write the address it stands for")
+    why = never_asked(address[1])
+    if why is not None:
+        raise NotAllowed(f"{shown(target)} is {why}")
     if not path.startswith(_web_folders(prefixes).get(address, ())):
         raise outside(target, uri, prefixes)
 

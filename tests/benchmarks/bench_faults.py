@@ -1,15 +1,16 @@
 """Nights over a real object store that answers by rule: what is published, what is refused, and right after repair.
 
-SeaweedFS (signatures are checked) behind a proxy, 60 photos and a small VAE. Each case runs `refresh` while a rule
-holds, then the same run name, or the next night, without it.
+SeaweedFS (signatures are checked) behind a proxy, and 60 photos. Each case runs `refresh` while a rule holds, then the
+same run name, or the next night, without it. --here: the stages of Ray run in this process, on a descriptor.
 
-    python tests/benchmarks/bench_faults.py --json results/faults.json [--only expired,skew,denied,swap,dead]
+    python tests/benchmarks/bench_faults.py --json results/faults.json [--only expired,skew,denied,swap,dead] [--here]
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -19,14 +20,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
 from PIL import Image
 
+from jobs.__main__ import main as main_here
 from pipeline.parts import read_part
 from pipeline.release import read_head, read_manifest
 from pipeline.release.tables import read_table
@@ -55,6 +59,7 @@ class Shop:
     straight: Store
     url: str
     name: str
+    here: Any = None
 
     def put(self, version: int, numbers: range | None = None) -> None:
         for number in numbers or range(PHOTOS):
@@ -68,16 +73,23 @@ class Shop:
         self.proxy.rules = list(rules)
         began = time.monotonic()
         place = f"{self.url}/{self.name}"
-        command = [sys.executable, "-m", "jobs", "refresh", "--json", "--run", run, f"store={place}/store"]
-        done = subprocess.run(
-            [*command, f"catalogue.source={place}/catalogue.csv", *SMALL], stdout=subprocess.PIPE, text=True
-        )
-        answer = json.loads(done.stdout)
+        words = ["refresh", "--json", "--run", run, f"store={place}/store", f"catalogue.source={place}/catalogue.csv"]
+        code, answer = self._answer(words)
         return {
-            "run": run, "exit": done.returncode, "reason": answer["reason"], "published": answer["published"],
+            "run": run, "exit": code, "reason": answer["reason"], "published": answer["published"],
             "error": answer.get("error", "")[:400], "seconds": round(time.monotonic() - began, 1),
             **self._released(), "refusals_in_parts": self._frozen(),
         }  # fmt: skip
+
+    def _answer(self, words: list[str]) -> tuple[int, dict[str, Any]]:
+        """Return the exit code and the JSON object of a command line."""
+        if self.here is None:
+            command = [sys.executable, "-m", "jobs", *words, *SMALL]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            return done.returncode, json.loads(done.stdout)
+        with redirect_stdout(io.StringIO()) as said:
+            code = main_here([*words, *self.here.SMALL])
+        return code, json.loads(said.getvalue())
 
     def _store(self) -> Store:
         return S3Store(f"{self.url}/{self.name}/store", self.straight._options)  # type: ignore[attr-defined]
@@ -154,16 +166,29 @@ CASES: dict[str, Callable[[Shop], Iterator[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+def _stages_here() -> Any:
+    """Return the module `stages_here` after it has patched this process."""
+    spec = importlib.util.spec_from_file_location("stages_here", Path(__file__).parents[1] / "stages_here.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.run_stages_here(pytest.MonkeyPatch())
+    return module
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
     os.environ.update(
         AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    here = _stages_here() if arguments.here else None
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
         server = WeedServer(Path(work) / "weed", "bench-faults")
         proxy = FaultProxy(server.port)
@@ -171,7 +196,7 @@ def main() -> None:
         straight = S3Store(server.url, StorageOptions(endpoint=f"http://127.0.0.1:{server.port}"))
         try:
             for name in arguments.only.split(","):
-                shop = Shop(proxy, straight, server.url, name)
+                shop = Shop(proxy, straight, server.url, name, here)
                 shop.list_photos(PHOTOS)
                 found[name] = []
                 for night in CASES[name](shop):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own: the session's cluster has one node, and this process is connected to it.
 PROGRAM = """
-import logging, sys
+import shutil, sys, tempfile
 from pathlib import Path
 import numpy as np, pyarrow as pa, ray
 from PIL import Image
@@ -45,24 +45,32 @@ shards = build_shards(assign_shards(plan, image_size=16, shard_rows=2), transfor
 job = EncodeJob(store=open_store(str(folder / "store")), files=Files(), catalogue=CatalogueConfig(source=str(folder)),
                 images=images, encode=EncodeConfig(actors=3), model_id=None, transform_id=transform_id(images))
 
+# A folder of its own, and a short name for its sockets: others on this machine must not find this cluster.
+place = tempfile.mkdtemp(prefix="ray-")
 quiet = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 3, **quiet})
-other = cluster.add_node(num_cpus=3, **quiet)
-ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False, configure_logging=False,
-         runtime_env={"worker_process_setup_hook": packages_hook()})
-here = ray.get_runtime_context().get_node_id()
-where = [helper(Where).remote() for _ in range(4)]
-assert set(ray.get([actor.node.remote() for actor in where])) == {here}
-removed = []
+cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 3, "temp_dir": place, **quiet})
+try:
+    # Connected while there is but one node: of several on a machine a driver takes any.
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False, configure_logging=False,
+             runtime_env={"worker_process_setup_hook": packages_hook()})
+    here = ray.get_runtime_context().get_node_id()
+    other = cluster.add_node(num_cpus=3, **quiet)
+    where = [helper(Where).remote() for _ in range(4)]
+    assert set(ray.get([actor.node.remote() for actor in where])) == {here}
+    removed = []
 
-def ended(result, done, total):
-    if not removed:
-        removed.append(other)
-        cluster.remove_node(other, allow_graceful=False)
+    def ended(result, done, total):
+        if not removed:
+            removed.append(other)
+            cluster.remove_node(other, allow_graceful=False)
 
-results = run_shards(shards, job, on_result=ended)
-assert set(ray.get([actor.node.remote() for actor in where], timeout=30)) == {here}
-print("done", len(results), sum(result.photos for result in results), sum(result.refused for result in results))
+    results = run_shards(shards, job, on_result=ended)
+    assert set(ray.get([actor.node.remote() for actor in where], timeout=30)) == {here}
+    print("done", len(results), sum(result.photos for result in results), sum(result.refused for result in results))
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(place, ignore_errors=True)
 """
 
 

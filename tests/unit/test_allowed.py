@@ -202,6 +202,14 @@ def test_hosts_that_are_this_machine() -> None:
         assert not names_loopback(host)
 
 
+def test_nobody_is_told_to_allow_what_is_never_asked(tmp_path: Path) -> None:
+    hosts = ("169.254.169.254", "2852039166", "0xa9fea9fe", "[fd00:ec2::254]", "[::ffff:169.254.169.254]")
+    rows = resolved(shop(tmp_path, *(f"https://{host}/latest/a.jpg" for host in hosts)))
+    assert [row["reason"] for row in rows] == ["not_allowed"] * len(hosts)
+    assert all("never asked" in row["detail"] for row in rows)
+    assert prefixes_to_add(pa.array([row["detail"] for row in rows])) == {}
+
+
 def test_addresses_are_shown_without_secrets() -> None:
     assert shown("https://me:pa55@host:1/a.jpg?X-Amz-Signature=abc") == "https://***@host:1/a.jpg?..."
     assert shown("https://host/a@b.jpg") == "https://host/a@b.jpg"

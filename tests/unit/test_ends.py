@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from jobs.__main__ import COMMANDS, RUN, Command, main
 from jobs.answer import full_disk
 from jobs.command import Arguments, Outcome
+from jobs.config import load_config
 from jobs.process import Steady
 from pipeline.errors import ConfigError
 from pipeline.storage import Files, open_store
@@ -128,6 +130,7 @@ BAD_WORDS = [
     ["train.epochs=&a [*a]"],
     ["train.epochs={[1]: 2}"],
     ["train.epochs=.nan"],
+    ["publish.channel=[]"],
     ["train.epochs=\udce9"],
     ['store="/tmp/a\\0b"'],
     ['store="/tmp/\\ud800"'],
@@ -152,6 +155,18 @@ def test_words_that_mean_nothing_are_exit_2(words: list[str], capsys: pytest.Cap
     assert code in (2, 3), said.err
     assert "Traceback" not in said.err
     assert json.loads(said.out)["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    "value", ["[]", "{a: {b: 1}}", "!!set {a}", ".inf", "1" * 60, '"\\ud800"', "2024-01-01", "null"]
+)
+@pytest.mark.parametrize(
+    "path", ["model.kind", "index.kind", "train.epochs", "catalogue.attributes", "store.url", "gates"]
+)
+def test_settings_of_any_value_are_used_or_refused(path: str, value: str) -> None:
+    words = ("store=/x", "catalogue.source=/x", "model.kind=descriptor", f"{path}={value}")
+    with contextlib.suppress(ConfigError):
+        assert load_config(Arguments(overrides=words), {}).model_dump()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 5000, "\0", "\udce9", ".", "a b"])

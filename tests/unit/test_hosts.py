@@ -100,6 +100,18 @@ def test_a_crowd_of_429s_halves_the_pace_once_and_it_climbs_back() -> None:
     assert known.rate == 0  # as many as the connections carry, as before
 
 
+def test_the_pace_is_measured_where_it_was_too_much() -> None:
+    clock = Clock()
+    known = host(clock)
+    serve(known, clock, 40, per_second=1)  # other hosts had their turns
+    serve(known, clock, 20, per_second=40)
+    begun = clock.now
+    clock.now += 0.01
+    for _ in range(8):
+        known.refused(0.0, begun, patience_s=60)
+    assert known.rate == pytest.approx(10, abs=1)
+
+
 def test_requests_at_a_pace_are_spread() -> None:
     clock = Clock()
     known = host(clock)

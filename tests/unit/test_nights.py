@@ -26,8 +26,9 @@ from pipeline.models.bundle import find_bundle
 from pipeline.planning import Asked, Plan
 from pipeline.release import promote, read_head, read_manifest, rollback
 from pipeline.storage import Store, open_store
+from pipeline.training import TrainJob
 from pipeline.training.ranks import Ranks
-from pipeline.training.worker import TrainJob
+from pipeline.training.worker import NO_LINE
 
 ITEMS = 12
 
@@ -37,19 +38,19 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Let the stages of Ray run here; the train keys of what is trained are listed as it happens."""
     keys: list[str] = []
 
-    def train_bundle(store: Store, *, train_key: str, attempt: int, progress: Any, **parts: Any) -> str:
-        keys.append(train_key)
-        parts["pixels"] = tuple(parts["pixels"])
-        TrainJob(store=store, train_key=train_key, **parts).run_rank(
-            Ranks(), report=None, should_stop=None, first_here=True
-        )
-        return str(find_bundle(store, train_key))
+    def train_job(job: TrainJob, *, progress: Any) -> str:
+        keys.append(job.train_key)
+        job.run_rank(Ranks(), line=NO_LINE, first_here=True)
+        return str(find_bundle(job.store, job.train_key))
 
     def run_shards(shards: list[Any], job: Any, *, on_result: Callable[..., None]) -> list[Any]:
         worker = make_worker(job)
-        return [worker(shard) for shard in shards]
+        results = [worker(shard) for shard in shards]
+        for number, result in enumerate(results):
+            on_result(result, number + 1, len(results))
+        return results
 
-    monkeypatch.setattr(jobs.computing, "train_bundle", train_bundle)
+    monkeypatch.setattr(jobs.computing, "train_job", train_job)
     monkeypatch.setattr(jobs.computing, "run_shards", run_shards)
     for module in (jobs.context, jobs.demo):
         monkeypatch.setattr(module, "ray_session", lambda *_, **__: nullcontext())
@@ -231,7 +232,7 @@ def test_an_attempt_that_was_meant_is_gone_on_with_by_a_retry_without_the_word(
         raise RuntimeError("the node is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(jobs.computing, "train_bundle", dies)
+        patched.setattr(jobs.computing, "train_job", dies)
         command("refresh", "--run", "night-2", "--retrain", *given, expect=1)
     assert command("refresh", "--run", "night-2", *given)["published"]
 

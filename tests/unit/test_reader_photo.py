@@ -167,9 +167,8 @@ def test_a_listed_encoder_that_is_gone_is_said_so(store: Store, maker: Any) -> N
 
 def test_the_encoder_of_another_model_is_refused(store: Store, maker: Any) -> None:
     write_encoder(store, "other", maker.DIM)
-    release = release_with_digests(store, maker, encoder=listed(store, "other")["encoder"])
-    with pytest.raises(IntegrityError, match=r"names models/other/encoder\.onnx where models/"):
-        release.encode_photo(picture())
+    with pytest.raises(IntegrityError, match=r"names 'models/other/encoder\.onnx' as its model's encoder\.onnx"):
+        release_with_digests(store, maker, encoder=listed(store, "other")["encoder"])
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "PIL"])
@@ -254,7 +253,7 @@ def test_other_encoders_do_not_look_at_the_category(store: Store, maker: Any) ->
 def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.models import build_model, bundle_files, save_bundle
-    from pipeline.models.base import condition_of
+    from pipeline.models.conditions import condition_of
     from pipeline.models.cvae import CVAEConfig
 
     opened, images, labels = open_store(str(tmp_path / "real")), ImagesConfig(size=16), ("Bags", "Hats")
@@ -279,7 +278,8 @@ def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, mak
 
 def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
-    from pipeline.models import VAEConfig, build_model, bundle_files, save_bundle
+    from pipeline.models import build_model, bundle_files, save_bundle
+    from pipeline.models.vae import VAEConfig
 
     opened, images = open_store(str(tmp_path / "real")), ImagesConfig(size=32)
     torch.manual_seed(0)

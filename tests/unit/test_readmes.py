@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from jobs.__main__ import COMMANDS
 from jobs.command import Arguments
-from jobs.config import load_config
+from jobs.config import Config, load_config
 from jobs.parser import parse_arguments
 from jobs.sources import preset_names
+from pipeline.catalogue import CatalogueConfig
+from pipeline.encoding import EncodeConfig
 from pipeline.reader import open_release
 from pipeline.storage import open_store
+from pipeline.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for folder in ("pipeline", "jobs", "cluster", "tests")
                               for path in (ROOT / folder).rglob("README.md"))]  # fmt: skip
+SECTIONS: dict[str, type[BaseModel]] = {"catalogue": CatalogueConfig, "encode": EncodeConfig, "train": TrainConfig}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -81,7 +86,11 @@ def test_a_command_that_a_page_names_is_understood(page: str, line: str) -> None
 @pytest.mark.parametrize("page", PAGES)
 def test_a_config_that_a_page_shows_is_valid(page: str, tmp_path: Path) -> None:
     for code in blocks(page, "yaml"):
-        shown = {"store": "s3://shop/visual", "model": {"kind": "vae"}, **yaml.safe_load(code)}
+        given = yaml.safe_load(code)
+        if not given.keys() & Config.model_fields.keys():  # a section alone
+            (section,) = (name for name, field in SECTIONS.items() if given.keys() <= field.model_fields.keys())
+            given = {section: given}
+        shown = {"store": "s3://shop/visual", "model": {"kind": "vae"}, **given}
         shown["catalogue"] = {"source": "s3://shop/catalogue.parquet", **shown.get("catalogue", {})}
         (tmp_path / "shop.yaml").write_text(yaml.safe_dump(shown))
         assert load_config(Arguments(config=str(tmp_path / "shop.yaml")), {}).store.url == "s3://shop/visual"

@@ -13,7 +13,7 @@ def test_only_what_is_learned_is_in_the_key():
     base = TrainConfig().key_values()
     idle = {
         "checkpoint_every_s": 1, "keep_checkpoints": 5, "max_failures": 0, "when": "always", "workers": 2, "threads": 2,
-        "compile": True, "window_parts": 1, "accumulate": 2,
+        "compile": True, "window_parts": 1, "accumulate": 2, "cache_gib": 5,
         # These say something only beside a setting that is not there.
         "milestones": (3, 5), "gamma": 0.5, "best_by": "validation/mse",
     }  # fmt: skip
