@@ -45,6 +45,7 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
         quiet["runtime_env"] = {_HOOK: packages_hook()}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
+        "address": "local",  # or Ray would join whatever cluster somebody has started on this machine
         "num_cpus": cluster.num_cpus or max(os.cpu_count() or 1, busy + 2),
         "include_dashboard": False,
         "object_store_memory": cluster.object_store_memory_mb * 2**20,

@@ -6,6 +6,7 @@ stay shared with the parent; a lock that another thread held is held for ever, a
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from types import TracebackType
@@ -26,6 +27,11 @@ _living: WeakSet[Renewable] = WeakSet()
 def renewed_in_children(thing: Renewable) -> None:
     """Have `thing.renew_after_fork()` called in every child and child's child forked while it lives; it is not kept."""
     _living.add(thing)
+
+
+def never_freed(thing: object) -> None:
+    """Keep what threads of the parent served, even when the child ends: freeing it would wait for these threads."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 class FreshLock:

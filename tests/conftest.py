@@ -80,6 +80,7 @@ def ray_session() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
+        address="local",
         num_cpus=6,
         include_dashboard=False,
         object_store_memory=512 * 2**20,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError, IntegrityError
-from ..forks import FreshLock, renewed_in_children
+from ..forks import FreshLock, never_freed, renewed_in_children
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
 from ..schema import ITEMS_VERSION, attribute_fields
@@ -56,13 +56,15 @@ class OpenedRelease:
         self.index = open_index(self._fetch(self._file("index")), manifest.metric)
         self._absences = Absences(store, cache, manifest)
         self._check()
-        self.renew_after_fork()
+        self._encoding = FreshLock()
+        self._encoder: PhotoEncoder | None = None
         renewed_in_children(self)
 
     def renew_after_fork(self) -> None:
         """Forget the encoder, whose session's threads stay with the parent; the next query by photo makes its own."""
-        self._encoding = FreshLock()
-        self._encoder: PhotoEncoder | None = None
+        if self._encoder is not None:
+            never_freed(self._encoder)
+            self._encoder = None
 
     def _file(self, role: str) -> FileEntry:
         entry = self.manifest.files.get(role)

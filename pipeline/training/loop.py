@@ -85,9 +85,9 @@ class Loop:
     def run(self) -> Model:
         """Return the model in evaluation mode: its last weights, their moving average, or the best epoch's.
 
-        Continues from the newest complete checkpoint, to the same bits as without the interruption (on CPU). Raises
-        CodebooksError naming step and loss parts when a loss is not a finite number, Unavailable when asked to stop,
-        ConfigError when `best_by` names no measure.
+        Continues from the newest complete checkpoint, to the same bits as without the interruption (on one kind of
+        CPU). Raises CodebooksError naming step and loss parts when a loss is not finite, Unavailable when asked to
+        stop, ConfigError when `best_by` names no measure.
         """
         # --- weights, optimiser, random numbers: what a checkpoint restores
         seed_rank(self.config.seed, self.ranks.rank)

@@ -361,7 +361,10 @@ def train_worker(setup: dict[str, Any]) -> str | None:
 
 
 def fix_process(config: TrainConfig, device: torch.device) -> None:
-    """Set this process so that a training repeats bit for bit on a CPU: fixed threads, deterministic kernels."""
+    """Set this process so that a training repeats bit for bit on one kind of CPU: fixed threads, fixed kernels.
+
+    Another kind of processor (AVX2, AVX-512) has other kernels, which round sums in another way.
+    """
     torch.set_num_threads(config.threads)
     keep_memory()
     if device.type == "cpu":

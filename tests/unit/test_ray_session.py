@@ -43,3 +43,19 @@ def test_a_process_that_is_connected_already_keeps_its_cluster(monkeypatch: pyte
     with ray_session(ClusterConfig(), busy=2):
         pass
     assert not called
+
+
+@pytest.mark.parametrize(("named", "joined"), [(None, "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_a_cluster_that_nobody_named_is_never_joined(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, joined: str
+) -> None:
+    """Ray by itself joins any cluster that somebody has started on this machine."""
+    given: list[dict[str, object]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: given.append(settings))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_session(ClusterConfig(address=named), busy=2):
+        pass
+    assert given[0]["address"] == joined
+    assert ("num_cpus" in given[0]) == (named is None)
