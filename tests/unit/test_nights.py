@@ -43,7 +43,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         job.run_rank(Ranks(), line=NO_LINE, first_here=True)
         return str(find_bundle(job.store, job.train_key))
 
-    def run_shards(shards: list[Any], job: Any, *, on_result: Callable[..., None]) -> list[Any]:
+    def run_shards(shards: list[Any], job: Any, *, on_result: Callable[..., None], **_watched: Any) -> list[Any]:
         worker = make_worker(job)
         results = [worker(shard) for shard in shards]
         for number, result in enumerate(results):
