@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from ..errors import ConfigError, NotFound
 from .base import Body, Entry, Store
 from .hosts import CONNECTIONS, Traffic
-from .local import local_path
+from .local import is_folder, local_path
 from .options import StorageOptions
 from .places import WEB, Places
 from .urls import open_store, scheme_of, split_uri
@@ -105,7 +105,7 @@ class Files:
                 f"{uri_prefix} cannot be listed: give a table of https URIs, or a folder on s3:// or a disk"
             )
         if scheme in {"", "file"}:
-            if not local_path(uri_prefix).is_dir():
+            if not is_folder(local_path(uri_prefix)):
                 raise NotFound(f"{uri_prefix} is not a folder of this machine")
             root, prefix = uri_prefix.rstrip("/") or "/", ""
         else:

@@ -217,6 +217,12 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder. Raises Forbidden where that may not be seen, InputError for no path at all."""
+    with _translated(path):
+        return path.is_dir()
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()

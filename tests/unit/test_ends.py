@@ -20,7 +20,7 @@ from jobs.answer import full_disk
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
 from jobs.process import Steady
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.storage import Files, open_store
 from pipeline.storage.local import HOMELESS, expanded
 
@@ -205,6 +205,12 @@ def test_uris_that_no_system_call_takes_are_refused(uri: str) -> None:
     for ask in (Files().read, Files().stat, Files().open):
         with pytest.raises((ConfigError, ValueError), match=r"NUL|UTF-8"):
             ask(uri)
+
+
+def test_folders_of_names_too_long_to_be_there_are_refused(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "x" * 300, "x/" * 3000):
+        with pytest.raises(InputError, match="File name too long"):
+            list(Files().list(f"{tmp_path}/{name}"))
 
 
 def test_a_home_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
