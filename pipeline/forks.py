@@ -30,8 +30,20 @@ def renewed_in_children(thing: Renewable) -> None:
 
 
 def never_freed(thing: object) -> None:
-    """Keep what threads of the parent served, even when the child ends: freeing it would wait for these threads."""
+    """Keep what threads of the parent served, even when this child ends: freeing it would wait for these threads.
+
+    The library that made it has globals too, whose C++ destructors wait in the same way when the process ends. Handlers
+    of `exit` run in reverse order, so the one set here ends the process, with its own status, before they do.
+    """
+    global _ends_at_once  # noqa: PLW0603  once a process
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    libc = ctypes.CDLL(None)
+    if _ends_at_once != os.getpid() and hasattr(libc, "on_exit"):  # glibc's; elsewhere a child may end by os._exit
+        _ends_at_once = os.getpid()
+        libc.on_exit(libc._exit, None)
+
+
+_ends_at_once: int | None = None  # the process whose end runs no C++ destructors
 
 
 class FreshLock:

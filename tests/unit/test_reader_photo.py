@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from pipeline.keys import digest_of
 from pipeline.reader import Release, open_release
 from pipeline.release import FileEntry, read_manifest, verify_release
 from pipeline.storage import Store, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -276,6 +280,20 @@ def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, mak
     assert min(np.abs(a - b).max() for n, a in enumerate(answers) for b in answers[:n]) > 0.01
 
 
+FORKED = """
+import os, sys
+from pathlib import Path
+from pipeline.reader import open_release
+release, photo = open_release(sys.argv[1]), Path(sys.argv[2]).read_bytes()
+before = release.encode_photo(photo)
+for asks in (False, True):
+    child = os.fork()
+    if child == 0:
+        sys.exit(3 if not asks or (release.encode_photo(photo) == before).all() else 4)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.models import build_model, bundle_files, save_bundle
@@ -294,6 +312,11 @@ def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> 
         expected = model.eval().encode(pixels).mean.numpy()
     found = open_release(opened.url, expect_model=model_id).encode_photo(picture())
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    # A child forked after a query by photo answers as its parent, and ends as the interpreter does.
+    (tmp_path / "photo.jpg").write_bytes(picture())
+    code = [sys.executable, "-c", FORKED, opened.url, str(tmp_path / "photo.jpg")]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["3", "3"], done.stderr
     opened.delete(files["encoder"].name)
     with pytest.raises(IntegrityError, match=r"encoder\.onnx on .* is missing"):
         bundle_files(opened, model_id)

@@ -237,7 +237,7 @@ def test_keys_may_be_numbers_wherever_one_goes_in(numbered: Release) -> None:
             numbered.similar(absent)
 
 
-@pytest.mark.parametrize("wrong", NO_KEYS, ids=repr)
+@pytest.mark.parametrize("wrong", NO_KEYS, ids=[f"{type(key).__name__}-{n}" for n, key in enumerate(NO_KEYS)])
 def test_what_is_no_key_is_named_wherever_one_goes_in(numbered: Release, wrong: Any) -> None:
     for ask in (
         lambda: numbered.similar(wrong),
@@ -257,7 +257,9 @@ def test_one_key_is_no_list_of_keys(numbered: Release, wrong: Any) -> None:
             ask(wrong)
 
 
-@pytest.mark.parametrize("value", ["\ud800", object(), np.array([1, 2]), b"\xff"])
+@pytest.mark.parametrize(
+    "value", ["\ud800", object(), np.array([1, 2]), b"\xff"], ids=["surrogate", "object", "array", "bytes"]
+)
 def test_a_where_value_that_no_column_holds_is_named(maker: Any, store: Store, value: Any) -> None:
     maker.make_release(store, maker.some_photos(4))
     for name in ("category", "stock"):
