@@ -124,3 +124,9 @@ def operators_of_onnx() -> Iterator[None]:
 def racers() -> Any:
     """Call with (a program, how many, its arguments): processes of it, forked from one; see tests/racers.py."""
     return _load("racers").Racers
+
+
+@pytest.fixture(scope="session")
+def stages_here() -> Any:
+    """The module `stages_here`: lets a night's pixels, training and encoding run in this process, without Ray."""
+    return _load("stages_here")

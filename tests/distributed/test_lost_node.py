@@ -43,18 +43,18 @@ plan = pa.Table.from_arrays([pa.array(given.get(f.name, [None] * count), f.type)
 shards = build_shards(assign_shards(plan, image_size=16, shard_rows=2), transform_id=transform_id(images),
                       model_id=None, precision="fp32")
 job = EncodeJob(store=open_store(str(folder / "store")), files=Files(), catalogue=CatalogueConfig(source=str(folder)),
-                images=images, encode=EncodeConfig(actors=3), model_id=None, transform_id=transform_id(images))
+                images=images, encode=EncodeConfig(actors=2), model_id=None, transform_id=transform_id(images))
 
 # A folder of its own, and a short name for its sockets: others on this machine must not find this cluster.
 place = tempfile.mkdtemp(prefix="ray-")
 quiet = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 3, "temp_dir": place, **quiet})
+cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2, "temp_dir": place, **quiet})
 try:
     # Connected while there is but one node: of several on a machine a driver takes any.
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False, configure_logging=False,
              runtime_env={"worker_process_setup_hook": packages_hook()})
     here = ray.get_runtime_context().get_node_id()
-    other = cluster.add_node(num_cpus=3, **quiet)
+    other = cluster.add_node(num_cpus=2, **quiet)
     where = [helper(Where).remote() for _ in range(4)]
     assert set(ray.get([actor.node.remote() for actor in where])) == {here}
     removed = []

@@ -192,19 +192,19 @@ def upload(store_url: str, folder: Path) -> None:
 
 @pytest.mark.s3
 def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(
-    s3_server: Any, commands: Any, rendered: Path, trained: Path
+    s3_server: Any, commands: Any, stages_here: Any, rendered: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a scheduler runs it: processes that start a Ray of their own, whose workers meet the server too."""
+    """The first night as a scheduler runs it: a process with a Ray of its own, whose workers meet the server too."""
     bucket = s3_server.make_bucket("refresh-delta")
     upload(f"{bucket}/shop", rendered)
     upload(f"{bucket}/visual", trained)
     store_url, catalogue = f"{bucket}/visual", f"{bucket}/shop/catalogue.csv"
 
-    def refresh(run: str) -> dict[str, Any]:
-        words = ["--run", run, f"store={store_url}", f"catalogue.source={catalogue}", *SMALL]
-        return dict(commands.finish(commands.start_alone("refresh", *words)))
+    def words(run: str) -> list[str]:
+        return ["refresh", "--run", run, f"store={store_url}", f"catalogue.source={catalogue}", *SMALL]
 
-    first = refresh("night-1")
+    first = commands.finish(commands.start_alone(*words("night-1")))
+    stages_here.run_stages_here(monkeypatch)
     shop = open_store(f"{bucket}/shop")
     rows = list(csv.DictReader(io.StringIO(shop.get("catalogue.csv").decode())))
     store = open_store(store_url)
@@ -224,7 +224,7 @@ def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(
     shop.put("catalogue.csv", text.getvalue().encode())
 
     s3_server.reset_counts()
-    second = refresh("night-2")
+    second = commands.run(*words("night-2"))
     photos = sorted(path for _, path in s3_server.count_gets() if "/shop/photos/" in path)
     assert photos == sorted([f"/refresh-delta/shop/{photo}", "/refresh-delta/shop/photos/new.jpg"])
     counts = second["plan"]["counts"]
@@ -244,7 +244,7 @@ def test_on_s3_only_what_changed_is_fetched_and_the_rest_is_carried_over(
     assert {("zz-new", "added"), (changed, "changed"), (removed, "removed")} == changes
 
     s3_server.reset_counts()
-    third = refresh("night-3")
+    third = commands.run(*words("night-3"))
     assert third["reason"] == "nothing to do"
     assert not [path for _, path in s3_server.count_gets() if "/shop/photos/" in path]
 

@@ -18,16 +18,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from pydantic import TypeAdapter
 
-from pipeline.errors import CodebooksError, ConfigError, NotFound
-from pipeline.models import AnyModelConfig, load_bundle
+from pipeline.errors import CodebooksError, ConfigError
+from pipeline.models import AnyModelConfig
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PartRows, TrainConfig, TrainJob, TrainProgress, train_job
-from pipeline.training.ranks import Ranks
-from pipeline.training.worker import run_rank
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -136,34 +133,17 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("killed_job", sys.argv[2])
 job = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(job)
-job.train(job.open_store(sys.argv[3]), progress=lambda progress: print(progress.step, flush=True))
+job.train(job.open_store(sys.argv[3]), attempt=2, progress=lambda progress: print(progress.step, flush=True))
 """
-
-
-def test_a_killed_job_continues_in_its_next_attempt(undisturbed, tmp_path):
-    import ray
-
-    store = new_store(tmp_path)
-    arguments = [ray.get_runtime_context().gcs_address, __file__, store.url]
-    found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=environment) as job:
-        deadline = time.monotonic() + 400
-        while not complete_steps(store):
-            assert job.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        job.kill()
-    seen: list[TrainProgress] = []
-    assert train(store, attempt=2, progress=seen.append) == undisturbed
-    assert seen[-1].resumed_from
 
 
 class Interrupted(Exception):
     """What a handler of SIGTERM raises in the main thread."""
 
 
-def test_an_interrupted_driver_leaves_a_checkpoint_behind(undisturbed, tmp_path):
+def test_a_job_interrupted_and_then_killed_continues_to_the_same_bits(undisturbed, tmp_path):
+    import ray
+
     store = new_store(tmp_path)
     seen: list[int] = []
 
@@ -173,9 +153,22 @@ def test_an_interrupted_driver_leaves_a_checkpoint_behind(undisturbed, tmp_path)
 
     with pytest.raises(Interrupted):
         train(store, progress=interrupt, checkpoint_every_s=1000)
-    [step] = complete_steps(store)
-    assert seen[0] < step < 24 * 4 * PHOTOS // 64
-    assert train(store, attempt=2) == undisturbed
+    [interrupted] = complete_steps(store)  # written because the driver was told to stop
+    assert seen[0] < interrupted < 24 * 4 * PHOTOS // 64
+
+    arguments = [ray.get_runtime_context().gcs_address, __file__, store.url]
+    found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=environment) as job:
+        deadline = time.monotonic() + 400
+        while max(complete_steps(store)) == interrupted:
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        job.kill()
+    last: list[TrainProgress] = []
+    assert train(store, attempt=3, progress=last.append) == undisturbed
+    assert last[-1].resumed_from > interrupted
 
 
 def test_a_diverging_training_ends_with_step_and_parts_and_no_retries(ray_session, tmp_path):
@@ -189,36 +182,3 @@ def test_a_diverging_training_ends_with_step_and_parts_and_no_retries(ray_sessio
 def test_more_workers_than_the_machine_holds_are_refused_at_once(ray_session, tmp_path):
     with pytest.raises(ConfigError, match="need 64 CPU"):
         train(new_store(tmp_path), workers=64)
-
-
-def test_two_bundles_become_a_fusion(ray_session, tmp_path):
-    store = new_store(tmp_path)
-    pixels = fill(store)
-
-    def job(key: str, workers: int = 1, **values: object) -> TrainJob:
-        return TrainJob(
-            store=store,
-            pixels=tuple(pixels),
-            model=TypeAdapter(AnyModelConfig).validate_python(values),
-            images={"size": SIZE, "fit": "pad"},
-            train=TrainConfig(epochs=1, batch_size=400, workers=workers),
-            run_dir="runs/night",
-            train_key=key * 64,
-        )
-
-    # Only the fusion needs Ray and two workers here.
-    hog = run_rank(job("1", kind="descriptor", cell=4, features="pixels", read_out={"dims": 2}), Ranks())
-    vae = run_rank(job("2", kind="vae", latent_dim=4, channels=[4, 8]), Ranks())
-    fused = train_job(job("3", workers=2, kind="fusion", members=[hog, vae], weights=[2, 1]))
-    photos = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    bundle = load_bundle(store, fused)
-    found = bundle.model.encode(photos).mean
-    assert found.shape == (4, 6)
-    norms = found.split([2, 4], dim=1)
-    assert [one.norm(dim=1).square().tolist() for one in norms] == [
-        pytest.approx([2 / 3] * 4, abs=1e-5),
-        pytest.approx([1 / 3] * 4, abs=1e-5),
-    ]
-    assert [part.model["kind"] for part in bundle.config.parts] == ["descriptor", "vae"]
-    with pytest.raises(NotFound, match=f"no bundle {'a' * 64}"):
-        train_job(job("4", kind="fusion", members=[hog, "a" * 64]))

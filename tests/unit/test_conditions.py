@@ -238,8 +238,8 @@ class MemoryReader:
         return [self.photos.get(uri, PhotoRefused("fetch", "missing", "no such object")) for uri in uris]
 
 
-def worker_of(store: Store, model: Model, photos: np.ndarray, missing: tuple[int, ...] = ()) -> ShardWorker:
-    data = {f"u{n}": png(photo) for n, photo in enumerate(photos) if n not in missing}
+def worker_of(store: Store, model: Model, photos: np.ndarray, broken: tuple[int, ...] = ()) -> ShardWorker:
+    data = {f"u{n}": b"no picture" if n in broken else png(photo) for n, photo in enumerate(photos)}
     decoder = PhotoDecoder(MemoryReader(data), ImagesConfig(size=SIZE))
     return ShardWorker(store, decoder, Encoder(model, batch_size=4))
 
@@ -252,7 +252,7 @@ def held(store: Store, name: str) -> dict[str, list[float]]:
 def test_a_worker_tells_each_photo_its_category_past_refused_ones_and_from_kept_pixels(store: Store) -> None:
     model, photos = loud(), pixels(7)
     (shard,) = build(make_plan(CATEGORIES))
-    worker_of(store, model, photos, missing=(0, 3))(shard)
+    worker_of(store, model, photos, broken=(0, 3))(shard)
     expected = means(model, photos, ROWS)
     found = held(store, shard.latents_name)
     assert sorted(found) == ["u1", "u2", "u4", "u5", "u6"]

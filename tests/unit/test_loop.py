@@ -451,5 +451,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
 @pytest.mark.slow
 def test_three_ranks_resume_to_the_bits_of_an_undisturbed_training(run_ranks, tmp_path):
     """Three: only from there on does the order of a sum over ranks matter."""
+    for name in ("undisturbed", "stopped"):
+        fill(open_store(str(tmp_path / name)))
     for rank in run_ranks(__file__, 3, tmp_path):
         assert rank["stopped"] == rank["undisturbed"]

@@ -121,7 +121,6 @@ def test_a_job_becomes_a_bundle_at_once_with_its_pca(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda model, **options: b"not exported here")
     store = open_store(f"memory://{uuid.uuid4().hex}")
     pixels, images = filled(store)
     config = parsed(weights=weights, layer=1, read_out={"pool": "map", "cells": 2, "dims": 6})
