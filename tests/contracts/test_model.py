@@ -208,6 +208,7 @@ class TestTraining:
         for where, buffer in model.named_buffers():
             assert not buffer.requires_grad, where
 
+    @pytest.mark.slow
     def test_two_trainings_have_the_same_bits(self, name: str, told: bool, size: int) -> None:
         first = make(name, size)
         curve = train(first, photos(size), 3, told)
@@ -217,6 +218,7 @@ class TestTraining:
         assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
         assert train(make(name, size, seed=1), photos(size), 3, told) != curve
 
+    @pytest.mark.slow
     def test_state_goes_round_and_training_continues_to_the_same_bits(self, name: str, told: bool, size: int) -> None:
         model = make(name, size)
         train(model, photos(size), 2, told)
@@ -247,6 +249,7 @@ class TestTraining:
         for loss, part in once.parts.items():
             torch.testing.assert_close(twice.parts[loss], part, rtol=1e-5, atol=1e-4)
 
+    @pytest.mark.slow
     def test_training_lowers_the_loss(self, name: str, told: bool, size: int) -> None:
         if CONFIGS[name]["kind"] in QUEUEING:
             pytest.skip("its queue fills with keys harder than those it began with; see test_moco")
@@ -267,6 +270,7 @@ class TestTraining:
 
 @pytest.mark.usefixtures("operators_of_onnx")
 @pytest.mark.parametrize(("name", "size"), [(name, 28) for name in CONFIGS] + [(name, 64) for name in BACKBONES])
+@pytest.mark.slow
 def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(name: str, size: int) -> None:
     store = open_store(f"memory://contract-model-{name}-{size}")
     model, config = make(name, size), config_of(name)

@@ -316,6 +316,7 @@ class TestStore:
             assert entry == pair.store.stat(entry.name)
             assert entry.size == len(entry.name.encode())
 
+    @pytest.mark.slow
     def test_a_long_listing_sees_everything_and_nothing_old(self, pair: Pair) -> None:
         names = [f"many/{number:05d}" for number in range(2503)]
         with ThreadPoolExecutor(8) as threads:

@@ -245,6 +245,7 @@ def test_the_card_says_what_a_person_needs(store: Store) -> None:
 
 @pytest.mark.usefixtures("operators_of_onnx")
 @pytest.mark.parametrize("config", [CONFIG, VQVAEConfig(quantizer=EMAConfig(num_codes=8, code_dim=4), channels=(4, 8))])
+@pytest.mark.slow
 def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config: Any) -> None:
     torch.manual_seed(0)
     model = build_model(config, image_size=16)
@@ -263,6 +264,7 @@ def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config
 
 
 @pytest.mark.usefixtures("operators_of_onnx")
+@pytest.mark.slow
 def test_an_onnx_file_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = export.run_encoder
 

@@ -132,6 +132,7 @@ def parent(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
 
 @settings(derandomize=True, max_examples=150, deadline=None, database=None)
 @given(tonight(), parent(), st.integers(1, 4))
+@pytest.mark.slow
 def test_against_dictionaries(now: list[Row], before: tuple[list[Row], list[Row]], slice_rows: int) -> None:
     items, refused = before
     with pytest.MonkeyPatch.context() as patch:

@@ -343,6 +343,7 @@ def test_a_rollback_during_a_refresh_wins(store: Store) -> None:
         publish_new(store, "c", head=2)
 
 
+@pytest.mark.slow
 def test_eight_processes_race_and_one_wins_each_round(any_url: str, racers: Any) -> None:
     store = open_store(any_url)
     rounds = 12 if "://" not in any_url else 6
@@ -398,6 +399,7 @@ class Polling:
                 self.heads.append(read["head"])
 
 
+@pytest.mark.slow
 def test_a_reader_sees_only_whole_releases(any_url: str) -> None:
     store, head = open_store(any_url), 0
     with Polling(any_url) as seen:

@@ -125,6 +125,7 @@ def after_200_steps(**state: Any) -> tuple[float, float]:
     return measures["codebook/used_codes"], measures["codebook/perplexity"]
 
 
+@pytest.mark.slow
 def test_counts_begin_at_one_with_the_sums_that_fit() -> None:
     """Counts of zero fling the codes away for hundreds of steps; they recover later, so the budget decides."""
     used, perplexity = after_200_steps()

@@ -127,6 +127,7 @@ def test_the_onnx_encoder_takes_conditions(bundle: tuple[Store, Bundle, Model]) 
     assert np.abs(apart).max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_export_that_ignores_the_condition_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = export.run_encoder
 

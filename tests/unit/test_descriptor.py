@@ -136,6 +136,7 @@ def test_grey_histograms_are_of_the_brightness() -> None:
     assert np.abs(colour.numpy() - wanted).max() > 0.05
 
 
+@pytest.mark.slow
 def test_whitening_and_the_exported_encoder() -> None:
     pixels = goods(200)
     model = fitted(parsed(cell=8, read_out={"dims": 12, "whiten": True}), pixels)

@@ -25,7 +25,7 @@ from pipeline.release import read_head, read_manifest
 from pipeline.release.tables import read_table
 from pipeline.storage import Retry, S3Store, StorageOptions, s3
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 TESTS = Path(__file__).resolve().parents[1]
 PHOTOS = 20

@@ -159,6 +159,7 @@ def learnt(model: Following) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("moco_v3", {}), ("dino", {"prototypes": 64})])
+@pytest.mark.slow
 def test_they_learn_to_tell_photos_apart(kind: str, options: dict[str, Any]) -> None:
     """NT-Xent falls, which neither is trained on, and projections do not collapse."""
     before, after, rank = learnt(made(kind, **options))
@@ -166,6 +167,7 @@ def test_they_learn_to_tell_photos_apart(kind: str, options: dict[str, Any]) -> 
     assert rank > 2.5
 
 
+@pytest.mark.slow
 def test_a_teacher_of_one_temperature_and_no_balance_brings_all_photos_together() -> None:
     """The control: a fast teacher with a centre alone ends with even shares, as the paper says of a warm one."""
     before, after, rank = learnt(made("dino", prototypes=64, centring="mean", teacher_temperature=0.1))

@@ -132,6 +132,7 @@ def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         ("mean_norm", False, None, {}),
     ],
 )
+@pytest.mark.slow
 def test_fused_vectors_are_numpys(
     store: Store, scale: str, centre: bool, weights: list[float] | None, read_out: dict[str, object]
 ) -> None:

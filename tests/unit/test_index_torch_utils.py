@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import faiss.contrib.torch_utils  # as pytorch_metric_learning does; it replaces faiss.Index.search
 import numpy as np
@@ -22,6 +24,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_a_patched_faiss_searches_as_before() -> None:
     found = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(

@@ -60,6 +60,7 @@ def trained(beta: float, variance: float) -> tuple[Tensor, Tensor, float]:
 
 
 @pytest.mark.parametrize(("beta", "variance"), [(1.0, 0.1), (1.0, 0.7), (4.0, 0.35), (2.0, 1.5)])
+@pytest.mark.slow
 def test_used_dimensions_and_error_are_the_closed_form_s(beta: float, variance: float) -> None:
     means, kl, error = trained(beta, variance)
     used = int((EIGENVALUES / variance > beta).sum())

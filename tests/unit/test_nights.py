@@ -30,6 +30,8 @@ from pipeline.training import TrainJob
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import NO_LINE
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 12
 
 

@@ -151,6 +151,7 @@ def markov_grids(number: int, seed: int) -> tuple[np.ndarray, float]:
     [(PixelCNNConfig(width=16, layers=2, dropout=0), 4), (TransformerConfig(width=32, layers=2, dropout=0), 4)],
     ids=["pixelcnn", "transformer"],
 )
+@pytest.mark.slow
 def test_a_known_source_is_learned_to_its_entropy(config: PixelCNNConfig | TransformerConfig, epochs: int):
     grids, entropy = markov_grids(12_000, seed=0)
     held_out = np.arange(len(grids)) >= 8_000

@@ -221,6 +221,7 @@ def test_an_encoders_numbers_are_those_of_its_measures() -> None:
     assert flat["rare_ahead"] == 0.5
 
 
+@pytest.mark.slow
 def test_rendered_factors_are_repeatable_and_read_from_what_shows_them() -> None:
     photos = factor_photos(ImagesConfig(size=16), count=120, designs=4, seed=1)
     again = factor_photos(ImagesConfig(size=16), count=120, designs=4, seed=1)

@@ -155,6 +155,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip() + "|"
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) -> None:
     options = TableOptions(beside=(night.other[:12], night.own))
     written = write_quality(
@@ -201,6 +202,7 @@ def test_a_table_has_a_row_for_every_model_and_baseline(night: SimpleNamespace) 
     assert all(name in written.text for name in rows)
 
 
+@pytest.mark.slow
 def test_a_model_of_codes_has_a_row_of_its_words(night: SimpleNamespace) -> None:
     config = config_of(night.url, model=CODES)
     quantised = bundle(night.store, config, key="codes")

@@ -118,6 +118,7 @@ def test_nothing_published_is_said_so(maker: Any, store: Store) -> None:
         open_release(store.url, release_id="other")
 
 
+@pytest.mark.slow
 def test_queries_under_way_finish_on_the_release_they_began_on(maker: Any, store: Store) -> None:
     # Release A holds items a-*, release B items b-*: an answer that mixes them, or an error, would be a torn read.
     def only(letter: str) -> list[Any]:

@@ -47,6 +47,7 @@ def store(tmp_path: Path) -> Store:
 # --- forks
 
 
+@pytest.mark.slow
 def test_forked_children_answer_as_their_parent_and_none_hangs(maker: Any, store: Store) -> None:
     maker.make_release(store, maker.some_photos(200))
     environment = {**os.environ, "OMP_NUM_THREADS": "4", "PYTHONPATH": str(ROOT)}

@@ -385,6 +385,7 @@ def test_the_heartbeat_outlives_a_store_that_is_away(store: Store, monkeypatch: 
     assert not store.exists("runs/night/heartbeats/1.ended")
 
 
+@pytest.mark.slow
 def test_eight_newcomers_become_one_attempt(any_url: str, racers: Any) -> None:
     with racers(NEWCOMER, 8, any_url, "race") as newcomers:
         for newcomer in range(8):

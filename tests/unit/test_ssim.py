@@ -148,6 +148,7 @@ def trained(*, scaled: bool) -> tuple[float, float, float]:
     return history[0], history[-1], kl.item()
 
 
+@pytest.mark.slow
 def test_scaled_by_the_picture_it_trains_beside_a_kl() -> None:
     before, after, kl = trained(scaled=True)
     assert after > before + 0.4

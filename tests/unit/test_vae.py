@@ -342,6 +342,7 @@ def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
         VAEConfig(**fields)
 
 
+@pytest.mark.slow
 def test_latents_are_smooth_and_draws_lie_near_the_photos() -> None:
     """Decoded in twenty steps from one photo's mean to another's, no step is a jump; noise decodes to such photos."""
     images = shapes(256)

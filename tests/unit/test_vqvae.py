@@ -209,6 +209,7 @@ def test_codes_are_chosen_in_full_precision_under_autocast(quantizer: str) -> No
     assert (coarse.argmin(1) != found.flatten()).any()
 
 
+@pytest.mark.slow
 def test_one_code_draws_as_many_pictures_as_there_are_codes_and_a_grid_draws_better() -> None:
     """Row D4 of the notes. Measured: 8 and 93 different pictures of 96 photos; MSE 0.024 and 0.018."""
     images = photos(96, size=32)
