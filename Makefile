@@ -11,7 +11,7 @@ DATA   ?= ../shared/data
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
 
-demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (two to three minutes with two cores)
+demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (about four minutes with two cores)
 	$(BIN)/codebooks demo store=$(DEMO)
 
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
