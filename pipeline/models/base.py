@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..errors import ConfigError, NotReconstructing
+from ..images import ImagesConfig
 from ..losses.precision import full_precision as full_precision
 from .conditions import NO_CATEGORY
 from .frozen import FrozenConfig, FrozenEncoder
@@ -22,12 +23,14 @@ class Batch:
     """One training batch: images uint8 [B, 3, H, W] (or [views * B, 3, H, W]); condition int64 [B] or None.
 
     A condition is a row of a conditional model's table of categories: see `conditions.condition_of`. codes int64
-    [B, h, w] are what a prior reads; its images are [B, 3, 0, 0].
+    [B, h, w] are what a prior reads; its images are [B, 3, 0, 0]. features float32 [B, D] are what the model's teacher
+    says of the photos (its latents' mean), where it has one.
     """
 
     images: Tensor
     condition: Tensor | None = None
     codes: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,10 @@ class ModelConfig(BaseModel):
         """
         return self
 
+    def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:
+        """Return how the model's photos become pixels, one for each size it sees; images: the run's own section."""
+        return (images,)
+
     def holds(self) -> tuple[Mapping[str, Any], ...]:
         """Return the configurations, as plain values, of the models this one is built around; `build_model` makes them.
 
@@ -100,7 +107,7 @@ class Model(nn.Module, ABC):
     """
 
     views: ClassVar[int] = 1  # of each photo in a batch of `forward`
-    reads: ClassVar[Literal["photos", "codes"]] = "photos"  # what of a batch the model is about
+    reads: Literal["photos", "codes", "features"] = "photos"  # what of a batch the model is about
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
     fits: bool = False  # whether `fit` has something to do
     image_size: int

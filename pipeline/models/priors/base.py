@@ -38,7 +38,7 @@ class Prior(Model):
     decodes nothing. A subclass says what follows from the codes' embeddings: `from_vectors`.
     """
 
-    reads: ClassVar[Literal["photos", "codes"]] = "codes"
+    reads: Literal["photos", "codes", "features"] = "codes"
 
     def __init__(self, config: PriorConfig, num_codes: int, grid: tuple[int, int], labels: tuple[str, ...]) -> None:
         super().__init__()
