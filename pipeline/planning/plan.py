@@ -272,6 +272,6 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     if model_id is None:
         asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
     else:
-        asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
+        asked = stored_config(store, model_id)[0]
     model = build_model(asked, image_size=config.images.size)
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
