@@ -13,6 +13,7 @@ TRANSFORM_VERSION = 2
 
 Fit = Literal["pad", "crop", "stretch"]
 Resample = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+Keep = Literal["auto", "always", "never"]
 
 # Fields that came later: as they stand here they say nothing, so that ids, keys and stored configs stay as they were.
 _LATER = {"resample": "bicubic", "antialias": True, "crop_share": None}
@@ -45,6 +46,18 @@ class ImagesConfig(BaseModel):
     # The upper bound lies below the size at which Pillow itself refuses (178,956,970), so that only this limit decides.
     max_pixels: int = Field(default=64_000_000, ge=1, le=170_000_000, description="width x height in the header")
     max_bytes: int = Field(default=64 * 2**20, ge=1, le=2**31 - 1, description="length of the file")
+    # Left out of what the model says of itself, hence of every key, id and bundle: it changes no pixel.
+    keep: Keep = Field(
+        default="auto",
+        exclude=True,
+        description="whether pixels are stored for later nights: auto: where a training reads them",
+    )
+
+    def under(self, limits: ImagesConfig) -> ImagesConfig:
+        """Return how the same pixels are made of photos that another config's two limits allow."""
+        return self.model_copy(
+            update={"max_pixels": limits.max_pixels, "max_bytes": limits.max_bytes, "keep": limits.keep}
+        )
 
     @model_validator(mode="after")
     def _goes_together(self) -> ImagesConfig:
@@ -71,6 +84,10 @@ class ImagesConfig(BaseModel):
         return {**self.model_dump(mode="json"), **limits}
 
 
-def transform_id(config: ImagesConfig) -> str:
-    """Return the id of the evaluation transform: 16 hex of the key of (TRANSFORM_VERSION, config)."""
-    return key_of([TRANSFORM_VERSION, portable(config.model_dump(mode="json"))])[:16]
+def transform_id(*configs: ImagesConfig) -> str:
+    """Return the id of how photos become the pixels of one part: 16 hex of the key of (TRANSFORM_VERSION, config).
+
+    Of several, which a model of several sizes sees, of the list of them.
+    """
+    values = [portable(config.model_dump(mode="json")) for config in configs]
+    return key_of([TRANSFORM_VERSION, values[0] if len(values) == 1 else values])[:16]
