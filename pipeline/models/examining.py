@@ -141,7 +141,7 @@ def _changes(own: PreprocessingConfig) -> Iterator[dict[str, Any]]:
 def _vector(model: Pretrained, preprocessing: PreprocessingConfig) -> Vector:
     """Return the pooled vector of the test picture by some preprocessing of the network's own size."""
     pixels = decode(probe_picture(), preprocessing.transform(ImagesConfig()))
-    picture = to_float(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    picture = to_float(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
     own = model.values
     try:
         model.values = Values(preprocessing)
