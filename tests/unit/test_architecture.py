@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"column_types", "forks", "keys", "refusals", "schema"},
+    {"boards", "column_types", "forks", "keys", "refusals", "schema"},
     {"storage"},
     {"parts", "settings", "watch", "workers"},
     {"release", "runs"},
