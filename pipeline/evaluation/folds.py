@@ -105,8 +105,8 @@ def refuse_crossing(groups: Sequence[str], asked: NDArray[np.bool_]) -> None:
     both = np.intersect1d(names[asked], names[~asked])
     if len(both):
         raise InputError(
-            f"{len(both)} groups have photos on both sides, the first {str(both[0])!r}: what they share beside the product "
-            "would answer the question; deal folds by these groups"
+            f"{len(both)} groups have photos on both sides, the first {str(both[0])!r}: what they share beside the "
+            "product would answer the question; deal folds by these groups"
         )
 
 

@@ -70,7 +70,7 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained.
+    run, for which it is trained. exports: False leaves the ONNX encoder out, for a bundle that no query by photo meets.
     """
 
     store: Store
@@ -82,6 +82,7 @@ class TrainJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+    exports: bool = True
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
@@ -152,7 +153,16 @@ def run_rank(
         "train": job.train.model_dump(mode="json"),
         **_validation_sections(loop.validation if loop else Validation()),
     }
-    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+    return save_bundle(
+        job.store,
+        bundled,
+        job.model,
+        job.images,
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
+    )
 
 
 def open_loop(
