@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..errors import InputError, IntegrityError, NotFound
+from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
 from ..storage import Store
@@ -22,12 +23,16 @@ from .export import export_encoder
 from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
 
+# What a bundle's config.json says of how photos become pixels.
+StoredImages = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
 BUNDLES = Shelf("models", "bundle", "model_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels.
+    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels, for a model of
+    several sizes one config each.
 
     labels: the categories that a conditional model knows, in the order of its table; () for every other model.
     """
@@ -35,9 +40,14 @@ class Bundle:
     model_id: str
     config: ModelConfig
     image_size: int
-    images: Mapping[str, Any]
+    images: StoredImages
     model: Model
     labels: tuple[str, ...] = ()
+
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return `images` as configs."""
+        return stored_transforms(self.images)
 
 
 def train_key(
@@ -123,13 +133,19 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     return Bundle(model_id, config, facts["image_size"], facts["images"], at_rest(model), labels)
 
 
-def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, Any]]:
+def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, Any]:
     """Return a bundle's model config and its images config as plain values, without reading its weights.
 
     So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
     """
     facts = BUNDLES.facts(BUNDLES.config(store, model_id), model_id)
     return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
+
+
+def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
+    """Return how photos become pixels, as a bundle says it."""
+    several = [images] if isinstance(images, Mapping) else images
+    return tuple(ImagesConfig.model_validate(each) for each in several)
 
 
 def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
