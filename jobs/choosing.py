@@ -103,13 +103,17 @@ class Stages:
         """Return the plan of a seeded sample, compared with no release; one for all folds of a fusion's members."""
         named = (apart, settings.model.model_dump_json() + settings.images.model_dump_json())
         if named not in self.plans:
-            store, run = self._context(settings, apart).store, self.context.run.name
-            self.plans[named] = make_plan(settings, store, self.context.files, run=run, limit=self.limit)
+            context = self._context(settings, apart)
+            self.plans[named] = make_plan(
+                context.config, context.store, context.files, run=context.run.name, limit=self.limit
+            )
         return self.plans[named]
 
     def _context(self, settings: Any, apart: str) -> Context:
         store = Overlay(self.scratch, self.context.store, apart=apart, apart_prefix=_BY_KEY)
-        return replace(self.context, config=settings, store=store, here=True)
+        # Stored for all folds and seeds, whatever a night would do; thrown away at the end.
+        images = settings.images.model_copy(update={"keep": "always"})
+        return replace(self.context, config=settings.model_copy(update={"images": images}), store=store, here=True)
 
 
 def _from_file(name: str) -> dict[str, Any]:
