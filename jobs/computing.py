@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
@@ -14,25 +15,34 @@ from pipeline.encoding import (
     Asked,
     EncodeJob,
     FetchLimits,
-    Shard,
     ShardResult,
+    among,
     ask_again,
-    build_shards,
     collect_pixels,
     collect_rows,
     compact,
     run_shards,
+    run_shards_here,
     settle,
     split_done,
 )
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
-from pipeline.planning import Plan, category_told, check_training_columns, nothing_usable, training_rows
+from pipeline.planning import (
+    Plan,
+    category_told,
+    check_training_columns,
+    main_transforms,
+    nothing_usable,
+    shard_builder,
+    stores_pixels,
+    training_rows,
+)
 from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import TrainJob, train_job
+from pipeline.training import TrainJob, train_here, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +54,11 @@ class Encoded:
     parts: dict[str, PartFile]
 
 
-def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
-    """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does."""
+def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: NDArray[np.bool_] | None = None) -> str:
+    """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does.
+
+    chosen: which rows of the plan may be trained on, bool [n]; None: all.
+    """
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     if found:
@@ -58,7 +71,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     living = collect_pixels(store, asked.rows, asked.shards, results)
     if not living:
         raise nothing_usable(_with_refusals(context, asked))
-    rows = training_rows(asked.rows, living, config)
+    rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
     job = TrainJob(
@@ -71,9 +84,11 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
         run_dir=f"runs/{context.run.name}",
         attempt=context.attempt.number,
         train_key=plan.summary.train_key,
+        exports=not context.here,
     )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_job(job, progress=context.progress.training)
+        train = train_here if context.here else train_job
+        return train(job, progress=context.progress.training)
 
 
 def _with_refusals(context: Context, asked: Asked) -> pa.Table:
@@ -114,15 +129,20 @@ def compute(
 ) -> tuple[Asked, list[ShardResult]]:
     """Return what of the plan was asked and became of it; Ray is not started when every part is there already.
 
-    Without a model only the shards whose photos have to be fetched. Raises what `FailureLimits.check` does when more
+    Without a model only the shards whose photos have to be fetched. A model of other sizes than the plan's own, a
+    teacher, has them decoded in the same pass; photos are fetched for it where it has no latents yet. Stages before
+    `encode` store the pixels, which a training reads. Raises what `FailureLimits.check` does when more
     photos fail than are photos' fault.
     """
     config, store = context.config, context.store
+    known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
+    transforms = main_transforms(config, store, known)
+    stores = stage != "encode" or stores_pixels(config)
     with context.watch.stage(stage):
         asked = ask_again(
             store,
             plan.rows,
-            partial(_shards_of, context, plan, model_id),
+            shard_builder(config, store, transforms, model_id, stores=stores),
             transform_id=plan.summary.transform_id,
             run=context.run.name,
         )
@@ -140,6 +160,7 @@ def compute(
         encode=config.encode,
         model_id=model_id,
         transform_id=plan.summary.transform_id,
+        stores=transforms,
     )
     lookout = Lookout(store, context.run.folder, context.attempt.number)
     limits = FetchLimits(FailureLimits(plan.rows["uri"], config.catalogue.max_unreachable), asked)
@@ -149,21 +170,11 @@ def compute(
             advance(result.photos)
             limits.note(result)
 
-        fresh = run_shards(todo, job, on_result=ended, check=lookout.check)
+        run = run_shards_here if context.here else run_shards
+        fresh = run(todo, job, on_result=ended, check=lookout.check)
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)
     return settle(asked, results, _yesterday(context, plan, fresh)), results
-
-
-def _shards_of(context: Context, plan: Plan, model_id: str | None, rows: pa.Table, retry_of: str) -> list[Shard]:
-    return build_shards(
-        rows,
-        transform_id=plan.summary.transform_id,
-        model_id=model_id,
-        precision=context.config.encode.precision,
-        retry_of=retry_of,
-        category=category_told(context.config),
-    )
 
 
 def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.Table | None:

@@ -1,11 +1,13 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
-from .actors import Encoder, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
+from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
-from .collect import LivingRows, collect_pixels, collect_rows
+from .collect import LivingRows, among, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
+from .decoding import PhotoDecoder, Reader
 from .driver import run_shards
+from .here import run_shards_here
 from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
 from .unfit import NOT_FINITE
 
@@ -24,6 +26,7 @@ __all__ = [
     "ShardResult",
     "ShardWorker",
     "Unanswered",
+    "among",
     "ask_again",
     "assign_shards",
     "build_shards",
@@ -33,6 +36,7 @@ __all__ = [
     "make_encoder",
     "make_worker",
     "run_shards",
+    "run_shards_here",
     "settle",
     "split_done",
 ]

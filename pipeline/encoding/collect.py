@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
-from ..parts import PartFile, read_part
+from ..parts import PartFile, has_pixels, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
@@ -112,6 +112,12 @@ def collect_pixels(
     return [parts[name] for name in sorted(parts)]
 
 
+def among(living: Sequence[LivingRows], chosen: npt.NDArray[np.bool_]) -> list[LivingRows]:
+    """Return the living rows of a plan's chosen photos, bool [n]; parts of which none is chosen are left out."""
+    kept = [(part, chosen[part.plan_rows]) for part in living]
+    return [LivingRows(part.part, part.rows[mine], part.plan_rows[mine]) for part, mine in kept if mine.any()]
+
+
 def _living(part: str, rows: npt.NDArray[np.integer], plan_rows: Positions) -> LivingRows:
     return LivingRows(part, rows.astype(np.int32), plan_rows.astype(np.int32))
 
@@ -150,13 +156,13 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
     if not np.array_equal(as_numpy(latents["pixels_row"]), np.asarray(pixels_row.to_numpy())):
         raise IntegrityError(f"{made.name} names other rows than {shard.pixels_name} has; delete both and run again")
-    count = len(live)
+    count, stored = len(live), has_pixels(shard.pixels_name)
     columns = [
         latents["digest"],
         pa.repeat(pa.scalar(made.name), count),
         pa.array(np.arange(count), pa.int32()),
-        pa.repeat(pa.scalar(shard.pixels_name), count),
-        pixels_row,
+        pa.repeat(pa.scalar(shard.pixels_name), count) if stored else pa.nulls(count, pa.string()),
+        pixels_row if stored else pa.nulls(count, pa.int32()),
     ]
     places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))
     return _Answer(live, places, refused, refusals)

@@ -13,21 +13,26 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..errors import InputError, IntegrityError, NotFound
+from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
-from ..storage import Store
+from ..storage import Files, Store
 from .base import Model, ModelConfig, as_dict
 from .card import write_card
 from .export import export_encoder
 from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
 
+# What a bundle's config.json says of how photos become pixels.
+StoredImages = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
 BUNDLES = Shelf("models", "bundle", "model_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels.
+    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels, for a model of
+    several sizes one config each.
 
     labels: the categories that a conditional model knows, in the order of its table; () for every other model.
     """
@@ -35,9 +40,14 @@ class Bundle:
     model_id: str
     config: ModelConfig
     image_size: int
-    images: Mapping[str, Any]
+    images: StoredImages
     model: Model
     labels: tuple[str, ...] = ()
+
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return `images` as configs."""
+        return stored_transforms(self.images)
 
 
 def train_key(
@@ -68,11 +78,13 @@ def save_bundle(
     train_key: str,
     card: Mapping[str, Any],
     labels: Sequence[str] = (),
+    exports: bool = True,
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
     images: the configuration the photos were decoded with, with `size`. card: facts for the model card, plain values.
-    labels: the categories that a conditional model was built with; another model's are not kept.
+    labels: the categories that a conditional model was built with; another model's are not kept. exports: False leaves
+    the ONNX encoder out, on a store that is thrown away.
     A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
     model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
@@ -88,7 +100,7 @@ def save_bundle(
         facts,
         train_key=train_key,
         derived={
-            "encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional),
+            **({"encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional)} if exports else {}),
             "card.md": lambda model_id: write_card(model_id, facts, numbers, train_key, card).encode(),
         },
     )
@@ -121,7 +133,7 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     return Bundle(model_id, config, facts["image_size"], facts["images"], at_rest(model), labels)
 
 
-def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, Any]]:
+def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, Any]:
     """Return a bundle's model config and its images config as plain values, without reading its weights.
 
     So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
@@ -130,9 +142,18 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, A
     return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
 
 
+def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
+    """Return how photos become pixels, as a bundle says it."""
+    several = [images] if isinstance(images, Mapping) else images
+    return tuple(ImagesConfig.model_validate(each) for each in several)
+
+
 def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
-    """Return `ModelConfig.resolved` of a config, by the bundles of a store. Raises NotFound, ConfigError."""
-    return config.resolved(lambda model_id: stored_config(store, model_id), images)
+    """Return a config as its bundle keeps it, with what files (`described`) and bundles (`resolved`) say.
+
+    Raises NotFound, ConfigError, InputError where a file cannot be used.
+    """
+    return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:

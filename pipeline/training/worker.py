@@ -21,7 +21,7 @@ from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bund
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
-from ..storage import Store
+from ..storage import Files, Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import Loader, PixelLoader
@@ -71,7 +71,7 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained.
+    run, for which it is trained. exports: False leaves the ONNX encoder out, for a bundle that no query by photo meets.
     """
 
     store: Store
@@ -83,6 +83,7 @@ class TrainJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+    exports: bool = True
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
@@ -153,7 +154,16 @@ def run_rank(
         "train": job.train.model_dump(mode="json"),
         **_validation_sections(loop.validation if loop else Validation()),
     }
-    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+    return save_bundle(
+        job.store,
+        bundled,
+        job.model,
+        job.images,
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
+    )
 
 
 def open_loop(
@@ -239,6 +249,8 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
     frozen = job.model.frozen()
     if frozen is not None:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+    if (file := job.model.file()) is not None:
+        model.use_file(Files().read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     return model
