@@ -1,6 +1,6 @@
 """Clothing photos over five folds by contributor: every photo asked once of a space that was made without its own.
 
-Settings of each row stand in ROWS and were known before these folds were; the row "chosen in folds" takes of GRID, anew
+Settings of each row stand in ROWS and were known before these folds were; the row "as folds choose" takes of GRID, anew
 in every fold, what four folds of its training photos like best, by the mean of the three measures.
 Features of a pretrained network are computed once, by `--weights`, an ONNX file with the outputs of LAYERS (photos at
 224 pixels, padded), and kept in the cache; read-outs, fusions and trainings are made anew in every fold, of its
@@ -43,7 +43,7 @@ from pipeline.models.components import principal_components
 
 FLOOR = "HOG + PCA-64"
 LAYERS = ("b10", "b14", "b15", "h")  # ends of stages of EfficientNet-Lite0, the last before the global mean
-CELLS = {"b10": 4, "b14": 3, "b15": 3, "h": 1}
+CELLS = {"b10": 4, "b14": 4, "b15": 3, "h": 1}
 BATCH = 16
 MOST = 256  # components that are fitted; fewer are the first of these
 Made = Callable[[np.ndarray], np.ndarray]  # training photos, bool [n], to the vectors of all photos, float32 [n, d]
@@ -62,28 +62,31 @@ class Shown:
 @dataclass(frozen=True)
 class Fused:
     """A row of features side by side: each reduced to `dims` of its principal components, brought to length 1 and
-    counted by its weight; `of` names features of `Features`."""
+    counted by its weight; `of` names features of `Features`. power: of a component's variance that divides it, 0.5 is
+    whitening."""
 
     of: tuple[str, ...]
     dims: tuple[int, ...]
     weights: tuple[float, ...] = (1.0,)
+    power: float = 0.0
     licence: str = "-"
 
 
 LITE0 = "Apache-2.0"
-CHOSEN = "Lite0 fused, chosen in folds"
+CHOSEN = "Lite0 fused as folds choose"
 # A name with ~ means the signed square roots of its features.
 GRID = [
-    Fused((*lite0, "hog"), (*([dims] * len(lite0)), 64), (*([share / len(lite0)] * len(lite0)), 1.0), licence=LITE0)
-    for lite0 in (("b15",), ("~b15",), ("b15", "~h"), ("b14", "b15"), ("~b14", "~b15", "~h"))
-    for dims in (64, 128, 256)
-    for share in (2.0, 4.0, 8.0)
+    Fused((*lite0, "hog"), (*([dims] * len(lite0)), 64), (*([share / len(lite0)] * len(lite0)), 1.0), power, LITE0)
+    for lite0 in (("b15",), ("~b15",), ("b15", "~h"), ("b14", "b15", "~h"))
+    for dims in (64, 128)
+    for share in (2.0, 4.0)
+    for power in (0.0, 0.125, 0.25)
 ]
 ROWS: dict[str, Fused | str] = {
     FLOOR: Fused(("hog",), (64,)),
     "descriptor_views": "descriptor_views_clothing",
     "Lite0 as it is": Fused(("b15",), (64,), licence=LITE0),
-    "Lite0, head mean": Fused(("h",), (64,), licence=LITE0),
+    "Lite0 head mean": Fused(("h",), (64,), licence=LITE0),
     "Lite0 + HOG 2:1": Fused(("b15", "hog"), (64, 64), (2.0, 1.0), licence=LITE0),
     CHOSEN: CHOSEN,
 }
@@ -203,6 +206,7 @@ def fused(row: Fused, features: Features, known: np.ndarray) -> np.ndarray:
     for name, dims, weight in zip(row.of, row.dims, row.weights, strict=True):
         vectors = features.along(name, dims, known)
         vectors = vectors - vectors[torch.from_numpy(known)].mean(dim=0)
+        vectors = vectors / vectors[torch.from_numpy(known)].std(dim=0) ** (2 * row.power)
         joined = torch.nn.functional.normalize(vectors, dim=1) if len(row.of) > 1 else vectors
         parts.append(joined * (weight / total) ** 0.5)
     return torch.cat(parts, dim=1).numpy()
@@ -220,7 +224,7 @@ def chosen(features: Features, known: np.ndarray) -> Fused:
         return float(np.mean([np.nanmean(np.concatenate([one[name] for one in asked])) for name in FOLD_MEASURES]))
 
     best = max(GRID, key=score)
-    print(f"  chosen: {best.of}, {best.dims} components, weights {best.weights}, {score(best):.4f}", flush=True)
+    print(f"  chosen: {best.of}, {best.dims}, {best.weights}, power {best.power}: {score(best):.4f}", flush=True)
     return best
 
 
