@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -269,35 +270,6 @@ def _validation_sections(validation: Validation) -> dict[str, dict[str, float]]:
     return {title: values for title, values in sections.items() if values}
 
 
-class Board:
-    """An actor on which rank 0 writes how far it is, and the driver writes that it shall stop."""
-
-    def __init__(self) -> None:
-        self._latest: TrainProgress | None = None
-        self._error: CodebooksError | None = None
-        self._stop = False
-
-    def tell(self, progress: TrainProgress) -> None:
-        """Keep the latest progress."""
-        self._latest = progress
-
-    def fail(self, error: CodebooksError) -> None:
-        """Keep an error that a restart of the workers would only meet again."""
-        self._error = self._error or error
-
-    def stop(self) -> None:
-        """Ask the training to stop."""
-        self._stop = True
-
-    def read(self) -> tuple[TrainProgress | None, CodebooksError | None]:
-        """Return the latest progress and the error that ended the training."""
-        return self._latest, self._error
-
-    def is_over(self) -> bool:
-        """Return whether the workers have nothing left to do, or shall do nothing more."""
-        return self._stop or self._error is not None
-
-
 class BoardLine:
     """A worker's line to the board and to the run. A board that is gone says nothing, and the training goes on.
 
@@ -312,11 +284,11 @@ class BoardLine:
 
     def report(self, progress: TrainProgress) -> None:
         """Send progress."""
-        self._board.tell.remote(progress)
+        self._board.tell.remote(pickle.dumps(progress))
 
     def fail(self, error: CodebooksError) -> None:
         """Tell an error that a restart of the workers would only meet again."""
-        self._answer(self._board.fail.remote(error))
+        self._answer(self._board.fail.remote(pickle.dumps(error)))
 
     def is_over(self, within_s: float = _BOARD_S) -> bool:
         """Return whether the workers have nothing left to do, or shall do nothing more."""
