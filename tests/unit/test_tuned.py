@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from pipeline.images import ImagesConfig
 from pipeline.losses import nt_xent, sup_con
 from pipeline.models import AnyModelConfig, Batch, Step, build_model
 from pipeline.models.bundle import resolved_config
+from pipeline.planning import check_training_columns
+from pipeline.schema import plan_schema
 from pipeline.storage import Files, open_store
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisers import build_optimiser
@@ -137,3 +140,21 @@ def test_supervision_is_in_keys_only_where_it_is_asked() -> None:
     assert "supervision" not in plain.model_dump()
     assert plain.key_values() != asked.key_values()
     assert TrainConfig(supervision="category").key_values(by_steps=False) == plain.key_values(by_steps=False)
+
+
+def test_supervision_wants_a_kind_that_learns_by_categories_and_a_column_of_them() -> None:
+    rows = plan_schema([]).empty_table()
+
+    def check(kind: str, category: str | None) -> None:
+        parts = {
+            "train": TrainConfig(supervision="category", validation=0),
+            "model": TypeAdapter(AnyModelConfig).validate_python({"kind": kind}),
+            "catalogue": SimpleNamespace(category=category),
+        }
+        check_training_columns(rows, SimpleNamespace(**parts))  # type: ignore[arg-type]
+
+    check("simclr", "category")
+    with pytest.raises(ConfigError, match=r"'moco' does not learn from categories; name one of simclr"):
+        check("moco", "category")
+    with pytest.raises(ConfigError, match=r"catalogue\.category is not set"):
+        check("simclr", None)
