@@ -33,6 +33,12 @@ class _Encoder(nn.Module):
         return _parts(self.model.encode(images))
 
 
+class _EncoderOfSizes(_Encoder):
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        given: Any = images
+        return _parts(self.model.encode(given))
+
+
 class _ConditionalEncoder(_Encoder):
     def forward(self, images: Tensor, condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return _parts(self.model.encode(images, condition))
@@ -50,19 +56,24 @@ def output_names(model: Model) -> list[str]:
 def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     """Return the ONNX file of a model's encoder: input `images` uint8 [batch, 3, H, W], any batch size.
 
+    A model of several sizes has further inputs `images_1`, ..., in the order of `Model.image_sizes`.
     conditional: a second input `condition` int64 [batch], rows of the model's table (`conditions.condition_of`).
     Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """
-    example = [torch.from_numpy(array) for array in _examples(model, photos=2, conditional=conditional).values()]
-    names = ["images", "condition"][: len(example)]
+    example = _examples(model, photos=2, conditional=conditional)
+    names, given = list(example), tuple(torch.from_numpy(array) for array in example.values())
+    shapes: Any = [{0: torch.export.Dim("batch")}, *({0: torch.export.Dim.AUTO} for _ in names[1:])]
+    wrapper = _ConditionalEncoder if conditional else _Encoder
+    if len(model.image_sizes) > 1:
+        wrapper, shapes = _EncoderOfSizes, [tuple(shapes)]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            (_ConditionalEncoder if conditional else _Encoder)(model).eval(),
-            tuple(example),
+            wrapper(model).eval(),
+            given,
             input_names=names,
             output_names=[_PREFIX + name for name in output_names(model)],
-            dynamic_shapes=dict(zip(names, ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO}), strict=False)),
+            dynamic_shapes=tuple(shapes),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -76,10 +87,12 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     return data
 
 
-def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def run_encoder(
+    data: bytes, images: np.ndarray, condition: np.ndarray | None = None, **others: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return the outputs of an exported encoder by name for photos, uint8 [B, 3, H, W]; on the CPU, by onnxruntime.
 
-    condition: int64 [B], for a conditional model.
+    condition: int64 [B], for a conditional model. others: `images_1`, ... of a model of several sizes.
     """
     import onnxruntime
 
@@ -88,7 +101,7 @@ def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = 
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    given = {"images": images} if condition is None else {"images": images, "condition": condition}
+    given = {"images": images, **({} if condition is None else {"condition": condition}), **others}
     return dict(zip(names, session.run(names, given), strict=True))
 
 
@@ -96,8 +109,9 @@ def _check(model: Model, data: bytes, *, conditional: bool) -> None:
     """Compare onnxruntime with torch on another batch size than the exporter saw, for conditions 0, 1, 2, the last."""
     given = _examples(model, photos=5, conditional=conditional)
     exported = run_encoder(data, **given)
+    tensors: Any = tuple(torch.from_numpy(array) for array in given.values())
     with torch.no_grad():
-        latents = model.encode(*(torch.from_numpy(array) for array in given.values()))
+        latents = model.encode(tensors) if len(model.image_sizes) > 1 else model.encode(*tensors)
     same = np.ones(len(given["images"]), dtype=bool)
     if latents.codes is not None:
         moved = exported["codes"] != latents.codes.numpy()
@@ -123,9 +137,10 @@ def _examples(model: Model, photos: int, *, conditional: bool) -> dict[str, np.n
 
     torch's generator stays untouched.
     """
-    size = model.image_size
+    rng = np.random.default_rng(0)
     given: dict[str, Any] = {
-        "images": np.random.default_rng(0).integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+        f"images_{number}" if number else "images": rng.integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+        for number, size in enumerate(model.image_sizes)
     }
     if conditional:
         rows = np.arange(photos, dtype=np.int64) % (FIRST_CATEGORY + len(model.labels))

@@ -10,7 +10,8 @@ import pyarrow as pa
 from ..encoding import Shard, build_shards
 from ..images import ImagesConfig, transform_id
 from ..models import ModelConfig, build_model
-from ..models.bundle import resolved_config, stored_config, stored_transforms
+from ..models.base import stored_transforms
+from ..models.bundle import resolved_config, stored_config
 from ..storage import Store
 from .asked import category_told
 from .settings import NightSettings

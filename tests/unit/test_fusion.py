@@ -198,10 +198,6 @@ def test_what_cannot_be_fused_is_refused(store: Store) -> None:
     ids = [trained(store, parsed(**VAE)), trained(store, parsed(**HOG))]
     with pytest.raises(NotFound, match=f"no bundle {'0' * 64}"):
         resolved_config(store, parsed(kind="fusion", members=[*ids, "0" * 64]), IMAGES)
-    with pytest.raises(ConfigError, match=r"images\.size is 16 there, 32 here"):
-        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 32})
-    with pytest.raises(ConfigError, match="another way"):
-        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 16, "fit": "crop"})
     with pytest.raises(ConfigError, match=r"members is empty.*model\.members=\["):
         resolved_config(store, parsed(kind="fusion"), IMAGES)
     with pytest.raises(ConfigError, match="built of its members"):
