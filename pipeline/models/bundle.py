@@ -16,7 +16,7 @@ from ..errors import InputError, IntegrityError, NotFound
 from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
-from ..storage import Store
+from ..storage import Files, Store
 from .base import Model, ModelConfig, StoredImages, as_dict, stored_transforms
 from .card import write_card
 from .export import export_encoder
@@ -144,8 +144,11 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, StoredImage
 
 
 def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
-    """Return `ModelConfig.resolved` of a config, by the bundles of a store. Raises NotFound, ConfigError."""
-    return config.resolved(lambda model_id: stored_config(store, model_id), images)
+    """Return a config as its bundle keeps it, with what files (`described`) and bundles (`resolved`) say.
+
+    Raises NotFound, ConfigError, InputError where a file cannot be used.
+    """
+    return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:

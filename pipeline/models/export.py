@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CodebooksError
 from .base import Latents, Model
 from .conditions import FIRST_CATEGORY
+from .foreign.onnx_merging import merge_graphs
 
 TOLERANCE = 1e-4  # of a mean, relative to its size where that is above 1
 _CODES_TOLERANCE = 0.01  # share of codes that rounding may move between two nearly equal neighbours
@@ -80,6 +81,7 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
             verbose=False,
         )
     proto = program.model_proto  # type: ignore[union-attr]
+    merge_graphs(proto)
     _name_outputs(proto.graph)
     _strip(proto)
     data: bytes = proto.SerializeToString(deterministic=True)

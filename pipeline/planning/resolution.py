@@ -23,7 +23,9 @@ def main_transforms(config: NightSettings, store: Store, model_id: str | None) -
     model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
     ConfigError where a model cannot be made of the bundles it names.
     """
-    if model_id is not None and config.model.bundles():
+    if not config.model.bundles():
+        return config.model.transforms(config.images)
+    if model_id is not None:
         return tuple(each.under(config.images) for each in stored_transforms(stored_config(store, model_id)[1]))
     return _as_built(config, store, model_id).transforms(config.images)
 
@@ -67,7 +69,7 @@ def shard_builder(
 
 
 def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:
-    if not config.model.bundles():
+    if not config.model.bundles() and config.model.file() is None:
         return config.model
     if model_id is not None:
         return stored_config(store, model_id)[0]

@@ -21,7 +21,7 @@ from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bund
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
-from ..storage import Store
+from ..storage import Files, Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import Loader, PixelLoader
@@ -248,6 +248,8 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
     frozen = job.model.frozen()
     if frozen is not None:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+    if (file := job.model.file()) is not None:
+        model.use_file(Files().read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     return model
