@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from ..encoding import Shard, build_shards
 from ..images import ImagesConfig, transform_id
-from ..models import ModelConfig, build_model
-from ..models.base import stored_transforms
+from ..models import MODELS, ModelConfig, build_model
+from ..models.base import Model, stored_transforms
 from ..models.bundle import resolved_config, stored_config
 from ..storage import Store
+from ..training import FIT_PHOTOS
 from .asked import category_told
 from .settings import NightSettings
 
@@ -32,13 +33,28 @@ def main_transforms(config: NightSettings, store: Store, model_id: str | None) -
 
 def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> int:
     """Return how many bytes one photo's latents take, uncompressed. Arguments and errors as of `main_transforms`."""
-    model = build_model(_as_built(config, store, model_id), image_size=main_transforms(config, store, model_id)[0].size)
+    model = _model(config, store, model_id)
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
 
 
 def stores_pixels(config: NightSettings) -> bool:
-    """Return whether pixels are kept for later nights (`images.keep`)."""
-    return config.images.keep != "never"
+    """Return whether a night stores the pixels of all its photos, beside those that its own training reads.
+
+    By default (`images.keep`) where a model is trained on them.
+    """
+    if config.images.keep == "auto":
+        return MODELS[config.model.kind][1].trains
+    return config.images.keep == "always"
+
+
+def photos_to_learn_from(config: NightSettings, store: Store) -> int | None:
+    """Return of how many photos the model that a config asks for needs pixels: None for all, 0 where it learns nothing.
+
+    Raises as `main_transforms`.
+    """
+    if MODELS[config.model.kind][1].trains:
+        return None
+    return FIT_PHOTOS if _model(config, store, None).fits else 0
 
 
 def shard_builder(
@@ -66,6 +82,12 @@ def shard_builder(
         from_parts=from_parts,
     )
     return lambda rows, retry_of: build(rows, retry_of=retry_of)
+
+
+def _model(config: NightSettings, store: Store, model_id: str | None) -> Model:
+    """Return the model that a config asks for, its weights those of any."""
+    size = main_transforms(config, store, model_id)[0].size
+    return build_model(_as_built(config, store, model_id), image_size=size)
 
 
 def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:

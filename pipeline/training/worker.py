@@ -32,7 +32,8 @@ from .progress import Scalars, TrainProgress
 from .ranks import Ranks
 from .validation import Validation
 
-_FIT_PHOTOS, _FIT_BATCH = 20_000, 256
+FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
+_FIT_BATCH = 256
 _KEPT_BLOCK = 256 * 2**20
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
@@ -225,7 +226,7 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
         seed=job.train.seed,
         window_parts=job.train.window_parts,
     )
-    photos = min(everything.num_photos, _FIT_PHOTOS)
+    photos = min(everything.num_photos, FIT_PHOTOS)
     with torch.no_grad(), closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
         model.to(device).fit(_first(batches, photos, device))
     return model.to("cpu")
