@@ -64,6 +64,13 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "One stage at a time", "jobs.evaluate", "measure that release and check the gates", RUN, makes_run=True
     ),
+    "choose": Command(
+        "Start here",
+        "jobs.choose",
+        "candidate models by folds: quality, speed, licence; writes the best one's config",
+        RUN,
+        makes_run=True,
+    ),
     "releases": Command(
         "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
     ),

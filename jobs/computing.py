@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
@@ -14,11 +16,13 @@ from pipeline.encoding import (
     EncodeJob,
     FetchLimits,
     ShardResult,
+    among,
     ask_again,
     collect_pixels,
     collect_rows,
     compact,
     run_shards,
+    run_shards_here,
     settle,
     split_done,
 )
@@ -41,7 +45,7 @@ from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import TrainJob, train_job
+from pipeline.training import TrainJob, train_here, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,11 @@ class Encoded:
     parts: dict[str, PartFile]
 
 
-def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
+def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: NDArray[np.bool_] | None = None) -> str:
     """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does.
 
-    A model that only fits takes the pixels of as many photos as that needs; one that learns nothing takes none.
+    A model that only fits takes the pixels of as many photos as that needs; one that learns nothing takes none. chosen:
+    which rows of the plan may be trained on, bool [n]; None: all.
     """
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
@@ -67,13 +72,15 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
     check_training_columns(plan.rows, config)
     rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
     if needed != 0:
-        chosen = plan if needed is None else replace(plan, rows=first_shards(plan.rows, config.train, needed))
-        asked, results = compute(context, chosen, start_ray, stage="pixels", model_id=None)
+        fitting = plan
+        if needed is not None and chosen is None:
+            fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
+        asked, results = compute(context, fitting, start_ray, stage="pixels", model_id=None)
         context.attempt.check()
         living = collect_pixels(store, asked.rows, asked.shards, results)
         if not living:
             raise nothing_usable(_with_refusals(context, asked))
-        rows = training_rows(asked.rows, living, config)
+        rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
     job = TrainJob(
@@ -86,9 +93,11 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
         run_dir=f"runs/{context.run.name}",
         attempt=context.attempt.number,
         train_key=plan.summary.train_key,
+        exports=not context.here,
     )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_job(job, progress=context.progress.training)
+        train = train_here if context.here else train_job
+        return train(job, progress=context.progress.training)
 
 
 def _with_refusals(context: Context, asked: Asked) -> pa.Table:
@@ -170,7 +179,8 @@ def compute(
             advance(result.photos)
             limits.note(result)
 
-        fresh = run_shards(todo, job, on_result=ended, check=lookout.check)
+        run = run_shards_here if context.here else run_shards
+        fresh = run(todo, job, on_result=ended, check=lookout.check)
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)
     return settle(asked, results, _yesterday(context, plan, fresh)), results

@@ -2,11 +2,12 @@
 
 from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
-from .collect import LivingRows, collect_pixels, collect_rows
+from .collect import LivingRows, among, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Reader
 from .driver import run_shards
+from .here import run_shards_here
 from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
 from .unfit import NOT_FINITE
 
@@ -25,6 +26,7 @@ __all__ = [
     "ShardResult",
     "ShardWorker",
     "Unanswered",
+    "among",
     "ask_again",
     "assign_shards",
     "build_shards",
@@ -34,6 +36,7 @@ __all__ = [
     "make_encoder",
     "make_worker",
     "run_shards",
+    "run_shards_here",
     "settle",
     "split_done",
 ]

@@ -22,7 +22,7 @@ _LATER = {"resample": "bicubic", "antialias": True, "crop_share": None}
 class ImagesConfig(BaseModel):
     """How photos are decoded to pixels, uint8 [size, size, 3]; larger photos than the two limits are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: int = Field(default=64, ge=8, le=1024, description="side of the square pixels, in pixels")
     fit: Fit = Field(

@@ -78,7 +78,7 @@ class Latents:
 class ModelConfig(BaseModel):
     """Base of the models' configurations; `kind` tells them apart in the union of `models/__init__.py`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     conditional: ClassVar[bool] = False  # whether the model is told the photos' categories
 

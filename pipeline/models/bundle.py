@@ -75,12 +75,13 @@ def save_bundle(
     train_key: str,
     card: Mapping[str, Any],
     labels: Sequence[str] = (),
+    exports: bool = True,
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
     images: the configuration the photos were decoded with, with `size`, or a list of one for each size that the model
-    sees. card: facts for the model card, plain values.
-    labels: the categories that a conditional model was built with; another model's are not kept.
+    sees. card: facts for the model card, plain values. labels: the categories that a conditional model was built with;
+    another model's are not kept. exports: False leaves the ONNX encoder out, on a store that is thrown away.
     A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
     model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
@@ -101,7 +102,7 @@ def save_bundle(
         facts,
         train_key=train_key,
         derived={
-            "encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional),
+            **({"encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional)} if exports else {}),
             "card.md": lambda model_id: write_card(model_id, facts, numbers, train_key, card).encode(),
         },
     )

@@ -46,7 +46,7 @@ class CheckConfig(BaseModel):
     PCA: a list of numbers, or the path of a .npy file. tolerance: how far the cosine may be from 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     vector: str | tuple[float, ...] = Field(min_length=1)
     tolerance: float = Field(default=1e-3, gt=0, lt=1)

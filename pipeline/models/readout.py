@@ -28,7 +28,7 @@ class ReductionConfig(BaseModel):
     of one photo (`components.relevant_components`): what contrastive learning looks for, in closed form.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dims: int | None = Field(default=None, ge=1)
     whiten: bool = False

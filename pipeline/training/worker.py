@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +73,7 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained.
+    run, for which it is trained. exports: False leaves the ONNX encoder out, for a bundle that no query by photo meets.
     """
 
     store: Store
@@ -84,6 +85,7 @@ class TrainJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+    exports: bool = True
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
@@ -141,7 +143,16 @@ def run_rank(
     own = images_values(job.transforms)
     same = own == as_dict(ImagesConfig.model_validate(job.images))
     images = job.images if same else own
-    return save_bundle(job.store, bundled, job.model, images, train_key=job.train_key, card=card, labels=job.labels)
+    return save_bundle(
+        job.store,
+        bundled,
+        job.model,
+        images,
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
+    )
 
 
 def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
@@ -270,35 +281,6 @@ def _validation_sections(validation: Validation) -> dict[str, dict[str, float]]:
     return {title: values for title, values in sections.items() if values}
 
 
-class Board:
-    """An actor on which rank 0 writes how far it is, and the driver writes that it shall stop."""
-
-    def __init__(self) -> None:
-        self._latest: TrainProgress | None = None
-        self._error: CodebooksError | None = None
-        self._stop = False
-
-    def tell(self, progress: TrainProgress) -> None:
-        """Keep the latest progress."""
-        self._latest = progress
-
-    def fail(self, error: CodebooksError) -> None:
-        """Keep an error that a restart of the workers would only meet again."""
-        self._error = self._error or error
-
-    def stop(self) -> None:
-        """Ask the training to stop."""
-        self._stop = True
-
-    def read(self) -> tuple[TrainProgress | None, CodebooksError | None]:
-        """Return the latest progress and the error that ended the training."""
-        return self._latest, self._error
-
-    def is_over(self) -> bool:
-        """Return whether the workers have nothing left to do, or shall do nothing more."""
-        return self._stop or self._error is not None
-
-
 class BoardLine:
     """A worker's line to the board and to the run. A board that is gone says nothing, and the training goes on.
 
@@ -313,11 +295,11 @@ class BoardLine:
 
     def report(self, progress: TrainProgress) -> None:
         """Send progress."""
-        self._board.tell.remote(progress)
+        self._board.tell.remote(pickle.dumps(progress))
 
     def fail(self, error: CodebooksError) -> None:
         """Tell an error that a restart of the workers would only meet again."""
-        self._answer(self._board.fail.remote(error))
+        self._answer(self._board.fail.remote(pickle.dumps(error)))
 
     def is_over(self, within_s: float = _BOARD_S) -> bool:
         """Return whether the workers have nothing left to do, or shall do nothing more."""

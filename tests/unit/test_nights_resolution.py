@@ -6,34 +6,35 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-import jobs.pipeline_run
 from jobs.__main__ import main
-from jobs.config import photo_files
+from pipeline.catalogue import PhotoReader
+from pipeline.errors import PhotoRefused
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models.bundle import load_bundle
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
-from pipeline.storage import Files, Store, open_store
+from pipeline.storage import Store, open_store
 
 ITEMS = 40
 SMALL = "{dims: 4}"
 
 
-class CountingFiles(Files):
-    """Files that note how often each photo's bytes were read."""
+def counting(found: Counter[str]) -> type[PhotoReader]:
+    """Return a reader that notes in `found` how often each photo was asked for."""
 
-    reads: ClassVar[Counter[str]] = Counter()
+    class Counting(PhotoReader):
+        def read(self, photos: pa.Table) -> list[bytes | PhotoRefused]:
+            found.update(Path(uri).name for uri in photos["uri"].to_pylist())
+            return super().read(photos)
 
-    def read(self, uri: str, *arguments: Any, **options: Any) -> bytes:
-        if uri.endswith(".png"):
-            type(self).reads[Path(uri).name] += 1
-        return super().read(uri, *arguments, **options)
+    return Counting
 
 
 @pytest.fixture
@@ -55,26 +56,22 @@ def store(shop: Path) -> Store:
 def night(
     shop: Path, stages_here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
-    """Run a night in this process and return its JSON object; `reads` says how often each photo was fetched."""
+    """Run a night in this process; `reads` of its answer: how often photos were fetched, `shown`: for the page."""
     stages_here.run_stages_here(monkeypatch)
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(shop))
-    monkeypatch.setattr(CountingFiles, "reads", Counter())
-
-    def counting(config: Any) -> Files:
-        files = photo_files(config)
-        files.__class__ = CountingFiles
-        return files
-
-    monkeypatch.setattr(jobs.pipeline_run, "photo_files", counting)
+    reads, shown = Counter[str](), Counter[str]()
+    monkeypatch.setattr("pipeline.encoding.config.PhotoReader", counting(reads))
+    monkeypatch.setattr("pipeline.quality.pictures.PhotoReader", counting(shown))
 
     def run(name: str, *words: str, expect: int = 0) -> dict[str, Any]:
         settings = [f"store={shop / 'store'}", f"catalogue.source={shop / 'catalogue.csv'}", "train.validation=0"]
-        CountingFiles.reads.clear()
+        reads.clear()
+        shown.clear()
         capsys.readouterr()
         code = main(["refresh", "--json", "--run", name, "--retrain", *settings, "encode.shard_rows=10", *words])
         out, err = capsys.readouterr()
         assert code == expect, f"exit {code}\n{out}\n{err}"
-        return {**json.loads(out), "reads": dict(CountingFiles.reads)}
+        return {**json.loads(out), "reads": dict(reads), "shown": dict(shown)}
 
     return run
 
@@ -93,6 +90,8 @@ ONCE = {f"{number:02d}.png": 1 for number in range(ITEMS)}
 def test_what_learns_nothing_fetches_once_and_stores_no_pixels(night: Callable[..., Any], store: Store) -> None:
     first = night("1", *descriptor(16))
     assert first["reads"] == ONCE
+    assert first["shown"], "the page shows a few, which it asks for once more"
+    assert set(first["shown"].values()) == {1}
     assert parts(store, "pixels") == {}
     transform = transform_id(ImagesConfig(size=16))
     assert parts(store, "photos") == {transform: 4}
@@ -140,7 +139,7 @@ def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., An
     ]
     fusion = ["model.kind=fusion", f"model.members=[{', '.join(ids)}]", "model.read_out={dims: 5}"]
     done = night("fused", *fusion)
-    assert done["reads"] == ONCE
+    assert (done["reads"], done["shown"]) == (ONCE, {})
     bundle = load_bundle(store, done["model_id"])
     assert [images.size for images in bundle.transforms] == [32, 16, 48]
     assert isinstance(bundle.images, list)

@@ -23,7 +23,7 @@ class PreprocessingConfig(BaseModel):
     255, mean -offset / scale and std 1 / scale. channels: the order in which the network takes the colours.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: int = Field(ge=8, le=1024)
     fit: Fit
