@@ -57,6 +57,24 @@ def photos_to_learn_from(config: NightSettings, store: Store) -> int | None:
     return FIT_PHOTOS if _model(config, store, None).fits else 0
 
 
+def pixels_line(config: NightSettings, store: Store, *, fetched: int, model_id: str | None) -> str:
+    """Return in words what a night stores of the photos it fetches, and what a later encoding of them then costs.
+
+    model_id: the bundle that answers, None where one is made. Raises as `main_transforms`.
+    """
+    sides = [images.size for images in main_transforms(config, store, model_id)]
+    each = sum(3 * side * side for side in sides)
+    learnt = 0 if model_id is not None else photos_to_learn_from(config, store)
+    stored = fetched if stores_pixels(config) or learnt is None else min(fetched, learnt)
+    line = (
+        f"pixels: {' and '.join(map(str, sides))} a side, {each:,} bytes a photo; of {fetched:,} photos to fetch about "
+        f"{stored:,} are stored (images.keep={config.images.keep}), {stored * each / 1e6:,.1f} MB before compression"
+    )
+    if stored == fetched:
+        return f"{line}; another model of this size is encoded from them"
+    return f"{line}; to encode them by another model {fetched - stored:,} photos are fetched again"
+
+
 def shard_builder(
     config: NightSettings, store: Store, transforms: Sequence[ImagesConfig], model_id: str | None, *, stores: bool
 ) -> Callable[[pa.Table, str], list[Shard]]:
