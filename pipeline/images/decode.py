@@ -144,7 +144,7 @@ def _check_pixels(size: tuple[int, int] | None, config: ImagesConfig) -> None:
 
 def _reduce(image: ImageFile, config: ImagesConfig) -> Box | None:
     """Ask the JPEG decoder for a smaller picture; return the part of it that the photo fills (other formats: None)."""
-    if not _smooths(config):  # a reduced scale is smoothed already
+    if _exact(config):
         return None
     if config.fit == "pad":
         width, height = _content_size(*image.size, config)
@@ -198,8 +198,9 @@ def _orientation(kind: str, image: ImageFile, file: Stripped) -> int:
     return containers.exif_orientation(exif) if isinstance(exif, bytes) else 1
 
 
-def _smooths(config: ImagesConfig) -> bool:
-    return config.antialias and config.resample != "nearest"
+def _exact(config: ImagesConfig) -> bool:
+    """Return whether a library's own transform is meant, to the grey level: then nothing is reduced beforehand."""
+    return config.crop_share is not None or config.resample != "bicubic" or not config.antialias
 
 
 def _shorter_side(config: ImagesConfig) -> int:
@@ -244,8 +245,8 @@ def _resized(image: Image, target: tuple[int, int], box: Box, config: ImagesConf
     from PIL.Image import Resampling, Transform
 
     resample = Resampling[config.resample.upper()]
-    if _smooths(config):
-        return image.resize(target, resample, box=box, reducing_gap=2.0)
+    if config.antialias or config.resample == "nearest":
+        return image.resize(target, resample, box=box, reducing_gap=None if _exact(config) else 2.0)
     # Pillow's `resize` always widens its filter, `transform` never does.
     return image.transform(target, Transform.EXTENT, box, resample=resample)
 

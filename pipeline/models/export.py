@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,18 +63,28 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """
     example = _examples(model, photos=2, conditional=conditional)
-    names, given = list(example), tuple(torch.from_numpy(array) for array in example.values())
-    shapes: Any = [{0: torch.export.Dim("batch")}, *({0: torch.export.Dim.AUTO} for _ in names[1:])]
     wrapper = _ConditionalEncoder if conditional else _Encoder
     if len(model.image_sizes) > 1:
-        wrapper, shapes = _EncoderOfSizes, [tuple(shapes)]
+        wrapper = _EncoderOfSizes
+    tensors = tuple(torch.from_numpy(array) for array in example.values())
+    data = export_module(wrapper(model).eval(), tensors, list(example), output_names(model))
+    _check(model, data, conditional=conditional)
+    return data
+
+
+def export_module(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
+    """Return the ONNX file of a module in evaluation mode, of any batch size, with named inputs and outputs.
+
+    Graphs of others that it runs stand in it as they are. Nothing in it names the machine it was made on.
+    """
+    shapes: Any = ({0: torch.export.Dim("batch")}, *({0: torch.export.Dim.AUTO} for _ in inputs[1:]))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            wrapper(model).eval(),
-            given,
-            input_names=names,
-            output_names=[_PREFIX + name for name in output_names(model)],
-            dynamic_shapes=tuple(shapes),
+            module,
+            example,
+            input_names=inputs,
+            output_names=[_PREFIX + name for name in outputs],
+            dynamic_shapes=(shapes,) if isinstance(module, _EncoderOfSizes) else shapes,
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -85,7 +95,6 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     _name_outputs(proto.graph)
     _strip(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
-    _check(model, data, conditional=conditional)
     return data
 
 
@@ -96,6 +105,12 @@ def run_encoder(
 
     condition: int64 [B], for a conditional model. others: `images_1`, ... of a model of several sizes.
     """
+    told = {} if condition is None else {"condition": condition}
+    return run_graph(data, {"images": images, **told, **others})
+
+
+def run_graph(data: bytes, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs of an ONNX file by name, of its inputs by name; on the CPU, by onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,8 +118,7 @@ def run_encoder(
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    given = {"images": images, **({} if condition is None else {"condition": condition}), **others}
-    return dict(zip(names, session.run(names, given), strict=True))
+    return dict(zip(names, session.run(names, dict(given)), strict=True))
 
 
 def _check(model: Model, data: bytes, *, conditional: bool) -> None:

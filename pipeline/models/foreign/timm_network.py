@@ -60,6 +60,13 @@ class TimmNetwork(ForeignNetwork):
             return self._features(network.forward_features(values))
         return Seen(vector=network(values))
 
+    def blank(self, side: int) -> Seen:
+        """Return what it says of a black picture. Raises ConfigError for a side that it cannot take."""
+        try:
+            return super().blank(side)
+        except (AssertionError, RuntimeError) as error:
+            raise _wrong_size(side, self.architecture, error) from error
+
     def all_maps(self, values: Tensor) -> list[Tensor]:
         """Return the map of every stage, or block of a transformer, up to the output."""
         layers = None if self.layer is None else list(range(self.layer + 1))
@@ -159,10 +166,15 @@ def created(architecture: str, size: int, *, headless: bool, tensors: Mapping[st
         except (AssertionError, ValueError) as error:
             if tensors is not None:
                 raise
-            raise ConfigError(
-                f"model.preprocessing.size is {size}, which timm's {architecture} cannot take ({error}); name a "
-                "multiple of its patches"
-            ) from error
+            raise _wrong_size(size, architecture, error) from error
+
+
+def _wrong_size(size: int, architecture: str, error: Exception) -> ConfigError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ConfigError(
+        f"model.preprocessing.size is {size}, which timm's {architecture} cannot take ({reason}); name the size "
+        "that it was trained on, or another multiple of its patches"
+    )
 
 
 def check_architecture(name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,9 @@ def _read(data: bytes, source: str) -> Any:
     try:
         if source.endswith(".safetensors") or _is_safetensors(data):
             return safetensors.torch.load(data)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on protocols of pickle; what it refuses is an error all the same
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         why = "it holds pickled Python objects or code, or is no file of weights at all"
         raise _unreadable(source, data, why) from error
