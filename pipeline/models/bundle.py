@@ -149,7 +149,7 @@ def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]
 
     Raises NotFound, ConfigError, InputError where a file cannot be used.
     """
-    return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
+    return config.described(Files(store.options)).resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:
