@@ -230,6 +230,10 @@ class Model(nn.Module, ABC):
         Called in evaluation mode before the bundle is written, on one rank, with each of up to 20,000 photos once.
         """
 
+    def told(self) -> dict[str, Any]:
+        """Return what `fit` has chosen, for the model's card: a mapping for each section."""
+        return {}
+
     def blank(self) -> Batch:
         """Return the plainest batch of one that `forward` takes, without a category: a black photo."""
         black = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)

@@ -138,6 +138,7 @@ def run_rank(
         "photos held out": held_out,
         "steps": loop.total_steps if loop else 0,
         "train": job.train.model_dump(mode="json"),
+        **bundled.told(),
         **_validation_sections(loop.validation if loop else Validation()),
     }
     own = images_values(job.transforms)
