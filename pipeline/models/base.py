@@ -155,6 +155,8 @@ class Model(nn.Module, ABC):
     views: ClassVar[int] = 1  # of each photo in a batch of `forward`
     reads: Literal["photos", "codes", "features"] = "photos"  # what of a batch the model is about
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
+    takes_categories: ClassVar[bool] = False  # whether `supervised` says something to its loss
+    supervised: bool = False  # the loss is to bring photos of one category (a batch's condition) together
     fits: bool = False  # whether `fit` has something to do
     image_size: int
     latent_dim: int

@@ -256,6 +256,7 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
     model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
+    model.supervised = job.train.supervision != "none"
     if job.train.init_from is not None and fresh:
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()
