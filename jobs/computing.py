@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,13 @@ from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import (
     Plan,
+    TrainingRows,
     category_told,
     check_training_columns,
+    first_shards,
     main_transforms,
     nothing_usable,
+    photos_to_learn_from,
     shard_builder,
     stores_pixels,
     training_rows,
@@ -57,7 +60,8 @@ class Encoded:
 def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: NDArray[np.bool_] | None = None) -> str:
     """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does.
 
-    chosen: which rows of the plan may be trained on, bool [n]; None: all.
+    A model that only fits takes the pixels of as many photos as that needs; one that learns nothing takes none. chosen:
+    which rows of the plan may be trained on, bool [n]; None: all.
     """
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
@@ -66,12 +70,17 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)
-    asked, results = compute(context, plan, start_ray, stage="pixels", model_id=None)
-    context.attempt.check()
-    living = collect_pixels(store, asked.rows, asked.shards, results)
-    if not living:
-        raise nothing_usable(_with_refusals(context, asked))
-    rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config)
+    rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
+    if needed != 0:
+        fitting = plan
+        if needed is not None and chosen is None:
+            fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
+        asked, results = compute(context, fitting, start_ray, stage="pixels", model_id=None)
+        context.attempt.check()
+        living = collect_pixels(store, asked.rows, asked.shards, results)
+        if not living:
+            raise nothing_usable(_with_refusals(context, asked))
+        rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config)
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
     start_ray()
     job = TrainJob(

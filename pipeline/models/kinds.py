@@ -63,8 +63,8 @@ AnyModelConfig = Annotated[
 def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] = ()) -> Model:
     """Return a new model on the CPU, in training mode, its weights drawn from torch's global generator.
 
-    image_size: side of the photos in pixels. labels: the categories that a conditional model knows. Raises ConfigError
-    for an unknown kind or a size the model cannot take.
+    image_size: side of the photos in pixels, the first of a model that sees several sizes. labels: the categories that
+    a conditional model knows. Raises ConfigError for an unknown kind or a size the model cannot take.
     """
     if config.kind not in MODELS:
         raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
@@ -73,5 +73,7 @@ def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] =
         return model_class(config, image_size, tuple(labels))
     held = [MODELS[values["kind"]][0].model_validate(values) for values in config.holds()]
     if held:
-        return model_class(config, image_size, [build_model(member, image_size=image_size).eval() for member in held])
+        sizes = config.held_sizes(image_size)
+        members = [build_model(each, image_size=size).eval() for each, size in zip(held, sizes, strict=True)]
+        return model_class(config, image_size, members)
     return model_class(config, image_size)

@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..catalogue.ordering import ranks
+from ..catalogue.ordering import as_numpy, ranks
 from ..encoding import LivingRows
 from ..errors import ConfigError, InputError
+from ..models import MODELS
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields
 from ..training import PartRows, TrainConfig
 from ..training.split import choose_labels, held_out
 from .settings import NightSettings
+
+_SHARDS = 12  # a stream of random numbers of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,19 @@ def check_training_columns(rows: pa.Table, config: NightSettings) -> None:
             "train.balance draws every category equally often, and catalogue.category is not set; set it to one of "
             f"the columns {', '.join(columns)}, or set train.balance to false"
         )
+    if config.train.supervision == "none":
+        return
+    if not MODELS[config.model.kind][1].takes_categories:
+        kinds = ", ".join(name for name, (_, model) in MODELS.items() if model.takes_categories)
+        raise ConfigError(
+            f"train.supervision is {config.train.supervision!r}, and model.kind {config.model.kind!r} does not learn "
+            f"from categories; name one of {kinds}, or set train.supervision to none"
+        )
+    if config.catalogue.category is None:
+        raise ConfigError(
+            "train.supervision is by category, and catalogue.category is not set; set it to one of the columns "
+            f"{', '.join(columns)}, or set train.supervision to none"
+        )
 
 
 def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSettings) -> TrainingRows:
@@ -81,6 +97,20 @@ def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSet
         for part in living
     ]
     return TrainingRows(pixels, labels)
+
+
+def first_shards(rows: pa.Table, train: TrainConfig, photos: int) -> pa.Table:
+    """Return the rows of a plan's seeded first shards, as many as hold so many photos that are not held out.
+
+    What a model only fits, it fits on these; no more are fetched for it before the others are encoded. Of every attempt
+    and any number of workers the same.
+    """
+    aside = held_out_rows(rows, train)
+    numbers = as_numpy(rows["shard"], missing=-1).astype(np.int64)
+    counts = np.bincount(numbers[(numbers >= 0) & (True if aside is None else ~aside)], minlength=numbers.max() + 1)
+    order = np.random.default_rng([train.seed, _SHARDS]).permutation(len(counts))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), photos)) + 1
+    return rows.filter(pa.array(np.isin(numbers, order[:enough])))
 
 
 def columns_of(rows: pa.Table) -> list[str]:

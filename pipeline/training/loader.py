@@ -116,16 +116,18 @@ class PixelLoader:
 
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
-        size = self._reader.image_size
-        out = np.empty((len(places), 3, size, size), np.uint8)
+        sizes = (self._reader.image_size, *self._reader.others)
+        seen = [np.empty((len(places), 3, size, size), np.uint8) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
             part = pixels[number]
-            self._reader.read_into(part.part, part.rows[places[at]], out, at)
+            for size, out in enumerate(seen):
+                self._reader.read_into(part.part, part.rows[places[at]], out, at, size)
             if condition is not None and part.category is not None:
                 condition[at] = part.category[places[at]]
-        return Batch(torch.from_numpy(out), None if condition is None else torch.from_numpy(condition))
+        images, *others = map(torch.from_numpy, seen)
+        return Batch(images, None if condition is None else torch.from_numpy(condition), others=tuple(others))
 
     def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
@@ -242,15 +244,16 @@ def _regroup(windows: Generator[Batch], size: int) -> Generator[Batch]:
 
 
 def _stretch(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(batch.images[start:stop], None if batch.condition is None else batch.condition[start:stop])
+    return batch.each(lambda values: values[start:stop])
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
     images = torch.cat([first.images, second.images])
+    others = tuple(torch.cat(pair) for pair in zip(first.others, second.others, strict=True))
     if first.condition is None or second.condition is None:
-        return Batch(images)
-    return Batch(images, torch.cat([first.condition, second.condition]))
+        return Batch(images, others=others)
+    return Batch(images, torch.cat([first.condition, second.condition]), others=others)
 
 
 def _copied(batch: Batch) -> Batch:
-    return Batch(batch.images.clone(), None if batch.condition is None else batch.condition.clone())
+    return batch.each(torch.clone)

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import CodebooksError, Conflict, Unavailable
+from ..images import ImagesConfig
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
-from ..models.base import Batch, Model, ModelConfig
+from ..models.base import Batch, Model, ModelConfig, as_dict, images_values
 from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bundle
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
@@ -32,7 +33,8 @@ from .progress import Scalars, TrainProgress
 from .ranks import Ranks
 from .validation import Validation
 
-_FIT_PHOTOS, _FIT_BATCH = 20_000, 256
+FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
+_FIT_BATCH = 256
 _KEPT_BLOCK = 256 * 2**20
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
@@ -89,6 +91,11 @@ class TrainJob:
         """Sort the parts, as every attempt must meet them in one order."""
         object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
 
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return how photos became the pixels that are read, once the model is resolved."""
+        return self.model.transforms(ImagesConfig.model_validate(self.images))
+
     def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Do what `run_rank` does."""
         return run_rank(self, ranks, line=line, first_here=first_here)
@@ -107,15 +114,50 @@ def run_rank(
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
 
-    A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
-    (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
+    A model that does not train (`Model.trains`) becomes a bundle at once, and needs no pixels where it fits nothing;
+    one that is made of other bundles (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans
+    up its machine's cache of parts.
     """
     job = replace(job, model=resolved_config(job.store, job.model, job.images))
     gib = job.train.cache_gib
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    reader = PartReader(cache, job.images["size"])
+    reader = PartReader(cache, *(images.size for images in job.transforms))
+    loop = _loop(job, ranks, reader, line) if MODELS[job.model.kind][1].trains else None
+    trained = loop.run() if loop else _model(job, ranks, fresh=True)
+    ranks.wait_for_all()
+    bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
+    if first_here:
+        cache.remove()
+    if bundled is None:
+        return None
+    held_out = sum(int(part.held_out.sum()) for part in job.pixels if part.held_out is not None)
+    card = {
+        "photos": sum(len(part.rows) for part in job.pixels) - held_out,
+        "photos held out": held_out,
+        "steps": loop.total_steps if loop else 0,
+        "train": job.train.model_dump(mode="json"),
+        **bundled.told(),
+        **_validation_sections(loop.validation if loop else Validation()),
+    }
+    own = images_values(job.transforms)
+    same = own == as_dict(ImagesConfig.model_validate(job.images))
+    images = job.images if same else own
+    return save_bundle(
+        job.store,
+        bundled,
+        job.model,
+        images,
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
+    )
+
+
+def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
+    """Return the loop of one rank over its share of the pixels."""
     loader = PixelLoader(
         reader,
         job.pixels,
@@ -126,43 +168,13 @@ def run_rank(
         window_parts=job.train.window_parts,
         balance=job.train.balance,
     )
-    trains = MODELS[job.model.kind][1].trains
-    inputs = inputs_digest(job.pixels)
-    loop = (
-        open_loop(
-            job,
-            ranks,
-            loader,
-            build=lambda *, fresh: _model(job, ranks, fresh=fresh),
-            inputs=inputs,
-            line=line,
-        )
-        if trains
-        else None
-    )
-    trained = loop.run() if loop else _model(job, ranks, fresh=True)
-    ranks.wait_for_all()
-    bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
-    if first_here:
-        cache.remove()
-    if bundled is None:
-        return None
-    card = {
-        "photos": loader.num_photos,
-        "photos held out": loader.num_held_out,
-        "steps": loop.total_steps if loop else 0,
-        "train": job.train.model_dump(mode="json"),
-        **_validation_sections(loop.validation if loop else Validation()),
-    }
-    return save_bundle(
-        job.store,
-        bundled,
-        job.model,
-        job.images,
-        train_key=job.train_key,
-        card=card,
-        labels=job.labels,
-        exports=job.exports,
+    return open_loop(
+        job,
+        ranks,
+        loader,
+        build=lambda *, fresh: _model(job, ranks, fresh=fresh),
+        inputs=inputs_digest(job.pixels),
+        line=line,
     )
 
 
@@ -213,7 +225,7 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
     Fitted on the same photos in the same order whatever the number of workers.
     """
     # Built anew: what the training made of the modules (norms over ranks, compiled calls) is no part of the model.
-    model = build_model(job.model, image_size=job.images["size"], labels=job.labels).eval()
+    model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels).eval()
     model.load_state_dict(trained.state_dict())
     if not model.fits:
         return model
@@ -226,7 +238,7 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
         seed=job.train.seed,
         window_parts=job.train.window_parts,
     )
-    photos = min(everything.num_photos, _FIT_PHOTOS)
+    photos = min(everything.num_photos, FIT_PHOTOS)
     with torch.no_grad(), closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
         model.to(device).fit(_first(batches, photos, device))
     return model.to("cpu")
@@ -235,15 +247,16 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
 def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
     """Yield the first so many photos of batches, on the device."""
     for batch in batches:
-        condition = None if batch.condition is None else batch.condition[:photos].to(device)
-        yield Batch(batch.images[:photos].to(device), condition)
+        left = photos
+        yield batch.each(lambda values, left=left: values[:left].to(device))  # type: ignore[misc]
         photos -= len(batch.images)
 
 
 def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
-    model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+    model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
+    model.supervised = job.train.supervision != "none"
     if job.train.init_from is not None and fresh:
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()

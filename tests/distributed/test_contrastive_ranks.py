@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.losses import info_nce, nt_xent, triplet
+from pipeline.losses import info_nce, nt_xent, sup_con, triplet
 from pipeline.losses.collectives import gather_rows
 
 PHOTOS, WIDTH, STEPS, TEMPERATURE = 16, 12, 3, 0.2
-NAMES = ["nt_xent", "info_nce", "triplet"]
+NAMES = ["nt_xent", "info_nce", "triplet", "sup_con"]
 ALONE, DETACHED = "nt_xent of each rank alone", "nt_xent of detached rows"
 
 
@@ -46,7 +46,10 @@ class Trained(nn.Module):
         self.queue = F.normalize(torch.randn(24, 8), dim=1)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        groups = torch.where(first[:, 1] > 0.8, -1, (first[:, 0] > 0).long())  # of the photos, whichever rank has them
         first, second = self.encoder(first), self.encoder(second)
+        if self.name == "sup_con":
+            return sup_con(first, second, groups, TEMPERATURE, over_ranks=True)
         if self.name == DETACHED:
             return detached_nt_xent(first, second)
         if self.name == "info_nce":
