@@ -69,9 +69,8 @@ def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] =
     if config.kind not in MODELS:
         raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
     _, model_class = MODELS[config.kind]
-    if config.conditional:
-        return model_class(config, image_size, tuple(labels))
     held = [MODELS[values["kind"]][0].model_validate(values) for values in config.holds()]
+    given: list[Sequence[object]] = [tuple(labels)] if config.conditional else []
     if held:
-        return model_class(config, image_size, [build_model(member, image_size=image_size).eval() for member in held])
-    return model_class(config, image_size)
+        given.append([build_model(member, image_size=image_size).eval() for member in held])
+    return model_class(config, image_size, *given)

@@ -152,6 +152,7 @@ class ReadOut(Reduction):
     def __init__(self, config: ReadOutConfig, channels: int, grid: int) -> None:
         cells = 1 if config.pool == "global" else min(grid, config.cells)
         super().__init__(config, channels * cells * cells)
+        self.cells = cells
         self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
 
     def pooled(self, features: Tensor) -> Tensor:

@@ -242,15 +242,14 @@ def _regroup(windows: Generator[Batch], size: int) -> Generator[Batch]:
 
 
 def _stretch(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(batch.images[start:stop], None if batch.condition is None else batch.condition[start:stop])
+    return batch.each(lambda values: values[start:stop])
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
-    images = torch.cat([first.images, second.images])
-    if first.condition is None or second.condition is None:
-        return Batch(images)
-    return Batch(images, torch.cat([first.condition, second.condition]))
+    """Return two batches of one loader as one: what the first has, the second has too."""
+    others = iter([values for values in (second.images, second.condition, second.features) if values is not None])
+    return first.each(lambda values: torch.cat([values, next(others)]))
 
 
 def _copied(batch: Batch) -> Batch:
-    return Batch(batch.images.clone(), None if batch.condition is None else batch.condition.clone())
+    return batch.each(torch.clone)

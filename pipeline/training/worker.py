@@ -224,8 +224,7 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
 def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
     """Yield the first so many photos of batches, on the device."""
     for batch in batches:
-        condition = None if batch.condition is None else batch.condition[:photos].to(device)
-        yield Batch(batch.images[:photos].to(device), condition)
+        yield batch.each(lambda values, most=photos: values[:most].to(device))  # type: ignore[misc]
         photos -= len(batch.images)
 
 
