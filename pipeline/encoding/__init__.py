@@ -2,7 +2,7 @@
 
 from .actors import Encoder, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
-from .collect import LivingRows, collect_pixels, collect_rows
+from .collect import FeaturePart, LivingRows, collect_features, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .driver import run_shards
@@ -16,6 +16,7 @@ __all__ = [
     "EncodeConfig",
     "EncodeJob",
     "Encoder",
+    "FeaturePart",
     "FetchLimits",
     "LivingRows",
     "PhotoDecoder",
@@ -27,6 +28,7 @@ __all__ = [
     "ask_again",
     "assign_shards",
     "build_shards",
+    "collect_features",
     "collect_pixels",
     "collect_rows",
     "compact",

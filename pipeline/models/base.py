@@ -154,9 +154,10 @@ class Model(nn.Module, ABC):
 
     views: ClassVar[int] = 1  # of each photo in a batch of `forward`
     reads: Literal["photos", "codes", "features"] = "photos"  # what of a batch the model is about
+    compares: ClassVar[bool] = False  # whether the loss is about photos of a batch together
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
     fits: bool = False  # whether `fit` has something to do
-    begins: bool = False  # whether `begin` has something to do
+    prepares: bool = False  # whether `prepare` has something to do
     num_features: int = 0  # D of the `Batch.features` that a training needs; 0: it needs none
     image_size: int
     latent_dim: int
@@ -218,8 +219,8 @@ class Model(nn.Module, ABC):
         """Take over the finished models that `ModelConfig.bundles` names; they become part of the model's state."""
         raise ConfigError(f"{type(self).__name__} is not made of other models")
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Set what a training needs to know of its photos before the first step, where `begins` says so.
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set what a training needs to know of its photos before the first step, where `prepares` says so.
 
         Called once a training, on every rank, with the same photos in the same order as `fit`.
         """

@@ -92,7 +92,7 @@ class Bottleneck(Model):
         self.target = NormalisedPixels(target) if self.normalised else target
         self.front = Front(config.sees, self.target, image_size, held)
         self.image_size = self.front.image_size
-        self.num_features, self.reads, self.begins = self.front.num_features, self.front.reads, self.front.begins
+        self.num_features, self.reads, self.prepares = self.front.num_features, self.front.reads, self.front.prepares
         self.encoder: Encoder | CellwiseEncoder
         self.decoder: Decoder | CellwiseDecoder
         if isinstance(config.sees, FeaturesSeen):
@@ -161,9 +161,9 @@ class Bottleneck(Model):
         """Take over the teacher whose features the model sees."""
         self.front.use_bundles(found)
 
-    def begin(self, batches: Iterable[Batch]) -> None:
+    def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the scale of the teacher's features."""
-        self.front.begin(batches)
+        self.front.prepare(batches)
 
     def encode_batch(self, batch: Batch) -> Latents:
         """Return `encode` of the photos, by their features where the model sees these."""

@@ -16,6 +16,7 @@ from .base import Model, ModelConfig
 from .cvae import CVAE, CVAEConfig
 from .descriptor import Descriptor, DescriptorConfig
 from .dino import DINO, DINOConfig
+from .distilled import Distilled, DistilledConfig
 from .fusion import Fusion, FusionConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
@@ -31,6 +32,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "cvae": (CVAEConfig, CVAE),
     "descriptor": (DescriptorConfig, Descriptor),
     "dino": (DINOConfig, DINO),
+    "distilled": (DistilledConfig, Distilled),
     "fusion": (FusionConfig, Fusion),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
@@ -47,6 +49,7 @@ AnyModelConfig = Annotated[
     | CVAEConfig
     | DescriptorConfig
     | DINOConfig
+    | DistilledConfig
     | FusionConfig
     | MAEConfig
     | MoCoConfig

@@ -63,15 +63,39 @@ class FeaturesSeen(QuietConfig):
 Sees = Annotated[Literal["pixels"] | FeaturesSeen, Field(union_mode="left_to_right")]
 
 
-class SeeingConfig(ModelConfig):
-    """What models have in common that may see features: sees, `pixels` or whose features (see FeaturesSeen); target,
-    what the decoder brings back, by default of a model of features these.
+class GivingConfig(ModelConfig):
+    """What models have in common with a decoder. target: what it brings back."""
+
+    target: TargetConfig = PixelTarget()
+
+    @model_validator(mode="after")
+    def _gives_something(self) -> GivingConfig:
+        if getattr(self, "sees", "pixels") == "pixels":
+            check_named(self.target)
+        return self
+
+    def frozen(self) -> FrozenConfig | None:
+        """Return the frozen encoder that the target looks through, or None."""
+        return self.target.frozen()
+
+    def taught_by(self) -> str | ModelConfig | None:
+        """Return the teacher whose features are the target, None where none are."""
+        return self.target.teacher if isinstance(self.target, FeatureTarget) else None
+
+    def taught(self, teacher: Taught) -> GivingConfig:
+        """Return the config with the teacher as it was found. Raises ConfigError for one that is told categories."""
+        target = self.target.taught(teacher) if isinstance(self.target, FeatureTarget) else self.target
+        return self.model_copy(update={"target": target})
+
+
+class SeeingConfig(GivingConfig):
+    """What models have in common that may see features. sees: `pixels`, or whose features (see FeaturesSeen), which
+    are then the target too.
     """
 
     quiet: ClassVar[frozenset[str]] = frozenset({"sees"})
     of_pixels: ClassVar[tuple[str, ...]] = ()  # the fields that say nothing where features are seen
 
-    target: TargetConfig = PixelTarget()
     sees: Sees = "pixels"
 
     @model_validator(mode="before")
@@ -85,7 +109,6 @@ class SeeingConfig(ModelConfig):
     def _sees_what_it_gives(self) -> SeeingConfig:
         target = self.target
         if not isinstance(self.sees, FeaturesSeen):
-            check_named(target)
             return self
         if not isinstance(target, FeatureTarget) or target.encoder is not None or target.teacher is not None:
             raise ValueError(
@@ -102,24 +125,15 @@ class SeeingConfig(ModelConfig):
             )
         return self
 
-    def frozen(self) -> FrozenConfig | None:
-        """Return the frozen encoder that the target looks through, or None."""
-        return self.target.frozen()
-
     def taught_by(self) -> str | ModelConfig | None:
         """Return whose features are seen or are the target, None where none are."""
-        if isinstance(self.sees, FeaturesSeen):
-            return self.sees.teacher
-        return self.target.teacher if isinstance(self.target, FeatureTarget) else None
+        return self.sees.teacher if isinstance(self.sees, FeaturesSeen) else super().taught_by()
 
     def taught(self, teacher: Taught) -> SeeingConfig:
         """Return the config with the teacher as it was found. Raises ConfigError for one that is told categories."""
-        found: dict[str, Any] = {}
-        if isinstance(self.target, FeatureTarget):
-            found["target"] = self.target.taught(teacher)
-        if isinstance(self.sees, FeaturesSeen):
-            found["sees"] = self.sees.taught(teacher)
-        return self.model_copy(update=found)
+        target = self.target.taught(teacher) if isinstance(self.target, FeatureTarget) else self.target
+        sees = self.sees.taught(teacher) if isinstance(self.sees, FeaturesSeen) else self.sees
+        return self.model_copy(update={"target": target, "sees": sees})
 
     def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:
         """Return how photos become pixels: as the teacher's do where its features are seen."""
@@ -160,7 +174,7 @@ class Front(nn.Module):
         elif isinstance(target, TeacherFeatures):
             self.scale = FeatureScale(target.config.scale, target.channels, target.size)
         self.num_features = 0 if self.scale is None else self.scale.numbers
-        self.begins = self.scale is not None and self.scale.needs_fit
+        self.prepares = self.scale is not None and self.scale.needs_fit
 
     def train(self, mode: bool = True) -> Front:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Stay in evaluation mode: a teacher is finished."""
@@ -187,7 +201,7 @@ class Front(nn.Module):
             raise ConfigError("this model is not made of other models")
         self.teacher.load_state_dict(found[0].state_dict())
 
-    def begin(self, batches: Iterable[Batch]) -> None:
+    def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the scale where there is one."""
         if self.scale is not None:
             self.scale.fit(batches)

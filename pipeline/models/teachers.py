@@ -111,12 +111,12 @@ class FeatureScale(nn.Module):
         if features.ndim != 2 or features.shape[1] != self.numbers:
             raise InputError(f"features are {list(features.shape)}; the teacher's are [B, {self.numbers}]")
         if not self.fitted:
-            raise ConfigError("the scale of the teacher's features is not known yet; call the model's begin first")
+            raise ConfigError("the scale of the teacher's features is not known yet; call the model's prepare first")
         with full_precision(features.device.type):
             maps = features.float()
             if self.needs_fit:
                 maps = (maps - self.mean) * self.factor
-            maps = maps.unflatten(1, (self.channels, self.cells, self.cells))
+            maps = maps.reshape(-1, self.channels, self.cells, self.cells)
             if not self.needs_fit:
                 maps = F.layer_norm(maps.movedim(1, -1), (self.channels,)).movedim(-1, 1)
             return maps

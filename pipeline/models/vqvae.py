@@ -69,7 +69,7 @@ class VQVAE(Model):
         self.target = build_target(config.target, image_size)
         self.front = Front(config.sees, self.target, image_size, held)
         self.image_size = self.front.image_size
-        self.num_features, self.reads, self.begins = self.front.num_features, self.front.reads, self.front.begins
+        self.num_features, self.reads, self.prepares = self.front.num_features, self.front.reads, self.front.prepares
         self.encoder: ConvEncoder | CellwiseEncoder
         self.decoder: ConvDecoder | CellwiseDecoder
         shape = (self.target.channels, self.target.size)
@@ -129,9 +129,9 @@ class VQVAE(Model):
         """Take over the teacher whose features the model sees."""
         self.front.use_bundles(found)
 
-    def begin(self, batches: Iterable[Batch]) -> None:
+    def prepare(self, batches: Iterable[Batch]) -> None:
         """Set the scale of the teacher's features."""
-        self.front.begin(batches)
+        self.front.prepare(batches)
 
     def _encoded(self, inputs: Tensor) -> Latents:
         vectors = self._vectors(inputs)
@@ -243,7 +243,7 @@ class WholeCodes(nn.Module):
     def vectors(self, features: Tensor) -> Tensor:
         """Return vectors [B, *shape] of a feature map [B, width, g, g]."""
         vectors: Tensor = self.to_vectors(features.flatten(1))
-        return vectors.unflatten(1, self.shape)
+        return vectors.reshape(-1, *self.shape)
 
     def features(self, values: Tensor) -> Tensor:
         """Return the decoder's map [B, width, g, g] of values [B, *shape]."""

@@ -7,7 +7,7 @@ from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
 from .driver import train_job
 from .loader import PixelLoader
 from .loop import Line, Loop
-from .part_rows import PartRows
+from .part_rows import FeatureRows, PartRows
 from .prior_job import PriorJob
 from .progress import TrainProgress
 from .worker import TrainJob
@@ -15,6 +15,7 @@ from .worker import TrainJob
 __all__ = [
     "Codes",
     "CodesLoader",
+    "FeatureRows",
     "Line",
     "Loop",
     "OlderThan",

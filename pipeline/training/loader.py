@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..models.base import Batch
 from ..models.conditions import NO_CATEGORY
 from .dealing import Piece, cut, deal
-from .part_cache import PartReader
+from .part_cache import FeatureReader, PartReader
 from .part_rows import PartRows
 from .row_draws import Balanced, EveryRow, Sampling
 
@@ -61,7 +61,8 @@ class Loader(Protocol):
 class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
-    balance: every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
+    reader: its image_size is 0 where no pixels are wanted; features: reads what a teacher says of each photo. balance:
+    every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
     categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
     for validation only. Raises InputError when there are fewer photos than ranks.
     """
@@ -77,8 +78,9 @@ class PixelLoader:
         seed: int,
         window_parts: int,
         balance: bool = False,
+        features: FeatureReader | None = None,
     ) -> None:
-        ordered = sorted(pixels, key=lambda part: part.part)
+        ordered = sorted(pixels, key=lambda part: part.place)
         self._pixels = _side(ordered, held_out=False)
         self._held_out = _side(ordered, held_out=True)
         self._has_categories = any(part.category is not None for part in pixels)
@@ -88,6 +90,7 @@ class PixelLoader:
             raise InputError(_too_few(self.num_photos, self.num_held_out, world_size))
         self._sampling = _sampling(self._pixels, balance=balance, seed=seed)
         self._reader = reader
+        self._features = features
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
@@ -116,16 +119,21 @@ class PixelLoader:
 
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
-        size = self._reader.image_size
+        size, reader = self._reader.image_size, self._features
         out = np.empty((len(places), 3, size, size), np.uint8)
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
+        features = np.empty((len(places), reader.numbers), np.float32) if reader else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
             part = pixels[number]
-            self._reader.read_into(part.part, part.rows[places[at]], out, at)
+            if size:
+                self._reader.read_into(part.part, part.rows[places[at]], out, at)
             if condition is not None and part.category is not None:
                 condition[at] = part.category[places[at]]
-        return Batch(torch.from_numpy(out), None if condition is None else torch.from_numpy(condition))
+            if reader is not None and features is not None:
+                reader.read_into(*_of_teacher(part, places[at]), features, at)
+        known = [None if values is None else torch.from_numpy(values) for values in (condition, features)]
+        return Batch(torch.from_numpy(out), known[0], features=known[1])
 
     def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
@@ -182,14 +190,15 @@ class PixelLoader:
 
 def _side(pixels: Sequence[PartRows], *, held_out: bool) -> list[PartRows]:
     """Return the parts with their held-out rows only, or with the others only; no part without a row."""
-    sides = []
-    for part in pixels:
-        if part.held_out is None:
-            sides += [] if held_out else [part]
-            continue
-        at = part.held_out == held_out
-        sides.append(PartRows(part.part, part.rows[at], None if part.category is None else part.category[at]))
+    sides = (part.side(held_out=held_out) for part in pixels)
     return [part for part in sides if len(part.rows)]
+
+
+def _of_teacher(part: PartRows, places: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
+    """Return the latents part and the rows of it that are the features of some of a part's living rows."""
+    if part.features is None:
+        raise InputError(f"the model learns from a teacher's features, and there are none of the photos of {part.part}")
+    return part.features.part, part.features.rows[places]
 
 
 def _sampling(pixels: Sequence[PartRows], *, balance: bool, seed: int) -> Sampling:

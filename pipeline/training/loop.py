@@ -63,7 +63,7 @@ class Loop:
         line: Line = NO_LINE,
         open_scalars: OpenScalars | None = None,
     ) -> None:
-        if model.views != 1 and config.accumulate != 1:
+        if (model.views != 1 or model.compares) and config.accumulate != 1:
             raise ConfigError(
                 f"train.accumulate is {config.accumulate}, but {type(model).__name__} compares the photos of a batch "
                 "with each other, which pieces of it cannot; set it to 1"

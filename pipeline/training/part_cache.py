@@ -118,26 +118,18 @@ class PartReader:
         self._cache = cache
         self._width = image_size * image_size * 3
 
+    def blind(self) -> PartReader:
+        """Return a reader of no pixels, for which there is nothing to fetch."""
+        return PartReader(self._cache, 0)
+
     def read_into(self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
         """Copy the pixels of `rows` of a part to out[at], out uint8 [n, 3, H, W].
 
         Only row groups that hold asked rows are read, one at a time. Raises IntegrityError when the part has no such
         rows, pixels of another size, or a refused photo among them.
         """
-        order = np.argsort(rows, kind="stable")
-        rows, at = rows[order], at[order]
-        with self._cache.path(name) as path, _open(path, name) as part:
-            first = 0
-            for group in range(part.metadata.num_row_groups):
-                last = first + part.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(rows, [first, last])
-                if high > low:
-                    column = part.read_row_group(group, columns=["pixels"], use_threads=False).column("pixels")
-                    pixels = self._view(column, name, rows[low:high] - first)
-                    out[at[low:high]] = pixels.transpose(0, 3, 1, 2)
-                first = last
-            if len(rows) and (rows[-1] >= first or rows[0] < 0):
-                raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
+        for column, wanted, places in _stretches(self._cache, name, "pixels", rows, at):
+            out[places] = self._view(column, name, wanted).transpose(0, 3, 1, 2)
 
     def _view(self, column: pa.ChunkedArray, name: str, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Return pixels uint8 [n, H, W, 3] of some rows of a row group."""
@@ -152,6 +144,45 @@ class PartReader:
         # The Arrow buffer itself, not a copy.
         flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * self._width, chunk.offset * self._width)
         return flat.reshape(len(chunk), self.image_size, self.image_size, 3)[rows]
+
+
+class FeatureReader:
+    """Reads what a teacher says of photos, the `mean` of its latents parts; numbers: how many a photo, D."""
+
+    def __init__(self, cache: PartCache, numbers: int) -> None:
+        self.numbers = numbers
+        self._cache = cache
+
+    def read_into(self, name: str, rows: NDArray[np.int32], out: NDArray[np.float32], at: NDArray[np.int64]) -> None:
+        """Copy the features of `rows` of a latents part to out[at], out float32 [n, D].
+
+        Raises IntegrityError when the part has no such rows or features of another length.
+        """
+        for column, wanted, places in _stretches(self._cache, name, "mean", rows, at):
+            if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != self.numbers:
+                raise IntegrityError(f"{name} holds latents of type {column.type}, expected {self.numbers} numbers")
+            chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            flat = chunk.flatten().to_numpy(zero_copy_only=False)
+            out[places] = flat.reshape(len(chunk), self.numbers)[wanted]
+
+
+def _stretches(
+    cache: PartCache, name: str, column: str, rows: NDArray[np.int32], at: NDArray[np.int64]
+) -> Iterator[tuple[pa.ChunkedArray, NDArray[np.int32], NDArray[np.int64]]]:
+    """Yield, of each row group that holds some of `rows`, the column, which of its rows, and where of `at` they go."""
+    order = np.argsort(rows, kind="stable")
+    rows, at = rows[order], at[order]
+    with cache.path(name) as path, _open(path, name) as part:
+        first = 0
+        for group in range(part.metadata.num_row_groups):
+            last = first + part.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(rows, [first, last])
+            if high > low:
+                found = part.read_row_group(group, columns=[column], use_threads=False).column(column)
+                yield found, rows[low:high] - first, at[low:high]
+            first = last
+        if len(rows) and (rows[-1] >= first or rows[0] < 0):
+            raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
 
 
 def _open(source: Path | pa.BufferReader, name: str) -> pq.ParquetFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .loader import Loader, PixelLoader
 from .loop import NO_LINE, Line, Loop
-from .part_cache import PartCache, PartReader, cache_folder
+from .part_cache import FeatureReader, PartCache, PartReader, cache_folder
 from .part_rows import PartRows, inputs_digest
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
@@ -70,7 +70,7 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained.
+    run, for which it is trained. teacher: the model_id of the model's teacher, whose features `pixels` name.
     """
 
     store: Store
@@ -82,10 +82,11 @@ class TrainJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
-        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
+        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.place)))
 
     def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Do what `run_rank` does."""
@@ -108,14 +109,14 @@ def run_rank(
     A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
     (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
     """
-    job = replace(job, model=resolved_config(job.store, job.model, job.images))
+    job = replace(job, model=resolved_config(job.store, job.model, job.images, teacher=job.teacher))
     gib = job.train.cache_gib
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    reader = PartReader(cache, job.images["size"])
+    read = _readers(job, cache)
     loader = PixelLoader(
-        reader,
+        read.pixels,
         job.pixels,
         batch_size=job.train.worker_batch_size,
         rank=ranks.rank,
@@ -123,6 +124,7 @@ def run_rank(
         seed=job.train.seed,
         window_parts=job.train.window_parts,
         balance=job.train.balance,
+        features=read.features,
     )
     trains = MODELS[job.model.kind][1].trains
     inputs = inputs_digest(job.pixels)
@@ -131,16 +133,16 @@ def run_rank(
             job,
             ranks,
             loader,
-            build=lambda *, fresh: _model(job, ranks, fresh=fresh),
+            build=lambda *, fresh: _model(job, ranks, read, fresh=fresh),
             inputs=inputs,
             line=line,
         )
         if trains
         else None
     )
-    trained = loop.run() if loop else _model(job, ranks, fresh=True)
+    trained = loop.run() if loop else _model(job, ranks, read, fresh=True)
     ranks.wait_for_all()
-    bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
+    bundled = _bundled(job, trained, read, ranks.device) if ranks.is_first else None
     if first_here:
         cache.remove()
     if bundled is None:
@@ -196,7 +198,22 @@ def open_loop(
     )
 
 
-def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.device) -> Model:
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """What reads the photos' pixels, of size 0 where the model looks at none, and what reads its teacher's features."""
+
+    pixels: PartReader
+    features: FeatureReader | None
+
+
+def _readers(job: TrainJob, cache: PartCache) -> _Readers:
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+    features = FeatureReader(cache, model.num_features) if model.num_features else None
+    return _Readers(PartReader(cache, job.images["size"] if model.reads == "photos" else 0), features)
+
+
+def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device) -> Model:
     """Return the model that becomes the bundle, on the CPU: the trained weights, and what is fitted after them.
 
     Fitted on the same photos in the same order whatever the number of workers.
@@ -206,19 +223,26 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
     model.load_state_dict(trained.state_dict())
     if not model.fits:
         return model
+    with torch.no_grad(), closing(_some_photos(job, read, device)) as batches:
+        model.to(device).fit(batches)
+    return model.to("cpu")
+
+
+def _some_photos(job: TrainJob, read: _Readers, device: torch.device) -> Generator[Batch]:
+    """Yield photos to train on, each once and at most 20,000, the same whatever the number of workers."""
     everything = PixelLoader(
-        reader,
+        read.pixels,
         job.pixels,
         batch_size=_FIT_BATCH,
         rank=0,
         world_size=1,
         seed=job.train.seed,
         window_parts=job.train.window_parts,
+        features=read.features,
     )
     photos = min(everything.num_photos, _FIT_PHOTOS)
-    with torch.no_grad(), closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
-        model.to(device).fit(_first(batches, photos, device))
-    return model.to("cpu")
+    with closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
+        yield from _first(batches, photos, device)
 
 
 def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
@@ -228,7 +252,7 @@ def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Itera
         photos -= len(batch.images)
 
 
-def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
+def _model(job: TrainJob, ranks: Ranks, read: _Readers, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
     model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
@@ -239,6 +263,10 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
+    if model.prepares and fresh:
+        blind = replace(read, pixels=read.pixels.blind())  # what is set before the first step is about features alone
+        with closing(_some_photos(job, blind, torch.device("cpu"))) as batches:
+            model.prepare(batches)
     return model
 
 

@@ -29,8 +29,8 @@ class FeatureTarget(TargetBase):
 
     teacher: a model_id, or the config of a `pretrained` or `descriptor`; its features are brought to `scale` (see
     teachers.FeatureScale). encoder: whose map, with exactly one layer; every position is standardised over its
-    channels, as `scale: each_photo` does. channels, size: the map's; known where the encoder is a ResNet-18, and filled in by the
-    training where there is a teacher.
+    channels, as `scale: each_photo` does. channels, size: the map's; known where the encoder is a ResNet-18, and filled
+    in by the training where there is a teacher.
 
     loss: `mse`, the squared error summed over the map, or `cosine`, 1 - cosine of each position, summed over positions.
     weight: multiplies it. Of `mse` it is 1 / (2 sigma^2) of a Gaussian decoder with the standard deviation sigma, so
