@@ -15,10 +15,10 @@ from typing import Any
 from jobs.answer import EXIT_CODES, Answer, full_disk
 from jobs.command import Outcome
 from jobs.parser import parse_arguments
-from jobs.process import settle
-from jobs.stopping import STOPPING, stopping_on_signals
 from pipeline.errors import CodebooksError, ConfigError, GateRefused, Unavailable
+from pipeline.process import settle
 from pipeline.runs import check_run_name, default_run_name
+from pipeline.stopping import STOPPING, stopping_on_signals
 from pipeline.storage.secrets import masked_for_people
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from jobs.command import Outcome
-from jobs.stopping import STOPPING
 from pipeline.errors import Unavailable
+from pipeline.stopping import STOPPING
 from pipeline.storage.secrets import masked_for_people
 
 EXIT_CODES: dict[int, tuple[str, str]] = {

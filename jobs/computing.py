@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,10 +13,8 @@ from pipeline.encoding import (
     Asked,
     EncodeJob,
     FetchLimits,
-    Shard,
     ShardResult,
     ask_again,
-    build_shards,
     collect_pixels,
     collect_rows,
     compact,
@@ -27,7 +24,16 @@ from pipeline.encoding import (
 )
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
-from pipeline.planning import Plan, category_told, check_training_columns, nothing_usable, training_rows
+from pipeline.planning import (
+    Plan,
+    category_told,
+    check_training_columns,
+    main_transforms,
+    nothing_usable,
+    shard_builder,
+    stores_pixels,
+    training_rows,
+)
 from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
@@ -114,15 +120,20 @@ def compute(
 ) -> tuple[Asked, list[ShardResult]]:
     """Return what of the plan was asked and became of it; Ray is not started when every part is there already.
 
-    Without a model only the shards whose photos have to be fetched. Raises what `FailureLimits.check` does when more
+    Without a model only the shards whose photos have to be fetched. A model of other sizes than the plan's own, a
+    teacher, has them decoded in the same pass; photos are fetched for it where it has no latents yet. Stages before
+    `encode` store the pixels, which a training reads. Raises what `FailureLimits.check` does when more
     photos fail than are photos' fault.
     """
     config, store = context.config, context.store
+    known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
+    transforms = main_transforms(config, store, known)
+    stores = stage != "encode" or stores_pixels(config)
     with context.watch.stage(stage):
         asked = ask_again(
             store,
             plan.rows,
-            partial(_shards_of, context, plan, model_id),
+            shard_builder(config, store, transforms, model_id, stores=stores),
             transform_id=plan.summary.transform_id,
             run=context.run.name,
         )
@@ -140,6 +151,7 @@ def compute(
         encode=config.encode,
         model_id=model_id,
         transform_id=plan.summary.transform_id,
+        stores=transforms,
     )
     lookout = Lookout(store, context.run.folder, context.attempt.number)
     limits = FetchLimits(FailureLimits(plan.rows["uri"], config.catalogue.max_unreachable), asked)
@@ -153,17 +165,6 @@ def compute(
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)
     return settle(asked, results, _yesterday(context, plan, fresh)), results
-
-
-def _shards_of(context: Context, plan: Plan, model_id: str | None, rows: pa.Table, retry_of: str) -> list[Shard]:
-    return build_shards(
-        rows,
-        transform_id=plan.summary.transform_id,
-        model_id=model_id,
-        precision=context.config.encode.precision,
-        retry_of=retry_of,
-        category=category_told(context.config),
-    )
 
 
 def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.Table | None:

@@ -77,7 +77,10 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
 
 def config_values(config: Config) -> dict[str, Any]:
     """Return a config as plain JSON values."""
-    return config.model_dump(mode="json")
+    values = config.model_dump(mode="json")
+    if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
+        values["images"]["keep"] = config.images.keep
+    return values
 
 
 def photo_files(config: Config) -> Files:

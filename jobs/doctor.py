@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
-import platform
-import re
-import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
-from jobs.findings import Finding
 from jobs.place import LightConfig, load_light
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.catalogue.columns import choose_columns
 from pipeline.catalogue.first_rows import read_sample
 from pipeline.errors import CodebooksError, ConfigError, InputError
-from pipeline.index.faiss_module import faiss_wheels, load_faiss
+from pipeline.findings import Finding
+from pipeline.machine import (
+    check_faiss,
+    check_packages,
+    check_python,
+    check_ray,
+    check_resources,
+    check_torch,
+    installed,
+)
 from pipeline.release import check_store, read_head
 from pipeline.storage import Store, check_shows_writes, check_write_once, store_clock
-from pipeline.storage.urls import scheme_of
 
-_GIB = 2**30
-_LEAST_DISK = 5 * _GIB
-_LEAST_MEMORY = 4 * _GIB
 _CLOCK_S = 300.0
 _WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
 
@@ -88,94 +85,15 @@ def run(arguments: Arguments) -> Outcome:
     )
 
 
-def check_python(_patient: Patient) -> Iterator[Finding]:
-    """Python's version and where the program runs from."""
-    # An older Python than 3.11 does not get this far: pip refuses it.
-    where = f"{platform.system()} {platform.machine()}, {sys.executable}"
-    yield Finding("ok", "python", f"{platform.python_version()} on {where}")
+def check_the_machine(_patient: Patient) -> Iterator[Finding]:
+    """Python and the packages."""
+    for check in (check_python, check_packages, check_faiss, check_torch, check_ray):
+        yield from check()
 
 
-def check_packages(_patient: Patient) -> Iterator[Finding]:
-    """The packages of the base install (must) and of the extra `run` (needed to refresh), with their least versions."""
-    try:
-        required = importlib.metadata.requires("visual-codebooks") or []
-    except importlib.metadata.PackageNotFoundError:
-        mend = "run `pip install -e '.[run,cpu]'` in the checkout"
-        yield Finding("warn", "packages", "visual-codebooks itself is not installed, so versions are not known", mend)
-        return
-    for extra, level in (("", "fail"), ("run", "warn")):
-        problems = [problem for line in required if (problem := _package_problem(line, extra))]
-        name = "packages" if not extra else f"packages [{extra}]"
-        if not problems:
-            yield Finding("ok", name, "all there, new enough")
-        elif level == "fail":
-            yield Finding(
-                "fail", name, "; ".join(problems), "pip install 'visual-codebooks[cpu]'", ConfigError.exit_code
-            )
-        else:
-            mend = "needed for demo, plan and refresh: pip install 'visual-codebooks[run,cpu]'"
-            yield Finding("warn", name, "; ".join(problems), mend)
-
-
-def check_faiss(_patient: Patient) -> Iterator[Finding]:
-    """Exactly one FAISS wheel, and it imports."""
-    try:
-        faiss = load_faiss()
-    except ConfigError as error:
-        yield Finding("fail", "faiss", str(error), "", ConfigError.exit_code)
-        return
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    yield Finding("ok", "faiss", f"{', '.join(faiss_wheels())} {faiss.__version__}, sees {gpus} GPUs")
-
-
-def check_torch(_patient: Patient) -> Iterator[Finding]:
-    """Torch's version and the GPUs that it sees."""
-    torch = _optional("torch")
-    if torch is None:
-        yield Finding(
-            "warn", "torch", "not installed", "needed to train and encode: pip install 'visual-codebooks[run]'"
-        )
-    elif torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        yield Finding(
-            "ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}, {len(names)} GPUs: {', '.join(names)}"
-        )
-    elif torch.version.cuda and shutil.which("nvidia-smi"):
-        mend = "update the NVIDIA driver, or install the torch of its CUDA version"
-        yield Finding(
-            "warn", "torch", f"{torch.__version__} is built for CUDA {torch.version.cuda} and sees no GPU", mend
-        )
-    else:
-        yield Finding("ok", "torch", f"{torch.__version__}, no GPU: training and encoding run on the CPU")
-
-
-def check_ray(_patient: Patient) -> Iterator[Finding]:
-    """Ray's version and which cluster it would use."""
-    ray = _optional("ray")
-    if ray is None:
-        yield Finding("warn", "ray", "not installed", "needed to train and encode: pip install 'visual-codebooks[run]'")
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    where = f"RAY_ADDRESS is {address}" if address else "a local cluster is started when needed"
-    yield Finding("ok", "ray", f"{ray.__version__}, {where}")
-
-
-def check_resources(patient: Patient) -> Iterator[Finding]:
-    """Processors, memory, and free disk where files are kept."""
-    memory = _available_memory()
-    shown = "unknown" if memory is None else f"{memory / _GIB:.1f} GiB available"
-    if memory is not None and memory < _LEAST_MEMORY:
-        mend = "lower encode.actors, train.batch_size and cluster.object_store_memory_mb, or use a larger machine"
-        yield Finding("warn", "memory", f"{shown}, {os.cpu_count()} CPUs", mend)
-    else:
-        yield Finding("ok", "memory", f"{shown}, {os.cpu_count()} CPUs")
-    for name, folder in _folders(patient):
-        free = shutil.disk_usage(folder).free
-        text = f"{free / _GIB:.1f} GiB free at {folder}"
-        if free < _LEAST_DISK:
-            yield Finding("warn", f"disk ({name})", text, "free some space, or choose another folder")
-        else:
-            yield Finding("ok", f"disk ({name})", text)
+def check_the_resources(patient: Patient) -> Iterator[Finding]:
+    """Memory, and disk where the config keeps files too."""
+    yield from check_resources(None if patient.config is None else patient.config.store.url)
 
 
 def check_config(patient: Patient) -> Iterator[Finding]:
@@ -185,7 +103,7 @@ def check_config(patient: Patient) -> Iterator[Finding]:
         yield Finding("warn", "config", "none named", mend)
         return
     patient.config = load_light(patient.arguments)
-    whole = patient.config.catalogue is not None and _optional("torch") is not None
+    whole = patient.config.catalogue is not None and installed("torch") is not None
     if whole:
         # By name: it loads torch and ray, without which doctor must still work.
         importlib.import_module("jobs.config").load_config(patient.arguments)
@@ -238,13 +156,9 @@ def check_catalogue(patient: Patient) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    check_python,
-    check_packages,
-    check_faiss,
-    check_torch,
-    check_ray,
+    check_the_machine,
     check_config,
-    check_resources,
+    check_the_resources,
     check_the_store,
     check_catalogue,
 )
@@ -252,7 +166,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 
 def _tried(patient: Patient, failed: list[Finding]) -> list[Finding]:
     """Return what came of trying; with something broken already, only that it was left out."""
-    missing = [name for name in ("torch", "ray") if _optional(name) is None]
+    missing = [name for name in ("torch", "ray") if installed(name) is None]
     if failed or missing:
         why = f"{', '.join(missing)} missing" if missing else f"{failed[0].name} failed"
         return [Finding("warn", "try", f"nothing was tried: {why}", "mend that first, then run this again")]
@@ -267,47 +181,6 @@ def _examined(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -
     except CodebooksError as error:
         name = check.__name__.removeprefix("check_").removeprefix("the_")
         yield Finding("fail", name, str(error), "", error.exit_code)
-
-
-def _package_problem(requirement: str, extra: str) -> str:
-    """Return what is wrong with one line of the package's own requirements, "" when nothing or it is of no concern."""
-    wanted, _, marker = requirement.partition(";")
-    of_extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-    match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*(?:>=\s*([0-9.]+))?", wanted.strip())
-    if match is None or (of_extra[1] if of_extra else "") != extra:
-        return ""
-    name, least = match[1], match[2]
-    try:
-        found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return f"{name} is missing"
-    return f"{name} is {found}, needed is {least}" if least and _numbers(found) < _numbers(least) else ""
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
-def _available_memory() -> int | None:
-    psutil = _optional("psutil")
-    return None if psutil is None else int(psutil.virtual_memory().available)
-
-
-def _folders(patient: Patient) -> Iterator[tuple[str, Path]]:
-    places = {"temporary files": Path(os.environ.get("TMPDIR", "/tmp"))}  # noqa: S108  looked at, not written to
-    if patient.config is not None and not scheme_of(patient.config.store.url):
-        places["store"] = Path(patient.config.store.url)
-    for name, place in places.items():
-        there = next((folder for folder in (place, *place.parents) if folder.is_dir()), None)
-        if there is not None:
-            yield name, there
 
 
 def _lines(finding: Finding) -> Iterator[str]:

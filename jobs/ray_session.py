@@ -13,8 +13,8 @@ from typing import Any
 import ray
 
 from jobs.config import ClusterConfig
-from jobs.stopping import restore_handlers
 from pipeline.errors import Unavailable
+from pipeline.stopping import restore_handlers
 from pipeline.workers import packages_hook
 
 _HOOK = "worker_process_setup_hook"

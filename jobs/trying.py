@@ -16,11 +16,11 @@ from pyarrow import parquet
 
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
-from jobs.findings import Finding, Level
 from jobs.pipeline_run import How, run_config
 from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
+from pipeline.findings import Finding, Level
 from pipeline.images.render import render_products
 from pipeline.models.bundle import BUNDLES
 from pipeline.storage import Store

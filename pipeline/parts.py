@@ -1,5 +1,8 @@
 """Parts: write-once Parquet files of pixels or latents, named by what was asked for.
 
+A part of pixels that are not stored, only what became of each photo, lies below `photos/`, where nothing takes it for
+pixels.
+
 The first writer of a part wins and every other attempt uses the winner's bytes, so nothing depends on a second
 computation being equal to the bit.
 """
@@ -19,7 +22,7 @@ from .keys import DIGEST, digest_of, key_of
 from .storage import Store
 
 # Tables of photos name parts; one that led out of these folders would have any file of the store read as a part.
-_NAME = re.compile(r"(latents|pixels)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet")
+_NAME = re.compile(r"(latents|photos|pixels)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet")
 
 
 class PartFile(BaseModel):
@@ -37,15 +40,20 @@ def check_part_name(name: str) -> str:
     """Return a part's name as a table or manifest has it. Raises IntegrityError for what is no part's name."""
     if not _NAME.fullmatch(name):
         raise IntegrityError(
-            f"{name!r:.200} is named as a part, but parts lie at latents/MODEL_ID/KEY.parquet and "
-            "pixels/TRANSFORM_ID/KEY.parquet: the table that names it was not written by a run; use another release"
+            f"{name!r:.200} is named as a part, but parts lie at latents/MODEL_ID/KEY.parquet and at pixels/ or "
+            "photos/TRANSFORM_ID/KEY.parquet: the table that names it was not written by a run; use another release"
         )
     return name
 
 
-def pixels_part_name(transform_id: str, part_key: str) -> str:
-    """Return a pixels part's name on the store."""
-    return f"pixels/{transform_id}/{part_key}.parquet"
+def pixels_part_name(transform_id: str, part_key: str, *, stored: bool = True) -> str:
+    """Return a pixels part's name on the store; stored: whether the pixels are in it."""
+    return f"{'pixels' if stored else 'photos'}/{transform_id}/{part_key}.parquet"
+
+
+def has_pixels(name: str) -> bool:
+    """Return whether a part of this name holds pixels."""
+    return name.startswith("pixels/")
 
 
 def latents_part_name(model_id: str, part_key: str) -> str:

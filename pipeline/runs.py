@@ -14,14 +14,11 @@ import contextlib
 import json
 import logging
 import math
-import os
 import re
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFound, Unavailable
+from .holders import AttemptRecord, this_process
 from .release import claim_store
 from .release.manifest import read_document
 from .storage import Store, store_clock
@@ -40,7 +38,6 @@ RUNS = "runs/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,127}")
 _ATTEMPT = re.compile(r"(\d+)\.json")
 _SHOWN_DIFFERENCES = 20
-_PROC = Path("/proc/self/stat")  # Linux; elsewhere psutil of the extra `run` answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +48,6 @@ class Timing:
     stale_s: float = 60.0
     wait_s: float = 90.0
     poll_s: float = 3.0
-
-
-class AttemptRecord(BaseModel):
-    """Who began an attempt. pid_started tells a process from a later one of the same pid."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    attempt: int
-    host: str
-    boot_id: str
-    pid: int
-    pid_started: str
-    created: datetime
 
 
 class Heartbeat(BaseModel):
@@ -219,7 +203,7 @@ class Run:
                     raise self._held(holder)
                 time.sleep(min(self.timing.poll_s, left))
                 continue
-            record = _this_process(holder + 1)
+            record = this_process(holder + 1)
             if self.store.put_if_absent(self.attempt_name(record.attempt), record.model_dump_json().encode()):
                 return record.attempt
             # Another newcomer was quicker: it is the holder now.
@@ -227,7 +211,7 @@ class Run:
     def _may_take_over(self, holder: int) -> bool:
         record = self.read_attempt(holder)
         shared = self._shared_heartbeat(holder)
-        if self.store.exists(self.ended_name(holder)) or (shared is not None and shared[0].ended) or _is_dead(record):
+        if self.store.exists(self.ended_name(holder)) or (shared is not None and shared[0].ended) or record.is_dead():
             return True
         # The record itself is the first sign of life.
         signs = [self.store.stat(self.attempt_name(holder)).modified]
@@ -333,55 +317,6 @@ class Lookout:
             raise
         except CodebooksError as error:
             _log.info("cannot tell now whether attempt %d is the live one: %s", self._attempt, error)
-
-
-def _this_process(attempt: int) -> AttemptRecord:
-    pid = os.getpid()
-    return AttemptRecord(
-        attempt=attempt,
-        host=socket.gethostname(),
-        boot_id=_boot_id(),
-        pid=pid,
-        pid_started=_process_started(pid) or "unknown",
-        created=datetime.now(UTC),
-    )
-
-
-def _is_dead(record: AttemptRecord) -> bool:
-    """Return whether this machine can tell that the holder has died; False where it cannot know."""
-    if record.host != socket.gethostname() or record.boot_id != _boot_id():
-        return False
-    return _process_started(record.pid) != record.pid_started
-
-
-def _boot_id() -> str:
-    """Return what is the same for two processes exactly when one sees the pid of the other since the same boot."""
-    if _PROC.exists():
-        # Two containers of one machine may share its host name, but a pid means another process in each of them.
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    import psutil
-
-    return str(round(psutil.boot_time()))
-
-
-def _process_started(pid: int) -> str | None:
-    """Return when a process started, by this machine's own count, or None when there is no living process."""
-    if _PROC.exists():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        fields = stat.rpartition(")")[2].split()  # after the command name, which may hold anything
-        state, started = fields[0], fields[19]
-        return None if state in "ZX" else started  # a killed process whose parent has not looked yet is dead too
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.NoSuchProcess:
-        return None
 
 
 _NOTHING = object()

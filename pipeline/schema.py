@@ -140,10 +140,18 @@ def outliers_schema() -> pa.Schema:
     return _versioned(OUTLIERS, OUTLIERS_VERSION)
 
 
-def pixels_schema(size: int) -> pa.Schema:
-    """Return the schema of a pixels part: `pixels` holds uint8 RGB, row-major [size, size, 3]."""
-    pixels = pa.field("pixels", pa.binary(size * size * 3))
-    return _versioned(pa.schema([*_PIXELS, pixels, *REFUSAL]), PIXELS_VERSION)
+def pixels_column(number: int) -> str:
+    """Return the name of the column that holds the pixels of the `number`th of a part's transforms."""
+    return f"pixels_{number}" if number else "pixels"
+
+
+def pixels_schema(*sizes: int) -> pa.Schema:
+    """Return the schema of a pixels part of photos of so many sizes, or of one that stores no pixels.
+
+    `pixels` holds uint8 RGB, row-major [size, size, 3], and `pixels_1`, ... those of further sizes.
+    """
+    pixels = [pa.field(pixels_column(number), pa.binary(size * size * 3)) for number, size in enumerate(sizes)]
+    return _versioned(pa.schema([*_PIXELS, *pixels, *REFUSAL]), PIXELS_VERSION)
 
 
 def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:

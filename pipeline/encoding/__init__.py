@@ -1,10 +1,11 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
-from .actors import Encoder, PhotoDecoder, Reader, ShardWorker, make_encoder, make_worker
+from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
 from .collect import FeaturePart, LivingRows, collect_features, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
+from .decoding import PhotoDecoder, Reader
 from .driver import run_shards
 from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
 from .unfit import NOT_FINITE

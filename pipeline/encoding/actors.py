@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,34 +13,23 @@ import pyarrow.compute as pc
 import torch
 
 from ..catalogue.ordering import as_numpy
-from ..errors import CodebooksError, ConfigError, IntegrityError, PhotoRefused
-from ..images import ImagesConfig, decode
+from ..errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
+from ..images import transform_id
 from ..index import LatentArrays
-from ..keys import digest_of
 from ..models.base import Model
 from ..models.bundle import load_bundle
 from ..models.conditions import condition_of
-from ..parts import PartFile, find_part, load_part, put_part, read_part, write_part
-from ..schema import CATEGORY, latents_schema, pixels_schema
+from ..parts import PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
+from ..refusals import KEPT
+from ..schema import CATEGORY, latents_schema, pixels_column
 from ..storage import Store
 from .answers import answered, lacking_in, without
 from .config import EncodeConfig, EncodeJob, Precision
-from .shards import Killer, Shard, ShardResult, Unanswered, check_latents
+from .decoding import PhotoDecoder, Pixels, pixel_array, without_pixels
+from .shards import Shard, ShardResult, Unanswered, check_latents
 from .unfit import Unfit, finite_rows, not_finite, with_unfit
 
-_log = logging.getLogger(__name__)
-
-READ_ROWS = 256  # photos whose bytes are held at a time; while they are decoded the next ones are fetched
-
-Pixels = npt.NDArray[np.uint8]
 _Killers = dict[tuple[str, str], PhotoRefused]
-
-
-class Reader(Protocol):
-    """What turns rows of photos into bytes; `catalogue.PhotoReader` is one."""
-
-    def read(self, photos: pa.Table) -> list[bytes | PhotoRefused]:
-        """Return each photo's bytes, or why it cannot be had, in order. Raises Unavailable on temporary failures."""
 
 
 class Encoder:
@@ -62,13 +49,16 @@ class Encoder:
         self.threads = threads
 
     def __call__(
-        self, pixels: Pixels, rows: npt.NDArray[np.int64], condition: npt.NDArray[np.int64] | None = None
+        self,
+        pixels: Pixels | Sequence[Pixels],
+        rows: npt.NDArray[np.int64],
+        condition: npt.NDArray[np.int64] | None = None,
     ) -> LatentArrays:
-        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3].
+        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3], one of each size the model takes.
 
         condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
         """
-        model = self.model
+        model, seen = self.model, [pixels] if isinstance(pixels, np.ndarray) else pixels
         mean = np.empty((len(rows), model.latent_dim), np.float32)
         log_var = np.empty_like(mean) if model.has_log_var else None
         codes = np.empty((len(rows), model.num_latent_codes), np.int32) if model.num_latent_codes else None
@@ -76,9 +66,8 @@ class Encoder:
         with _torch_threads(self.threads), torch.inference_mode(), autocast:
             for start in range(0, len(rows), self.batch_size):
                 took = rows[start : start + self.batch_size]
-                batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-                batch[: len(took)] = pixels[took]
-                images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).contiguous()
+                batches = tuple(self._batch(each, took) for each in seen)
+                images: Any = batches[0] if len(batches) == 1 else batches
                 latents = model.encode(images, self._padded(condition, start))
                 end = start + len(took)
                 mean[start:end] = latents.mean[: len(took)].float().cpu().numpy()
@@ -87,6 +76,11 @@ class Encoder:
                 if codes is not None and latents.codes is not None:
                     codes[start:end] = latents.codes[: len(took)].cpu().numpy()
         return LatentArrays(mean, log_var, codes)
+
+    def _batch(self, pixels: Pixels, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+        batch[: len(rows)] = pixels[rows]
+        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).contiguous()
 
     def _padded(self, condition: npt.NDArray[np.int64] | None, start: int) -> torch.Tensor | None:
         if condition is None:
@@ -97,77 +91,28 @@ class Encoder:
         return torch.from_numpy(batch).to(self.device)
 
 
-class PhotoDecoder:
-    """Fetches and decodes the photos of a shard into the table of a pixels part."""
-
-    def __init__(self, reader: Reader, images: ImagesConfig, *, threads: int = 1) -> None:
-        self.reader = reader
-        self.images = images
-        self.threads = threads
-
-    def __call__(self, photos: pa.Table, killers: Sequence[Killer] = ()) -> pa.Table:
-        """Return the rows of `photos` with schema.pixels_schema; a refused photo has no pixels but a reason.
-
-        killers: rows that are refused without being touched. Raises Unavailable when a photo cannot be fetched for now.
-        """
-        size, count = self.images.size, photos.num_rows
-        pixels = np.zeros((count, size, size, 3), np.uint8)
-        digests: list[str | None] = [None] * count
-        refusals: list[PhotoRefused | None] = [None] * count
-        for killer in killers:
-            refusals[killer.row] = killer.refusal
-        with ThreadPoolExecutor(self.threads) as pool:
-            for rows, answers in self._read(photos, [killer.row for killer in killers]):
-                decoded = pool.map(self._decode, answers) if self.threads > 1 else map(self._decode, answers)
-                for row, photo in zip(rows.tolist(), decoded, strict=True):
-                    if isinstance(photo, PhotoRefused):
-                        refusals[row] = photo
-                    else:
-                        digests[row], pixels[row] = photo
-        return _pixels_table(photos, digests, pixels, refusals)
-
-    def _read(
-        self, photos: pa.Table, untouched: list[int]
-    ) -> Iterator[tuple[npt.NDArray[np.int64], list[bytes | PhotoRefused]]]:
-        """Yield rows and what was read of them, one stretch ahead; embedded photos in the order of their files."""
-        order = np.asarray(pc.sort_indices(photos, [("source", "ascending"), ("offset", "ascending")]), np.int64)
-        order = order[~np.isin(order, untouched)]
-        stretches = [order[start : start + READ_ROWS] for start in range(0, len(order), READ_ROWS)]
-        if not stretches:
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(self.reader.read, photos.take(pa.array(stretches[0])))
-            for number, rows in enumerate(stretches):
-                answers = pending.result()
-                if len(answers) != len(rows):
-                    raise IntegrityError(f"the reader answered {len(answers)} of {len(rows)} photos")
-                if number + 1 < len(stretches):
-                    pending = ahead.submit(self.reader.read, photos.take(pa.array(stretches[number + 1])))
-                yield rows, answers
-
-    def _decode(self, answer: bytes | PhotoRefused) -> tuple[str, Pixels] | PhotoRefused:
-        if isinstance(answer, PhotoRefused):
-            return answer
-        try:
-            return digest_of(answer), decode(answer, self.images)
-        except PhotoRefused as refused:
-            return refused
-        except (CodebooksError, ImportError):  # our mistake or a missing Pillow: every photo would be refused for it
-            raise
-        except Exception as error:  # noqa: BLE001 - one photo that crashes Pillow in a new way must not stop the night
-            # Its text may quote bytes of the file, and a quarantine is published: it goes to this machine's log only.
-            _log.warning("decode failed in a way that has no reason word yet: %s: %s", type(error).__name__, error)
-            return PhotoRefused("decode", "broken", f"{type(error).__name__}, for which there is no reason word yet")
-
-
 class ShardWorker:
-    """Turns shards into parts; each part is written once, and whoever wrote it first is used by all others."""
+    """Turns shards into parts; each part is written once, and whoever wrote it first is used by all others.
 
-    def __init__(self, store: Store, decoder: PhotoDecoder, encoder: Encoder | None) -> None:
+    stored: how many of the decoder's transforms, the first ones, a pixels part holds; by default all. own: the numbers
+    of those that the encoder takes; by default those stored. A teacher's are not among them: its sizes are decoded in
+    the same pass and not stored.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        decoder: PhotoDecoder,
+        encoder: Encoder | None,
+        *,
+        stored: int | None = None,
+        own: Sequence[int] | None = None,
+    ) -> None:
         self.store = store
         self.decoder = decoder
         self.encoder = encoder
-        self.size = decoder.images.size
+        self.stored = len(decoder.images) if stored is None else stored
+        self.own = tuple(range(self.stored)) if own is None else tuple(own)
 
     def __call__(self, shard: Shard) -> ShardResult:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
@@ -185,7 +130,9 @@ class ShardWorker:
         if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
             reused = latents_file is not None
-            latents_file = latents_file or self._encode(shard, table, rows, killers)
+            if latents_file is None:
+                latents_file, again = self._encode(shard, table, rows, killers)
+                fetched += again
             refused += check_latents(self.store, latents_file, len(rows))
         return ShardResult(
             number=shard.number,
@@ -204,7 +151,7 @@ class ShardWorker:
             self.decoder(shard.photos)
             return
         if not shard.photos.num_rows:
-            black = np.zeros((1, self.size, self.size, 3), np.uint8)
+            black = [np.zeros((1, size, size, 3), np.uint8) for size in self._sizes()]
             nothing = condition_of(self.encoder.model.labels, [None]).numpy() if shard.tells else None
             self.encoder(black, np.zeros(1, np.int64), nothing)
             return
@@ -213,12 +160,20 @@ class ShardWorker:
         else:
             table = self.decoder(shard.photos)
             rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
-        self.encoder(_pixel_array(table, self.size), rows, _conditions(shard, rows, self.encoder.model))
+        self.encoder(self._arrays(table), rows, _conditions(shard, rows, self.encoder.model))
+
+    def _sizes(self) -> list[int]:
+        return [self.decoder.images[number].size for number in self.own]
+
+    def _arrays(self, table: pa.Table) -> list[Pixels]:
+        """Return the pixels that the encoder takes, of a table that has them."""
+        return [pixel_array(table, size, number) for size, number in zip(self._sizes(), self.own, strict=True)]
 
     def _pixels(self, shard: Shard) -> tuple[PartFile | None, pa.Table, int, tuple[Unanswered, ...]]:
         """Return the pixels part on the store, its table, how many photos were fetched for it, and those it lacks.
 
-        A part holds what the decoder said. What may pass (no answer, refused, changed on the way) is never written:
+        The table of photos fetched now has the pixels of all transforms, that of a part those the part stores. A part
+        holds what the decoder said. What may pass (no answer, refused, changed on the way) is never written:
         the part would say it again to every later try, long after it has been put right.
         """
         fetched = 0
@@ -229,7 +184,8 @@ class ShardWorker:
             table, lacking = answered(table)
             if not table.num_rows:
                 return None, table, fetched, lacking
-            part, same = put_part(self.store, shard.pixels_name, table, shard.pixels_key)
+            held = without_pixels(table, self.stored if has_pixels(shard.pixels_name) else 0)
+            part, same = put_part(self.store, shard.pixels_name, held, shard.pixels_key)
             if same:
                 return part, table, fetched, lacking
             found = load_part(self.store, shard.pixels_name, shard.pixels_key)
@@ -239,7 +195,7 @@ class ShardWorker:
 
     def _kept(self, shard: Shard) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """Return the existing pixels part of carried photos, and their rows in it, checked photo by photo."""
-        columns = ["item_id", "uri", "token", "digest", "stage", "pixels"]
+        columns = ["item_id", "uri", "token", "digest", "stage", *(pixels_column(number) for number in self.own)]
         table = read_part(self.store, shard.pixels_name, columns)
         rows = as_numpy(shard.photos["pixels_row"]).astype(np.int64)
         if rows.max(initial=-1) >= table.num_rows:
@@ -253,7 +209,10 @@ class ShardWorker:
             )
         return table, rows
 
-    def _encode(self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64], killers: _Killers) -> PartFile:
+    def _encode(
+        self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64], killers: _Killers
+    ) -> tuple[PartFile, int]:
+        """Return the latents part of the rows of a pixels table, and how many photos were fetched again for it."""
         if self.encoder is None or shard.latents_name is None or shard.latents_key is None:
             raise ConfigError(f"shard {shard.number} asks for latents and this worker was built without a model")
         condition = _conditions(shard, rows, self.encoder.model)
@@ -265,12 +224,50 @@ class ShardWorker:
             unfit = [Unfit(int(rows[at]), refusal.reason, refusal.detail) for at, refusal in guilty.items()]
             condition = None if condition is None else np.delete(condition, list(guilty))
             rows = np.delete(rows, list(guilty))
-        arrays = self.encoder(_pixel_array(table, self.size), rows, condition)
+        again = 0
+        if set(map(pixels_column, self.own)) <= set(table.column_names):
+            arrays = self.encoder(self._arrays(table), rows, condition)
+        else:
+            again = len(rows)
+            seen, refused = self._fetched_again(shard, table, rows)
+            unfit += refused
+            usable = ~np.isin(rows, [one.pixels_row for one in refused])
+            condition = None if condition is None else condition[usable]
+            rows = rows[usable]
+            arrays = self.encoder(seen, np.flatnonzero(usable), condition)
         finite = finite_rows((arrays.mean, arrays.log_var))
         unfit += [not_finite(int(row)) for row in rows[~finite]]
         photos = table.take(pa.array(rows[finite])).select(["item_id", "uri", "token", "digest"])
         latents = with_unfit(_latents_table(photos, rows[finite], arrays.take(finite)), unfit)
-        return write_part(self.store, shard.latents_name, latents, shard.latents_key)
+        return write_part(self.store, shard.latents_name, latents, shard.latents_key), again
+
+    def _fetched_again(
+        self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]
+    ) -> tuple[list[Pixels], list[Unfit]]:
+        """Return the pixels of photos whose part does not hold what the encoder takes, and those that are refused now.
+
+        The part was written by another model's night, or by an attempt that ended before its latents. Raises
+        Unavailable where a photo does not answer or has changed since: nothing may be written of that.
+        """
+        images = [self.decoder.images[number] for number in self.own]
+        decode = PhotoDecoder(self.decoder.reader, *images, threads=self.decoder.threads)
+        seen = decode(shard.photos.take(pa.array(rows)).combine_chunks())
+        before = table["digest"].take(pa.array(rows)).to_pylist()
+        said = seen.select(["uri", "digest", "reason", "detail"]).to_pylist()
+        gone = [
+            now for now, digest in zip(said, before, strict=True)
+            if now["reason"] not in KEPT and now["digest"] != digest
+        ]  # fmt: skip
+        if gone:
+            raise Unavailable(
+                f"{len(gone)} of {len(rows)} photos that {shard.pixels_name} names, and holds no pixels of for this "
+                f"model, cannot be had again (first: {gone[0]['uri']}: {gone[0]['reason'] or 'other bytes'}); finished "
+                "parts are kept, run again"
+            )
+        refused = [
+            Unfit(int(row), now["reason"], now["detail"]) for row, now in zip(rows, said, strict=True) if now["reason"]
+        ]
+        return [pixel_array(seen, each.size, number) for number, each in enumerate(images)], refused
 
 
 def _by_key(shard: Shard) -> _Killers:
@@ -290,17 +287,24 @@ def _conditions(shard: Shard, rows: npt.NDArray[np.int64], model: Model) -> npt.
 
 
 def make_worker(job: EncodeJob) -> ShardWorker:
-    """Return the worker of a job, with its bundle loaded. Raises ConfigError when bundle and images do not fit."""
-    decoder = PhotoDecoder(job.reader(), job.images, threads=job.encode.threads)
+    """Return the worker of a job, with its bundle loaded.
+
+    What the bundle's model sees is decoded beside what the parts store; the limits are the job's.
+    """
+    images = list(job.transforms)
     if job.model_id is None:
+        decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
         return ShardWorker(job.store, decoder, None)
-    model = load_bundle(job.store, job.model_id).model
-    if model.image_size != job.images.size:
-        raise ConfigError(
-            f"bundle {job.model_id} encodes photos of {model.image_size} pixels a side; "
-            f"images.size is {job.images.size}, set it to that"
-        )
-    return ShardWorker(job.store, decoder, make_encoder(model, job.encode))
+    bundle = load_bundle(job.store, job.model_id)
+    ids, own = [transform_id(each) for each in images], []
+    for each in bundle.transforms:
+        seen = each.under(job.images)
+        if transform_id(seen) not in ids:
+            images.append(seen)
+            ids.append(transform_id(seen))
+        own.append(ids.index(transform_id(seen)))
+    decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
+    return ShardWorker(job.store, decoder, make_encoder(bundle.model, job.encode), stored=len(job.transforms), own=own)
 
 
 def make_encoder(model: Model, config: EncodeConfig) -> Encoder:
@@ -317,26 +321,6 @@ def make_encoder(model: Model, config: EncodeConfig) -> Encoder:
     )
 
 
-def _pixels_table(
-    photos: pa.Table, digests: list[str | None], pixels: Pixels, refusals: list[PhotoRefused | None]
-) -> pa.Table:
-    usable = np.array([refusal is None for refusal in refusals], np.bool_)
-    size = pixels.shape[1]
-    schema = pixels_schema(size)
-    # From the array's own memory: one row of `pixels` is one value, a cleared bit in the first buffer is a null.
-    bits = pa.py_buffer(np.packbits(usable, bitorder="little"))
-    values = pa.Array.from_buffers(pa.binary(size * size * 3), len(pixels), [bits, pa.py_buffer(pixels)])
-    columns = [
-        *(photos[name] for name in ("item_id", "uri", "token")),
-        pa.array(digests, pa.string()),
-        values,
-        pa.array([refusal and refusal.stage for refusal in refusals], pa.string()),
-        pa.array([refusal and refusal.reason for refusal in refusals], pa.string()),
-        pa.array([refusal and refusal.detail for refusal in refusals], pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
 def _latents_table(photos: pa.Table, rows: npt.NDArray[np.int64], arrays: LatentArrays) -> pa.Table:
     dim = arrays.mean.shape[1]
     num_codes = 0 if arrays.codes is None else arrays.codes.shape[1]
@@ -348,19 +332,6 @@ def _latents_table(photos: pa.Table, rows: npt.NDArray[np.int64], arrays: Latent
 
 def _vectors(array: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
-
-
-def _pixel_array(table: pa.Table, size: int) -> Pixels:
-    """Return a pixels part's photos as uint8 [rows, size, size, 3] without a copy; refused rows hold anything."""
-    column = table["pixels"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    width = size * size * 3
-    if column.type != pa.binary(width):
-        raise IntegrityError(f"the pixels part holds {column.type}, expected photos of {size} pixels a side")
-    if not len(column):
-        return np.empty((0, size, size, 3), np.uint8)
-    values = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * width, offset=column.offset * width)
-    return values.reshape(len(column), size, size, 3)
 
 
 def _same(left: pa.Table, right: pa.Table, names: list[str]) -> bool:

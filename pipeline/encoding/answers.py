@@ -81,7 +81,8 @@ def ask_again(store: Store, rows: pa.Table, build: Build, *, transform_id: str, 
     """
     looked = build(rows, "")
     fetched = any(shard.from_pixels is None for shard in looked)
-    there = {entry.name for entry in store.list(f"pixels/{transform_id}/")} if fetched else set()
+    folders = [f"{kind}/{transform_id}/" for kind in ("pixels", "photos")] if fetched else []
+    there = {entry.name for folder in folders for entry in store.list(folder)}
     most = max((shard.photos.num_rows for shard in looked), default=0)
     settled: list[Shard] = []
     while looked:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
-from ..parts import PartFile, read_part
+from ..parts import PartFile, has_pixels, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
@@ -174,13 +174,13 @@ def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
     pixels_row = pa.array(live, pa.int32()) if shard.from_pixels is None else asked["pixels_row"]
     if not np.array_equal(as_numpy(latents["pixels_row"]), np.asarray(pixels_row.to_numpy())):
         raise IntegrityError(f"{made.name} names other rows than {shard.pixels_name} has; delete both and run again")
-    count = len(live)
+    count, stored = len(live), has_pixels(shard.pixels_name)
     columns = [
         latents["digest"],
         pa.repeat(pa.scalar(made.name), count),
         pa.array(np.arange(count), pa.int32()),
-        pa.repeat(pa.scalar(shard.pixels_name), count),
-        pixels_row,
+        pa.repeat(pa.scalar(shard.pixels_name), count) if stored else pa.nulls(count, pa.string()),
+        pixels_row if stored else pa.nulls(count, pa.int32()),
     ]
     places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))
     return _Answer(live, places, refused, refusals)

@@ -41,7 +41,9 @@ class EncodeConfig(BaseModel):
 class EncodeJob:
     """What an actor needs beside its shards; picklable.
 
-    model_id: the bundle that encodes, or None when only pixels are wanted. transform_id: that of `images`.
+    model_id: the bundle that encodes, or None when only pixels are wanted; what its model sees is its own. images: the
+    run's section, whose limits hold. stores: the transforms whose pixels a part holds, by default `images`.
+    transform_id: that of what is stored.
     """
 
     store: Store
@@ -51,6 +53,12 @@ class EncodeJob:
     encode: EncodeConfig
     model_id: str | None
     transform_id: str
+    stores: tuple[ImagesConfig, ...] = ()
+
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return what a pixels part stores."""
+        return self.stores or (self.images,)
 
     def reader(self) -> PhotoReader:
         """Return what turns rows of photos into bytes."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -44,8 +44,9 @@ class Shard:
 
     photos: columns of schema.PHOTOS in the parts' row order (item_id, view), and `pixels_row` where `from_pixels` is
     set, and `category` (null: none) where the model is told it. from_pixels: the existing pixels part these carried
-    photos are encoded from (then also `pixels_name`); None: the photos are fetched. latents_name: None when no
-    model is asked. killers: photos not to be touched, in row order; they are refused.
+    photos are encoded from (then also `pixels_name`); None: the photos are fetched. pixels_name: below `photos/` where
+    the part does not store pixels. latents_name: None when no model is asked. killers: photos not to be touched, in row
+    order; they are refused.
     """
 
     number: int
@@ -94,7 +95,7 @@ class ShardResult:
 def assign_shards(
     plan: pa.Table,
     *,
-    image_size: int,
+    image_size: int | Sequence[int],
     shard_rows: int | None = None,
     encode_all: bool = False,
     latent_bytes: int = 0,
@@ -107,7 +108,7 @@ def assign_shards(
     Carried photos are encoded again where they have no latents (`latents_part` is null: a conditional model is told
     another category) and all of them where `encode_all` says so, for a new model: those whose pixels are kept
     (`pixels_part`, under `transform_id` where given) pixels part by pixels part, the others fetched once more.
-    image_size: pixels a side.
+    image_size: pixels a side, of each size that the model sees.
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
     or more and at most 128 MiB of pixels and of latents.
     """
@@ -119,7 +120,8 @@ def assign_shards(
     kept = again & _has_pixels(plan, transform_id)
     fetch |= again & ~kept
     shard = np.full(plan.num_rows, -1, dtype=np.int32)
-    limit = shard_rows or _rows_of_part(int(fetch.sum()), image_size, latent_bytes)
+    sides = [image_size] if isinstance(image_size, int) else image_size
+    limit = shard_rows or _rows_of_part(int(fetch.sum()), sum(3 * side * side for side in sides), latent_bytes)
     begun = 0
     for tried in (False, True):
         rows = _by_source(plan, np.flatnonzero(fetch & (retried == tried)))
@@ -143,10 +145,14 @@ def build_shards(
     precision: str,
     retry_of: str = "",
     category: str | None = None,
+    kept: Collection[str] | None = None,
+    from_parts: bool = True,
 ) -> list[Shard]:
     """Return the shards of a plan in number order, with the names and keys of their parts.
 
-    Without a model_id only the shards whose photos are fetched. retry_of: a run that asks again where older parts hold
+    Without a model_id only the shards whose photos are fetched. kept: the pixels parts that are on the store, where
+    tonight's pixels are not stored; None: they are. from_parts: False where the parts lack what the model sees, so that
+    carried photos are fetched. retry_of: a run that asks again where older parts hold
     failures that may pass (see `answers.ask_again`). category: the plan's column that a conditional model is told, of
     any scalar type; its texts then stand in the shards and in the latents' keys. Raises InputError when a photo has no
     token.
@@ -166,13 +172,14 @@ def build_shards(
     shards = []
     for number, start, end in zip(numbers.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         members = rows.slice(start, end - start).combine_chunks()
-        kept = members["pixels_part"][0].as_py() if members["status"][0].as_py() == "same" else None
-        from_pixels = kept if kept is not None and kept.startswith(prefix) else None
+        carried = members["pixels_part"][0].as_py() if members["status"][0].as_py() == "same" else None
+        from_pixels = carried if from_parts and carried is not None and carried.startswith(prefix) else None
         if from_pixels is not None and model_id is None:
             continue
         told = [CATEGORY.name] if CATEGORY.name in columns else []
         photos = members.select([*PHOTOS.names, *told, *(["pixels_row"] if from_pixels else [])])
-        shards.append(_named(number, photos, transform_id, model_id, precision, retry_of, from_pixels))
+        shard = _with_pixels(number, photos, transform_id, retry_of, from_pixels, kept)
+        shards.append(shard if model_id is None else _with_latents(shard, model_id, precision, retry_of))
     return shards
 
 
@@ -228,29 +235,39 @@ def check_latents(store: Store, part: PartFile, usable: int) -> int:
     return len(unfit)
 
 
-def _named(
+def _with_pixels(
     number: int,
     photos: pa.Table,
     transform_id: str,
-    model_id: str | None,
-    precision: str,
     retry_of: str,
     from_pixels: str | None,
+    kept: Collection[str] | None,
 ) -> Shard:
+    """Return a shard that names its pixels part; one that is on the store with its pixels is used in any case."""
     if from_pixels is not None:
-        pixels_name, pixels_key = from_pixels, from_pixels.rsplit("/", 1)[1].removesuffix(".parquet")
-    else:
-        pixels_key = part_key(PIXELS_VERSION, transform_id, "uint8", photos, retry_of=retry_of)
-        pixels_name = pixels_part_name(transform_id, pixels_key)
-    if model_id is None:
-        return Shard(number, photos, pixels_name, pixels_key, None, None, from_pixels)
+        key = from_pixels.rsplit("/", 1)[1].removesuffix(".parquet")
+        return Shard(number, photos, from_pixels, key, None, None, from_pixels)
+    key = part_key(PIXELS_VERSION, transform_id, "uint8", photos, retry_of=retry_of)
+    name = pixels_part_name(transform_id, key)
+    if kept is not None and name not in kept:
+        name = pixels_part_name(transform_id, key, stored=False)
+    return Shard(number, photos, name, key, None, None, None)
+
+
+def _with_latents(shard: Shard, model_id: str, precision: str, retry_of: str) -> Shard:
+    """Return a shard that also names its latents part."""
+    labels = shard.photos[CATEGORY.name].to_pylist() if shard.tells else None
     # The pixels part's name is in the key: `pixels_row` of a latents part counts in exactly that part.
-    labels = photos[CATEGORY.name].to_pylist() if CATEGORY.name in photos.column_names else None
-    latents_key = part_key(
-        LATENTS_VERSION, model_id, precision, photos, retry_of=retry_of, pixels_part=pixels_name, labels=labels
+    key = part_key(
+        LATENTS_VERSION,
+        model_id,
+        precision,
+        shard.photos,
+        retry_of=retry_of,
+        pixels_part=shard.pixels_name,
+        labels=labels,
     )
-    name = latents_part_name(model_id, latents_key)
-    return Shard(number, photos, pixels_name, pixels_key, name, latents_key, from_pixels)
+    return replace(shard, latents_name=latents_part_name(model_id, key), latents_key=key)
 
 
 def _wanted(shard: Shard) -> list[str]:
@@ -287,8 +304,8 @@ def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
     return usable & _is(plan["status"], "same")
 
 
-def _rows_of_part(photos: int, image_size: int, latent_bytes: int) -> int:
-    most = PART_BYTES // max(image_size * image_size * 3, latent_bytes)
+def _rows_of_part(photos: int, pixel_bytes: int, latent_bytes: int) -> int:
+    most = PART_BYTES // max(pixel_bytes, latent_bytes)
     return max(1, min(most, max(_LEAST_ROWS, -(-photos // _USUAL_SHARDS))))
 
 

@@ -12,6 +12,7 @@ from ..keys import key_of, portable
 TRANSFORM_VERSION = 2
 
 Fit = Literal["pad", "crop", "stretch"]
+Keep = Literal["auto", "always", "never"]
 
 
 class ImagesConfig(BaseModel):
@@ -28,6 +29,18 @@ class ImagesConfig(BaseModel):
     # The upper bound lies below the size at which Pillow itself refuses (178,956,970), so that only this limit decides.
     max_pixels: int = Field(default=64_000_000, ge=1, le=170_000_000, description="width x height in the header")
     max_bytes: int = Field(default=64 * 2**20, ge=1, le=2**31 - 1, description="length of the file")
+    # Left out of what the model says of itself, hence of every key, id and bundle: it changes no pixel.
+    keep: Keep = Field(
+        default="auto",
+        exclude=True,
+        description="whether pixels are stored for later nights: auto: where a training reads them",
+    )
+
+    def under(self, limits: ImagesConfig) -> ImagesConfig:
+        """Return how the same pixels are made of photos that another config's two limits allow."""
+        return self.model_copy(
+            update={"max_pixels": limits.max_pixels, "max_bytes": limits.max_bytes, "keep": limits.keep}
+        )
 
     def key_values(self) -> dict[str, Any]:
         """Return what goes into a train key: how photos look, not which are refused; the limits stand as by default."""
@@ -35,6 +48,10 @@ class ImagesConfig(BaseModel):
         return {**self.model_dump(mode="json"), **limits}
 
 
-def transform_id(config: ImagesConfig) -> str:
-    """Return the id of the evaluation transform: 16 hex of the key of (TRANSFORM_VERSION, config)."""
-    return key_of([TRANSFORM_VERSION, portable(config.model_dump(mode="json"))])[:16]
+def transform_id(*configs: ImagesConfig) -> str:
+    """Return the id of how photos become the pixels of one part: 16 hex of the key of (TRANSFORM_VERSION, config).
+
+    Of several, which a model of several sizes sees, of the list of them.
+    """
+    values = [portable(config.model_dump(mode="json")) for config in configs]
+    return key_of([TRANSFORM_VERSION, values[0] if len(values) == 1 else values])[:16]

@@ -85,14 +85,14 @@ class QuietConfig(BaseModel):
 class Taught:
     """What a model knows of its teacher, a finished bundle, before it is built.
 
-    config, images: the bundle's model and images config, the latter as plain values; image_size: side of its photos in
-    pixels. numbers: how many its features are, D; cells: the side of the layout they keep, channel first: D is channels
+    config: its model config; transforms: how its photos become pixels, one for each size; image_size: side of the first.
+    numbers: how many its features are, D; cells: the side of the layout they keep, channel first: D is channels
     * cells * cells, 1 where there is none.
     """
 
     model_id: str
     config: ModelConfig
-    images: Mapping[str, Any]
+    transforms: tuple[ImagesConfig, ...]
     image_size: int
     numbers: int
     cells: int

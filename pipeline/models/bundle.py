@@ -24,12 +24,16 @@ from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
 from .teachers import cells_of
 
+# What a bundle's config.json says of how photos become pixels.
+StoredImages = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
 BUNDLES = Shelf("models", "bundle", "model_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels.
+    """A model from the store: on the CPU, in evaluation mode, frozen. images: how photos become pixels, for a model of
+    several sizes one config each.
 
     labels: the categories that a conditional model knows, in the order of its table; () for every other model.
     """
@@ -37,9 +41,14 @@ class Bundle:
     model_id: str
     config: ModelConfig
     image_size: int
-    images: Mapping[str, Any]
+    images: StoredImages
     model: Model
     labels: tuple[str, ...] = ()
+
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return `images` as configs."""
+        return stored_transforms(self.images)
 
 
 def train_key(
@@ -123,13 +132,19 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     return Bundle(model_id, config, facts["image_size"], facts["images"], at_rest(model), labels)
 
 
-def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, dict[str, Any]]:
+def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, Any]:
     """Return a bundle's model config and its images config as plain values, without reading its weights.
 
     So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
     """
     facts = BUNDLES.facts(BUNDLES.config(store, model_id), model_id)
     return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
+
+
+def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
+    """Return how photos become pixels, as a bundle says it."""
+    several = [images] if isinstance(images, Mapping) else images
+    return tuple(ImagesConfig.model_validate(each) for each in several)
 
 
 def resolved_config(
@@ -152,7 +167,7 @@ def resolved_config(
 
 def _taught_by_bundle(store: Store, model_id: str) -> Taught:
     found = load_bundle(store, model_id)
-    return _taught(model_id, found.model, found.config, found.images)
+    return _taught(model_id, found.model, found.config, found.transforms)
 
 
 def _taught_as_built(store: Store, teacher: ModelConfig, images: Mapping[str, Any]) -> Taught:
@@ -160,14 +175,14 @@ def _taught_as_built(store: Store, teacher: ModelConfig, images: Mapping[str, An
     built = resolved_config(store, teacher, images)
     with torch.random.fork_rng(devices=[]):
         model = build_model(built, image_size=own[0].size)
-    return _taught("0" * 64, model, built, as_dict(own[0]))
+    return _taught("0" * 64, model, built, own)
 
 
-def _taught(model_id: str, model: Model, config: ModelConfig, images: Mapping[str, Any]) -> Taught:
+def _taught(model_id: str, model: Model, config: ModelConfig, transforms: Sequence[ImagesConfig]) -> Taught:
     return Taught(
         model_id=model_id,
         config=config,
-        images=images,
+        transforms=tuple(transforms),
         image_size=model.image_size,
         numbers=model.latent_dim,
         cells=cells_of(model),

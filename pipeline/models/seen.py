@@ -40,15 +40,12 @@ class FeaturesSeen(QuietConfig):
         if self.held is not None:
             raise ConfigError("model.sees.held is filled in by the training and cannot be set; name the teacher alone")
         refuse_conditional(teacher)
-        transforms = teacher.config.transforms(ImagesConfig.model_validate(teacher.images))
-        held = held_teacher(teacher, transforms)
-        return self.model_copy(update={"teacher": teacher.model_id, "held": held})
+        return self.model_copy(update={"teacher": teacher.model_id, "held": held_teacher(teacher)})
 
     def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:
         """Return the teacher's transforms, with the limits of `images`; (images,) while the teacher is a mere id."""
         if self.held is not None:
-            limits = {"max_pixels": images.max_pixels, "max_bytes": images.max_bytes}
-            return tuple(ImagesConfig.model_validate({**values, **limits}) for values in self.held.transforms)
+            return tuple(ImagesConfig.model_validate(values).under(images) for values in self.held.transforms)
         return (images,) if isinstance(self.teacher, str) else self.teacher.transforms(images)
 
     def bundles(self) -> tuple[str, ...]:

@@ -49,11 +49,11 @@ class HeldTeacher(BaseModel):
         return self.numbers // self.cells**2
 
 
-def held_teacher(teacher: Taught, transforms: Iterable[BaseModel]) -> HeldTeacher:
+def held_teacher(teacher: Taught) -> HeldTeacher:
     """Return what a bundle keeps of the teacher it holds."""
     return HeldTeacher(
         model=as_dict(teacher.config),
-        transforms=tuple(as_dict(transform) for transform in transforms),
+        transforms=tuple(as_dict(transform) for transform in teacher.transforms),
         image_size=teacher.image_size,
         numbers=teacher.numbers,
         cells=teacher.cells,

@@ -7,6 +7,7 @@ from .code_rows import ReleasePhotos, release_photos
 from .plan import Plan, PlanSummary, make_plan, nothing_to_do, nothing_usable, release_config
 from .refused import ask_refused_again
 from .renewal import Renewal, renewal_of
+from .resolution import main_transforms, shard_builder, stores_pixels
 from .settings import NightSettings
 from .standing import Standing, look
 from .training_rows import TrainingRows, check_training_columns, training_rows
@@ -24,11 +25,14 @@ __all__ = [
     "category_told",
     "check_training_columns",
     "look",
+    "main_transforms",
     "make_plan",
     "nothing_to_do",
     "nothing_usable",
     "release_config",
     "release_photos",
     "renewal_of",
+    "shard_builder",
+    "stores_pixels",
     "training_rows",
 ]

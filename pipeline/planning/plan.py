@@ -28,14 +28,13 @@ from ..catalogue import (
 )
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
-from ..models import build_model
-from ..models.bundle import resolved_config, stored_config
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
 from ..schema import PHOTOS, attribute_fields, plan_schema
 from ..storage import Files, Store, home_of
 from .asked import category_told
 from .renewal import Renewal, renewal_of
+from .resolution import latent_bytes
 from .settings import NightSettings
 from .standing import look
 
@@ -138,7 +137,7 @@ def make_plan(
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = assign_shards(
         rows,
-        image_size=config.images.size,
+        image_size=[images.size for images in standing.transforms],
         shard_rows=config.encode.shard_rows,
         encode_all=standing.encode_all,
         latent_bytes=latent_bytes(config, store, standing.model_id),
@@ -261,17 +260,3 @@ def nothing_usable(rows: pa.Table) -> CodebooksError:
     return InputError(
         f"{what} Check catalogue.image and where the URIs point (relative ones start at the table's folder)."
     )
-
-
-def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> int:
-    """Return how many bytes one photo's latents take, uncompressed.
-
-    model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
-    ConfigError where a model cannot be made of the bundles it names.
-    """
-    if model_id is None:
-        asked = resolved_config(store, config.model, config.images.model_dump(mode="json"))
-    else:
-        asked = stored_config(store, model_id)[0] if config.model.bundles() else config.model
-    model = build_model(asked, image_size=config.images.size)
-    return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)

@@ -16,7 +16,8 @@ from ..release.tables import read_table
 from ..schema import PHOTOS, attribute_fields
 from ..storage import Files, Store
 from .asked import category_told
-from .plan import Plan, latent_bytes
+from .plan import Plan
+from .resolution import latent_bytes, main_transforms
 from .settings import NightSettings
 
 # What a place said of a photo and may say otherwise now. What the catalogue says is frozen with the plan.
@@ -48,7 +49,7 @@ def ask_refused_again(plan: Plan, config: NightSettings, store: Store, files: Fi
         return plan
     again = assign_shards(
         found.rows,
-        image_size=config.images.size,
+        image_size=[images.size for images in main_transforms(config, store, summary.model_id)],
         shard_rows=config.encode.shard_rows,
         encode_all=summary.encode_all,
         latent_bytes=latent_bytes(config, store, summary.model_id),

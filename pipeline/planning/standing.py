@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..images import transform_id
+from ..images import ImagesConfig, transform_id
 from ..models.bundle import find_bundle
 from ..release import Manifest, Sample, check_takes_samples, read_head, read_manifest
 from ..runs import RUNS
 from ..storage import Store
 from .asked import Asked
+from .resolution import main_transforms
 from .settings import NightSettings
 
 
@@ -18,16 +19,21 @@ from .settings import NightSettings
 class Standing:
     """channel: where the night may publish, None for nowhere; head: that channel's number; parent: its release.
 
-    model_id: the bundle that answers the train key, None when one has to be trained.
+    transforms: what the model sees. model_id: the bundle that answers the train key, None when one has to be trained.
     """
 
     channel: str | None
     head: int
     parent: Manifest | None
-    transform_id: str
+    transforms: tuple[ImagesConfig, ...]
     asked: Asked
     train_key: str
     model_id: str | None
+
+    @property
+    def transform_id(self) -> str:
+        """Return the id of how photos become pixels."""
+        return transform_id(*self.transforms)
 
     @property
     def encode_all(self) -> bool:
@@ -57,14 +63,15 @@ def look(config: NightSettings, store: Store, *, run: str, limit: int | None, ch
     parent = read_manifest(store, head.release_id) if head else None
     asked = Asked.of(config, sample)
     period = asked.period(run)
+    model_id = _answering(store, asked, period, parent)
     return Standing(
         channel=where,
         head=head.number if head else 0,
         parent=parent,
-        transform_id=transform_id(config.images),
+        transforms=main_transforms(config, store, model_id),
         asked=asked,
         train_key=asked.train_key(period),
-        model_id=_answering(store, asked, period, parent),
+        model_id=model_id,
     )
 
 

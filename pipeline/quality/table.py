@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
 from ..evaluation.spaces import Space, baseline_spaces, has_umap, model_space, word_space
 from ..evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
-from ..images import ImagesConfig, transform_id
+from ..images import transform_id
 from ..models import Bundle, load_bundle
 from ..planning import NightSettings
 from ..release import read_manifest
@@ -177,8 +177,8 @@ def _model_id(store: Store, word: str) -> str:
 
 def _check_pixels(bundle: Bundle, config: NightSettings) -> None:
     """Refuse a bundle that was trained on other pixels than the run's."""
-    theirs, ours = ImagesConfig(**bundle.images), config.images
-    if transform_id(theirs) != transform_id(ours):
+    theirs, ours = bundle.transforms[0], config.images
+    if transform_id(*bundle.transforms) != transform_id(ours):
         pairs = zip(theirs.model_dump().items(), ours.model_dump().values(), strict=True)
         differing = "; ".join(f"images.{name}: {one} and here {other}" for (name, one), other in pairs if one != other)
         raise ConfigError(

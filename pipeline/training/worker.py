@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import CodebooksError, Conflict, Unavailable
+from ..images import ImagesConfig
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
-from ..models.base import Batch, Model, ModelConfig
-from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bundle
+from ..models.base import Batch, Model, ModelConfig, as_dict
+from ..models.bundle import StoredImages, find_bundle, load_bundle, resolved_config, save_bundle
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
@@ -88,6 +89,11 @@ class TrainJob:
         """Sort the parts, as every attempt must meet them in one order."""
         object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.place)))
 
+    @property
+    def transforms(self) -> tuple[ImagesConfig, ...]:
+        """Return what the model sees of a photo, one config a size: the run's own, unless the model has its own."""
+        return self.model.transforms(ImagesConfig.model_validate(self.images))
+
     def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
         """Do what `run_rank` does."""
         return run_rank(self, ranks, line=line, first_here=first_here)
@@ -154,7 +160,18 @@ def run_rank(
         "train": job.train.model_dump(mode="json"),
         **_validation_sections(loop.validation if loop else Validation()),
     }
-    return save_bundle(job.store, bundled, job.model, job.images, train_key=job.train_key, card=card, labels=job.labels)
+    return save_bundle(
+        job.store, bundled, job.model, _images_seen(job), train_key=job.train_key, card=card, labels=job.labels
+    )
+
+
+def _images_seen(job: TrainJob) -> StoredImages:
+    """Return what a bundle says of how its photos become pixels: the run's own config as it was given, where it is that."""
+    seen = job.transforms
+    if seen == (ImagesConfig.model_validate(job.images),):
+        return job.images
+    values = [as_dict(each) for each in seen]
+    return values[0] if len(values) == 1 else values
 
 
 def open_loop(
@@ -208,9 +225,9 @@ class _Readers:
 
 def _readers(job: TrainJob, cache: PartCache) -> _Readers:
     with torch.random.fork_rng(devices=[]):
-        model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+        model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
     features = FeatureReader(cache, model.num_features) if model.num_features else None
-    return _Readers(PartReader(cache, job.images["size"] if model.reads == "photos" else 0), features)
+    return _Readers(PartReader(cache, job.transforms[0].size if model.reads == "photos" else 0), features)
 
 
 def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device) -> Model:
@@ -219,7 +236,7 @@ def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device
     Fitted on the same photos in the same order whatever the number of workers.
     """
     # Built anew: what the training made of the modules (norms over ranks, compiled calls) is no part of the model.
-    model = build_model(job.model, image_size=job.images["size"], labels=job.labels).eval()
+    model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels).eval()
     model.load_state_dict(trained.state_dict())
     if not model.fits:
         return model
@@ -255,7 +272,7 @@ def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Itera
 def _model(job: TrainJob, ranks: Ranks, read: _Readers, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
-    model = build_model(job.model, image_size=job.images["size"], labels=job.labels)
+    model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
     if job.train.init_from is not None and fresh:
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()

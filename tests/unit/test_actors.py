@@ -27,6 +27,7 @@ from pipeline.encoding import (
     actors,
     assign_shards,
     build_shards,
+    decoding,
     make_worker,
 )
 from pipeline.errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
@@ -283,7 +284,7 @@ def test_parts_are_the_same_bytes_for_any_threads_and_stretches(
 ) -> None:
     shard = make_shard(SEVEN)
     one = worker(seven_photos())(shard)
-    monkeypatch.setattr(actors, "READ_ROWS", 3)
+    monkeypatch.setattr(decoding, "READ_ROWS", 3)
     again = worker(seven_photos(), threads=3, at=open_store("memory://another"))(shard)
     assert (one.pixels, one.latents) == (again.pixels, again.latents)
 
@@ -291,7 +292,7 @@ def test_parts_are_the_same_bytes_for_any_threads_and_stretches(
 def test_embedded_photos_are_read_in_the_order_of_their_files(
     store: Store, worker: Callable[..., ShardWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actors, "READ_ROWS", 2)
+    monkeypatch.setattr(decoding, "READ_ROWS", 2)
     order = [3, 0, 4, 1, 2]  # plan row -> offset in the file
     photos = {f"u{n}": png(picture(n)) for n in range(5)}
     shard = make_shard([f"u{n}" for n in order], source=["s"] * 5, offset=order)
@@ -388,7 +389,7 @@ def test_a_crash_of_the_decoder_is_a_refused_photo(
             raise ZeroDivisionError("integer modulo by zero")
         return picture(1)
 
-    monkeypatch.setattr(actors, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     shard = make_shard(["a", "b"])
     assert worker({"a": b"bad", "b": b"good"})(shard).refused == 1
     row = read_part(store, shard.pixels_name).to_pylist()[0]
@@ -403,7 +404,7 @@ def test_our_own_mistakes_are_no_refused_photos(
     def decode(data: bytes, config: ImagesConfig) -> np.ndarray:
         raise error
 
-    monkeypatch.setattr(actors, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     with pytest.raises(type(error)):
         worker({"a": b"photo"})(make_shard(["a"]))
     assert list(store.list()) == []
@@ -435,25 +436,20 @@ def test_a_model_that_is_broken_as_a_whole_leaves_no_photo(store: Store, worker:
 def make_job(store: Store, tmp_path: Path, **encode: Any) -> Any:
     reader = MemoryReader(seven_photos())
     return SimpleNamespace(
-        store=store, images=IMAGES, encode=EncodeConfig(batch_size=4, **encode), model_id="m", reader=lambda: reader
-    )
+        store=store, images=IMAGES, transforms=(IMAGES,), encode=EncodeConfig(batch_size=4, **encode), model_id="m",
+        reader=lambda: reader,
+    )  # fmt: skip
 
 
-def test_a_bundle_of_another_size_is_refused(
-    store: Store, tmp_path: Path, model: SmallModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = make_job(store, tmp_path)
-    monkeypatch.setattr(actors, "load_bundle", lambda store, model_id: SimpleNamespace(model=SmallModel(2 * SIZE)))
-    with pytest.raises(ConfigError, match=r"16 pixels a side; images.size is 8"):
-        make_worker(job)
-    monkeypatch.setattr(actors, "load_bundle", lambda store, model_id: SimpleNamespace(model=model))
-    assert make_worker(job)(make_shard(SEVEN)).refused == 3
+def bundle_of(model: Model, *sizes: int) -> Any:
+    images = tuple(ImagesConfig(size=size, max_bytes=7) for size in sizes or (SIZE,))
+    return lambda store, model_id: SimpleNamespace(model=model, transforms=images)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_torch_does_not_see_is_an_error(
     store: Store, tmp_path: Path, model: SmallModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actors, "load_bundle", lambda store, model_id: SimpleNamespace(model=model))
+    monkeypatch.setattr(actors, "load_bundle", bundle_of(model))
     with pytest.raises(ConfigError, match="sees no CUDA device"):
         make_worker(make_job(store, tmp_path, gpus_per_actor=0.5))

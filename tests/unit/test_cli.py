@@ -233,7 +233,7 @@ WAITING = """
 import sys, time
 from types import ModuleType
 from pathlib import Path
-import jobs.stopping
+import pipeline.stopping
 from jobs.__main__ import COMMANDS, Command, RUN, main
 from jobs.command import Outcome
 from pipeline.runs import open_run
@@ -258,7 +258,7 @@ def stubborn(arguments):
         except BaseException:
             pass
 
-jobs.stopping.LIMIT_S = float(sys.argv[3])
+pipeline.stopping.LIMIT_S = float(sys.argv[3])
 module = ModuleType("jobs_fake")
 module.run = {"polite": polite, "stubborn": stubborn}[sys.argv[2]]
 sys.modules["jobs_fake"] = module

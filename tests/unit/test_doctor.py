@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import jobs.doctor as doctor
 from jobs.__main__ import main
+from pipeline import machine
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.storage import LocalStore, Store, open_store
 
@@ -145,7 +145,7 @@ def test_no_faiss_or_two_is_2(capsys: pytest.CaptureFixture[str], monkeypatch: p
     def two() -> Any:
         raise ConfigError("2 FAISS wheels are installed (faiss-cpu, faiss-gpu-cuvs)")
 
-    monkeypatch.setattr(doctor, "load_faiss", two)
+    monkeypatch.setattr(machine, "load_faiss", two)
     code, checks, _ = examined(capsys)
     assert (code, checks["faiss"]["level"]) == (2, "fail")
 
@@ -183,7 +183,7 @@ def test_little_memory_and_disk_are_warnings(
     class Usage:
         free = 2**30
 
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 2**30)
+    monkeypatch.setattr(machine, "_available_memory", lambda: 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     code, checks, text = examined(capsys, "--config", str(config))
     assert code == 0

@@ -19,8 +19,8 @@ from jobs.__main__ import COMMANDS, RUN, Command, main
 from jobs.answer import full_disk
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
-from jobs.process import Steady
 from pipeline.errors import ConfigError, InputError
+from pipeline.process import Steady
 from pipeline.storage import Files, open_store
 from pipeline.storage.local import HOMELESS, expanded
 
@@ -240,7 +240,7 @@ def test_a_user_without_name_and_home_can_import_everything(tmp_path: Path) -> N
     # The line of ray/train/constants.py, and the question that torch's compiler asks; Ray itself would cost seconds.
     asking = "import pathlib, getpass; pathlib.Path('~/ray_results').expanduser(); print(getpass.getuser())"
     assert "Could not determine home directory" in stranger("-c", asking).stderr
-    done = stranger("-c", f"from jobs.process import settle; settle(); {asking}")
+    done = stranger("-c", f"from pipeline.process import settle; settle(); {asking}")
     assert done.stdout.strip() == "uid-54321", done.stderr
     done = stranger("-m", "jobs", "releases", "store=~/x")
     assert (done.returncode, "home that is not there" in done.stderr) == (2, True), done.stderr

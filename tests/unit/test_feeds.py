@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import io
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.init import propose
 from pipeline.catalogue import CatalogueConfig, read_photos
+from pipeline.catalogue.proposal import propose
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage import Files
 
@@ -195,10 +194,9 @@ def test_one_catalogue_exported_in_many_ways(tmp_path: Path, feed: Feed) -> None
     config = CatalogueConfig(source=str(source), allowed_prefixes=(HOST,), **feed.settings)
     assert found(config) == expected(feed.products, tmp_path)
     if feed.init:
-        options = argparse.Namespace(source=str(source), item_id=None, image=None, category=None)
-        proposed, _, _, tried = propose(options)
-        assert found(proposed) == expected(feed.products, tmp_path)
-        assert tried.examples[0] == expected(feed.products, tmp_path)[0][:2]
+        proposal = propose(str(source))
+        assert found(proposal.config) == expected(feed.products, tmp_path)
+        assert proposal.tried.examples[0] == expected(feed.products, tmp_path)[0][:2]
 
 
 REFUSED = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
@@ -14,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.init import propose
 from pipeline.catalogue import CatalogueConfig, PhotoReader, catalogue_notes, read_photos
+from pipeline.catalogue.proposal import propose
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.storage import Files
 
@@ -70,8 +69,7 @@ def test_two_products_of_a_shard_never_become_one_unsaid(tmp_path: Path, names: 
     assert [key for key, _ in by_rule] == [name.split(".", 1)[0] for name in names]
     assert sorted(data for _, data in by_rule) == sorted(name.encode() for name in names)
     assert counted[JOINED][0] == len(names) - len({name.split(".", 1)[0] for name in names})
-    options = argparse.Namespace(source=str(path), item_id=None, image=None, category=None)
-    assert propose(options)[0].item_id == "name"
+    assert propose(str(path)).config.item_id == "name"
 
 
 def test_numbered_photos_of_a_shard_are_joined_and_counted(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from pipeline.errors import Unavailable
+from .errors import Unavailable
 
 LIMIT_S = 25.0  # of the 30 s that a scheduler gives before it kills
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

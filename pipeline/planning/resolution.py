@@ -1,0 +1,78 @@
+"""What a night's model sees of a photo: the sizes that are decoded, and whether their pixels are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pyarrow as pa
+
+from ..encoding import Shard, build_shards
+from ..images import ImagesConfig, transform_id
+from ..models import ModelConfig, build_model
+from ..models.bundle import resolved_config, stored_config, stored_transforms
+from ..storage import Store
+from .asked import category_told
+from .settings import NightSettings
+
+
+def main_transforms(config: NightSettings, store: Store, model_id: str | None) -> tuple[ImagesConfig, ...]:
+    """Return how photos become pixels for the model that a config asks for, by its own sizes and the config's limits.
+
+    model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
+    ConfigError where a model cannot be made of the bundles it names.
+    """
+    if model_id is not None and _is_made_of_others(config.model):
+        return tuple(each.under(config.images) for each in stored_transforms(stored_config(store, model_id)[1]))
+    return _as_built(config, store, model_id).transforms(config.images)
+
+
+def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> int:
+    """Return how many bytes one photo's latents take, uncompressed. Arguments and errors as of `main_transforms`."""
+    model = build_model(_as_built(config, store, model_id), image_size=main_transforms(config, store, model_id)[0].size)
+    return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
+
+
+def stores_pixels(config: NightSettings) -> bool:
+    """Return whether pixels are kept for later nights (`images.keep`)."""
+    return config.images.keep != "never"
+
+
+def shard_builder(
+    config: NightSettings, store: Store, transforms: Sequence[ImagesConfig], model_id: str | None, *, stores: bool
+) -> Callable[[pa.Table, str], list[Shard]]:
+    """Return what makes shards of a plan's rows, (rows, retry_of), for the bundle of a model_id, or for pixels alone.
+
+    transforms: as `main_transforms` returns them. The bundle may see photos in other sizes, as a teacher does; then
+    carried photos are fetched for it. stores: whether pixels are stored where they are not yet.
+    """
+    folder = f"pixels/{transform_id(*transforms)}/"
+    category, from_parts = None, True
+    if model_id is not None:
+        model, images = stored_config(store, model_id)
+        category = category_told(config) if model.conditional else None
+        held = {transform_id(each) for each in transforms}
+        from_parts = held.issuperset(transform_id(each.under(config.images)) for each in stored_transforms(images))
+    build = partial(
+        build_shards,
+        transform_id=transform_id(*transforms),
+        model_id=model_id,
+        precision=config.encode.precision,
+        category=category,
+        kept=None if stores else {entry.name for entry in store.list(folder)},
+        from_parts=from_parts,
+    )
+    return lambda rows, retry_of: build(rows, retry_of=retry_of)
+
+
+def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:
+    if not _is_made_of_others(config.model):
+        return config.model
+    if model_id is not None:
+        return stored_config(store, model_id)[0]
+    return resolved_config(store, config.model, config.images.model_dump(mode="json"))
+
+
+def _is_made_of_others(model: ModelConfig) -> bool:
+    """Return whether what a model is like follows from bundles: its members, or its teacher."""
+    return bool(model.bundles()) or model.taught_by() is not None
