@@ -85,8 +85,8 @@ class QuietConfig(BaseModel):
 class Taught:
     """What a model knows of its teacher, a finished bundle, before it is built.
 
-    config: its model config; transforms: how its photos become pixels, one for each size; image_size: side of the first.
-    numbers: how many its features are, D; cells: the side of the layout they keep, channel first: D is channels
+    config: its model config; transforms: how its photos become pixels, one for each size; image_size: side of the
+    first. numbers: how many its features are, D; cells: the side of the layout they keep, channel first: D is channels
     * cells * cells, 1 where there is none.
     """
 
@@ -104,6 +104,11 @@ class ModelConfig(QuietConfig):
     conditional: ClassVar[bool] = False  # whether the model is told the photos' categories
 
     kind: str
+
+    @property
+    def trains_on_pixels(self) -> bool:
+        """Return whether a training looks at pixels; else at a teacher's features alone."""
+        return True
 
     def taught_by(self) -> str | ModelConfig | None:
         """Return whose features the model learns from: a model_id, the config of what is made first, or None."""

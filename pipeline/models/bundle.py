@@ -74,7 +74,7 @@ def save_bundle(
     store: Store,
     model: Model,
     config: ModelConfig,
-    images: BaseModel | Mapping[str, Any],
+    images: BaseModel | StoredImages,
     *,
     train_key: str,
     card: Mapping[str, Any],
@@ -82,12 +82,14 @@ def save_bundle(
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
-    images: the configuration the photos were decoded with, with `size`. card: facts for the model card, plain values.
-    labels: the categories that a conditional model was built with; another model's are not kept.
-    A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
+    images: the configuration the photos were decoded with, with `size`; of a model of several sizes each. card: facts
+    for the model card, plain values. labels: the categories that a conditional model was built with; another model's
+    are not kept. A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
     model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
-    images = as_dict(images) if isinstance(images, BaseModel) else dict(images)
+    if isinstance(images, BaseModel):
+        images = as_dict(images)
+    images = dict(images) if isinstance(images, Mapping) else [dict(each) for each in images]
     kept = at_rest(copy.deepcopy(model))
     facts = {"format": FORMAT, "image_size": model.image_size, "images": images, "model": as_dict(config)}
     if config.conditional:  # the other bundles' bytes, hence their ids, stay as they are

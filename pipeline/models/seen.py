@@ -122,6 +122,11 @@ class SeeingConfig(GivingConfig):
             )
         return self
 
+    @property
+    def trains_on_pixels(self) -> bool:
+        """Return whether pixels are seen."""
+        return self.sees == "pixels"
+
     def taught_by(self) -> str | ModelConfig | None:
         """Return whose features are seen or are the target, None where none are."""
         return self.sees.teacher if isinstance(self.sees, FeaturesSeen) else super().taught_by()

@@ -10,6 +10,7 @@ from .renewal import Renewal, renewal_of
 from .resolution import main_transforms, shard_builder, stores_pixels
 from .settings import NightSettings
 from .standing import Standing, look
+from .teachers import fit_settings, teacher_plan
 from .training_rows import TrainingRows, check_training_columns, training_rows
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ask_refused_again",
     "category_told",
     "check_training_columns",
+    "fit_settings",
     "look",
     "main_transforms",
     "make_plan",
@@ -34,5 +36,6 @@ __all__ = [
     "renewal_of",
     "shard_builder",
     "stores_pixels",
+    "teacher_plan",
     "training_rows",
 ]

@@ -35,7 +35,7 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
 
 def stores_pixels(config: NightSettings) -> bool:
     """Return whether pixels are kept for later nights (`images.keep`)."""
-    return config.images.keep != "never"
+    return config.images.keep == "always" or (config.images.keep == "auto" and config.model.trains_on_pixels)
 
 
 def shard_builder(

@@ -166,7 +166,7 @@ def run_rank(
 
 
 def _images_seen(job: TrainJob) -> StoredImages:
-    """Return what a bundle says of how its photos become pixels: the run's own config as it was given, where it is that."""
+    """Return what a bundle says of how its photos become pixels: the run's own config, where it is that, as given."""
     seen = job.transforms
     if seen == (ImagesConfig.model_validate(job.images),):
         return job.images
