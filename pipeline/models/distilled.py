@@ -94,11 +94,6 @@ class Distilled(Model):
     def __init__(self, config: DistilledConfig, image_size: int) -> None:
         super().__init__()
         check_image_size(image_size)
-        if config.numbers is None or config.cells is None:
-            raise ConfigError(
-                "a distilled model needs to know its teacher's features, and this one has no teacher yet; name a "
-                "finished model of this store in model.teacher, or the config of a pretrained one, and train it"
-            )
         self.config = config
         self.image_size = image_size
         self.inputs = Inputs(config.input, config.grey, config.cell, config.bins)
@@ -111,6 +106,11 @@ class Distilled(Model):
             whole_first=config.whole_first,
             side=self.inputs.side(image_size),
         )
+        if config.numbers is None or config.cells is None:
+            raise ConfigError(
+                "a distilled model needs to know its teacher's features, and this one has no teacher yet; name a "
+                "finished model of this store in model.teacher, or the config of a pretrained one, and train it"
+            )
         width, grid, _ = self.network.shape
         layout = min(grid, config.layout)
         self.register_buffer("pooling", pooling_matrix(grid, layout), persistent=False)
