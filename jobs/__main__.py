@@ -50,6 +50,9 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "Start here", "jobs.doctor", "check this machine, the store and the config; says how to mend", CONFIG
     ),
+    "pretrained": Command(
+        "Start here", "jobs.pretrained", "networks that others trained: list, convert and check them", ("overrides",)
+    ),
     "plan": Command("Every night", "jobs.plan", "show what a refresh would do and cost; writes nothing", RUN),
     "refresh": Command(
         "Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", RUN, makes_run=True
@@ -63,6 +66,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "One stage at a time", "jobs.evaluate", "measure that release and check the gates", RUN, makes_run=True
+    ),
+    "choose": Command(
+        "Start here",
+        "jobs.choose",
+        "candidate models by folds: quality, speed, licence; writes the best one's config",
+        RUN,
+        makes_run=True,
     ),
     "releases": Command(
         "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
@@ -118,7 +128,7 @@ def overview() -> str:
     ]
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<10}{command.help}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<11}{command.help}" for name, command in COMMANDS.items() if command.group == group]
     lines += [
         "",
         "Examples:",

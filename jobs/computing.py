@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
@@ -14,12 +16,14 @@ from pipeline.encoding import (
     EncodeJob,
     FetchLimits,
     ShardResult,
+    among,
     ask_again,
     collect_features,
     collect_pixels,
     collect_rows,
     compact,
     run_shards,
+    run_shards_here,
     settle,
     split_done,
 )
@@ -41,7 +45,7 @@ from pipeline.quality.examining import check_encoded
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import TrainJob, train_job
+from pipeline.training import TrainJob, train_here, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,11 @@ class Encoded:
     parts: dict[str, PartFile]
 
 
-def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
-    """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does."""
+def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: NDArray[np.bool_] | None = None) -> str:
+    """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does.
+
+    chosen: which rows of the plan may be trained on, bool [n]; None: all.
+    """
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     if found:
@@ -62,14 +69,14 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)
-    teacher = _teacher(context, plan, start_ray)
+    teacher = _teacher(context, plan, start_ray, chosen)
     asked, results = compute(context, plan, start_ray, stage="teacher" if teacher else "pixels", model_id=teacher)
     context.attempt.check()
     living = collect_pixels(store, asked.rows, asked.shards, results)
     if not living:
         raise nothing_usable(_with_refusals(context, asked))
     seen = collect_features(store, asked.shards, results) if teacher else None
-    rows = training_rows(asked.rows, living, config, seen)
+    rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config, seen)
     unseen = f", {rows.unseen:,} left out, of which the teacher says nothing" if rows.unseen else ""
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation{unseen}")
     start_ray()
@@ -84,18 +91,21 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay) -> str:
         attempt=context.attempt.number,
         train_key=plan.summary.train_key,
         teacher=teacher,
+        exports=not context.here,
     )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
-        return train_job(job, progress=context.progress.training)
+        train = train_here if context.here else train_job
+        return train(job, progress=context.progress.training)
 
 
-def _teacher(context: Context, plan: Plan, start_ray: StartRay) -> str | None:
+def _teacher(context: Context, plan: Plan, start_ray: StartRay, chosen: NDArray[np.bool_] | None) -> str | None:
     """Return the model_id of the model's teacher, made now where the config describes it; None where it has none."""
     asked = context.config.model.taught_by()
     if asked is None or isinstance(asked, str):
         return asked
     config = context.config.model_copy(update={"model": asked, "train": fit_settings(context.config.train)})
-    return train_model(replace(context, config=config), teacher_plan(plan, config, context.store), start_ray)
+    its_plan = teacher_plan(plan, config, context.store, chosen)
+    return train_model(replace(context, config=config), its_plan, start_ray, chosen=chosen)
 
 
 def _with_refusals(context: Context, asked: Asked) -> pa.Table:
@@ -177,7 +187,8 @@ def compute(
             advance(result.photos)
             limits.note(result)
 
-        fresh = run_shards(todo, job, on_result=ended, check=lookout.check)
+        run = run_shards_here if context.here else run_shards
+        fresh = run(todo, job, on_result=ended, check=lookout.check)
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)
     return settle(asked, results, _yesterday(context, plan, fresh)), results

@@ -16,6 +16,7 @@ from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
+from pipeline.quality.choose_config import ChooseConfig
 from pipeline.release import PublishConfig
 from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
@@ -41,7 +42,7 @@ class ClusterConfig(BaseModel):
 class Config(BaseModel):
     """Everything a refresh is told; the three sections without a default make the smallest useful file.
 
-    prior: of the command `prior`; a refresh only checks it.
+    prior, choose: of the commands of these names; a refresh only checks them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Config(BaseModel):
     gates: GatesConfig = Field(default_factory=GatesConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    choose: ChooseConfig = Field(default_factory=ChooseConfig)
 
     @field_validator("catalogue")
     @classmethod

@@ -18,7 +18,10 @@ StartRay = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One live attempt of a run and where it reads, writes and shows what it does."""
+    """One live attempt of a run and where it reads, writes and shows what it does.
+
+    here: its stages compute in this process, without Ray, and its bundles are thrown away.
+    """
 
     config: Config
     store: Store
@@ -27,6 +30,7 @@ class Context:
     attempt: Attempt
     progress: Progress
     watch: Watch
+    here: bool = False
 
 
 def ray_starter(context: Context, stack: ExitStack) -> StartRay:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,7 +30,7 @@ from pipeline.machine import (
     installed,
 )
 from pipeline.release import check_store, read_head
-from pipeline.storage import Store, check_shows_writes, check_write_once, store_clock
+from pipeline.storage import Files, Store, check_shows_writes, check_write_once, store_clock
 
 _CLOCK_S = 300.0
 _WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
@@ -37,11 +38,15 @@ _WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
 
 @dataclass(slots=True)
 class Patient:
-    """What is checked; config is None until it could be read, `wanted` says whether one was named at all."""
+    """What is checked; config is None until it could be read, `wanted` says whether one was named at all.
+
+    model: the whole config's, None where it was not read whole.
+    """
 
     arguments: Arguments
     config: LightConfig | None = None
     store: Store | None = None
+    model: Any = None
     wanted: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +111,7 @@ def check_config(patient: Patient) -> Iterator[Finding]:
     whole = patient.config.catalogue is not None and installed("torch") is not None
     if whole:
         # By name: it loads torch and ray, without which doctor must still work.
-        importlib.import_module("jobs.config").load_config(patient.arguments)
+        patient.model = importlib.import_module("jobs.config").load_config(patient.arguments).model
     what = "whole config valid" if whole else "store and channel valid; names no catalogue, or torch is missing"
     yield Finding("ok", "config", f"{what}; store {patient.config.store.url}, channel {patient.config.publish.channel}")
 
@@ -155,12 +160,21 @@ def check_catalogue(patient: Patient) -> Iterator[Finding]:
     yield Finding("ok", "catalogue", f"{sample.first}: {what}, columns {', '.join(sample.rows.column_names)}")
 
 
+def check_pretrained(patient: Patient) -> Iterator[Finding]:
+    """A pretrained network's file, and what it says of a test picture beside the vector that the config names."""
+    if patient.config is not None and getattr(patient.model, "source", None) is not None:
+        # By name: it loads torch.
+        examine = importlib.import_module("pipeline.models.examining").examine
+        yield from examine(patient.model, Files(patient.config.store.options()))
+
+
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_the_machine,
     check_config,
     check_the_resources,
     check_the_store,
     check_catalogue,
+    check_pretrained,
 )
 
 

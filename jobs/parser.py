@@ -42,6 +42,9 @@ def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], m
         parser.print_help()
         return None
     found = parser.parse_intermixed_args(list(words[1:]))
+    for name, value in vars(found).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise ConfigError(f"{name} is given as an empty text; give it a value, or leave it out")
     overrides = tuple(getattr(found, "overrides", ()))
     for text in overrides:
         if "=" not in text:

@@ -198,10 +198,11 @@ def frozen_plan(context: Context, how: How) -> Plan:
 def config_text(config: Config, how: How) -> str:
     """Return what a run freezes of its config: the same for the same settings, wherever they came from.
 
-    Without the section `prior`, which no stage reads: a change there must not keep tonight's run from going on.
+    Without the sections `prior` and `choose`, which no stage reads: a change there must not keep tonight's run from
+    going on.
     """
     settings = config_values(config)
-    del settings["prior"]
+    del settings["prior"], settings["choose"]
     settings |= {name: value for name, value in (("limit", how.limit), ("channel", how.channel)) if value is not None}
     return str(yaml.safe_dump(settings, sort_keys=True))
 

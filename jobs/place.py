@@ -28,6 +28,7 @@ class LightConfig(BaseModel):
     model: Any = None
     train: Any = None
     prior: Any = None
+    choose: Any = None
     encode: Any = None
     index: Any = None
     gates: Any = None

@@ -32,6 +32,7 @@ DECODE_REASONS = {
 ASKED_REASONS = {
     "no_image": Reason("the catalogue names no photo for the item"),
     "bad_uri": Reason("the catalogue's text is no address that photos are read from"),
+    "no_version": Reason("the column that catalogue.version names is empty for the photo"),
     "not_allowed": Reason("an address or file that the catalogue may not name, see catalogue.allowed_prefixes"),
     "missing": Reason("nothing is at that address"),
     "forbidden": Reason("access to this photo is refused; refusals of who asks stop the run instead"),

@@ -103,6 +103,13 @@ def commands(ray_session: None) -> Any:
     return _load("commands").Commands(ray.get_runtime_context().gcs_address)
 
 
+@pytest.fixture
+def commands_here(stages_here: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line in this process, with the stages of `stages_here`: .run alone."""
+    stages_here.run_stages_here(monkeypatch)
+    return _load("commands").Commands("")
+
+
 @pytest.fixture(scope="session")
 def run_ranks() -> Iterator[Any]:
     """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import pyarrow.compute as pc
 from ..errors import ConfigError, InputError, NotAllowed
 from ..storage import Files, Places, StorageOptions
 from ..storage.local import local_path
+from ..storage.names import MAX_NAME_BYTES, check_name
 from ..storage.places import LOCAL, WEB, folder, real_path
-from ..storage.urls import SCHEMES, scheme_of
+from ..storage.urls import SCHEMES, scheme_of, split_uri
+from .cells import what_is_wrong
 from .config import CatalogueConfig
 from .difference import named_in
 from .formats import absolute_source, parent_folder
@@ -24,6 +27,8 @@ from .ordering import as_numpy
 
 NOT_ALLOWED = "not_allowed"
 _SHOWN = 5
+_PART_BYTES = 255  # of a file's or folder's name, as Linux has it
+_PATH_BYTES = 4095
 _READ = "s3://, https://, local paths, or paths relative to the table"
 # What is looked at one by one: parts `.` and `..`, escaped ones too, a host after a user, a password or a port.
 _ODD = r"(^|[/\\])\.{1,2}([/\\?#]|$)|%2[eE]|%5[cC]|%25|\\|@"
@@ -71,6 +76,7 @@ def judge(uris: pa.Array, places: Places) -> Judgement:
     for begin in begins:
         plain = pc.or_(plain, pc.starts_with(uris, begin))
     plain = as_numpy(pc.and_(plain, pc.invert(pc.match_substring_regex(uris, _ODD))))
+    plain &= as_numpy(pc.less_equal(pc.binary_length(uris), MAX_NAME_BYTES))
     local = _Folders(places)
     reasons: list[str | None] = [None] * len(uris)
     details: list[str | None] = [None] * len(uris)
@@ -134,7 +140,11 @@ class _Folders:
 
 
 def _check(uri: str, places: Places, local: _Folders) -> None:
+    wrong = what_is_wrong(uri)
+    if wrong is not None:
+        raise InputError(wrong)
     scheme = scheme_of(uri)
+    _check_lengths(uri, scheme)
     if scheme == "" and not uri.startswith("data:"):
         if uri.startswith("/") and not uri.startswith("/~") and "\0" not in uri and local.holds(uri):
             return
@@ -142,3 +152,17 @@ def _check(uri: str, places: Places, local: _Folders) -> None:
         advice = "; data: URIs are read from JSON lines, one a row; in Parquet use a binary column"
         raise InputError(f"{uri[:200]!r} cannot be read: photos are read from {_READ}{advice if not scheme else ''}")
     places.check(uri)
+
+
+def _check_lengths(uri: str, scheme: str) -> None:
+    """Raise InputError for a name that no disk or bucket can hold: some answer it with an error of their own."""
+    if scheme in SCHEMES and scheme not in LOCAL:
+        if len(uri.encode()) > MAX_NAME_BYTES:
+            check_name(split_uri(uri)[1])
+    elif scheme in LOCAL and (len(uri) > _PART_BYTES or not uri.isascii()):
+        longest = max(len(os.fsencode(part)) for part in uri.split("/"))
+        if longest > _PART_BYTES or len(os.fsencode(uri)) > _PATH_BYTES:
+            raise InputError(
+                f"{uri[:200]!r} is too long for a disk, which holds names of {_PART_BYTES} bytes in paths of "
+                f"{_PATH_BYTES:,}; shorten it"
+            )

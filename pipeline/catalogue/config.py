@@ -52,7 +52,7 @@ class CatalogueConfig(BaseModel):
     storage: how to reach the source and its photos; None: as the store.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str = Field(min_length=1)
     format: Literal["auto", "parquet", "csv", "jsonl", "folder", "tar"] = "auto"

@@ -15,7 +15,8 @@ import pyarrow.json as arrow_json
 
 from ..errors import InputError
 from ..storage import Files
-from .addresses import is_photo_object, photo_text, photo_texts
+from .addresses import is_photo_object, photo_texts
+from .cells import readable_cells
 from .columns import choose_columns
 from .config import CatalogueConfig
 from .formats import Place
@@ -94,7 +95,7 @@ class _Block:
         table = None
         if self._harmless() and (wanted is None or len(types) == len(wanted)):
             table = self._parsed(types, infer=wanted is None)
-        return self._line_by_line(wanted) if table is None else table
+        return self._line_by_line(wanted, known) if table is None else table
 
     def _parsed(self, types: dict[str, pa.DataType], *, infer: bool) -> pa.Table | None:
         """Return what Arrow reads, None where that may not be what is written."""
@@ -143,11 +144,13 @@ class _Block:
                 found |= {name: kind for name, value in row.items() if (kind := _kind_of(value)) is not None}
         return found
 
-    def _line_by_line(self, wanted: frozenset[str] | None) -> pa.Table:
+    def _line_by_line(self, wanted: frozenset[str] | None, known: dict[str, pa.DataType]) -> pa.Table:
         rows = [parse_object(text, self._place(number), wanted) for number, text in enumerate(self._texts())]
-        for row in rows:
+        of_photos = self.image in known and not pa.types.is_null(known[self.image])
+        cells = readable_cells([row.get(self.image) for row in rows], known=of_photos)
+        for row, cell in zip(rows, cells, strict=True):
             if self.image in row:
-                row[self.image] = photo_text(row[self.image])
+                row[self.image] = cell
         names = dict.fromkeys(name for row in rows for name in row if wanted is None or name in wanted)
         return columns_of(rows, names, self._place)
 

@@ -15,6 +15,11 @@ from ..storage.urls import HOME
 
 LEAST = 10  # fewer photos than these are never more than single ones
 _SHOWN = 3
+# What the catalogue's own text may lack of single photos.
+_OF_THE_CATALOGUE = {
+    "bad_uri": "have addresses that nothing is read from",
+    "no_version": "have no version",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class FailureLimits:
         asked: photos fetched by bucket or host, at the end.
 
         Unavailable: too many gave no answer. ClientRefused: too many of one bucket, or all that were asked of it, or
-        too many of a web host measured by the whole catalogue, were refused. InputError: too many have bad addresses.
+        too many of a web host measured by the whole catalogue, were refused. InputError: too many have bad addresses or
+        no version.
         """
         failed = list(failed)
         silent = [photo for photo in failed if photo.reason == "unreachable"]
@@ -56,12 +62,10 @@ class FailureLimits:
         for home, count in Counter(photo.home for photo in refused).items():
             if self._is_refused(home, count, (asked or {}).get(home)):
                 raise self._refusal(home, [photo for photo in refused if photo.home == home])
-        bad = [photo for photo in failed if photo.reason == "bad_uri"]
-        if len(bad) > self._most(self._photos):
-            raise InputError(
-                f"{len(bad):,} of {self._photos:,} photos have addresses that nothing is read from, "
-                f"{self._allowed()}: {_first(bad)}"
-            )
+        for reason, what in _OF_THE_CATALOGUE.items():
+            bad = [photo for photo in failed if photo.reason == reason]
+            if len(bad) > self._most(self._photos):
+                raise InputError(f"{len(bad):,} of {self._photos:,} photos {what}, {self._allowed()}: {_first(bad)}")
 
     def _most(self, photos: int) -> int:
         return max(LEAST - 1, int(self._share * photos)) if self._share else 0

@@ -16,10 +16,10 @@ from ..refusals import KEPT
 from ..storage import Files
 from ..storage.addresses import shown
 from .addresses import photo_text
+from .cells import decode_data_uri
 from .config import CatalogueConfig
 from .embedded import EmbeddedPhotos
 from .failures import Failure, Failures
-from .rows import decode_data_uri
 
 Fetched = bytes | PhotoRefused
 _COLUMNS = ("uri", "signed_uri", "token", "source", "offset", "length")

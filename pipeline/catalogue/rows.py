@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +14,7 @@ import pyarrow.compute as pc
 from ..column_types import photo_bytes, photo_paths, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
 from .addresses import split_addresses
+from .cells import blank_as_null, decode_data_uri, lists_in_text, unreadable
 from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
@@ -105,8 +103,9 @@ def photo_rows(
 ) -> pa.Table:
     """Return one row a photo (schema ROWS, then the attributes); a row without a photo gives one with a null uri.
 
-    batch: the columns `columns.read`; first_row: its first row's number in the file. Raises InputError
-    for an image cell that begins a JSON list and is none, and for a null version.
+    batch: the columns `columns.read`; first_row: its first row's number in the file. An image cell that cannot be read
+    has a URI that says so (`cells.unreadable`), a photo without a version the token "". Raises InputError for values
+    that no later step can hold.
     """
     cells = _cells(batch.column(columns.image), columns, place, config, first_row=first_row, lines=lines)
     token = cells.token
@@ -166,15 +165,19 @@ def _cells(
         _usable(pa.chunked_array([texts]), columns.image, place, first_row, rows=parent)
     else:
         texts = _one(_usable(text_column(column), columns.image, place, first_row))
-        texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        texts = blank_as_null(texts)
         parent = np.arange(len(texts))
         if config.image_separator is not None:
             parent, texts = _flatten(split_addresses(texts, config.image_separator))
-        within, texts = _lists_in_text(texts, place, parent + first_row)
-        parent = parent[within]
+        # Before lists are opened: one photo a line is found again by its line.
         data = as_numpy(pc.fill_null(pc.starts_with(texts, "data:"), False)) if lines is not None else None
+        lists = lists_in_text(texts)
+        if lists is not None:
+            within, texts = _flatten(lists)
+            parent = parent[within]
+            data = None if data is None else data[within]
         if data is not None and data.any() and lines is not None:
-            return _with_data(parent, texts, data, lines, place, config, first_row)
+            return _with_data(parent, texts, data, lines, place, config)
     uris = _resolved(texts, place, config)
     none = pa.nulls(len(texts), pa.int64())
     return _Cells(
@@ -221,8 +224,7 @@ def _structs(
     digests = [_digest(value) for chunk in photo_bytes(column).chunks for value in chunk]
     held = _embedded(digests, np.arange(len(digests)), first_row=first_row)
     paths = _one(_usable(photo_paths(column), columns.image, place, first_row))
-    paths = pc.if_else(pc.equal(paths, ""), pa.scalar(None, pa.string()), paths)
-    uris = _resolved(paths, place, config)
+    uris = _resolved(blank_as_null(paths), place, config)
     return replace(held, uri=pc.coalesce(held.uri, uris.identity), signed=uris.signed)
 
 
@@ -233,18 +235,15 @@ def _with_data(
     lines: Lines,
     place: Place,
     config: CatalogueConfig,
-    first_row: int,
 ) -> _Cells:
     """JSON lines may hold photos as base64 `data:` URIs, each found again by its line's bytes."""
-    names: list[str | None] = []
-    for number, text in zip(parent[data], texts.filter(pa.array(data)).to_pylist(), strict=True):
-        try:
-            names.append(f"sha256:{hashlib.sha256(decode_data_uri(text)).hexdigest()}")
-        except ValueError as error:
-            raise InputError(f"row {first_row + number + 1} of {place.uri}: {error}") from error
-    others = pc.if_else(pa.array(data), pa.scalar(None, pa.string()), texts)
-    uris = _resolved(others, place, config)
-    embedded = pc.replace_with_mask(pa.nulls(len(texts), pa.string()), pa.array(data), pa.array(names, pa.string()))
+    named = {number: _data_name(texts[number].as_py()) for number in np.flatnonzero(data).tolist()}
+    data = data.copy()
+    data[[number for number, name in named.items() if not name.startswith("sha256:")]] = False
+    names = pa.array([named.get(number) for number in range(len(texts))], pa.string())
+    # What is no base64 is resolved like any other text: to a URI that says so.
+    uris = _resolved(pc.if_else(pa.array(data), pa.scalar(None, pa.string()), pc.coalesce(names, texts)), place, config)
+    embedded = pc.if_else(pa.array(data), names, pa.scalar(None, pa.string()))
     return _Cells(
         parent,
         pc.coalesce(embedded, uris.identity),
@@ -256,15 +255,11 @@ def _with_data(
     )
 
 
-def decode_data_uri(text: str) -> bytes:
-    """Return the bytes of a `data:image/jpeg;base64,...` URI. Raises ValueError when it is not one."""
-    head, _, body = text.partition(",")
-    if not head.endswith(";base64"):
-        raise ValueError(f"the data: URI {text[:60]!r} is not base64; write it as data:image/jpeg;base64,...")
+def _data_name(text: str) -> str:
     try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"the data: URI {text[:60]!r} is not valid base64 ({error})") from error
+        return f"sha256:{hashlib.sha256(decode_data_uri(text)).hexdigest()}"
+    except ValueError:
+        return unreadable("data", text)
 
 
 def _digest(value: Any) -> str | None:
@@ -286,39 +281,13 @@ def _flatten(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
     rows = len(lists)
     parent = as_numpy(pc.list_parent_indices(lists)).astype(np.int64)
     texts = _one(pa.chunked_array([pc.list_flatten(lists)]).cast(pa.string()))
-    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    texts = blank_as_null(texts)
     valid = as_numpy(pc.is_valid(texts))
     without = np.setdiff1d(np.arange(rows), parent[valid])
     texts = pa.concat_arrays([texts.drop_null(), pa.nulls(len(without), pa.string())])
     parent = np.concatenate([parent[valid], without])
     order = np.argsort(parent, kind="stable")
     return parent[order], texts.take(pa.array(order))
-
-
-def _lists_in_text(texts: pa.Array, place: Place, rows: np.ndarray) -> tuple[np.ndarray, pa.Array]:
-    """Cells of text, as CSV has them, may hold several photos as a JSON list: `["a.jpg", "b.jpg"]`.
-
-    rows: int64 [n], the row of the file each cell stands in, for the error.
-    """
-    listed = pc.fill_null(pc.match_substring_regex(texts, r"^\s*\["), False)
-    if not pc.any(listed).as_py():
-        return np.arange(len(texts)), texts
-    members: list[list[str | None]] = []
-    for number, text in enumerate(texts.to_pylist()):
-        if text is None or not text.lstrip().startswith("["):
-            members.append([text])
-            continue
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError:
-            found = None
-        if found is None or not all(isinstance(member, str | None) for member in found):
-            raise InputError(
-                f"row {rows[number] + 1} of {place.uri}: the image cell {text[:100]!r} begins like a list and is no "
-                'JSON list of texts; write ["a.jpg", "b.jpg"]'
-            )
-        members.append(found)
-    return _flatten(pa.array(members, pa.list_(pa.string())))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
@@ -329,12 +298,8 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 def _version_tokens(column: pa.ChunkedArray, name: str, cells: _Cells, place: Place, first_row: int) -> pa.Array:
     """Tokens of URIs are `version:<value>`; embedded photos keep their digests, which say more."""
     values = _one(_usable(text_column(column), name, place, first_row)).take(pa.array(cells.parent))
-    lacking = as_numpy(pc.and_(pc.is_null(values), pc.is_valid(cells.uri))) & ~cells.embedded
-    if lacking.any():
-        raise InputError(
-            f"{shown_rows(cells.parent + first_row, lacking, place.uri)}: the version column {name!r} is null; fill "
-            "it, or take catalogue.version away to have photos listed instead"
-        )
+    values = blank_as_null(values)
     named = pc.binary_join_element_wise(pa.scalar("version:"), values, pa.scalar(""))
+    named = pc.fill_null(named, "")  # refused later as `no_version`
     named = pc.if_else(pc.is_valid(cells.uri), named, pa.scalar(None, pa.string()))
     return pc.coalesce(cells.token, named)

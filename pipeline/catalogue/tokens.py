@@ -26,6 +26,7 @@ _HEAD_BATCH = 8192
 _CONFIRMED = 1000
 
 NO_IMAGE = "the catalogue names no photo for this item"
+NO_VERSION = "the column catalogue.version is empty for this photo; fill it, or have photos listed instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,9 @@ def resolve_tokens(
 
     Photos that lie together are found by listing their folders while that returns at most about four names a photo,
     others by HEADs. https photos are asked for by HEAD, or, where `known` (columns uri, token: the parent's items)
-    has an ETag, by a GET with If-None-Match. What cannot be had gets stage `plan`, a reason (see `refusals`) and the
-    token "". Raises what `Failures.ask` does, when it is no photo's fault.
+    has an ETag, by a GET with If-None-Match. One that comes with the token "" has no version. What cannot be had gets
+    stage `plan`, a reason (see `refusals`) and the token "". Raises what `Failures.ask` does, when it is no
+    photo's fault.
     """
     addresses = _addresses(photos)
     refused = _judged(photos, addresses, files)
@@ -81,17 +83,22 @@ def resolve_tokens(
     place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
     answers = resolved.take(place)
     empty = pc.equal(photos.column("uri"), "")
+    unversioned = pc.and_(pc.fill_null(pc.equal(photos.column("token"), ""), False), pc.invert(empty))
     token = pc.coalesce(photos.column("token"), answers.column("token"))
     token = pc.if_else(pc.is_valid(refused.reason), "", token)
     table = photos.set_column(
         photos.schema.get_field_index("token"), PHOTOS.field("token"), pc.fill_null(token, "").cast(pa.string())
     )
-    reason = pc.coalesce(refused.reason, pc.if_else(empty, "no_image", answers.column("reason")))
-    detail = pc.coalesce(refused.detail, pc.if_else(empty, NO_IMAGE, answers.column("detail")))
+    reason = pc.coalesce(refused.reason, _said(empty, "no_image", unversioned, "no_version", answers.column("reason")))
+    detail = pc.coalesce(refused.detail, _said(empty, NO_IMAGE, unversioned, NO_VERSION, answers.column("detail")))
     stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
     for kind, column in zip(REFUSAL, (stage, reason, detail), strict=True):
         table = table.append_column(kind, column.cast(kind.type))
     return table, cost
+
+
+def _said(empty: pa.Array, of_empty: str, unversioned: pa.Array, of_unversioned: str, answers: pa.Array) -> pa.Array:
+    return pc.if_else(empty, of_empty, pc.if_else(unversioned, of_unversioned, answers))
 
 
 _RESOLVED = pa.schema(

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .addresses import plain_addresses
+from .cells import UNREADABLE
 from .config import CatalogueConfig
 from .identity import identities
 
-_ABSOLUTE = r"^([A-Za-z][A-Za-z0-9+.\-]*://|/|data:)"
+_ABSOLUTE = rf"^([A-Za-z][A-Za-z0-9+.\-]*://|/|data:|{UNREADABLE})"
 _DOTS = r"(^|/)\.{1,2}(/|$)"
+_NO_PATH = rf"^(https://|{UNREADABLE})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def _without_data(uris: pa.Array) -> pa.Array:
 
 def _without_dots(uris: pa.Array) -> pa.Array:
     """Resolve `.` and `..` in paths, so that one photo has one URI; one that leads out of its bucket stays as it is."""
-    dotted = pc.and_(pc.match_substring_regex(uris, _DOTS), pc.invert(pc.starts_with(uris, "https://")))
+    dotted = pc.and_(pc.match_substring_regex(uris, _DOTS), pc.invert(pc.match_substring_regex(uris, _NO_PATH)))
     if not pc.any(dotted).as_py():
         return uris
     resolved = []

@@ -2,11 +2,12 @@
 
 from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
-from .collect import FeaturePart, LivingRows, collect_features, collect_pixels, collect_rows
+from .collect import FeaturePart, LivingRows, among, collect_features, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Reader
 from .driver import run_shards
+from .here import run_shards_here
 from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, build_shards, split_done
 from .unfit import NOT_FINITE
 
@@ -26,6 +27,7 @@ __all__ = [
     "ShardResult",
     "ShardWorker",
     "Unanswered",
+    "among",
     "ask_again",
     "assign_shards",
     "build_shards",
@@ -36,6 +38,7 @@ __all__ = [
     "make_encoder",
     "make_worker",
     "run_shards",
+    "run_shards_here",
     "settle",
     "split_done",
 ]

@@ -112,6 +112,12 @@ def collect_pixels(
     return [parts[name] for name in sorted(parts)]
 
 
+def among(living: Sequence[LivingRows], chosen: npt.NDArray[np.bool_]) -> list[LivingRows]:
+    """Return the living rows of a plan's chosen photos, bool [n]; parts of which none is chosen are left out."""
+    kept = [(part, chosen[part.plan_rows]) for part in living]
+    return [LivingRows(part.part, part.rows[mine], part.plan_rows[mine]) for part, mine in kept if mine.any()]
+
+
 @dataclass(frozen=True, slots=True)
 class FeaturePart:
     """A teacher's latents part (full name on the store) of a pixels part, and the row there of each of its rows."""

@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16"]
 class EncodeConfig(BaseModel):
     """Settings of the pixels and encode stages; `batch_size`, `threads` and `precision` reach the latents' bits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch_size: int = Field(default=256, ge=1, description="photos in each forward pass; the last one is padded")
     precision: Precision = Field(default="fp32", description="bf16: autocast, on GPUs that have it")

@@ -7,7 +7,6 @@ import logging
 import math
 import pickle
 import traceback
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import ray
 from pydantic import BaseModel
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
 
+from ..boards import BeginCounter
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..parts import PartFile
 from ..workers import explained, helper
@@ -137,17 +137,6 @@ def plan_seats(config: EncodeConfig, shards: int, resources: dict[str, float]) -
     return Seats(seated, max(0.01, min(share, float(config.threads))))
 
 
-class _Begins:
-    """Counts how often each shard was begun, in a Ray actor of its own: it outlives those that die."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
-
-    def begin(self, number: int) -> int:
-        self.counts[number] += 1
-        return self.counts[number]
-
-
 class _BlockActor:
     """Unpacks a block into its shard; what it returns is one small row, whatever the shard's size."""
 
@@ -202,7 +191,7 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
         shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
         for shard in shards
     ]
-    begins = helper(_Begins, restarts=-1).remote()
+    begins = helper(BeginCounter, restarts=-1).remote()
     dataset = ray.data.from_arrow(blocks).map_batches(
         _BlockActor,
         fn_constructor_args=(job, headers, begins, MOST_BEGINS),

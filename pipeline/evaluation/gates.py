@@ -20,7 +20,7 @@ class GatesConfig(BaseModel):
     max_removed: share of the parent's photos that are gone. min_items: items in the release.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min_recall: float | None = Field(default=0.95, ge=0.0, le=1.0)
     max_quarantine: float | None = Field(default=0.2, ge=0.0, le=1.0)

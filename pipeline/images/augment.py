@@ -25,7 +25,7 @@ class ViewsConfig(BaseModel):
     five is grey; off, since in a catalogue colour is what customers look for. blur: one view in two is blurred.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min_area: float = Field(default=0.3, gt=0, le=1)
     flip: bool = True

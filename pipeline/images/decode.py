@@ -144,10 +144,12 @@ def _check_pixels(size: tuple[int, int] | None, config: ImagesConfig) -> None:
 
 def _reduce(image: ImageFile, config: ImagesConfig) -> Box | None:
     """Ask the JPEG decoder for a smaller picture; return the part of it that the photo fills (other formats: None)."""
+    if _exact(config):
+        return None
     if config.fit == "pad":
         width, height = _content_size(*image.size, config)
     else:  # both sides of the part that is used must reach the size
-        width = height = config.size
+        width = height = _shorter_side(config)
     drafted = image.draft(None, (width * _MARGIN, height * _MARGIN))
     return drafted[1] if drafted else None
 
@@ -196,23 +198,57 @@ def _orientation(kind: str, image: ImageFile, file: Stripped) -> int:
     return containers.exif_orientation(exif) if isinstance(exif, bytes) else 1
 
 
-def _fit(image: Image, box: Box, orientation: int, config: ImagesConfig) -> Pixels:
-    from PIL.Image import Resampling
+def _exact(config: ImagesConfig) -> bool:
+    """Return whether a library's own transform is meant, to the grey level: then nothing is reduced beforehand."""
+    return config.crop_share is not None or config.resample != "bicubic" or not config.antialias
 
+
+def _shorter_side(config: ImagesConfig) -> int:
+    """Return what the shorter side of a photo that is cropped becomes; rounded down, as timm and torchvision do."""
+    return config.size if config.crop_share is None else int(config.size / config.crop_share + 1e-9)
+
+
+def _fit(image: Image, box: Box, orientation: int, config: ImagesConfig) -> Pixels:
     left, upper, right, lower = box
     width, height = right - left, lower - upper
     if config.fit == "crop":
-        side = min(width, height)
-        left, upper = left + (width - side) / 2, upper + (height - side) / 2
-        box = (left, upper, left + side, upper + side)
+        box = _central(box, config)
     target = _content_size(width, height, config)  # a reduced JPEG's fractional box keeps the photo's proportions
-    small = image.resize(target, Resampling.BICUBIC, box=box, reducing_gap=2.0)
-    pixels = _turn(np.asarray(small), orientation)
+    pixels = _turn(np.asarray(_resized(image, target, box, config)), orientation)
     rows, columns = config.size - pixels.shape[0], config.size - pixels.shape[1]
     if rows or columns:
         margins = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
         pixels = np.pad(pixels, margins, mode="edge")
     return np.ascontiguousarray(pixels)
+
+
+def _central(box: Box, config: ImagesConfig) -> Box:
+    """Return the part of a photo that is kept of a crop."""
+    left, upper, right, lower = box
+    width, height = right - left, lower - upper
+    side = min(width, height)
+    if config.crop_share is None:
+        left, upper = left + (width - side) / 2, upper + (height - side) / 2
+        return left, upper, left + side, upper + side
+    # In whole pixels of the resized photo, as torchvision resizes and crops, so that the same pixels come out.
+    shorter = _shorter_side(config)
+    found = []
+    for length in (width, height):
+        resized = shorter if length == side else int(shorter * length / side)
+        scale = length / resized
+        found.append((round((resized - config.size) / 2) * scale, config.size * scale))
+    (x, across), (y, down) = found
+    return left + x, upper + y, left + x + across, upper + y + down
+
+
+def _resized(image: Image, target: tuple[int, int], box: Box, config: ImagesConfig) -> Image:
+    from PIL.Image import Resampling, Transform
+
+    resample = Resampling[config.resample.upper()]
+    if config.antialias or config.resample == "nearest":
+        return image.resize(target, resample, box=box, reducing_gap=None if _exact(config) else 2.0)
+    # Pillow's `resize` always widens its filter, `transform` never does.
+    return image.transform(target, Transform.EXTENT, box, resample=resample)
 
 
 def _turn(pixels: Pixels, orientation: int) -> Pixels:

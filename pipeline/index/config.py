@@ -18,7 +18,7 @@ class IndexConfig(BaseModel):
     threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where the installed FAISS sees some.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Literal["l2", "cosine"] = "cosine"
     kind: Literal["flat", "hnsw"] = "flat"

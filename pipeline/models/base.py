@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, NotReconstructing
 from ..images import ImagesConfig
 from ..losses.precision import full_precision as full_precision
+from ..storage import Files
 from .conditions import NO_CATEGORY
 from .frozen import FrozenConfig, FrozenEncoder
 
@@ -69,7 +70,7 @@ class QuietConfig(BaseModel):
     What has no such setting keeps its train key and the bytes of its bundle.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     quiet: ClassVar[frozenset[str]] = frozenset()  # the names of these fields
 
@@ -121,6 +122,17 @@ class ModelConfig(QuietConfig):
     def frozen(self) -> FrozenConfig | None:
         """Return which frozen encoder the training needs beside the model, or None."""
         return None
+
+    def file(self) -> str | None:
+        """Return the path or URI of a file of weights that becomes part of the model (`use_file`), or None."""
+        return None
+
+    def described(self, files: Files) -> ModelConfig:
+        """Return the config with what the file that it names says, as the bundle keeps it; most name none.
+
+        Raises NotFound, Forbidden, Unavailable, InputError for a file that cannot be used, ConfigError.
+        """
+        return self
 
     def bundles(self) -> tuple[str, ...]:
         """Return the model_ids of finished models that become parts of this one, in the order `use_bundles` takes."""
@@ -219,6 +231,10 @@ class Model(nn.Module, ABC):
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Take the frozen encoder that `ModelConfig.frozen` asked for; it never becomes part of the model's state."""
         raise ConfigError(f"{type(self).__name__} trains without a frozen encoder")
+
+    def use_file(self, data: bytes, source: str) -> None:
+        """Take over the weights of the file that `ModelConfig.file` names; they become part of the model's state."""
+        raise ConfigError(f"{type(self).__name__} takes no weights of a file")
 
     def use_bundles(self, found: Sequence[Model]) -> None:
         """Take over the finished models that `ModelConfig.bundles` names; they become part of the model's state."""

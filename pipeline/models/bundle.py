@@ -16,7 +16,7 @@ from ..errors import InputError, IntegrityError, NotFound
 from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
-from ..storage import Store
+from ..storage import Files, Store
 from .base import Model, ModelConfig, Taught, as_dict
 from .card import write_card
 from .export import export_encoder
@@ -79,12 +79,14 @@ def save_bundle(
     train_key: str,
     card: Mapping[str, Any],
     labels: Sequence[str] = (),
+    exports: bool = True,
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
     images: the configuration the photos were decoded with, with `size`; of a model of several sizes each. card: facts
     for the model card, plain values. labels: the categories that a conditional model was built with; another model's
-    are not kept. A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
+    are not kept. exports: False leaves the ONNX encoder out, on a store that is thrown away.
+    A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
     model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
     if isinstance(images, BaseModel):
@@ -101,7 +103,7 @@ def save_bundle(
         facts,
         train_key=train_key,
         derived={
-            "encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional),
+            **({"encoder.onnx": lambda _: export_encoder(kept, conditional=config.conditional)} if exports else {}),
             "card.md": lambda model_id: write_card(model_id, facts, numbers, train_key, card).encode(),
         },
     )
@@ -152,10 +154,11 @@ def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
 def resolved_config(
     store: Store, config: ModelConfig, images: Mapping[str, Any], *, teacher: str | None = None
 ) -> ModelConfig:
-    """Return `ModelConfig.resolved` of a config, by the bundles of a store. Raises NotFound, ConfigError.
+    """Return a config as its bundle keeps it, with what files (`described`), teacher and bundles (`resolved`) say.
 
     teacher: the bundle of the teacher that the config describes. Without it such a teacher is taken as it would be
-    built, which tells what a model will be like, and not yet whose features it learns from.
+    built, which tells what a model will be like, and not yet whose features it learns from. Raises NotFound,
+    ConfigError, InputError where a file cannot be used.
     """
     asked = config.taught_by()
     if isinstance(asked, str):
@@ -164,7 +167,7 @@ def resolved_config(
         config = config.taught(
             _taught_as_built(store, asked, images) if teacher is None else _taught_by_bundle(store, teacher)
         )
-    return config.resolved(lambda model_id: stored_config(store, model_id), images)
+    return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def _taught_by_bundle(store: Store, model_id: str) -> Taught:

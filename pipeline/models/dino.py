@@ -33,8 +33,8 @@ class DINOConfig(TwoViewsConfig):
 
     kind: Literal["dino"] = "dino"
     norm: Literal["group", "none"] = "group"
-    temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
-    teacher_temperature: float = Field(0.02, gt=0, allow_inf_nan=False)
+    temperature: float = Field(0.1, gt=0)
+    teacher_temperature: float = Field(0.02, gt=0)
     momentum: float = Field(0.99, ge=0, lt=1)
     centring: Literal["balanced", "mean"] = "balanced"
     centre_momentum: float = Field(0.9, ge=0, lt=1)

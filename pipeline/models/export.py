@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CodebooksError
 from .base import Latents, Model
 from .conditions import FIRST_CATEGORY
+from .foreign.onnx_merging import merge_graphs
 
 TOLERANCE = 1e-4  # of a mean, relative to its size where that is above 1
 _CODES_TOLERANCE = 0.01  # share of codes that rounding may move between two nearly equal neighbours
@@ -56,23 +57,35 @@ def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     """
     example = [torch.from_numpy(array) for array in _examples(model, photos=2, conditional=conditional).values()]
     names = ["images", "condition"][: len(example)]
+    data = export_module(
+        (_ConditionalEncoder if conditional else _Encoder)(model).eval(), tuple(example), names, output_names(model)
+    )
+    _check(model, data, conditional=conditional)
+    return data
+
+
+def export_module(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
+    """Return the ONNX file of a module in evaluation mode, of any batch size, with named inputs and outputs.
+
+    Graphs of others that it runs stand in it as they are. Nothing in it names the machine it was made on.
+    """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            (_ConditionalEncoder if conditional else _Encoder)(model).eval(),
-            tuple(example),
-            input_names=names,
-            output_names=[_PREFIX + name for name in output_names(model)],
-            dynamic_shapes=dict(zip(names, ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO}), strict=False)),
+            module,
+            example,
+            input_names=inputs,
+            output_names=[_PREFIX + name for name in outputs],
+            dynamic_shapes=tuple(({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO})[: len(example)]),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
     proto = program.model_proto  # type: ignore[union-attr]
+    merge_graphs(proto)
     _name_outputs(proto.graph)
     _strip(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
-    _check(model, data, conditional=conditional)
     return data
 
 
@@ -81,6 +94,12 @@ def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = 
 
     condition: int64 [B], for a conditional model.
     """
+    given = {"images": images} if condition is None else {"images": images, "condition": condition}
+    return run_graph(data, given)
+
+
+def run_graph(data: bytes, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs of an ONNX file by name, of its inputs by name; on the CPU, by onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -88,8 +107,7 @@ def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = 
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    given = {"images": images} if condition is None else {"images": images, "condition": condition}
-    return dict(zip(names, session.run(names, given), strict=True))
+    return dict(zip(names, session.run(names, dict(given)), strict=True))
 
 
 def _check(model: Model, data: bytes, *, conditional: bool) -> None:

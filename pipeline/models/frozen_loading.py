@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from ..storage import Files, Store
 from .base import Model
 from .bundle import load_bundle
+from .foreign.weights import load_exactly, tensors_of
 from .frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenConfig, FrozenEncoder
+from .pretrained import Pretrained
 
 
 class ResNet18(FrozenEncoder):
@@ -30,7 +28,8 @@ class ResNet18(FrozenEncoder):
         with torch.random.fork_rng(devices=[]):
             network = torchvision.models.resnet18(weights=None)
         network.fc = nn.Identity()
-        _load(network, tensors, source)
+        classifier = {name for name in tensors if name.startswith("fc.")}
+        load_exactly(network, tensors, optional=classifier, what="a ResNet-18 of torchvision", source=source)
         super().__init__(network, layers)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
@@ -54,7 +53,7 @@ class BundleFeatures(FrozenEncoder):
         self.image_size = model.image_size
 
     def _all(self, pictures: Tensor) -> list[Tensor]:
-        if pictures.shape[-1] != self.image_size:
+        if pictures.shape[-1] != self.image_size and not isinstance(self.network, Pretrained):
             raise ConfigError(
                 f"the frozen encoder is of photos of {self.image_size} pixels and these are {pictures.shape[-1]}; "
                 f"set images.size to {self.image_size}, or name another bundle"
@@ -74,42 +73,4 @@ def load_frozen(config: FrozenConfig, store: Store, files: Files | None = None) 
         return BundleFeatures(load_bundle(store, config.model_id).model, config.layers)
     assert config.weights is not None  # noqa: S101 - the configuration has exactly one of the two
     data = (files or Files()).read(config.weights)
-    return ResNet18(_tensors(data, config.weights), config.layers, config.weights)
-
-
-def _tensors(data: bytes, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file or of one that torch.save wrote; no stored code is run."""
-    try:
-        if source.endswith(".safetensors"):
-            found: Any = safetensors.torch.load(data)
-        else:
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{source} holds no tensors that can be read without running code ({type(error).__name__}); give "
-            "torchvision's ResNet-18 state dict as .pth or .safetensors"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"{source} holds a {type(found).__name__}, not names and tensors; save model.state_dict()")
-    return found
-
-
-def _load(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Give a network its tensors; the classifier is left out, the counters of old files may be missing."""
-    kept = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in kept.items()}
-    for name in expected:
-        if name.endswith("num_batches_tracked"):
-            shapes.setdefault(name, ())
-    wrong = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
-    if wrong:
-        shown = "\n".join(
-            f"{name}: {shapes.get(name, 'missing')} in the file, {expected.get(name, 'none')} expected"
-            for name in wrong[:5]
-        )
-        raise InputError(
-            f"{source} does not hold a ResNet-18 of torchvision: {len(wrong)} tensors differ\n{shown}\ngive the state "
-            "dict of torchvision.models.resnet18"
-        )
-    network.load_state_dict(kept, strict=False)
+    return ResNet18(tensors_of(data, config.weights, of_training=False), config.layers, config.weights)

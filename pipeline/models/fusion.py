@@ -205,8 +205,8 @@ def _check_same_images(member: str, theirs: ImagesConfig, ours: ImagesConfig) ->
     """Raise ConfigError unless a member's photos became pixels in the same way."""
     if transform_id(theirs) == transform_id(ours):
         return
-    have, want = as_dict(theirs), as_dict(ours)
-    lines = [f"images.{name} is {have[name]!r} there, {want[name]!r} here" for name in have if have[name] != want[name]]
+    pairs = ((name, getattr(theirs, name), getattr(ours, name)) for name in ImagesConfig.model_fields)
+    lines = [f"images.{name} is {have!r} there, {want!r} here" for name, have, want in pairs if have != want]
     raise ConfigError(
         f"model.members: {member} sees photos in another way ({'; '.join(lines)}); set the same, or name another member"
     )

@@ -28,11 +28,11 @@ class GaussianConfig(BottleneckConfig):
     their running means, on top of image_weight and beta; seed 001's `do_running_mean`, of no use there.
     """
 
-    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
-    image_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    beta: float = Field(1.0, ge=0)
+    image_weight: float = Field(1.0, ge=0)
     kl_warmup: float = Field(0.0, ge=0, le=1)
-    free_bits: float = Field(0.0, ge=0, allow_inf_nan=False)
-    log_var_limit: float = Field(8.0, gt=0, allow_inf_nan=False)
+    free_bits: float = Field(0.0, ge=0)
+    log_var_limit: float = Field(8.0, gt=0)
     rebalance: bool = False
 
     def beta_at(self, step: Step) -> float:

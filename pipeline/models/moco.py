@@ -29,7 +29,7 @@ class MoCoConfig(TwoViewsConfig):
 
     kind: Literal["moco"] = "moco"
     norm: Literal["group", "none"] = "group"
-    temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
+    temperature: float = Field(0.1, gt=0)
     momentum: float = Field(0.99, ge=0, lt=1)
     queue: int = Field(4096, ge=2)
 

@@ -25,7 +25,7 @@ class MoCoV3Config(TwoViewsConfig):
 
     kind: Literal["moco_v3"] = "moco_v3"
     norm: Literal["group", "none"] = "group"
-    temperature: float = Field(0.2, gt=0, allow_inf_nan=False)
+    temperature: float = Field(0.2, gt=0)
     momentum: float = Field(0.99, ge=0, lt=1)
     predictor: int = Field(128, ge=1)
 

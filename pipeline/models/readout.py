@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
@@ -15,6 +16,7 @@ from .base import Batch, full_precision
 from .components import ViewScatter, principal_components, relevant_components, rows_and_views
 
 _MOST_COMPARED = 4096  # numbers a photo whose views are compared: some 128 MB a covariance
+_LEAST_POSITIVE = 1e-6  # of a generalised mean, as its authors clamp
 _LEAST_VARIANCE = 1e-6  # of the largest: whitening does not blow up what is only rounding
 
 
@@ -26,7 +28,7 @@ class ReductionConfig(BaseModel):
     of one photo (`components.relevant_components`): what contrastive learning looks for, in closed form.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dims: int | None = Field(default=None, ge=1)
     whiten: bool = False
@@ -42,11 +44,26 @@ class ReductionConfig(BaseModel):
 class ReadOutConfig(ReductionConfig):
     """pool: `global` is the mean over the map; `map` keeps the layout, averaged to at most `cells` cells a side.
 
-    See ReductionConfig for the other fields, which are about the pooled vector.
+    `cls` takes the class token of a transformer that others trained. within: what becomes of a cell, or of the whole
+    map: its mean, its largest number, or `gem`, the generalised mean of its positive numbers (Radenovic et al. 2017,
+    arXiv 1711.02512) with the exponent `power`. See ReductionConfig for the other fields, which are about the pooled
+    vector.
     """
 
-    pool: Literal["global", "map"] = "global"
+    pool: Literal["global", "map", "cls"] = "global"
     cells: int = Field(default=4, ge=1)
+    within: Literal["mean", "gem", "max"] = "mean"
+    power: float = Field(default=3.0, gt=0, le=100)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fields that came later: keys and stored configs of those who do not use them stay as they were.
+        values: dict[str, Any] = dump(self)
+        if self.within == "mean":
+            del values["within"]
+        if self.within != "gem":
+            del values["power"]
+        return values
 
 
 class Reduction(nn.Module):
@@ -149,17 +166,27 @@ class ReadOut(Reduction):
 
     pooling: Tensor
 
-    def __init__(self, config: ReadOutConfig, channels: int, grid: int) -> None:
-        cells = 1 if config.pool == "global" else min(grid, config.cells)
+    def __init__(self, config: ReadOutConfig, channels: int, grid: int, *, of_token: bool = False) -> None:
+        if config.pool == "cls" and not of_token:
+            raise ConfigError("model.read_out.pool is cls, but this model has no class token; name global or map")
+        cells = min(grid, config.cells) if config.pool == "map" else 1
         super().__init__(config, channels * cells * cells)
-        self.cells = cells
+        self.cells, self.within, self.power = cells, config.within, config.power
         self.register_buffer("pooling", pooling_matrix(grid, cells), persistent=False)
 
     def pooled(self, features: Tensor) -> Tensor:
         """Return maps [B, channels, grid, grid] as float32 [B, num_given], channel first: what `fit` takes."""
+        features = features.float()
+        if self.within == "max":
+            return F.adaptive_max_pool2d(features, self.cells).flatten(1)
         with full_precision(features.device.type):
-            cells = self.pooling @ features.float() @ self.pooling.T
-        return cells.flatten(1)
+            if self.within == "mean":
+                return (self.pooling @ features @ self.pooling.T).flatten(1)
+            positive = features.clamp_min(_LEAST_POSITIVE)
+            # As shares of the largest: a power of small or large numbers would leave float32.
+            most = positive.amax(dim=(2, 3), keepdim=True)
+            means = self.pooling @ (positive / most).pow(self.power) @ self.pooling.T
+            return (most * means.pow(1 / self.power)).flatten(1)
 
     def vectors(self, features: Tensor) -> Tensor:
         """Return the vectors of maps, float32 [B, latent_dim]. Raises ConfigError before a PCA is fitted."""

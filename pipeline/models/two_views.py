@@ -65,7 +65,7 @@ class TwoViewsConfig(ModelConfig):
     cell: int = Field(4, ge=1)
     bins: int = Field(9, ge=2)
     projector: tuple[int, int] = (128, 64)
-    temperature: float = Field(0.2, gt=0, allow_inf_nan=False)
+    temperature: float = Field(0.2, gt=0)
     views: ViewsConfig = ViewsConfig()
     read_out: TwoViewsReadOutConfig = TwoViewsReadOutConfig()
 

@@ -22,7 +22,9 @@ def main_transforms(config: NightSettings, store: Store, model_id: str | None) -
     model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
     ConfigError where a model cannot be made of the bundles it names.
     """
-    if model_id is not None and _is_made_of_others(config.model):
+    if not _is_made_of_others(config.model):
+        return config.model.transforms(config.images)
+    if model_id is not None:
         return tuple(each.under(config.images) for each in stored_transforms(stored_config(store, model_id)[1]))
     return _as_built(config, store, model_id).transforms(config.images)
 
@@ -66,7 +68,7 @@ def shard_builder(
 
 
 def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:
-    if not _is_made_of_others(config.model):
+    if not _is_made_of_others(config.model) and config.model.file() is None:
         return config.model
     if model_id is not None:
         return stored_config(store, model_id)[0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..images import transform_id
+from ..keys import digest_of
 from ..models.bundle import find_bundle
 from ..storage import Store
 from ..training import TrainConfig
@@ -21,12 +25,15 @@ def fit_settings(train: TrainConfig) -> TrainConfig:
     return TrainConfig.model_validate({name: getattr(train, name) for name in kept})
 
 
-def teacher_plan(plan: Plan, config: NightSettings, store: Store) -> Plan:
+def teacher_plan(plan: Plan, config: NightSettings, store: Store, chosen: NDArray[np.bool_] | None = None) -> Plan:
     """Return a plan for the teacher's own bundle: the same photos, as the teacher sees them, under its train key.
 
-    config: the night's, with the teacher as its model. Raises ConfigError, NotFound as `main_transforms`.
+    config: the night's, with the teacher as its model. chosen: which photos alone it may be fitted on, which sets it
+    apart from the teacher of all. Raises ConfigError, NotFound as `main_transforms`.
     """
-    key = Asked.of(config, plan.summary.sample).train_key()
+    key = Asked.of(config, plan.summary.sample).train_key(
+        "" if chosen is None else f"chosen:{digest_of(chosen.tobytes())}"
+    )
     found = {
         "train_key": key,
         "model_id": find_bundle(store, key),

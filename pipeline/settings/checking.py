@@ -66,13 +66,16 @@ def _unknown_names(source: Source, config: type[BaseModel]) -> Iterator[str]:
 
 
 def _no_text(value: Any, source: Source, path: Path_) -> Iterator[str]:
-    """YAML can write what no file name or table can hold: a NUL character and halves of characters."""
+    """YAML can write what no file name or table can hold: a NUL character, halves of characters, and nothing at all."""
     if isinstance(value, dict):
         for name, member in value.items():
             yield from _no_text(member, source, (*path, str(name)))
     elif isinstance(value, list):
         for member in value:
             yield from _no_text(member, source, path)
+    elif value == "":
+        where = ".".join(path)
+        yield f"{where}: it is empty, from {source.where(path)}; write a value, or take it out to have the default"
     elif isinstance(value, str) and (chr(0) in value or not is_utf8(value)):
         where = ".".join(path)
         yield f"{where}: it holds a NUL or half a character, from {source.where(path)}; write it as UTF-8 text"

@@ -27,7 +27,7 @@ class Retry(BaseModel):
     later than this after the first one; a try itself is bounded by the time-outs of its connection.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     attempts: PositiveInt = 8
     first_s: PositiveFloat = 0.2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .codes import Codes, CodesLoader, read_codes
 from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
 from .driver import train_job
+from .here import train_here
 from .loader import PixelLoader
 from .loop import Line, Loop
 from .part_rows import FeatureRows, PartRows
@@ -27,6 +28,7 @@ __all__ = [
     "TrainJob",
     "TrainProgress",
     "read_codes",
+    "train_here",
     "train_job",
     "train_period",
 ]

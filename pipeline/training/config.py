@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
     quarter at most of what is free); the rest is fetched anew for each use.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     when: Literal["missing", "always"] | OlderThan = "missing"
     version: int = Field(default=1, ge=1)
@@ -78,14 +78,14 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=1)
     optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.02, ge=0, lt=1)
     schedule: Literal["cosine", "constant", "milestones"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = Field(default=0.1, gt=0, le=1)
     accumulate: int = Field(default=1, ge=1)
-    grad_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    grad_clip: float | None = Field(default=None, gt=0)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     compile: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -99,10 +99,10 @@ class TrainConfig(BaseModel):
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     window_parts: int = Field(default=4, ge=1)
-    checkpoint_every_s: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    checkpoint_every_s: float = Field(default=30.0, ge=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)
-    cache_gib: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cache_gib: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -153,7 +153,7 @@ class PriorTrainConfig(TrainConfig):
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-3, gt=0)
 
     @model_validator(mode="after")
     def _only_what_codes_have(self) -> PriorTrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import tempfile
 import threading
@@ -10,13 +11,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ..boards import ProgressBoard
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..keys import SHORT
 from ..runs import Lookout
 from ..workers import code_error, helper
 from .config import TrainConfig
 from .progress import TrainProgress
-from .worker import Board, Job, train_worker
+from .worker import Job, train_worker
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def train_job(job: Job, *, progress: ProgressCallback | None = None) -> str:
     import ray
 
     where = _placement(job.train)
-    board = helper(Board, restarts=-1).remote()
+    board = helper(ProgressBoard, restarts=-1).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
     name = f"{job.train_key[:SHORT]}-{job.attempt}-{uuid.uuid4().hex[:8]}"
     scratch = tempfile.mkdtemp(prefix="ray-train-")
@@ -103,7 +105,7 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None, lookout: Lo
     """
     import ray
 
-    seen: TrainProgress | None = None
+    seen: bytes | None = None
     fatal: CodebooksError | None = None
     fit.start()
     try:
@@ -112,12 +114,13 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None, lookout: Lo
             ended = fit.ended.wait(_POLL_S)
             lookout.check()
             try:
-                latest, fatal = ray.get(board.read.remote(), timeout=5.0)
+                latest, error = ray.get(board.read.remote(), timeout=5.0)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 continue  # without the board there is no progress to show; the training goes on
+            fatal = None if error is None else pickle.loads(error)  # noqa: S301 - written by our own workers
             if progress and latest is not None and latest != seen:
                 seen = latest
-                progress(latest)
+                progress(pickle.loads(latest))  # noqa: S301 - as above
     except BaseException:
         board.stop.remote()
         fit.ended.wait(_STOP_S)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import pickle
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,9 +20,10 @@ from ..models.bundle import StoredImages, find_bundle, load_bundle, resolved_con
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
-from ..storage import Store
+from ..storage import Files, Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .fixed import fix_process as fix_process
 from .loader import Loader, PixelLoader
 from .loop import NO_LINE, Line, Loop
 from .part_cache import FeatureReader, PartCache, PartReader, cache_folder
@@ -33,7 +33,6 @@ from .ranks import Ranks
 from .validation import Validation
 
 _FIT_PHOTOS, _FIT_BATCH = 20_000, 256
-_KEPT_BLOCK = 256 * 2**20
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -71,7 +70,8 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained. teacher: the model_id of the model's teacher, whose features `pixels` name.
+    run, for which it is trained. teacher: the model_id of the model's teacher, whose features `pixels` name. exports:
+    False leaves the ONNX encoder out, for a bundle that no query by photo meets.
     """
 
     store: Store
@@ -84,6 +84,7 @@ class TrainJob:
     labels: tuple[str, ...] = ()
     attempt: int = 1
     teacher: str | None = None
+    exports: bool = True
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
@@ -161,7 +162,14 @@ def run_rank(
         **_validation_sections(loop.validation if loop else Validation()),
     }
     return save_bundle(
-        job.store, bundled, job.model, _images_seen(job), train_key=job.train_key, card=card, labels=job.labels
+        job.store,
+        bundled,
+        job.model,
+        _images_seen(job),
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
     )
 
 
@@ -278,6 +286,8 @@ def _model(job: TrainJob, ranks: Ranks, read: _Readers, *, fresh: bool) -> Model
     frozen = job.model.frozen()
     if frozen is not None:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+    if (file := job.model.file()) is not None:
+        model.use_file(Files().read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     if model.prepares and fresh:
@@ -301,35 +311,6 @@ def _validation_sections(validation: Validation) -> dict[str, dict[str, float]]:
     return {title: values for title, values in sections.items() if values}
 
 
-class Board:
-    """An actor on which rank 0 writes how far it is, and the driver writes that it shall stop."""
-
-    def __init__(self) -> None:
-        self._latest: TrainProgress | None = None
-        self._error: CodebooksError | None = None
-        self._stop = False
-
-    def tell(self, progress: TrainProgress) -> None:
-        """Keep the latest progress."""
-        self._latest = progress
-
-    def fail(self, error: CodebooksError) -> None:
-        """Keep an error that a restart of the workers would only meet again."""
-        self._error = self._error or error
-
-    def stop(self) -> None:
-        """Ask the training to stop."""
-        self._stop = True
-
-    def read(self) -> tuple[TrainProgress | None, CodebooksError | None]:
-        """Return the latest progress and the error that ended the training."""
-        return self._latest, self._error
-
-    def is_over(self) -> bool:
-        """Return whether the workers have nothing left to do, or shall do nothing more."""
-        return self._stop or self._error is not None
-
-
 class BoardLine:
     """A worker's line to the board and to the run. A board that is gone says nothing, and the training goes on.
 
@@ -344,11 +325,11 @@ class BoardLine:
 
     def report(self, progress: TrainProgress) -> None:
         """Send progress."""
-        self._board.tell.remote(progress)
+        self._board.tell.remote(pickle.dumps(progress))
 
     def fail(self, error: CodebooksError) -> None:
         """Tell an error that a restart of the workers would only meet again."""
-        self._answer(self._board.fail.remote(error))
+        self._answer(self._board.fail.remote(pickle.dumps(error)))
 
     def is_over(self, within_s: float = _BOARD_S) -> bool:
         """Return whether the workers have nothing left to do, or shall do nothing more."""
@@ -402,29 +383,3 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     except CodebooksError as error:
         line.fail(error)
         raise
-
-
-def fix_process(config: TrainConfig, device: torch.device) -> None:
-    """Set this process so that a training repeats bit for bit on one kind of CPU: fixed threads, fixed kernels.
-
-    Another kind of processor (AVX2, AVX-512) has other kernels, which round sums in another way.
-    """
-    torch.set_num_threads(config.threads)
-    keep_memory()
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling fresh memory would find bugs, not repeat results, and costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation", UserWarning)
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed blocks of up to 256 MiB for this process; does nothing with another C library.
-
-    A step frees and asks for the same large blocks again and again. Handed back to the kernel in between, they return
-    page by page: 8 of 115 ms a step of the VAE at 64 pixels (128 photos, one CPU thread).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, _KEPT_BLOCK)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

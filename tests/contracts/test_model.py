@@ -67,7 +67,8 @@ CASES = [
     for told in ([False, True] if MODELS[values["kind"]][0].conditional else [False])
 ]
 TRAINED = [(name, told) for name, told in CASES if MODELS[CONFIGS[name]["kind"]][1].trains]
-COMPARING, QUEUEING = {"simclr", "moco_v3", "dino", "distilled"}, {"moco"}  # whose losses are about more than single photos
+COMPARING = {"simclr", "moco_v3", "dino", "distilled"}  # whose losses are about more than single photos
+QUEUEING = {"moco"}
 SIZES = [28, 32, 36, 64]
 # One model of each sort of network: an export costs seconds, and no network is written twice.
 BACKBONES = ["vae", "simclr", "mae", "descriptor", "vqvae"]

@@ -78,7 +78,8 @@ class Nights:
 
 
 @pytest.fixture(scope="module")
-def nights(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+def nights(commands: Any, stages_here: Any, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """Two nights, the first on Ray, the second's stages in this process."""
     shop, url = tmp_path_factory.mktemp("shop"), str(tmp_path_factory.mktemp("store"))
     rendered = render_catalogue(shop, items=50, seed=5, size=(60, 75))
     usable = sorted({f"sku-{number:05d}" for number in range(50)} - set(rendered.broken))
@@ -90,7 +91,9 @@ def nights(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     one_photo = [item for item in usable[3:] if sum(row["item_id"] == item for row in first.items) == 1]
     spoil(rendered.photos)
     rewrite(rendered.table, {one_photo[0]: "umbrella"})
-    second = Night.read(store, commands.run(*arguments, "--run", "night-2"))
+    with pytest.MonkeyPatch.context() as patch:
+        stages_here.run_stages_here(patch)
+        second = Night.read(store, commands.run(*arguments, "--run", "night-2"))
     return Nights(url, store, first, second, one_photo[0], photos)
 
 

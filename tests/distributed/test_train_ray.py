@@ -1,4 +1,7 @@
-"""Training on Ray: two workers repeat to the bit, also when one of them or the whole job is killed on the way."""
+"""Training on Ray: two workers repeat to the bit, also when one of them or the whole job is killed on the way.
+
+What they repeat is made without Ray, by two forked ranks that nothing happens to: `rank_main`, see tests/ranks.py.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,31 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from pipeline.errors import CodebooksError, ConfigError
-from pipeline.models import AnyModelConfig
+from pipeline.models import AnyModelConfig, bundle
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import PartRows, TrainConfig, TrainJob, TrainProgress, train_job
+from pipeline.training.loop import Line
+from pipeline.training.ranks import Ranks
+from pipeline.training.worker import fix_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SIZE = 16
 PHOTOS = 400
+TOTAL = 24 * 4 * PHOTOS // 64
 KEY = "c0de" * 16
 
 
@@ -54,15 +64,16 @@ def model_config() -> AnyModelConfig:
     return TypeAdapter(AnyModelConfig).validate_python({"kind": "vae", "latent_dim": 8, "channels": [8, 16]})
 
 
-def train(
-    store: Store,
-    *,
-    attempt: int = 1,
-    progress: Callable[[TrainProgress], None] | None = None,
-    **settings: object,
-) -> str:
+def job_of(store: Store, *, attempt: int = 1, **settings: object) -> TrainJob:
+    class Job(TrainJob):  # in here, so that it travels to the workers by its code
+        """A training whose bundle has no real ONNX file, which takes longer to make than the bundle to train."""
+
+        def run_rank(self, ranks: Ranks, **rest: Any) -> str | None:
+            bundle.export_encoder = lambda *_, **__: b"an encoder"
+            return TrainJob.run_rank(self, ranks, **rest)
+
     base = {"epochs": 24, "batch_size": 64, "workers": 2, "checkpoint_every_s": 0.5, "max_failures": 2}
-    job = TrainJob(
+    return Job(
         store=store,
         pixels=tuple(fill(store)),
         model=model_config(),
@@ -72,7 +83,24 @@ def train(
         attempt=attempt,
         train_key=KEY,
     )
-    return train_job(job, progress=progress)
+
+
+def train(
+    store: Store, *, attempt: int = 1, progress: Callable[[TrainProgress], None] | None = None, **settings: object
+) -> str:
+    return train_job(job_of(store, attempt=attempt, **settings), progress=progress)
+
+
+def rank_main(rank: int, world: int, folder: str) -> None:
+    """Train as one rank, without Ray and undisturbed; leave the model_id and how far the training said it was."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    job = job_of(open_store(f"{folder}/store"))
+    fix_process(job.train, torch.device("cpu"))
+    said: list[TrainProgress] = []
+    model_id = job.run_rank(Ranks(rank, world), line=Line(report=said.append))
+    steps = [(one.step, one.total_steps, one.loss) for one in said]
+    torch.save({"model_id": model_id, "steps": steps}, Path(folder) / f"rank-{rank}.pt")
+    dist.destroy_process_group()
 
 
 def new_store(folder: Path) -> Store:
@@ -95,18 +123,18 @@ def complete_steps(store: Store) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def undisturbed(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model_id of a training that nothing happens to."""
-    store = new_store(tmp_path_factory.mktemp("undisturbed"))
-    seen: list[TrainProgress] = []
-    model_id = train(store, progress=seen.append)
-    assert seen[-1].step == seen[-1].total_steps == 24 * 4 * PHOTOS // 64
-    assert all(one.resumed_from is None for one in seen)
-    assert seen[-1].loss < seen[0].loss
+    folder = tmp_path_factory.mktemp("undisturbed")
+    first, second = run_ranks(__file__, 2, folder)
+    assert second["model_id"] is None
+    store, steps = open_store(f"{folder}/store"), first["steps"]
+    assert steps[-1][0] == steps[-1][1] == TOTAL
+    assert steps[-1][2] < steps[0][2]
     assert [entry.name for entry in store.list("runs/night/tensorboard/")] != []
-    assert max(complete_steps(store)) == seen[-1].total_steps
+    assert max(complete_steps(store)) == TOTAL
     assert len(complete_steps(store)) <= 2
-    return model_id
+    return str(first["model_id"])
 
 
 def test_a_killed_worker_costs_no_bit(undisturbed, tmp_path):
@@ -123,6 +151,7 @@ def test_a_killed_worker_costs_no_bit(undisturbed, tmp_path):
     assert train(store, progress=kill_one) == undisturbed
     [resumed] = {one.resumed_from for one in seen} - {None}
     assert resumed >= saved[0] > 0  # nothing is lost but the steps since that checkpoint
+    assert seen[-1].step == seen[-1].total_steps == TOTAL
 
 
 PROGRAM = """
@@ -154,7 +183,7 @@ def test_a_job_interrupted_and_then_killed_continues_to_the_same_bits(undisturbe
     with pytest.raises(Interrupted):
         train(store, progress=interrupt, checkpoint_every_s=1000)
     [interrupted] = complete_steps(store)  # written because the driver was told to stop
-    assert seen[0] < interrupted < 24 * 4 * PHOTOS // 64
+    assert seen[0] < interrupted < TOTAL
 
     arguments = [ray.get_runtime_context().gcs_address, __file__, store.url]
     found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
@@ -174,7 +203,7 @@ def test_a_job_interrupted_and_then_killed_continues_to_the_same_bits(undisturbe
 def test_a_diverging_training_ends_with_step_and_parts_and_no_retries(ray_session, tmp_path):
     begun = time.monotonic()
     with pytest.raises(CodebooksError, match=r"not a number at step \d+: total") as raised:
-        train(new_store(tmp_path), optimiser="sgd", learning_rate=1e30, warmup=0, max_failures=50)
+        train(new_store(tmp_path), workers=1, optimiser="sgd", learning_rate=1e30, warmup=0, max_failures=50)
     assert raised.value.exit_code == 1
     assert time.monotonic() - begun < 400
 

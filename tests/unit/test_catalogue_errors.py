@@ -192,27 +192,12 @@ def test_types_that_differ_between_files(tmp_path: Path) -> None:
     refused(tmp_path, "different types", "size", "leave it out of catalogue.attributes")
 
 
-def test_bad_lists_in_text(tmp_path: Path) -> None:
-    for cell in ("[a.jpg]", "[1]", '["a" "b"]'):
-        path = csv(tmp_path, 'item_id,image\nz,ok.jpg\na,"' + cell.replace('"', '""') + '"\n')
-        refused(path, "row 2", "begins like a list", 'write ["a.jpg", "b.jpg"]')
-
-
 def test_repeated_photos_of_an_item(tmp_path: Path) -> None:
     path = csv(tmp_path, "item_id,image\na,x.jpg\nb,x.jpg\na,y.jpg\na,x.jpg\n")
     refused(path, "1 photo(s)", f"'a' names {tmp_path}/x.jpg in row 1, row 4", "one row a photo", rows="photo")
 
 
-def test_null_versions_name_their_rows(tmp_path: Path) -> None:
-    path = parquet(tmp_path, item_id=["a", "b"], image=["1", "2"], v=["x", None])
-    refused(path, "row(s) 2 of", "the version column 'v' is null", "catalogue.version", version="v")
-
-
-def test_bad_data_uris(tmp_path: Path) -> None:
-    path = tmp_path / "c.jsonl"
-    for uri, part in [("data:image/png,AAAA", "is not base64"), ("data:image/png;base64,A!", "not valid base64")]:
-        path.write_text('{"item_id": "a", "image": "' + uri + '"}\n')
-        refused(path, "row 1 of", part)
+def test_data_uris_in_a_packed_file(tmp_path: Path) -> None:
     packed = tmp_path / "c.jsonl.gz"
     uri = f"data:image/png;base64,{base64.b64encode(b'x').decode()}"
     packed.write_bytes(gzip.compress(('{"item_id": "a", "image": "' + uri + '"}\n').encode()))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import pkgutil
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import Config, load_config
 from jobs.pipeline_run import How, config_text
@@ -367,6 +372,89 @@ def test_an_empty_file_is_a_config_without_settings(tmp_path: Path) -> None:
 def test_bad_overrides(override: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         read_sources(Arguments(overrides=(override,)), {})
+
+
+def configs_of(package: str = "pipeline") -> list[type[BaseModel]]:
+    """Return every config of ours that has numbers with fractions: all models but those that only say what was done."""
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(root.__path__, f"{package}."):
+        importlib.import_module(module.name)
+    todo, found = [BaseModel], set[type[BaseModel]]()
+    while todo:
+        members = [member for member in todo.pop().__subclasses__() if member not in found]
+        found.update(members)
+        todo += members
+    ours = [config for config in found if config.__module__.startswith(f"{package}.")]
+    return sorted((config for config in ours if config.__name__ not in SAID), key=lambda config: config.__qualname__)
+
+
+SAID = {"PlanSummary", "Renewal", "Manifest"}  # measurements
+
+
+def holding(annotation: Any, value: Any) -> Any:
+    """Return a value of an annotation that is this number, or holds it; None where it has no room for one."""
+    if annotation is float:
+        return value
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin in (tuple, list):
+        return [
+            held for member in members if member is not ... and (held := holding(member, value)) is not None
+        ] or None
+    if origin is dict:
+        held = holding(members[1], value)
+        return None if held is None else {"a": held}
+    return next((held for member in members if (held := holding(member, value)) is not None), None)
+
+
+@pytest.mark.parametrize("text", [math.inf, -math.inf, math.nan, "inf", "nan", "-Infinity"])
+def test_no_config_takes_a_number_that_is_none(text: Any) -> None:
+    tried = 0
+    for config in configs_of():
+        for name, field in config.model_fields.items():
+            value = holding(field.annotation, text)
+            if value is None:
+                continue
+            tried += 1
+            with pytest.raises(ValidationError) as caught:
+                config.model_validate({name: value})
+            wrong = [error for error in caught.value.errors() if error["loc"][0] == name]
+            assert wrong, f"{config.__qualname__}.{name} takes {text}"
+    assert tried > 60
+
+
+def test_a_number_that_is_none_is_told_with_its_place(tmp_path: Path) -> None:
+    found = refused(tmp_path, SMALLEST + "index:\n  memory_gib: .inf\n", "train.learning_rate=.nan", "model.beta='nan'")
+    assert f"index.memory_gib: must be a finite number, given inf ({tmp_path / 'night.yaml'} line 5)" in found
+    assert "train.learning_rate: must be a finite number, given nan (argument 'train.learning_rate=.nan')" in found
+    assert "model.beta: must be a finite number, given 'nan'" in found
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "store=''", "store.url=''", "store.endpoint=''", "store.region=''", "store.profile=''", "catalogue.item_id=''",
+        "catalogue.image=''", "catalogue.category=''", "catalogue.version=''", "catalogue.encoding=''",
+        "catalogue.attributes=['']", "catalogue.allowed_prefixes=['']", "publish.channel=''", "cluster.address=''",
+        "train.split_by=''", "train.best_by=''", "train.init_from=''", "model.kind=''", "images.fit=''",
+    ],
+)  # fmt: skip
+def test_an_empty_text_is_no_value(tmp_path: Path, setting: str) -> None:
+    name = setting.partition("=")[0].replace("store", "store.url" if setting.startswith("store=") else "store")
+    assert f"{name}: it is empty, from argument" in refused(tmp_path, SMALLEST, setting)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "refresh --channel=", "refresh --run=", "refresh --config=", "plan --channel=", "releases --channel=",
+        "similar a --release=", "similar --channel= a", "similar ''", "prior --category=", "init ''", "init x --store=",
+        "init x --item-id=", "init x --output=", "evaluate --beside= --beside=a", "rollback ''", "search ''",
+    ],
+)  # fmt: skip
+def test_an_empty_option_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(words)) == 2
+    said = capsys.readouterr().err
+    assert "empty text; give it a value, or leave it out" in said or "is no run name" in said
 
 
 def test_light_commands_read_only_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ TRAIN = ["images.size=16", "train.epochs=1", "train.batch_size=16", "train.valid
 
 
 @pytest.fixture
-def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stages_here: Any) -> Callable[..., Any]:
+def night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stages_here: Any
+) -> Callable[..., Any]:
     """Run a command on a shop of photos of which one is broken; return its JSON object."""
     stages_here.run_stages_here(monkeypatch)
     rows = []

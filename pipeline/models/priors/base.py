@@ -23,7 +23,7 @@ class PriorConfig(BaseModel):
     `<none>`, so that the prior also knows photos without one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
     width: int = Field(64, ge=1)

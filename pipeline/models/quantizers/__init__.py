@@ -21,7 +21,7 @@ from .simvq import SimVQQuantizer
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _CodebookConfig(_Config):
@@ -32,7 +32,7 @@ class _CodebookConfig(_Config):
 
     num_codes: int = Field(default=256, ge=2)
     code_dim: int = Field(default=16, ge=1)
-    commitment_weight: float = Field(default=0.25, ge=0, allow_inf_nan=False)
+    commitment_weight: float = Field(default=0.25, ge=0)
     normalise: bool = False
     gradient: GradientPath = "straight_through"
 

@@ -14,7 +14,7 @@ from ..frozen import FrozenConfig, FrozenEncoder
 class TargetBase(BaseModel):
     """Base of the targets' configurations; `kind` tells them apart."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

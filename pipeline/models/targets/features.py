@@ -47,7 +47,7 @@ class FeatureTarget(TargetBase):
     scale: Scale = "common"
     channels: int | None = Field(None, ge=1)
     size: int | None = Field(None, ge=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _one_known_map(self) -> FeatureTarget:

@@ -26,7 +26,7 @@ class HogTarget(TargetBase):
     kind: Literal["hog"] = "hog"
     cell: int = Field(4, ge=2)
     bins: int = Field(9, ge=2)
-    weight: float = Field(30.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(30.0, gt=0)
 
 
 class Hog(Target):

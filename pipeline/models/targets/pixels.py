@@ -23,9 +23,9 @@ class PerceptualConfig(BaseModel):
     keeps its share beside losses that are summed over the picture.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    weight: float = Field(0.1, gt=0, allow_inf_nan=False)
+    weight: float = Field(0.1, gt=0)
     encoder: FrozenConfig
 
 

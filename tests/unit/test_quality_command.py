@@ -1,4 +1,4 @@
-"""`codebooks evaluate --table`, as a user runs it: real commands, real Ray, a rendered catalogue."""
+"""`codebooks evaluate --table`, as a user runs it: the real command on a rendered catalogue, its stages without Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.images.render import render_catalogue
 from pipeline.storage import open_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "catalogue.category=category", "model.kind=vae", "model.latent_dim=8", "model.channels=[8, 16]", "images.size=16",
@@ -19,12 +19,12 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_runs_model_is_compared_and_a_retry_says_the_same(commands: Any, tmp_path: Path) -> None:
+def test_a_runs_model_is_compared_and_a_retry_says_the_same(commands_here: Any, tmp_path: Path) -> None:
     catalogue = render_catalogue(tmp_path / "catalogue", items=90, seed=3).table
     store_url = str(tmp_path / "store")
     place = [f"store={store_url}", f"catalogue.source={catalogue}", *SMALL]
     asked = ["evaluate", "--run", "night", "--table", "--photos", "60", *place]
-    first = commands.run(*asked)
+    first = commands_here.run(*asked)
     assert (first["run"], first["published"], first["reason"]) == ("night", False, "evaluated")
     assert first["counts"]["items"] > 60
     table = first["quality"]
@@ -39,7 +39,7 @@ def test_a_runs_model_is_compared_and_a_retry_says_the_same(commands: Any, tmp_p
     assert b"The run's model beside the best baseline" in store.get(first["quality_page"]).replace(b"&#39;", b"'")
 
     own = first["model_id"]
-    again = commands.run(*asked, "--beside", own[:10])
+    again = commands_here.run(*asked, "--beside", own[:10])
     assert again["quality"] == table, "the model itself is no second row, and numbers repeat"
-    refused = commands.run(*asked, "--beside", "0" * 64, expect=2)
+    refused = commands_here.run(*asked, "--beside", "0" * 64, expect=2)
     assert own[:12] in refused["error"]
