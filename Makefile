@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-yardsticks bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -39,6 +39,9 @@ bench-models: $(VENV)/.dev  ## every preset trained and measured (DATA=folder), 
 bench-quality: $(VENV)/.dev  ## models and baselines by the same measures, three seeds (DATA=folder), hours; can be continued
 	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2
 	$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA) --jobs 2 --catalogue clothing
+
+bench-folds: $(VENV)/.dev  ## clothing photos over five folds by contributor (DATA=folder LITE0=file.onnx)
+	$(BIN)/python tests/benchmarks/bench_folds.py --data $(DATA) $(if $(LITE0),--weights $(LITE0))
 
 bench-yardsticks: $(VENV)/.dev  ## what labels would give, what fewer numbers cost, what outweighs a design (DATA=folder)
 	$(BIN)/python tests/benchmarks/bench_yardsticks.py --data $(DATA) --seeds 0

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.index import gather_latents
 from pipeline.models import load_bundle
 from pipeline.planning import Plan, make_plan
-from pipeline.quality.choose_config import DEFAULTS, SECTIONS
+from pipeline.quality.choose_config import SECTIONS, default_candidates
 from pipeline.quality.choosing import Candidate, Made
 from pipeline.settings import Source, check_and_build, merge, normal
 from pipeline.storage import Store
@@ -50,7 +50,7 @@ def named_candidates(arguments: Arguments, config: Config, names: str | None) ->
     if names is not None:
         wanted = {name: section.get(name) or _from_file(name) for name in dict.fromkeys(names.split(",")) if name}
     else:
-        wanted = section or {config.model.kind: {}, **DEFAULTS}
+        wanted = section or {config.model.kind: {}, **default_candidates(config.images.size)}
     for name in [name for sections in wanted.values() for name in _members(sections)]:
         if name not in wanted and name in section:
             wanted[name] = section[name]

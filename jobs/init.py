@@ -40,7 +40,10 @@ def run(arguments: Arguments) -> Outcome:
         raise ConfigError(f"{str(output)!r} cannot be written: {error}; name another file with --output") from error
     found, examples = proposal.found(), [list(pair) for pair in proposal.tried.examples]
     shown = ", ".join(f"{name} {value!r}" if name in TEXTS else f"{name} {value}" for name, value in found.items())
-    next_step = f"Read it, then run: codebooks plan --config {output}"
+    next_step = (
+        f"Read it, then run: codebooks plan --config {output}\n"
+        f"Which model is best here: codebooks choose --config {output}"
+    )
     return Outcome(
         reason="written",
         details={"config": str(output), "guess": found, "first_photos": examples},

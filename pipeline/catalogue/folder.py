@@ -43,7 +43,7 @@ def folder_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tall
                 tally.skipped[suffix or relative.rsplit("/", 1)[-1]] += 1
                 continue
             item_id, group = _item_and_category(relative[: -len(suffix)], key, photos=config.rows == "photo")
-            batch.append((item_id, uri, entry.token, None, None, None, None, row, group))
+            batch.append((item_id, uri, entry.token, None, None, entry.size, None, row, group))
             row += 1
             if len(batch) == _BATCH_ROWS:
                 yield _table(batch, schema)

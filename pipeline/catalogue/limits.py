@@ -3,6 +3,7 @@ fault."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ class FailureLimits:
 
         asked: photos fetched by bucket or host, at the end.
 
-        Unavailable: too many gave no answer. ClientRefused: too many of one bucket, or all that were asked of it, or
-        too many of a web host measured by the whole catalogue, were refused. InputError: too many have bad addresses or
-        no version.
+        Unavailable: too many gave no answer. ClientRefused: too many were refused, or all that were asked of a bucket
+        of which more live than may fail. InputError: too many have bad addresses or no version. Too many are more than
+        the share of all photos of the catalogue, wherever they lie.
         """
         failed = list(failed)
         silent = [photo for photo in failed if photo.reason == "unreachable"]
@@ -59,34 +60,58 @@ class FailureLimits:
                 f"the store or the network: {_first(silent)}. Nothing is published; run the same command again"
             )
         refused = [photo for photo in failed if photo.reason == "forbidden"]
-        for home, count in Counter(photo.home for photo in refused).items():
-            if self._is_refused(home, count, (asked or {}).get(home)):
-                raise self._refusal(home, [photo for photo in refused if photo.home == home])
+        counts = Counter(photo.home for photo in refused)
+        closed = [home for home, count in counts.items() if self._is_closed(home, count, (asked or {}).get(home))]
+        if closed or len(refused) > self._most(self._photos):
+            raise self._refusal(refused, closed)
         for reason, what in _OF_THE_CATALOGUE.items():
             bad = [photo for photo in failed if photo.reason == reason]
             if len(bad) > self._most(self._photos):
                 raise InputError(f"{len(bad):,} of {self._photos:,} photos {what}, {self._allowed()}: {_first(bad)}")
 
     def _most(self, photos: int) -> int:
-        return max(LEAST - 1, int(self._share * photos)) if self._share else 0
+        return max(LEAST - 1, int(self._share * photos + 1e-9)) if self._share else 0
 
     def _allowed(self) -> str:
         return f"more than catalogue.max_unreachable allows ({self._share:g} of them, and {LEAST - 1} always)"
 
-    def _is_refused(self, home: str, count: int, asked: int | None) -> bool:
-        if home.startswith(("https://", "http://")):  # one supplier's host may refuse us for ever
-            return count > self._most(self._photos)
-        return count > self._most(self._by_home.get(home, 0)) or (count == asked and count >= LEAST)
+    def _is_closed(self, home: str, count: int, asked: int | None) -> bool:
+        """Return whether a bucket or disk refused all that was asked of it, and holds more than single photos.
 
-    def _refusal(self, home: str, refused: list[Failed]) -> CodebooksError:
-        there = self._by_home.get(home, 0)
-        web = home.startswith("https://")
+        All credentials of ours are behind such a refusal, also of what else of it lives and was not asked for tonight.
+        A web host's are not: one supplier's may refuse us for ever.
+        """
+        if home.startswith(("https://", "http://")) or self._by_home.get(home, 0) <= self._most(self._photos):
+            return False
+        return count == asked and count >= LEAST
+
+    def _refusal(self, refused: list[Failed], closed: list[str]) -> CodebooksError:
+        counts = Counter(photo.home for photo in refused if photo.home in closed or not closed)
+        there = self._by_home.get
+        told = [
+            f"{count:,} of {home or 'this machine'} ({there(home, 0):,} of the catalogue's photos are there)"
+            for home, count in counts.most_common(_SHOWN)
+        ]
+        more = f" and of {len(counts) - _SHOWN:,} more places" if len(counts) > _SHOWN else ""
+        web = all(home.startswith("https://") for home in counts)
         remedy = "let the host know this machine, or sign the addresses" if web else "give the credentials that right"
         return ClientRefused(
-            f"access to {len(refused):,} photos of {home or 'this machine'} was refused, of {there:,} of the catalogue "
-            f"there, so it is who asks and not the photos: {_first(refused)}. Nothing is published; {remedy} and run "
-            "the same command again, or raise catalogue.max_unreachable"
+            f"access to {counts.total():,} of {self._photos:,} photos was refused: {', '.join(told)}{more}; "
+            f"{self._why(len(refused))}: {_first([photo for photo in refused if photo.home in counts])}. Nothing is "
+            f"published. If they shall stay, {remedy} and run the same command again; if a supplier has closed the "
+            "place for good, take its rows out of the catalogue, or set catalogue.max_unreachable to "
+            f"{self._share_for(len(refused), closed):g} or more, and its photos are quarantined"
         )
+
+    def _why(self, total: int) -> str:
+        if total > self._most(self._photos):
+            return f"{total / self._photos:.2%} of all photos, {self._allowed()}"
+        return "that is all that were asked for there, so it is who asks and not the photos"
+
+    def _share_for(self, refused: int, closed: list[str]) -> float:
+        """Return the least share, rounded up to four digits, by which these photos alone stop no night."""
+        most = max(refused, *(self._by_home[home] for home in closed), 0)
+        return min(1.0, math.ceil(most / self._photos * 1e4) / 1e4)
 
 
 def homes_of(uris: pa.ChunkedArray) -> pa.ChunkedArray:

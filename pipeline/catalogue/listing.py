@@ -35,10 +35,12 @@ _ROOT = r"^([A-Za-z][A-Za-z0-9+.\-]*://[^/]*)?/$"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What listings say of photos. tokens: text, null where a photo was not listed; covered: bool [n], whether the
-    folder of each photo was listed to its end; listed: names that the listings returned."""
+    """What listings say of photos. tokens: text, null where a photo was not listed; sizes: int64, bytes, null with
+    them; covered: bool [n], whether the folder of each photo was listed to its end; listed: names that the listings
+    returned."""
 
     tokens: pa.Array
+    sizes: pa.Array
     covered: np.ndarray
     listed: int
 
@@ -50,7 +52,7 @@ class _Folder:
     listed: int
 
 
-_NAMES = pa.schema([pa.field("uri", pa.large_string()), pa.field("token", pa.string())])
+_NAMES = pa.schema([pa.field("uri", pa.large_string()), pa.field("token", pa.string()), pa.field("size", pa.int64())])
 
 
 def list_tokens(uris: pa.Array, files: Files) -> Listing:
@@ -61,25 +63,31 @@ def list_tokens(uris: pa.Array, files: Files) -> Listing:
     wanted photo and 1,000 more is stopped; so is one that may not be made. Their photos are then not `covered`.
     """
     if not len(uris):
-        return Listing(pa.nulls(0, pa.string()), np.zeros(0, dtype=np.bool_), 0)
+        return _nothing(0)
     folders = _grouped(pc.replace_substring_regex(uris, r"[^/]*$", ""))
     counted = pc.value_counts(folders)
     distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
     if len(distinct) > _most_folders(len(uris)):
-        return Listing(pa.nulls(len(uris), pa.string()), np.zeros(len(uris), dtype=np.bool_), 0)
+        return _nothing(len(uris))
     wanted, group = _merged(distinct.to_pylist(), counts)
     with ThreadPoolExecutor(_LIST_THREADS) as pool:
         found = list(pool.map(lambda pair: _list(pair[0], pair[1], files), wanted.items()))
     names = pa.concat_tables(folder.names for folder in found)
     place = pc.index_in(uris, value_set=names.column("uri"))
-    tokens = names.column("token").take(place)
+    said = names.select(["token", "size"]).take(place).combine_chunks()
     complete = np.array([folder.complete for folder in found], dtype=np.bool_)
     folder_of = pc.index_in(folders, value_set=distinct).to_numpy(zero_copy_only=False)
     return Listing(
-        tokens=pa.concat_arrays(tokens.chunks) if tokens.num_chunks != 1 else tokens.chunk(0),
+        tokens=pa.concat_arrays([pa.nulls(0, pa.string()), *said.column("token").chunks]),
+        sizes=pa.concat_arrays([pa.nulls(0, pa.int64()), *said.column("size").chunks]),
         covered=complete[group[folder_of]],
         listed=sum(folder.listed for folder in found),
     )
+
+
+def _nothing(photos: int) -> Listing:
+    none = pa.nulls(photos, pa.string()), pa.nulls(photos, pa.int64())
+    return Listing(*none, covered=np.zeros(photos, dtype=np.bool_), listed=0)
 
 
 def _most_folders(photos: int) -> int:
@@ -118,6 +126,7 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
     tables: list[pa.Table] = [_NAMES.empty_table()]
     uris: list[str] = []
     tokens: list[str] = []
+    sizes: list[int] = []
     listed = 0
     complete = True
     try:
@@ -128,9 +137,10 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
                 break
             uris.append(uri)
             tokens.append(entry.token)
+            sizes.append(entry.size)
             if len(uris) == _FLUSH:
-                tables.append(_names(uris, tokens))
-                uris, tokens = [], []
+                tables.append(_names(uris, tokens, sizes))
+                uris, tokens, sizes = [], [], []
     except NotFound:
         pass  # no such folder or bucket: its photos are missing, which is what an empty listing says
     except SignatureRefused:
@@ -139,9 +149,10 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
         raise
     except (Forbidden, InputError, ConfigError, Unavailable):
         complete = False  # a key that may read its photos need not be allowed to list them, and HEADs may be answered
-    tables.append(_names(uris, tokens))
+    tables.append(_names(uris, tokens, sizes))
     return _Folder(pa.concat_tables(tables), complete, listed)
 
 
-def _names(uris: list[str], tokens: list[str]) -> pa.Table:
-    return pa.table([pa.array(uris, pa.large_string()), pa.array(tokens, pa.string())], schema=_NAMES)
+def _names(uris: list[str], tokens: list[str], sizes: list[int]) -> pa.Table:
+    columns = zip((uris, tokens, sizes), _NAMES, strict=True)
+    return pa.table([pa.array(values, field.type) for values, field in columns], schema=_NAMES)

@@ -48,34 +48,41 @@ class TokenCost:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What is known of one photo: a token, or the reason why it cannot be used."""
+    """What is known of one photo: a token and perhaps its size in bytes, or the reason why it cannot be used."""
 
     token: str | None
     reason: str | None = None
     detail: str | None = None
+    size: int | None = None
 
 
 def resolve_tokens(
-    photos: pa.Table, config: CatalogueConfig, files: Files, *, known: pa.Table | None = None
+    photos: pa.Table,
+    config: CatalogueConfig,
+    files: Files,
+    *,
+    known: pa.Table | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[pa.Table, TokenCost]:
     """Fill `token` of every photo and add the columns of schema.REFUSAL; return the table and what it cost.
 
     Photos that lie together are found by listing their folders while that returns at most about four names a photo,
     others by HEADs. https photos are asked for by HEAD, or, where `known` (columns uri, token: the parent's items)
-    has an ETag, by a GET with If-None-Match. One that comes with the token "" has no version. What cannot be had gets
-    stage `plan`, a reason (see `refusals`) and the token "". Raises what `Failures.ask` does, when it is no
-    photo's fault.
+    has an ETag, by a GET with If-None-Match. max_bytes: of one photo; one that is known to be longer is refused, but
+    not the `known` one, whose bytes were read by another limit. One that comes with the token "" has no version. What
+    cannot be had gets stage `plan`, a reason (see `refusals`) and the token "". Raises what `Failures.ask` does, when
+    it is no photo's fault.
     """
     addresses = _addresses(photos)
     refused = _judged(photos, addresses, files)
     open_rows = as_numpy(pc.and_(pc.is_null(photos.column("token")), pc.not_equal(photos.column("uri"), "")))
     open_rows &= as_numpy(pc.is_null(refused.reason))
     uris = pc.unique(addresses.filter(pa.array(open_rows)))
-    known = _by_address(known, photos.column("uri"), addresses, uris)
+    asked_before = _by_address(known, photos.column("uri"), addresses, uris)
     web = pc.starts_with(uris, "https://")
     failures = Failures(files)
     found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures)
-    asked, web_cost = _resolve_web(uris.filter(web), files, known, failures)
+    asked, web_cost = _resolve_web(uris.filter(web), files, asked_before, failures)
     resolved = pa.concat_tables([found, asked])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
     cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
@@ -85,12 +92,19 @@ def resolve_tokens(
     empty = pc.equal(photos.column("uri"), "")
     unversioned = pc.and_(pc.fill_null(pc.equal(photos.column("token"), ""), False), pc.invert(empty))
     token = pc.coalesce(photos.column("token"), answers.column("token"))
-    token = pc.if_else(pc.is_valid(refused.reason), "", token)
+    size = pc.coalesce(answers.column("size"), _told_sizes(photos))
+    too_long = _too_long(photos.column("uri"), token, size, known, max_bytes)
+    token = pc.if_else(pc.or_(pc.is_valid(refused.reason), pc.is_valid(too_long)), "", token)
     table = photos.set_column(
         photos.schema.get_field_index("token"), PHOTOS.field("token"), pc.fill_null(token, "").cast(pa.string())
     )
-    reason = pc.coalesce(refused.reason, _said(empty, "no_image", unversioned, "no_version", answers.column("reason")))
-    detail = pc.coalesce(refused.detail, _said(empty, NO_IMAGE, unversioned, NO_VERSION, answers.column("detail")))
+    of_size = pc.if_else(pc.is_valid(too_long), "too_many_bytes", pa.scalar(None, pa.string()))
+    reason = pc.coalesce(
+        refused.reason, of_size, _said(empty, "no_image", unversioned, "no_version", answers.column("reason"))
+    )
+    detail = pc.coalesce(
+        refused.detail, too_long, _said(empty, NO_IMAGE, unversioned, NO_VERSION, answers.column("detail"))
+    )
     stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
     for kind, column in zip(REFUSAL, (stage, reason, detail), strict=True):
         table = table.append_column(kind, column.cast(kind.type))
@@ -107,8 +121,30 @@ _RESOLVED = pa.schema(
         pa.field("token", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
+        pa.field("size", pa.int64()),
     ]
 )
+
+
+def _told_sizes(photos: pa.Table) -> pa.ChunkedArray:
+    """Return the sizes that reading the catalogue found: of files of a folder and members of tar shards."""
+    if "length" not in photos.column_names:
+        return pa.chunked_array([pa.nulls(photos.num_rows, pa.int64())])
+    line = pc.starts_with(photos.column("uri"), "sha256:")  # its length is that of a line of JSON, in base64
+    return pc.if_else(line, pa.scalar(None, pa.int64()), photos.column("length"))
+
+
+def _too_long(
+    uris: pa.ChunkedArray, token: pa.ChunkedArray, size: pa.ChunkedArray, known: pa.Table | None, max_bytes: int | None
+) -> pa.ChunkedArray:
+    """Return what is said of the photos that are longer than `max_bytes`, null of all others."""
+    long = pc.fill_null(pc.greater(size, pa.scalar(max_bytes, pa.int64())), False)
+    if known is not None and pc.any(long).as_py():
+        lived = known.column("token").take(pc.index_in(uris, value_set=known.column("uri").cast(pa.string())))
+        long = pc.and_not(long, pc.fill_null(pc.equal(lived, token), False))
+    numbers = pc.if_else(long, size, pa.scalar(None, pa.int64())).to_pylist() if pc.any(long).as_py() else ()
+    said = [None if n is None else f"{n:,} bytes are more than images.max_bytes={max_bytes:,}" for n in numbers]
+    return pa.chunked_array([said or pa.nulls(len(uris), pa.string())], pa.string())
 
 
 def _addresses(photos: pa.Table) -> pa.Array:
@@ -157,11 +193,12 @@ def _resolve_stored(uris: pa.Array, files: Files, failures: Failures) -> tuple[p
     settled = np.zeros(len(uris), dtype=np.bool_)
     settled[heads] = True
     settled[gone[: asked - len(heads)]] = True
-    by_listing = _from_listing(uris.filter(pa.array(~settled)), listing.tokens.filter(pa.array(~settled)))
+    rest = pa.array(~settled)
+    by_listing = _from_listing(uris.filter(rest), listing.tokens.filter(rest), listing.sizes.filter(rest))
     return pa.concat_tables([by_listing, answers]), TokenCost(listing.listed, asked)
 
 
-def _from_listing(uris: pa.Array, tokens: pa.Array) -> pa.Table:
+def _from_listing(uris: pa.Array, tokens: pa.Array, sizes: pa.Array) -> pa.Table:
     missing = pc.is_null(tokens)
     none = pa.scalar(None, pa.string())
     said = pc.binary_join_element_wise(
@@ -170,7 +207,7 @@ def _from_listing(uris: pa.Array, tokens: pa.Array) -> pa.Table:
         pa.scalar(" ", pa.large_string()),
     )
     detail = pc.if_else(missing, said, pa.scalar(None, pa.large_string())).cast(pa.string())
-    return pa.table([uris, tokens, pc.if_else(missing, "missing", none), detail], schema=_RESOLVED)
+    return pa.table([uris, tokens, pc.if_else(missing, "missing", none), detail, sizes], schema=_RESOLVED)
 
 
 def _resolve_web(
@@ -228,12 +265,16 @@ def _batches(uris: pa.Array, question: Callable[[str], _Answer], pool: ThreadPoo
             pa.array([answer.token for answer in answers], pa.string()),
             pa.array([answer.reason for answer in answers], pa.string()),
             pa.array([answer.detail for answer in answers], pa.string()),
+            pa.array([answer.size for answer in answers], pa.int64()),
         ]
         yield pa.table(columns, schema=_RESOLVED)
 
 
 def _head(uri: str, files: Files, failures: Failures) -> _Answer:
-    return _answer(failures.ask(uri, lambda: files.stat(uri).token))
+    found = failures.ask(uri, lambda: files.stat(uri))
+    if isinstance(found, Failure):
+        return _answer(found)
+    return _Answer(found.token, size=found.size if found.size >= 0 else None)
 
 
 def _first_look(uri: str, files: Files, failures: Failures) -> _Answer:

@@ -130,7 +130,7 @@ def make_plan(
     if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
         refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
     notes = catalogue_notes(photos)
-    photos, cost = resolve_tokens(photos, config.catalogue, files, known=items)
+    photos, cost = resolve_tokens(photos, config.catalogue, files, known=items, max_bytes=config.images.max_bytes)
     difference = compare(photos, items, refused if comparable else None, told=told)
     check_living(difference.rows, items, config.catalogue.max_unreachable)
     FailureLimits(photos["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))

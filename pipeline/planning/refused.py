@@ -42,7 +42,7 @@ def ask_refused_again(plan: Plan, config: NightSettings, store: Store, files: Fi
     )
     none = pa.nulls(len(positions), pa.string())
     photos = photos.set_column(photos.schema.get_field_index("token"), PHOTOS.field("token"), none)
-    resolved, _ = resolve_tokens(photos, config.catalogue, files, known=items)
+    resolved, _ = resolve_tokens(photos, config.catalogue, files, known=items, max_bytes=config.images.max_bytes)
     found = compare(resolved, items, None, told=category_told(config))
     answered = found.rows.filter(pc.not_equal(found.rows["status"], "refused"))
     if not answered.num_rows:

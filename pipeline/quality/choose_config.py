@@ -11,19 +11,18 @@ from ..evaluation.folds import FOLDS
 PHOTOS = 5_000  # items of the seeded sample that is looked at unless more are asked for
 SECTIONS = ("images", "model", "train")
 
-# What is compared where a config names nothing: the floor that has to be beaten, and what is to be tried first.
-FLOOR = "gradients"
-DEFAULTS: dict[str, dict[str, Any]] = {
-    FLOOR: {"model": {"kind": "descriptor", "features": "hog", "cell": 8, "read_out": {"dims": 64}}},
-    "gradients_views": {
-        "model": {
-            "kind": "descriptor",
-            "features": "hog",
-            "cell": 8,
-            "read_out": {"dims": 64, "invariant_to": {"min_area": 0.9}},
-        }
-    },
-}
+
+def default_candidates(size: int) -> dict[str, dict[str, Any]]:
+    """Return what a config's own model is compared with where it names nothing: what costs seconds and is hard to beat.
+
+    size: of photos in pixels, of which a cell of gradients is an eighth.
+    """
+    gradients = {"kind": "descriptor", "features": "hog", "cell": max(4, size // 8)}
+    views = {"dims": 64, "invariant_to": {"min_area": 0.9}}
+    return {
+        "gradients": {"model": {**gradients, "read_out": {"dims": 64}}},
+        "gradients_views": {"model": {**gradients, "read_out": views}},
+    }
 
 
 class ChooseConfig(BaseModel):

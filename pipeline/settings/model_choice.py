@@ -68,6 +68,7 @@ def model_lines() -> Iterator[str]:
     """Yield the section `model` of a new config: the best measured one, and the others as comments."""
     yield "# What turns photos into latents; keep one of the lines `model:`. Measured on photos of clothing, 2,000"
     yield "# known and 279 of other contributors asked: how often most of the ten nearest are of the photo's kind."
+    yield "# `codebooks choose --config FILE` measures these on this catalogue and writes the best one's config."
     for number, choice in enumerate(CHOICES):
         yield f"# {choice.says()}"
         yield f"model: {choice.model}" if number == 0 else f"# model: {choice.model}"

@@ -155,3 +155,21 @@ def yardstick_tables(runs: Sequence[Run]) -> str:
     parts = [yardsticks_table(plain)] if plain else []
     parts += [told(own) for name, told in YARDSTICKS.items() if (own := [run for run in runs if run["preset"] == name])]
     return "\n\n".join(parts)
+
+
+# --- bench_folds.py
+
+
+def folds_table(runs: Sequence[Run]) -> str:
+    """Return the table of folds by contributor, in brackets the intervals of the first seed."""
+    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
+    heads = ["model", "numbers", *keys, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second", "licence",
+             "old split: k-NN, P@10, MAP@R %"]  # fmt: skip
+    lines = headed(heads)
+    for name, own in by_name(runs).items():
+        ahead = {key: [100 * value for value in own[0][f"ahead_{key}"]] for key in AHEAD if f"ahead_{key}" in own[0]}
+        cells = [name, str(own[0]["dims"]), *(with_interval(own, key) for key in keys.values()),
+                 told_ahead(ahead or None), shown(own, "photos_per_cpu_s", digits=0), own[0]["licence"],
+                 " / ".join(shown(own, f"old_{key}", 100) for key in keys.values())]  # fmt: skip
+        lines.append(line(cells))
+    return "\n".join(lines)

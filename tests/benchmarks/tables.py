@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
-from model_tables import by_name, labels_table, models_table, moves_table, nuisance_table, words_table, yardsticks_table
+from model_tables import (
+    by_name,
+    folds_table,
+    labels_table,
+    models_table,
+    moves_table,
+    nuisance_table,
+    words_table,
+    yardsticks_table,
+)
 from table_cells import Run, headed, line, newest_rows, read, shown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +172,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kill": kill,
     "search": search,
     "train": train,
+    "folds clothing": lambda: folds_table(runs_of("folds")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }
 for _name in CATALOGUES:

@@ -35,7 +35,7 @@ from pipeline.training.loop import Line
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import fix_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 SIZE = 16
 PHOTOS = 400
@@ -97,7 +97,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     job = job_of(open_store(f"{folder}/store"))
     fix_process(job.train, torch.device("cpu"))
     said: list[TrainProgress] = []
-    model_id = job.run_rank(Ranks(rank, world), line=Line(report=said.append))
+    model_id = job.run_rank(Ranks(rank, world), line=Line(report=said.append), first_here=rank == 0)
     steps = [(one.step, one.total_steps, one.loss) for one in said]
     torch.save({"model_id": model_id, "steps": steps}, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()

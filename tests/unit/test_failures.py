@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,22 +195,58 @@ def test_how_many_may_fail(
     assert type(caught.value) is expected
 
 
-def test_refusals_count_by_bucket_and_of_the_web_by_the_whole_catalogue() -> None:
-    """A bucket answers to our credentials; a supplier's host that refuses us for ever must not stop every night."""
+def test_refusals_are_a_share_of_the_whole_catalogue() -> None:
+    """One of three suppliers may refuse us for ever, as long as its photos are no more than may fail."""
     checked = limits({BUCKET: 5_000, OTHER: 40, HOST: 20}, 0.01)
     checked.check(failed(HOST, "forbidden", 20))
-    with pytest.raises(ClientRefused, match="access to 20 photos of s3://o was refused, of 40 of the catalogue there"):
-        checked.check([*failed(HOST, "forbidden", 20), *failed(OTHER, "forbidden", 20)])
-    with pytest.raises(ClientRefused, match="https://h"):
+    checked.check([*failed(OTHER, "forbidden", 40)], asked={OTHER: 40, BUCKET: 3})
+    with pytest.raises(
+        ClientRefused, match=r"access to 51 of 5,060 photos was refused: 40 of s3://o .* 11 of https://h"
+    ):
+        checked.check([*failed(HOST, "forbidden", 11), *failed(OTHER, "forbidden", 40)])
+    with pytest.raises(ClientRefused, match=r"https://h.*let the host know this machine"):
         checked.check(failed(HOST, "forbidden", 51))
+
+
+def test_a_supplier_that_closed_its_bucket_is_told_with_bucket_count_share_and_remedies() -> None:
+    photos = {BUCKET: 600, OTHER: 120, HOST: 280}
+    refused = failed(OTHER, "forbidden", 120)
+    with pytest.raises(ClientRefused) as caught:
+        limits(photos, 0.01).check(refused)
+    said = str(caught.value)
+    assert "access to 120 of 1,000 photos was refused: 120 of s3://o (120 of the catalogue's photos are there)" in said
+    assert "12.00% of all photos, more than catalogue.max_unreachable allows (0.01 of them, and 9 always)" in said
+    assert "s3://o/0: HTTP 100" in said
+    assert "give the credentials that right" in said
+    assert "take its rows out of the catalogue, or set catalogue.max_unreachable to 0.12 or more" in said
+    assert caught.value.exit_code == 3
+    limits(photos, 0.12).check(refused)  # the remedy that was named, at its very edge
+    limits(photos, 0.12).check(refused, asked={OTHER: 120})
+    with pytest.raises(ClientRefused):
+        limits(photos, 0.1199).check(refused)
+
+
+@pytest.mark.parametrize("photos", [60, 97, 1_000, 12_345])
+def test_the_share_that_is_named_is_always_enough(photos: int) -> None:
+    for count in (10, photos // 3, photos * 29 // 100):
+        told = limits({BUCKET: photos - count, OTHER: count}, 0.0)
+        with pytest.raises(ClientRefused) as caught:
+            told.check(failed(OTHER, "forbidden", count))
+        named = re.search(r"max_unreachable to ([0-9.]+) or more", str(caught.value))
+        assert named
+        limits({BUCKET: photos - count, OTHER: count}, float(named[1])).check(failed(OTHER, "forbidden", count))
 
 
 def test_a_bucket_that_refused_all_that_was_asked_of_it_is_closed() -> None:
     checked = limits({BUCKET: 100_000}, 0.01)
     checked.check(failed(BUCKET, "forbidden", 500), asked={BUCKET: 501})
-    with pytest.raises(ClientRefused):
+    with pytest.raises(ClientRefused, match=r"all that were asked for there.*max_unreachable to 1 or more"):
         checked.check(failed(BUCKET, "forbidden", 500), asked={BUCKET: 500})
     checked.check(failed(BUCKET, "forbidden", 9), asked={BUCKET: 9})
+    # What else lives in the bucket stands behind the same refusal: also where other buckets answer.
+    two = limits({BUCKET: 60_000, OTHER: 40_000}, 0.01)
+    with pytest.raises(ClientRefused, match=r"500 of s3://o \(40,000 .*max_unreachable to 0.4 or more"):
+        two.check(failed(OTHER, "forbidden", 500), asked={BUCKET: 700, OTHER: 500})
 
 
 def test_every_reason_that_the_code_gives_is_in_the_vocabulary() -> None:

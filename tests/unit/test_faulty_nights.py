@@ -111,7 +111,7 @@ def shop(
     [
         (1.0, 400, "ExpiredToken", 6, "renew"),
         (0.15, 403, "RequestTimeTooSkewed", 6, "NTP"),
-        (1.0, 403, "AccessDenied", 3, "access to 20 photos of s3://nights-"),
+        (1.0, 403, "AccessDenied", 3, "access to 20 of 20 photos was refused: 20 of s3://nights-"),
         (1.0, 503, "SlowDown", 6, "20 of 20 photos gave no answer"),
     ],
 )

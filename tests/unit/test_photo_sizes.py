@@ -98,6 +98,33 @@ def test_a_long_photo_is_refused_unread_and_the_limit_itself_is_not(
     assert grown < 200 * 1024  # KiB; the photo has gigabytes
 
 
+def shop(folder: Path) -> Path:
+    """A table on an object store, whose listing tells the sizes."""
+    store = open_store(f"memory://{folder.name}")
+    store.put("large.jpg", b"l" * (MOST + 1))
+    store.put("edge.jpg", b"e" * MOST)
+    store.put("c.csv", b"item_id,image\nlarge,large.jpg\nedge,edge.jpg\n")
+    return Path(f"memory://{folder.name}/c.csv")
+
+
+@pytest.mark.parametrize("make", [table, photos, shard, shop], ids=lambda make: str(make.__name__))
+def test_what_is_known_to_be_too_long_is_refused_in_the_plan(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    source = str(make(tmp_path)).replace("memory:/", "memory://")
+    config = CatalogueConfig(source=source)
+    files = catalogue_files(config)
+    found = read_photos(config, files)
+    rows, _ = resolve_tokens(found, config, files, max_bytes=MOST)
+    told = {row["item_id"]: (row["stage"], row["reason"], row["token"] == "") for row in rows.to_pylist()}
+    assert told == {"edge": (None, None, False), "large": ("plan", "too_many_bytes", True)}
+    assert f"images.max_bytes={MOST:,}" in next(row["detail"] for row in rows.to_pylist() if row["detail"])
+    free, _ = resolve_tokens(found, config, files)
+    assert free["reason"].null_count == 2
+    # A photo that lives was read by another limit: as long as it is the same, nothing of it is fetched.
+    living, _ = resolve_tokens(found, config, files, known=free.select(["uri", "token"]), max_bytes=MOST)
+    assert living["reason"].null_count == 2
+    assert living["token"].equals(free["token"])
+
+
 def test_stores_read_no_more_than_they_may(tmp_path: Path) -> None:
     sparse(tmp_path / "a", GIB)
     for store in (LocalStore(str(tmp_path)), open_store("memory://sizes")):

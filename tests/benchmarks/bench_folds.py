@@ -1,0 +1,336 @@
+"""Clothing photos over five folds by contributor: every photo asked once of a space that was made without its own.
+
+Settings of each row stand in ROWS and were known before these folds were; the row "as folds choose" takes of GRID, anew
+in every fold, what four folds of its training photos like best, by the mean of the three measures.
+Features of a pretrained network are computed once, by `--weights`, an ONNX file with the outputs of LAYERS (photos at
+224 pixels, padded), and kept in the cache; read-outs, fusions and trainings are made anew in every fold, of its
+training photos alone. Intervals and differences: bootstrap over contributors, differences to HOG + PCA-64 by pairs.
+The old split (279 photos of other contributors) is asked too, for continuity.
+
+Every row is written when it is there; run again, what is there for the same settings is not measured again.
+
+    python tests/benchmarks/bench_folds.py --data ../shared/data [--weights lite0.onnx] [--rows NAME,...] [--seeds 0]
+        [--json folds.json] [--table]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime as dt
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_refresh import DROPPED
+from bench_refresh import split as old_split
+from model_measures import preset_config
+from model_tables import folds_table
+from side_by_side import ROOT, write
+from table_cells import read
+
+from pipeline.evaluation.baselines import hog_features, model_latents, photo_batches
+from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_difference, group_mean
+from pipeline.images import ImagesConfig, decode
+from pipeline.keys import key_of, portable
+from pipeline.models import Batch, build_model
+from pipeline.models.components import principal_components
+
+FLOOR = "HOG + PCA-64"
+LAYERS = ("b10", "b14", "b15", "h")  # ends of stages of EfficientNet-Lite0, the last before the global mean
+CELLS = {"b10": 4, "b14": 4, "b15": 3, "h": 1}
+BATCH = 16
+MOST = 256  # components that are fitted; fewer are the first of these
+Made = Callable[[np.ndarray], np.ndarray]  # training photos, bool [n], to the vectors of all photos, float32 [n, d]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The catalogue's photos with a category: labels, contributors, which are asked in the old split, and files."""
+
+    labels: list[str]
+    groups: list[str]
+    old: np.ndarray
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A row of features side by side: each reduced to `dims` of its principal components, brought to length 1 and
+    counted by its weight; `of` names features of `Features`. power: of a component's variance that divides it, 0.5 is
+    whitening."""
+
+    of: tuple[str, ...]
+    dims: tuple[int, ...]
+    weights: tuple[float, ...] = (1.0,)
+    power: float = 0.0
+    licence: str = "-"
+
+
+LITE0 = "Apache-2.0"
+CHOSEN = "Lite0 fused as folds choose"
+# A name with ~ means the signed square roots of its features.
+GRID = [
+    Fused((*lite0, "hog"), (*([dims] * len(lite0)), 64), (*([share / len(lite0)] * len(lite0)), 1.0), power, LITE0)
+    for lite0 in (("b15",), ("~b15",), ("b15", "~h"), ("b14", "b15", "~h"))
+    for dims in (64, 128)
+    for share in (2.0, 4.0)
+    for power in (0.0, 0.125, 0.25)
+]
+ROWS: dict[str, Fused | str] = {
+    FLOOR: Fused(("hog",), (64,)),
+    "descriptor_views": "descriptor_views_clothing",
+    "Lite0 as it is": Fused(("b15",), (64,), licence=LITE0),
+    "Lite0 head mean": Fused(("h",), (64,), licence=LITE0),
+    "Lite0 + HOG 2:1": Fused(("b15", "hog"), (64, 64), (2.0, 1.0), licence=LITE0),
+    CHOSEN: CHOSEN,
+}
+
+
+class Features:
+    """Features of all photos by name, computed once and kept in the cache."""
+
+    def __init__(self, shown: Shown, cache: Path, weights: Path | None) -> None:
+        self.shown, self.cache, self.weights = shown, cache, weights
+        self._session: Any = None
+        self._along: dict[tuple[str, bytes], torch.Tensor] = {}
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Return the photos, uint8 [n, size, size, 3], padded."""
+        path = self.cache / f"pixels-{size}.npy"
+        if not path.exists():
+            config = ImagesConfig(size=size)
+            np.save(path, np.stack([decode(file.read_bytes(), config) for file in self.shown.files]))
+        return np.load(path)
+
+    def of(self, name: str) -> np.ndarray:
+        """Return one kind of features, float32 [n, D]."""
+        if name == "hog":
+            return hog_features(self.pixels(64), cell=8)
+        path = self.cache / f"lite0-{name.removeprefix('~')}.npy"
+        if not path.exists():
+            self._encode()
+        found = np.load(path).astype(np.float32)
+        return np.sign(found) * np.sqrt(np.abs(found)) if name.startswith("~") else found
+
+    def along(self, name: str, dims: int, known: np.ndarray) -> torch.Tensor:
+        """Return features along the first principal components of the known photos' ones, not whitened, [n, dims]."""
+        key = (name, known.tobytes())
+        if key not in self._along:
+            rows = torch.from_numpy(self.of(name))
+            side = torch.from_numpy(known)
+            _, directions = principal_components(rows[side], MOST)
+            self._along[key] = (rows - rows[side].mean(dim=0)) @ directions.float().T
+        return self._along[key][:, :dims]
+
+    def photos_per_s(self, names: Sequence[str]) -> float:
+        """Return how many photos one CPU second turns into all these features, the best of some tries."""
+        spent = 0.0
+        if "hog" in names:
+            pixels = self.pixels(64)[:BATCH]
+            spent += fastest(lambda: hog_features(pixels, cell=8))
+        if layers := [layer for layer in LAYERS if {layer, f"~{layer}"} & set(names)]:
+            session, photos = self.session(), np.zeros((BATCH, 224, 224, 3), np.uint8)
+            photos[:, ::2] = np.arange(224, dtype=np.uint8)[:, None]
+            spent += fastest(lambda: session.run(layers, {session.get_inputs()[0].name: photos}))
+        return BATCH / spent
+
+    def session(self) -> Any:
+        """Return the network, on one thread."""
+        if self._session is None:
+            if self.weights is None:
+                raise SystemExit("rows of Lite0 need --weights: an ONNX file with the outputs " + ", ".join(LAYERS))
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            self._session = onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
+        return self._session
+
+    def _encode(self) -> None:
+        """Compute all layers."""
+        session = self.session()
+        config, found = ImagesConfig(size=224), dict[str, list[np.ndarray]]()
+        for start in range(0, len(self.shown.files), BATCH):
+            files = self.shown.files[start : start + BATCH]
+            photos = np.stack([decode(file.read_bytes(), config) for file in files])
+            maps_of = session.run(list(LAYERS), {session.get_inputs()[0].name: photos})
+            for layer, maps in zip(LAYERS, maps_of, strict=True):
+                pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps), CELLS[layer])
+                found.setdefault(layer, []).append(pooled.flatten(1).half().numpy())
+        for layer, parts in found.items():
+            np.save(self.cache / f"lite0-{layer}.npy", np.concatenate(parts))
+
+
+def fastest(work: Callable[[], object], tries: int = 5) -> float:
+    """Return the least CPU seconds of some tries; the first warms up."""
+    spent = []
+    for _ in range(1 + tries):
+        begun = time.process_time()
+        work()
+        spent.append(time.process_time() - begun)
+    return max(min(spent[1:]), 1e-9)
+
+
+def shown_photos(data: Path) -> Shown:
+    """Return the clothing photos whose category is one."""
+    with (data / "clothing" / "catalogue.csv").open() as handle:
+        rows = [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+    asked = {row["item_id"] for row in old_split(data)[1]}
+    files = [data / "clothing" / row["image"] for row in rows]
+    old = np.array([row["item_id"] in asked for row in rows], np.bool_)
+    return Shown([row["category"] for row in rows], [row["sender_id"] for row in rows], old, files)
+
+
+def making(row: Fused | str, features: Features, seed: int) -> Made:
+    """Return what makes a row's vectors of training photos."""
+    if isinstance(row, Fused):
+        return lambda known: fused(row, features, known)
+    if row == CHOSEN:
+        return lambda known: fused(chosen(features, known), features, known)
+    return lambda known: fitted_model(row, features.pixels(64), known, seed)
+
+
+def fused(row: Fused, features: Features, known: np.ndarray) -> np.ndarray:
+    """Return a row's vectors, float32 [n, d], its components and centres fitted on known photos, bool [n].
+
+    As kind `fusion` makes them (`scale: each_photo`): less the mean of the known, to length 1, times the square root of
+    the share.
+    """
+    total, parts = sum(row.weights), []
+    for name, dims, weight in zip(row.of, row.dims, row.weights, strict=True):
+        vectors = features.along(name, dims, known)
+        vectors = vectors - vectors[torch.from_numpy(known)].mean(dim=0)
+        vectors = vectors / vectors[torch.from_numpy(known)].std(dim=0) ** (2 * row.power)
+        joined = torch.nn.functional.normalize(vectors, dim=1) if len(row.of) > 1 else vectors
+        parts.append(joined * (weight / total) ** 0.5)
+    return torch.cat(parts, dim=1).numpy()
+
+
+def chosen(features: Features, known: np.ndarray) -> Fused:
+    """Return the row of GRID that inner folds of the known photos like best; the others are never looked at."""
+    shown, rows = features.shown, np.flatnonzero(known)
+    labels, groups = ([each[at] for at in rows] for each in (shown.labels, shown.groups))
+    inner = deal_folds(groups, FOLDS - 1)
+
+    def score(row: Fused) -> float:
+        vectors = fused(row, features, known)[rows]
+        asked = [ask_fold(vectors, labels, groups, inner == fold) for fold in range(FOLDS - 1)]
+        return float(np.mean([np.nanmean(np.concatenate([one[name] for one in asked])) for name in FOLD_MEASURES]))
+
+    best = max(GRID, key=score)
+    print(f"  chosen: {best.of}, {best.dims}, {best.weights}, power {best.power}: {score(best):.4f}", flush=True)
+    return best
+
+
+def fitted_model(preset: str, pixels: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """Return the latents of a preset's model that is only fitted, on known photos."""
+    torch.manual_seed(seed)
+    model = build_model(preset_config(preset, None).model, image_size=pixels.shape[1]).eval()
+    with torch.inference_mode():
+        model.fit(Batch(photos) for photos in photo_batches(pixels[known]))
+    return model_latents(model, pixels)
+
+
+def asked_by_folds(make: Made, shown: Shown, folds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return FOLD_MEASURES, float64 [n], of every photo asked once."""
+    found = {name: np.full(len(folds), np.nan) for name in FOLD_MEASURES}
+    for fold in range(int(folds.max()) + 1):
+        asked = folds == fold
+        for name, values in ask_fold(make(~asked), shown.labels, shown.groups, asked).items():
+            found[name][asked] = values[asked]
+    return found
+
+
+def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
+    """Return a row's numbers; those of each photo go into the cache, for paired differences."""
+    shown, row = features.shown, ROWS[name]
+    make = making(row, features, seed)
+    folds = deal_folds(shown.groups, FOLDS)
+    begun = time.process_time()
+    values = asked_by_folds(make, shown, folds)
+    spent = (time.process_time() - begun) / FOLDS
+    vectors = make(~shown.old)
+    old = ask_fold(vectors, shown.labels, shown.groups, shown.old)
+    licence = row.licence if isinstance(row, Fused) else LITE0 if row == CHOSEN else "-"
+    result: dict[str, Any] = {"name": name, "dims": vectors.shape[1], "fit_cpu_s": spent, "licence": licence}
+    if isinstance(row, Fused) or row == CHOSEN:
+        named = row.of if isinstance(row, Fused) else ("b15", "hog")
+        result["photos_per_cpu_s"] = features.photos_per_s(named)
+    for measured, own in values.items():
+        found = group_mean(own, shown.groups)
+        result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high,
+                   f"old_{measured}": float(np.nanmean(old[measured]))}  # fmt: skip
+        if floor is not None:
+            ahead = group_difference(own, floor[measured], shown.groups)
+            result |= {f"ahead_{measured}": list(ahead)}
+    np.savez_compressed(features.cache / f"photos-{slug(name)}-{seed}.npz", **values)
+    return result
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file's."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def digest(name: str) -> str:
+    """Return 12 hex digits of what decides a row."""
+    row = ROWS[name]
+    if row == CHOSEN:
+        facts: Any = [each.__dict__ for each in GRID]
+    else:
+        facts = preset_config(row, None).model.model_dump(mode="json") if isinstance(row, str) else row.__dict__
+    return key_of(portable({"row": facts, "cells": CELLS}))[:12]
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]")
+    parser.add_argument("--rows", help="names of ROWS; all by default")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "folds.json")
+    parser.add_argument("--table", action="store_true", help="only print what is in --json")
+    asked = parser.parse_args()
+    names = list(ROWS) if asked.rows is None else asked.rows.split(",")
+    if unknown := set(names) - set(ROWS):
+        raise SystemExit(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if not asked.table:
+        if not asked.data.exists():
+            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+            return 0
+        torch.set_num_threads(1)
+        asked.cache.mkdir(parents=True, exist_ok=True)
+        features = Features(shown_photos(asked.data), asked.cache, asked.weights)
+        run_all(names, features, [int(seed) for seed in asked.seeds.split(",")], asked.json)
+    print(folds_table(read(asked.json)))
+    return 0
+
+
+def run_all(names: Sequence[str], features: Features, seeds: Sequence[int], path: Path) -> None:
+    """Measure what is not there yet, the floor first."""
+    for name in dict.fromkeys([FLOOR, *names]):
+        for seed in seeds[:1]:
+            there = read(path)
+            kept = features.cache / f"photos-{slug(FLOOR)}-{seeds[0]}.npz"
+            floor = dict(np.load(kept)) if name != FLOOR and kept.exists() else None
+            done = any((run["name"], run["digest"], run["seed"]) == (name, digest(name), seed) for run in there)
+            if done and (name != FLOOR or kept.exists()):
+                continue
+            facts = {"catalogue": "clothing", "seed": seed, "digest": digest(name),
+                     "date": dt.datetime.now(dt.UTC).date().isoformat()}  # fmt: skip
+            result = {**facts, **measure(name, features, seed, floor)}
+            others = [run for run in there if (run["name"], run["seed"]) != (name, seed)]
+            write(path, [*others, result])
+            print(f"{name}, seed {seed}: k-NN {result['knn']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
