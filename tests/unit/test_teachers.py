@@ -124,9 +124,10 @@ class TestConfigs:
             known.taught(plain)
         with pytest.raises(ConfigError, match="has no teacher yet"):
             build_model(student, image_size=SIZE)
+        target = {"kind": "features", "channels": 8, "size": 1}
+        alone = ANY.validate_python({"kind": "vae", "sees": SEES, "target": target})
         with pytest.raises(ConfigError, match="has none yet"):
-            target = {"kind": "features", "channels": 8, "size": 1}
-            build_model(ANY.validate_python({"kind": "vae", "sees": SEES, "target": target}), image_size=SIZE)
+            build_model(alone, image_size=SIZE)
 
 
 def test_the_target_is_the_weighted_error_of_scaled_maps() -> None:
