@@ -91,9 +91,14 @@ def save_bundle(
     """
     if isinstance(images, BaseModel):
         images = as_dict(images)
-    images = dict(images) if isinstance(images, Mapping) else [dict(each) for each in images]
+    images = dict(images) if isinstance(images, Mapping) else list(images)
     kept = at_rest(copy.deepcopy(model))
-    facts = {"format": FORMAT, "image_size": model.image_size, "images": images, "model": as_dict(config)}
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "image_size": model.image_size,
+        "images": images,
+        "model": as_dict(config),
+    }
     if config.conditional:  # the other bundles' bytes, hence their ids, stay as they are
         facts["labels"] = list(labels)
     numbers = sum(tensor.numel() for tensor in kept.state_dict().values())

@@ -106,9 +106,11 @@ class MAE(Model):
                 1, seen, value=False
             )
             outputs = self.decoder(self.encoder(rows(tokens, seen)), order)
-        loss, weight = ("mse", 1.0) if self.teacher is None else (self.teacher.config.loss, self.teacher.config.weight)
-        wanted = self.targets(pictures) if self.scale is None else self.said(batch)
-        total = weight * masked_error(outputs, wanted, masked, loss)
+        if self.teacher is None:
+            total = masked_error(outputs, self.targets(pictures), masked)
+        else:
+            asked = self.teacher.config
+            total = asked.weight * masked_error(outputs, self.said(batch), masked, asked.loss)
         return Losses(total, {"reconstruction": total.detach()})
 
     def said(self, batch: Batch) -> Tensor:
