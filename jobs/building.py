@@ -39,7 +39,14 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     config = context.config
     with context.watch.stage("report"):
         page = report_page(
-            context.store, config, plan, bundle, found, run=context.run.name, measured=context.watch.summary()
+            context.store,
+            config,
+            plan,
+            bundle,
+            found,
+            run=context.run.name,
+            measured=context.watch.summary(),
+            files=context.files,
         )
     items_bytes = write_table(found.items)
     settings = release_config(config)

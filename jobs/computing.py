@@ -31,11 +31,14 @@ from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import (
     Plan,
+    TrainingRows,
     category_told,
     check_training_columns,
+    first_shards,
     fit_settings,
     main_transforms,
     nothing_usable,
+    photos_to_learn_from,
     shard_builder,
     stores_pixels,
     teacher_plan,
@@ -60,7 +63,8 @@ class Encoded:
 def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: NDArray[np.bool_] | None = None) -> str:
     """Return the model_id that answers the plan's train key; decodes pixels and trains when no bundle does.
 
-    chosen: which rows of the plan may be trained on, bool [n]; None: all.
+    A model that only fits takes the pixels of as many photos as that needs; one that learns nothing takes none. chosen:
+    which rows of the plan may be trained on, bool [n]; None: all.
     """
     store, config = context.store, context.config
     found = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
@@ -70,13 +74,19 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
         return found
     check_training_columns(plan.rows, config)
     teacher = _teacher(context, plan, start_ray, chosen)
-    asked, results = compute(context, plan, start_ray, stage="teacher" if teacher else "pixels", model_id=teacher)
-    context.attempt.check()
-    living = collect_pixels(store, asked.rows, asked.shards, results)
-    if not living:
-        raise nothing_usable(_with_refusals(context, asked))
-    seen = collect_features(store, asked.shards, results) if teacher else None
-    rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config, seen)
+    rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
+    if needed != 0:
+        fitting = plan
+        if needed is not None and chosen is None:
+            fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
+        stage = "teacher" if teacher else "pixels"
+        asked, results = compute(context, fitting, start_ray, stage=stage, model_id=teacher)
+        context.attempt.check()
+        living = collect_pixels(store, asked.rows, asked.shards, results)
+        if not living:
+            raise nothing_usable(_with_refusals(context, asked))
+        seen = collect_features(store, asked.shards, results) if teacher else None
+        rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config, seen)
     unseen = f", {rows.unseen:,} left out, of which the teacher says nothing" if rows.unseen else ""
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation{unseen}")
     start_ray()

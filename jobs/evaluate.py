@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from jobs.command import Arguments, Outcome
-from jobs.config import Config, load_config
+from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import run_until
 from jobs.progress import Progress
 from pipeline.errors import ConfigError, GateRefused
@@ -76,4 +76,12 @@ def table_options(given: argparse.Namespace) -> TableOptions | None:
 
 
 def _write(config: Config, run: str, release: str, options: TableOptions) -> WrittenTable:
-    return write_quality(config.store.open(), config, run=run, release=release, options=options, note=Progress().note)
+    return write_quality(
+        config.store.open(),
+        config,
+        run=run,
+        release=release,
+        options=options,
+        note=Progress().note,
+        files=photo_files(config),
+    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
 from jobs.command import Arguments, Outcome
-from jobs.config import load_config, photo_files
+from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import counted_lines, plan_line
 from pipeline.catalogue import CatalogueNotes, prefixes_to_add
-from pipeline.planning import Plan, make_plan, nothing_to_do
+from pipeline.planning import Plan, make_plan, nothing_to_do, pixels_line
 from pipeline.runs import default_run_name
+from pipeline.storage import Store
 
 _SHOWN = 5
 
@@ -41,12 +43,17 @@ def run(arguments: Arguments) -> Outcome:
         published=False,
         reason=reason,
         details=details,
-        text=describe(plan, idle=idle),
+        text=describe(plan, idle=idle, pixels=_pixels(config, store, plan)),
     )
 
 
-def describe(plan: Plan, *, idle: bool) -> str:
-    """Return the plan as text for people."""
+def _pixels(config: Config, store: Store, plan: Plan) -> list[str]:
+    fetched = plan.summary.counts["to_fetch"]
+    return [pixels_line(config, store, fetched=fetched, model_id=plan.summary.model_id)] if fetched else []
+
+
+def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
+    """Return the plan as text for people. pixels: lines on what is stored."""
     summary, counts = plan.summary, plan.summary.counts
     model = f"bundle {summary.model_id[:12]}" if summary.model_id else "a new one will be trained"
     requests = f"{summary.listed:,} listed names, {summary.heads:,} HEADs, {summary.revalidated:,} conditional GETs"
@@ -57,6 +64,7 @@ def describe(plan: Plan, *, idle: bool) -> str:
         f"channel: {channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
         f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
+        *pixels,
         f"catalogue: {catalogue_line(summary.catalogue)}",
         *counted_lines(plan),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
@@ -92,8 +93,21 @@ def untrained_model(config: ModelConfig, image_size: int, *, seed: int = 0) -> M
 def model_latents(model: Model, pixels: NDArray[np.uint8]) -> Float32:
     """Return the latents float32 [n, d] of photos, uint8 [n, size, size, 3]; a category is told to no model."""
     with torch.inference_mode():
-        found = [model.encode(photos).mean.float().flatten(1).numpy() for photos in photo_batches(pixels)]
+        batches = (seen_by(model, photos) for photos in photo_batches(pixels))
+        found = [model.encode(photos).mean.float().flatten(1).numpy() for photos in batches]
     return np.concatenate(found) if found else np.empty((0, model.latent_dim), np.float32)
+
+
+def seen_by(model: Model, photos: torch.Tensor) -> Any:
+    """Return photos, uint8 [B, 3, H, W], as `model.encode` takes them: in its own sizes, made smaller with a filter."""
+    seen = []
+    for size in model.image_sizes:
+        if photos.shape[-1] == size:
+            seen.append(photos)
+            continue
+        resized = F.interpolate(photos.float(), size=(size, size), mode="bicubic", antialias=True)
+        seen.append(resized.round().clamp(0, 255).to(torch.uint8))
+    return seen[0] if len(seen) == 1 else tuple(seen)
 
 
 def photo_batches(pixels: NDArray[np.uint8]) -> Iterator[torch.Tensor]:

@@ -20,6 +20,7 @@ from .baselines import (
     photo_batches,
     pixel_features,
     principal_components,
+    seen_by,
     untrained_model,
 )
 from .words import Codes, fitted_words
@@ -97,7 +98,7 @@ def model_codes(model: Model, pixels: NDArray[np.uint8]) -> dict[str, Codes]:
     found: dict[str, list[Codes]] = {}
     with torch.inference_mode():
         for photos in photo_batches(pixels):
-            codes = model.encode(photos).codes
+            codes = model.encode(seen_by(model, photos)).codes
             if codes is None:
                 raise InputError(f"{type(model).__name__} has no codes to read words from; give a quantised model")
             for name, level in model.code_levels(codes).items():

@@ -38,13 +38,14 @@ class PhotoEncoder:
         folder = f"models/{manifest.model_id}"
         config: dict[str, Any] = json.loads(_read(store, cache, f"{folder}/config.json", manifest.bundle_config))
         network = _read(store, cache, f"{folder}/encoder.onnx", manifest.encoder)
-        self._images = ImagesConfig.model_validate(config["images"])
+        images = config["images"] if isinstance(config["images"], list) else [config["images"]]
+        self._images = [ImagesConfig.model_validate(each) for each in images]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
         self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         inputs = [given.name for given in self._session.get_inputs()]
         self._conditional = _CONDITION in inputs
-        self._input = next(name for name in inputs if name != _CONDITION)
+        self._inputs = [name for name in inputs if name != _CONDITION]  # one for each of self._images
         self._labels = {label: _FIRST + number for number, label in enumerate(config.get("labels", ()))}
         names = [output.name for output in self._session.get_outputs()]
         self._output = "mean" if "mean" in names else names[0]
@@ -57,14 +58,14 @@ class PhotoEncoder:
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when Pillow is not installed.
         """
         try:
-            pixels = decode(data, self._images)
+            pixels = [decode(data, images) for images in self._images]
         except ImportError as error:
             raise ConfigError(
                 "a query by photo needs Pillow to decode it, which is not installed; run `pip install pillow`, or "
                 "`pip install 'visual-codebooks[run]'`"
             ) from error
-        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # uint8 [1, 3, size, size]
-        given = {self._input: batch}
+        batches = [np.ascontiguousarray(seen.transpose(2, 0, 1)[None]) for seen in pixels]  # uint8 [1, 3, size, size]
+        given = dict(zip(self._inputs, batches, strict=True))
         if self._conditional:
             given[_CONDITION] = np.array([self._row(category)], np.int64)
         mean: Float32 = self._session.run([self._output], given)[0]

@@ -25,18 +25,28 @@ class Batch:
 
     A condition is a row of a conditional model's table of categories: see `conditions.condition_of`. codes int64
     [B, h, w] are what a prior reads; its images are [B, 3, 0, 0]. features float32 [B, D] are what the model's teacher
-    says of the photos (its latents' mean), where it has one.
+    says of the photos (its latents' mean), where it has one. others: the same photos in the further sizes that the
+    model sees, uint8 [B, 3, H, W] each.
     """
 
     images: Tensor
     condition: Tensor | None = None
     codes: Tensor | None = None
     features: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with every tensor changed, for example moved to a device."""
-        values = (self.images, self.condition, self.codes, self.features)
-        return Batch(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+        """Return the batch with every tensor changed, for example moved to a device; in the order of the fields."""
+        images = change(self.images)
+        condition, codes, features = (
+            None if values is None else change(values) for values in (self.condition, self.codes, self.features)
+        )
+        return Batch(images, condition, codes, features, others=tuple(change(values) for values in self.others))
+
+    @property
+    def photos(self) -> Any:
+        """Return what `Model.encode` takes: images, and of a model of several sizes a tuple of one each."""
+        return (self.images, *self.others) if self.others else self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +168,30 @@ class ModelConfig(QuietConfig):
         """
         return ()
 
+    def held_sizes(self, image_size: int) -> tuple[int, ...]:
+        """Return the side of the photos, in pixels, that each of `holds` is built for; image_size: the model's own."""
+        return (image_size,) * len(self.holds())
 
-ReadConfig = Callable[[str], tuple[ModelConfig, dict[str, Any]]]
+
+# How photos become pixels as a bundle's config.json has it: one config, or one for each size that the model sees.
+StoredImages = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+ReadConfig = Callable[[str], tuple[ModelConfig, StoredImages]]
+
+
+def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
+    """Return how photos become pixels, as a bundle says it."""
+    several = [images] if isinstance(images, Mapping) else images
+    return tuple(ImagesConfig.model_validate(each) for each in several)
+
+
+def images_values(transforms: Sequence[ImagesConfig]) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return what a bundle says of how photos become pixels, as plain values."""
+    several = [as_dict(each) for each in transforms]
+    return several[0] if len(several) == 1 else several
 
 
 class Model(nn.Module, ABC):
-    """A representation model over square RGB photos of one size.
+    """A representation model over square RGB photos, mostly of one size.
 
     DDP hooks only `forward`, so the training loss is `forward`. `encode` is deterministic and scales the uint8 pixels
     itself, so that the exported encoder takes uint8 too.
@@ -182,13 +210,21 @@ class Model(nn.Module, ABC):
     num_latent_codes: int = 0  # h * w of `Latents.codes`; 0: the model has none
     has_log_var: bool = False
 
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Return the sides of the photos that `encode` takes, in pixels, in the order of its transforms."""
+        return (self.image_size,)
+
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Losses:
         """Return the training loss of a batch; in evaluation mode without any collective and without restarts."""
 
     @abstractmethod
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return the latents of photos, uint8 [B, 3, H, W], in evaluation mode and without randomness."""
+        """Return the latents of photos, uint8 [B, 3, H, W], in evaluation mode and without randomness.
+
+        A model of several sizes (`image_sizes`) takes a tuple of the same photos in each of them.
+        """
 
     def decode(self, latents: Latents, condition: Tensor | None = None) -> Tensor:
         """Return pictures float [B, 3, H, W] in 0..1. Raises NotReconstructing where there is no decoder."""

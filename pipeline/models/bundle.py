@@ -17,15 +17,12 @@ from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
 from ..storage import Files, Store
-from .base import Model, ModelConfig, Taught, as_dict
+from .base import Model, ModelConfig, StoredImages, Taught, as_dict, stored_transforms
 from .card import write_card
 from .export import export_encoder
 from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
 from .teachers import cells_of
-
-# What a bundle's config.json says of how photos become pixels.
-StoredImages = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 BUNDLES = Shelf("models", "bundle", "model_id")
 
@@ -83,20 +80,18 @@ def save_bundle(
 ) -> str:
     """Write a trained model and return the model_id that answers `train_key`: this one, or that of who came first.
 
-    images: the configuration the photos were decoded with, with `size`; of a model of several sizes each. card: facts
-    for the model card, plain values. labels: the categories that a conditional model was built with; another model's
-    are not kept. exports: False leaves the ONNX encoder out, on a store that is thrown away.
+    images: the configuration the photos were decoded with, with `size`, or a list of one for each size that the model
+    sees. card: facts for the model card, plain values. labels: the categories that a conditional model was built with;
+    another model's are not kept. exports: False leaves the ONNX encoder out, on a store that is thrown away.
     A bundle without config.json is not there, and saving again after a crash completes it (`Shelf.save`). The given
     model is not changed. Raises IntegrityError when the store holds other bytes under this bundle's name.
     """
-    if isinstance(images, BaseModel):
-        images = as_dict(images)
-    images = dict(images) if isinstance(images, Mapping) else list(images)
+    values = as_dict(images) if isinstance(images, BaseModel) else images
     kept = at_rest(copy.deepcopy(model))
     facts: dict[str, Any] = {
         "format": FORMAT,
         "image_size": model.image_size,
-        "images": images,
+        "images": values,
         "model": as_dict(config),
     }
     if config.conditional:  # the other bundles' bytes, hence their ids, stay as they are
@@ -141,19 +136,13 @@ def load_bundle(store: Store, model_id: str) -> Bundle:
     return Bundle(model_id, config, facts["image_size"], facts["images"], at_rest(model), labels)
 
 
-def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, Any]:
+def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, StoredImages]:
     """Return a bundle's model config and its images config as plain values, without reading its weights.
 
     So nothing tells yet whether the bytes are those the model_id was made from. Raises NotFound, InputError.
     """
     facts = BUNDLES.facts(BUNDLES.config(store, model_id), model_id)
     return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
-
-
-def stored_transforms(images: StoredImages) -> tuple[ImagesConfig, ...]:
-    """Return how photos become pixels, as a bundle says it."""
-    several = [images] if isinstance(images, Mapping) else images
-    return tuple(ImagesConfig.model_validate(each) for each in several)
 
 
 def resolved_config(

@@ -45,7 +45,7 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
             if "labels" in facts
             else {}
         ),
-        "images": facts["images"],
+        **_images(facts["images"]),
         **({"training data": plain} if plain else {}),
         **{name: value for name, value in card.items() if isinstance(value, Mapping)},
         "versions": _versions(),
@@ -53,6 +53,13 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
     for title, values in sections.items():
         lines += ["", f"## {title[:1].upper()}{title[1:]}", "", *_table(values)]
     return "\n".join(lines) + "\n"
+
+
+def _images(images: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return a section for each size that the model sees."""
+    if isinstance(images, Mapping):
+        return {"images": images}
+    return {f"images {number}": each for number, each in enumerate(images, start=1)}
 
 
 def _table(values: Mapping[str, Any]) -> list[str]:

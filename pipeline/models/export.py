@@ -34,6 +34,12 @@ class _Encoder(nn.Module):
         return _parts(self.model.encode(images))
 
 
+class _EncoderOfSizes(_Encoder):
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        given: Any = images
+        return _parts(self.model.encode(given))
+
+
 class _ConditionalEncoder(_Encoder):
     def forward(self, images: Tensor, condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return _parts(self.model.encode(images, condition))
@@ -51,15 +57,17 @@ def output_names(model: Model) -> list[str]:
 def export_encoder(model: Model, *, conditional: bool = False) -> bytes:
     """Return the ONNX file of a model's encoder: input `images` uint8 [batch, 3, H, W], any batch size.
 
+    A model of several sizes has further inputs `images_1`, ..., in the order of `Model.image_sizes`.
     conditional: a second input `condition` int64 [batch], rows of the model's table (`conditions.condition_of`).
     Weights are inside; nothing in it names the machine it was made on. The model is on the CPU and in evaluation mode.
     Raises CodebooksError when onnxruntime and torch disagree about it by more than 1e-4.
     """
-    example = [torch.from_numpy(array) for array in _examples(model, photos=2, conditional=conditional).values()]
-    names = ["images", "condition"][: len(example)]
-    data = export_module(
-        (_ConditionalEncoder if conditional else _Encoder)(model).eval(), tuple(example), names, output_names(model)
-    )
+    example = _examples(model, photos=2, conditional=conditional)
+    wrapper = _ConditionalEncoder if conditional else _Encoder
+    if len(model.image_sizes) > 1:
+        wrapper = _EncoderOfSizes
+    tensors = tuple(torch.from_numpy(array) for array in example.values())
+    data = export_module(wrapper(model).eval(), tensors, list(example), output_names(model))
     _check(model, data, conditional=conditional)
     return data
 
@@ -69,13 +77,14 @@ def export_module(module: nn.Module, example: tuple[Tensor, ...], inputs: list[s
 
     Graphs of others that it runs stand in it as they are. Nothing in it names the machine it was made on.
     """
+    shapes: Any = ({0: torch.export.Dim("batch")}, *({0: torch.export.Dim.AUTO} for _ in inputs[1:]))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             example,
             input_names=inputs,
             output_names=[_PREFIX + name for name in outputs],
-            dynamic_shapes=tuple(({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO})[: len(example)]),
+            dynamic_shapes=(shapes,) if isinstance(module, _EncoderOfSizes) else shapes,
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -89,13 +98,15 @@ def export_module(module: nn.Module, example: tuple[Tensor, ...], inputs: list[s
     return data
 
 
-def run_encoder(data: bytes, images: np.ndarray, condition: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def run_encoder(
+    data: bytes, images: np.ndarray, condition: np.ndarray | None = None, **others: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return the outputs of an exported encoder by name for photos, uint8 [B, 3, H, W]; on the CPU, by onnxruntime.
 
-    condition: int64 [B], for a conditional model.
+    condition: int64 [B], for a conditional model. others: `images_1`, ... of a model of several sizes.
     """
-    given = {"images": images} if condition is None else {"images": images, "condition": condition}
-    return run_graph(data, given)
+    told = {} if condition is None else {"condition": condition}
+    return run_graph(data, {"images": images, **told, **others})
 
 
 def run_graph(data: bytes, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,8 +125,9 @@ def _check(model: Model, data: bytes, *, conditional: bool) -> None:
     """Compare onnxruntime with torch on another batch size than the exporter saw, for conditions 0, 1, 2, the last."""
     given = _examples(model, photos=5, conditional=conditional)
     exported = run_encoder(data, **given)
+    tensors: Any = tuple(torch.from_numpy(array) for array in given.values())
     with torch.no_grad():
-        latents = model.encode(*(torch.from_numpy(array) for array in given.values()))
+        latents = model.encode(tensors) if len(model.image_sizes) > 1 else model.encode(*tensors)
     same = np.ones(len(given["images"]), dtype=bool)
     if latents.codes is not None:
         moved = exported["codes"] != latents.codes.numpy()
@@ -141,9 +153,10 @@ def _examples(model: Model, photos: int, *, conditional: bool) -> dict[str, np.n
 
     torch's generator stays untouched.
     """
-    size = model.image_size
+    rng = np.random.default_rng(0)
     given: dict[str, Any] = {
-        "images": np.random.default_rng(0).integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+        f"images_{number}" if number else "images": rng.integers(0, 256, (photos, 3, size, size), dtype=np.uint8)
+        for number, size in enumerate(model.image_sizes)
     }
     if conditional:
         rows = np.arange(photos, dtype=np.int64) % (FIRST_CATEGORY + len(model.labels))

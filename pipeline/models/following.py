@@ -28,6 +28,13 @@ class Following(TwoViews):
         """Return the copies, each with what it follows."""
         return [(self.key_network, self.network), (self.key_projector, self.projector)]
 
+    def use_file(self, data: bytes, source: str) -> None:
+        """Begin with a pretrained backbone's weights, the copy with its statistics too, which nothing moves later."""
+        super().use_file(data, source)
+        with torch.no_grad():
+            for name, buffer in self.network.named_buffers():
+                self.key_network.get_buffer(name).copy_(buffer)
+
     def begin(self, step: Step) -> None:
         """Note a step; before the first of all, make the copies equal: a training may begin with another's weights."""
         self._step = step

@@ -12,28 +12,54 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..images import ImagesConfig, transform_id
+from ..images import ImagesConfig
 from .backbones import check_image_size
-from .base import Batch, Latents, Losses, Model, ModelConfig, ReadConfig, Step, as_dict, full_precision
+from .base import (
+    Batch,
+    Latents,
+    Losses,
+    Model,
+    ModelConfig,
+    ReadConfig,
+    Step,
+    as_dict,
+    full_precision,
+    stored_transforms,
+)
 from .readout import Reduction, ReductionConfig
 
+_LIMITS = ("max_pixels", "max_bytes")  # of a section `images`; they are the run's, not the member's
 _REMEDY = "name finished models of this store: model.members=[MODEL_ID, MODEL_ID]"
 
 
 class PartConfig(BaseModel):
-    """A member's configuration, as its own bundle has it."""
+    """A member's configuration, as its own bundle has it.
+
+    images: how it sees photos, without the limits; None where all members see them as the run's own section says.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: dict[str, Any]
+    images: tuple[dict[str, Any], ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_usual_images(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "images" or value is not None}
+
+    @property
+    def seen(self) -> tuple[dict[str, Any] | None, ...]:
+        """Return how the member sees photos, once for each of its sizes."""
+        return self.images or (None,)
 
 
 class FusionConfig(ModelConfig):
-    """members: model_ids of two or more finished bundles on the same store, of the same images.size and transform.
+    """members: model_ids of two or more finished bundles on the same store; each sees photos in its own size and way.
 
     weights: one per member, how much it counts; by default all the same. scale: `each_photo` brings every member's
     vector of a photo to length 1, so that without a PCA the fused cosine is the weighted mean of the members' cosines;
@@ -76,14 +102,13 @@ class FusionConfig(ModelConfig):
     def resolved(self, read: ReadConfig, images: Mapping[str, Any]) -> FusionConfig:
         """Return the config with its members' own, as the bundle keeps it.
 
-        Raises NotFound that names a member the store lacks, ConfigError for no members, a conditional one, or one of
-        photos of another size or transform.
+        Raises NotFound that names a member the store lacks, ConfigError for no members or a conditional one.
         """
         if self.parts:
             raise ConfigError("model.parts is filled in by the training and cannot be set; name model.members alone")
         if not self.members:
             raise ConfigError(f"model.members is empty, and a fusion has at least two; {_REMEDY}")
-        parts = []
+        parts, ours = [], _way(ImagesConfig.model_validate(images))
         for member in self.members:
             config, theirs = read(member)
             if config.conditional:
@@ -91,13 +116,37 @@ class FusionConfig(ModelConfig):
                     f"model.members: {member} is a {config.kind}, which is told each photo's category, and a fusion is "
                     "told none; name a model of another kind"
                 )
-            _check_same_images(member, ImagesConfig.model_validate(theirs), ImagesConfig.model_validate(images))
-            parts.append(PartConfig(model=as_dict(config)))
+            ways = tuple(_way(each) for each in stored_transforms(theirs))
+            parts.append(PartConfig(model=as_dict(config), images=ways))
+        if all(part.images == (ours,) for part in parts):
+            parts = [PartConfig(model=part.model) for part in parts]
         return self.model_copy(update={"parts": tuple(parts)})
 
     def holds(self) -> tuple[Mapping[str, Any], ...]:
         """Return the members' configurations, none before `resolved`."""
         return tuple(part.model for part in self.parts)
+
+    def held_sizes(self, image_size: int) -> tuple[int, ...]:
+        """Return each member's own size, the first of one that sees several."""
+        return tuple(image_size if part.seen[0] is None else part.seen[0]["size"] for part in self.parts)
+
+    def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:
+        """Return the members' distinct ways of seeing photos, within the limits of `images`."""
+        return tuple(
+            images if way is None else ImagesConfig.model_validate(way).under(images) for way in self._ways()
+        ) or (images,)
+
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Return of each member which of `transforms` it sees."""
+        ways = self._ways()
+        return tuple(tuple(ways.index(way) for way in part.seen) for part in self.parts)
+
+    def _ways(self) -> list[dict[str, Any] | None]:
+        found: list[dict[str, Any] | None] = []
+        for way in (way for part in self.parts for way in part.seen):
+            if way not in found:
+                found.append(way)
+        return found
 
 
 class Fusion(Model):
@@ -118,6 +167,13 @@ class Fusion(Model):
             raise ConfigError(f"a fusion is built of its members, and this one has none yet; {_REMEDY}")
         self.config = config
         self.image_size = image_size
+        self.sizes = tuple(each.size for each in config.transforms(ImagesConfig(size=image_size)))
+        self.places = config.places()
+        if len(self.sizes) > 1 and config.read_out.invariant_to is not None:
+            raise ConfigError(
+                "model.read_out.invariant_to compares views of one photo, and these members see it in "
+                f"{len(self.sizes)} ways; set it in the members' own read-outs, or leave it unset"
+            )
         self.members = nn.ModuleList(members)
         self.widths = [member.latent_dim for member in self._members()]
         for number, width in enumerate(self.widths):
@@ -131,6 +187,11 @@ class Fusion(Model):
         self.register_buffer("factors", torch.tensor(self.shares) * self.fitted)  # zeros until it is fitted
         self.eval().requires_grad_(requires_grad=False)
 
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Return the sizes that the members see."""
+        return self.sizes
+
     def train(self, mode: bool = True) -> Fusion:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Stay in evaluation mode."""
         return super().train(mode=False)
@@ -139,8 +200,11 @@ class Fusion(Model):
         """Raise ConfigError: there is no loss."""
         raise ConfigError("model.kind fusion is not trained; train its members")
 
-    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return mean, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W]. Raises ConfigError before `fit`."""
+    def encode(self, images: Tensor | tuple[Tensor, ...], condition: Tensor | None = None) -> Latents:
+        """Return mean, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W], one of each of `image_sizes`.
+
+        Raises ConfigError before `fit`.
+        """
         if not self.fitted:
             raise ConfigError("the fusion's scales are not fitted yet; call its fit with training photos")
         return Latents(self.reduction.reduced(self._joined(self._vectors(images))))
@@ -158,7 +222,7 @@ class Fusion(Model):
         if not self.fits:
             return
         batches = list(batches) if self.config.read_out.invariant_to else batches
-        gathered = [self._vectors(batch.images) for batch in batches]
+        gathered = [self._vectors(batch.photos) for batch in batches]
         vectors = [torch.cat(rows) for rows in zip(*gathered, strict=True)]
         for number, rows in enumerate(vectors):
             wide = rows.double()
@@ -176,8 +240,13 @@ class Fusion(Model):
             self.reduction.fit(self._joined(vectors))
         self.fitted = True
 
-    def _vectors(self, images: Tensor) -> list[Tensor]:
-        return [member.encode(images).mean.float() for member in self._members()]
+    def _vectors(self, images: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+        seen = images if isinstance(images, tuple) else (images,)
+        vectors = []
+        for member, numbers in zip(self._members(), self.places, strict=True):
+            own: Any = seen[numbers[0]] if len(numbers) == 1 else tuple(seen[number] for number in numbers)
+            vectors.append(member.encode(own).mean.float())
+        return vectors
 
     def _joined(self, vectors: Sequence[Tensor]) -> Tensor:
         """Return the members' vectors, [B, d] each, scaled and side by side, float32 [B, sum of d]."""
@@ -201,12 +270,6 @@ class Fusion(Model):
         return self.get_buffer(f"centre_{number}")
 
 
-def _check_same_images(member: str, theirs: ImagesConfig, ours: ImagesConfig) -> None:
-    """Raise ConfigError unless a member's photos became pixels in the same way."""
-    if transform_id(theirs) == transform_id(ours):
-        return
-    pairs = ((name, getattr(theirs, name), getattr(ours, name)) for name in ImagesConfig.model_fields)
-    lines = [f"images.{name} is {have!r} there, {want!r} here" for name, have, want in pairs if have != want]
-    raise ConfigError(
-        f"model.members: {member} sees photos in another way ({'; '.join(lines)}); set the same, or name another member"
-    )
+def _way(images: ImagesConfig) -> dict[str, Any]:
+    """Return how photos become pixels, as plain values without the limits."""
+    return {name: value for name, value in as_dict(images).items() if name not in _LIMITS}

@@ -66,8 +66,8 @@ AnyModelConfig = Annotated[
 def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] = ()) -> Model:
     """Return a new model on the CPU, in training mode, its weights drawn from torch's global generator.
 
-    image_size: side of the photos in pixels. labels: the categories that a conditional model knows. Raises ConfigError
-    for an unknown kind or a size the model cannot take.
+    image_size: side of the photos in pixels, the first of a model that sees several sizes. labels: the categories that
+    a conditional model knows. Raises ConfigError for an unknown kind or a size the model cannot take.
     """
     if config.kind not in MODELS:
         raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
@@ -75,5 +75,6 @@ def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] =
     held = [MODELS[values["kind"]][0].model_validate(values) for values in config.holds()]
     given: list[Sequence[object]] = [tuple(labels)] if config.conditional else []
     if held:
-        given.append([build_model(member, image_size=image_size).eval() for member in held])
+        sizes = config.held_sizes(image_size)
+        given.append([build_model(each, image_size=size).eval() for each, size in zip(held, sizes, strict=True)])
     return model_class(config, image_size, *given)

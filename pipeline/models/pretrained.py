@@ -166,6 +166,7 @@ class Pretrained(Model):
             network = network_of(config)
             channels, grid = self._shape(network)
             self.network = network
+        self.shape = channels, grid  # of what is read out
         self.read_out = ReadOut(config.read_out, channels, grid, of_token=self.of_token)
         self.latent_dim = self.read_out.latent_dim
         self.fits = self.read_out.needs_fit

@@ -145,6 +145,11 @@ class SeeingConfig(GivingConfig):
         """Return the teacher where its features are seen: it becomes part of the model."""
         return self.sees.bundles() if isinstance(self.sees, FeaturesSeen) else ()
 
+    def held_sizes(self, image_size: int) -> tuple[int, ...]:
+        """Return the side of the photos that the teacher is built for, where its features are seen."""
+        held = self.sees.held if isinstance(self.sees, FeaturesSeen) else None
+        return () if held is None else (held.image_size,)
+
     def holds(self) -> tuple[Mapping[str, Any], ...]:
         """Return the teacher's model config where its features are seen."""
         return self.sees.holds() if isinstance(self.sees, FeaturesSeen) else ()

@@ -8,23 +8,26 @@ alone. The projector takes the loss's wish to forget upon itself and is not used
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..images import ImagesConfig
 from ..images.augment import ViewsConfig, two_views
 from ..losses.collectives import sum_over_ranks
 from ..losses.precision import widened
+from ..storage import Files
 from .backbones import Norm, check_image_size, initialise
 from .backbones.inputs import Inputs, Seen
 from .backbones.resnet import ResNet
 from .base import Batch, Latents, Model, ModelConfig, to_float
 from .bottleneck import still
 from .readout import ReadOut, ReadOutConfig
+from .tuned import BackboneConfig, TunedBackbone
 
 
 class TwoViewsReadOutConfig(ReadOutConfig):
@@ -68,6 +71,32 @@ class TwoViewsConfig(ModelConfig):
     temperature: float = Field(0.2, gt=0)
     views: ViewsConfig = ViewsConfig()
     read_out: TwoViewsReadOutConfig = TwoViewsReadOutConfig()
+    backbone: BackboneConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_backbone(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # keys and stored configs of those without one stay as they were
+        return {name: value for name, value in values.items() if name != "backbone" or value is not None}
+
+    @model_validator(mode="after")
+    def _a_pretrained_backbone_sees_colours(self) -> TwoViewsConfig:
+        if self.backbone is not None and (self.grey or self.input != "pixels"):
+            raise ValueError("a pretrained backbone sees pixels in colour; leave grey and input out")
+        return self
+
+    def file(self) -> str | None:
+        """Return the file of the backbone's weights."""
+        return None if self.backbone is None else self.backbone.file()
+
+    def described(self, files: Files) -> TwoViewsConfig:
+        """Return the config with what the backbone's file says; see `PretrainedConfig.described`."""
+        if self.backbone is None:
+            return self
+        return self.model_copy(update={"backbone": self.backbone.described(files)})
+
+    def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:
+        """Return the backbone's own preprocessing where it is pretrained."""
+        return (images,) if self.backbone is None else self.backbone.transforms(images)
 
     @model_validator(mode="after")
     def _widths_are_positive(self) -> TwoViewsConfig:
@@ -83,19 +112,24 @@ class TwoViews(Model):
 
     def __init__(self, config: TwoViewsConfig, image_size: int) -> None:
         super().__init__()
-        check_image_size(image_size)
-        self.image_size = image_size
         self.inputs = Inputs(config.input, config.grey, config.cell, config.bins)
         self.view_changes = config.views
-        self.network = ResNet(
-            image_size,
-            config.channels,
-            blocks=config.blocks,
-            in_channels=self.inputs.channels,
-            norm=config.norm,
-            whole_first=config.whole_first,
-            side=self.inputs.side(image_size),
-        )
+        self.network: ResNet | TunedBackbone
+        if config.backbone is None:
+            check_image_size(image_size)
+            self.image_size = image_size
+            self.network = ResNet(
+                image_size,
+                config.channels,
+                blocks=config.blocks,
+                in_channels=self.inputs.channels,
+                norm=config.norm,
+                whole_first=config.whole_first,
+                side=self.inputs.side(image_size),
+            )
+        else:
+            self.network = TunedBackbone(config.backbone, image_size)
+            self.image_size = self.network.inner.image_size
         width, grid, _ = self.network.shape
         hidden, last = config.projector
         self.projector = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, last))
@@ -118,6 +152,11 @@ class TwoViews(Model):
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """Return the map after every stage of the backbone, finest first, of pictures float [B, 3, H, W]."""
         return self.network.maps(self.inputs(pictures))
+
+    def use_file(self, data: bytes, source: str) -> None:
+        """Begin with the weights of a pretrained backbone's file."""
+        assert isinstance(self.network, TunedBackbone)  # noqa: S101 - who has none names no file
+        self.network.inner.use_file(data, source)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit the read-out's components where it has some."""

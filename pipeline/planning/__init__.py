@@ -7,11 +7,11 @@ from .code_rows import ReleasePhotos, release_photos
 from .plan import Plan, PlanSummary, make_plan, nothing_to_do, nothing_usable, release_config
 from .refused import ask_refused_again
 from .renewal import Renewal, renewal_of
-from .resolution import main_transforms, shard_builder, stores_pixels
+from .resolution import main_transforms, photos_to_learn_from, pixels_line, shard_builder, stores_pixels
 from .settings import NightSettings
 from .standing import Standing, look
 from .teachers import fit_settings, teacher_plan
-from .training_rows import TrainingRows, check_training_columns, training_rows
+from .training_rows import TrainingRows, check_training_columns, first_shards, training_rows
 
 __all__ = [
     "Asked",
@@ -25,12 +25,15 @@ __all__ = [
     "ask_refused_again",
     "category_told",
     "check_training_columns",
+    "first_shards",
     "fit_settings",
     "look",
     "main_transforms",
     "make_plan",
     "nothing_to_do",
     "nothing_usable",
+    "photos_to_learn_from",
+    "pixels_line",
     "release_config",
     "release_photos",
     "renewal_of",

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..release import read_log
+from ..release import Manifest, read_log
+from ..release.tables import read_table
 from ..runs import open_run
 from ..storage import Store
 from .standing import Standing, parent_asked
@@ -30,8 +31,9 @@ class Renewal(BaseModel):
     """What is done anew although the channel has a release, and why.
 
     trains: also a model; else only all photos are encoded. changed: the settings that differ from the parent's, None
-    where those are no longer on the store. photos: the parent's, refused ones too. seconds: by stage, as far as a run
-    of the channel (measured_by) has measured that stage; of the training as many epochs as are asked for now.
+    where those are no longer on the store. photos: the parent's, refused ones too. fetched: those that live and whose
+    pixels are not stored as this model sees them, so that they are fetched once more. seconds: by stage, as far as a
+    run of the channel (measured_by) has measured that stage; of the training as many epochs as are asked for now.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +42,7 @@ class Renewal(BaseModel):
     trains: bool
     changed: tuple[ChangedSetting, ...] | None
     photos: int
+    fetched: int = 0
     seconds: dict[str, float]
     measured_by: dict[str, str]
 
@@ -50,7 +53,12 @@ class Renewal(BaseModel):
             f"THIS NIGHT {does}: about {self.photos:,} photos; nothing of release {self.parent} is carried over",
             *(f"  {line}" for line in self._why()),
             f"  cost: {self._cost()}",
+            *self._again(),
         ]
+
+    def _again(self) -> Iterator[str]:
+        if self.fetched:
+            yield f"  {self.fetched:,} photos are fetched again: their pixels are not stored (images.keep, images.size)"
 
     def refusal(self) -> str:
         """Return what is said to a user who has not asked for it."""
@@ -109,9 +117,16 @@ def renewal_of(standing: Standing, store: Store) -> Renewal | None:
         trains=trains,
         changed=changed,
         photos=photos,
+        fetched=_fetched(standing, store, parent),
         seconds={stage: round(work[stage] / rate, 1) for stage, rate in rates.items()},
         measured_by=measured_by,
     )
+
+
+def _fetched(standing: Standing, store: Store, parent: Manifest) -> int:
+    """Return how many of the parent's living photos have no pixels that can be encoded again."""
+    items = read_table(store, parent, "items")
+    return int(items["pixels_part"].null_count if parent.transform_id == standing.transform_id else items.num_rows)
 
 
 def duration(seconds: float) -> str:

@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from ..encoding import Shard, build_shards
 from ..images import ImagesConfig, transform_id
-from ..models import ModelConfig, build_model
-from ..models.bundle import resolved_config, stored_config, stored_transforms
+from ..models import MODELS, ModelConfig, build_model
+from ..models.base import Model, stored_transforms
+from ..models.bundle import resolved_config, stored_config
 from ..storage import Store
+from ..training import FIT_PHOTOS
 from .asked import category_told
 from .settings import NightSettings
 
@@ -31,13 +33,46 @@ def main_transforms(config: NightSettings, store: Store, model_id: str | None) -
 
 def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> int:
     """Return how many bytes one photo's latents take, uncompressed. Arguments and errors as of `main_transforms`."""
-    model = build_model(_as_built(config, store, model_id), image_size=main_transforms(config, store, model_id)[0].size)
+    model = _model(config, store, model_id)
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
 
 
 def stores_pixels(config: NightSettings) -> bool:
-    """Return whether pixels are kept for later nights (`images.keep`)."""
-    return config.images.keep == "always" or (config.images.keep == "auto" and config.model.trains_on_pixels)
+    """Return whether a night stores the pixels of all its photos, beside those that its own training reads.
+
+    By default (`images.keep`) where a model is trained on them.
+    """
+    if config.images.keep == "auto":
+        return MODELS[config.model.kind][1].trains and config.model.trains_on_pixels
+    return config.images.keep == "always"
+
+
+def photos_to_learn_from(config: NightSettings, store: Store) -> int | None:
+    """Return of how many photos the model that a config asks for needs pixels: None for all, 0 where it learns nothing.
+
+    Raises as `main_transforms`.
+    """
+    if MODELS[config.model.kind][1].trains:
+        return None
+    return FIT_PHOTOS if _model(config, store, None).fits else 0
+
+
+def pixels_line(config: NightSettings, store: Store, *, fetched: int, model_id: str | None) -> str:
+    """Return in words what a night stores of the photos it fetches, and what a later encoding of them then costs.
+
+    model_id: the bundle that answers, None where one is made. Raises as `main_transforms`.
+    """
+    sides = [images.size for images in main_transforms(config, store, model_id)]
+    each = sum(3 * side * side for side in sides)
+    learnt = 0 if model_id is not None else photos_to_learn_from(config, store)
+    stored = fetched if stores_pixels(config) or learnt is None else min(fetched, learnt)
+    line = (
+        f"pixels: {' and '.join(map(str, sides))} a side, {each:,} bytes a photo; of {fetched:,} photos to fetch about "
+        f"{stored:,} are stored (images.keep={config.images.keep}), {stored * each / 1e6:,.1f} MB before compression"
+    )
+    if stored == fetched:
+        return f"{line}; another model of this size is encoded from them"
+    return f"{line}; to encode them by another model {fetched - stored:,} photos are fetched again"
 
 
 def shard_builder(
@@ -65,6 +100,12 @@ def shard_builder(
         from_parts=from_parts,
     )
     return lambda rows, retry_of: build(rows, retry_of=retry_of)
+
+
+def _model(config: NightSettings, store: Store, model_id: str | None) -> Model:
+    """Return the model that a config asks for, its weights those of any."""
+    size = main_transforms(config, store, model_id)[0].size
+    return build_model(_as_built(config, store, model_id), image_size=size)
 
 
 def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..catalogue.ordering import ranks
+from ..catalogue.ordering import as_numpy, ranks
 from ..encoding import FeaturePart, LivingRows
 from ..errors import ConfigError, InputError
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
@@ -18,6 +18,8 @@ from ..schema import attribute_fields
 from ..training import FeatureRows, PartRows, TrainConfig
 from ..training.split import choose_labels, held_out
 from .settings import NightSettings
+
+_SHARDS = 12  # a stream of random numbers of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,20 @@ def _with_features(
                 chosen = LivingRows(part.part, part.rows[at], part.plan_rows[at])
                 found.append((chosen, FeatureRows(seen.part, rows.astype(np.int32))))
     return found
+
+
+def first_shards(rows: pa.Table, train: TrainConfig, photos: int) -> pa.Table:
+    """Return the rows of a plan's seeded first shards, as many as hold so many photos that are not held out.
+
+    What a model only fits, it fits on these; no more are fetched for it before the others are encoded. Of every attempt
+    and any number of workers the same.
+    """
+    aside = held_out_rows(rows, train)
+    numbers = as_numpy(rows["shard"], missing=-1).astype(np.int64)
+    counts = np.bincount(numbers[(numbers >= 0) & (True if aside is None else ~aside)], minlength=numbers.max() + 1)
+    order = np.random.default_rng([train.seed, _SHARDS]).permutation(len(counts))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), photos)) + 1
+    return rows.filter(pa.array(np.isin(numbers, order[:enough])))
 
 
 def columns_of(rows: pa.Table) -> list[str]:

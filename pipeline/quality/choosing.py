@@ -25,7 +25,7 @@ from ..models import MODELS, Bundle, Model
 from ..planning import NightSettings
 from ..planning.training_rows import columns_of
 from ..storage import Store
-from .release_page import read_pixels
+from .pictures import Pictures
 
 FOLDER = "choices"
 _FORMAT = 1
@@ -330,7 +330,7 @@ def _views(made: Made, asked: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     rows = np.flatnonzero(asked).tolist()
     if len(sizes) > 1 or made.bundle.config.conditional:
         return None
-    kept = read_pixels(made.store, made.items, rows, size=sizes[0])
+    kept = Pictures(made.store, ImagesConfig(size=sizes[0])).read(made.items, rows)
     if len(kept) < len(rows):
         return None
     found = []

@@ -13,11 +13,11 @@ from ..errors import NotReconstructing
 from ..index import LatentArrays, SearchIndex, open_index
 from ..models import Bundle
 from ..models.reconstruct import reconstruct
-from ..parts import read_part
 from ..planning import NightSettings, Plan, category_told
 from ..report import GateRow, NeighbourRow, Picture, ReportData, render_page
-from ..storage import Store
+from ..storage import Files, Store
 from .examining import Findings
+from .pictures import Pictures
 
 _QUERIES = 8
 _NEIGHBOURS = 10
@@ -40,14 +40,20 @@ def report_page(
     *,
     run: str,
     measured: Mapping[str, Any],
+    files: Files | None = None,
 ) -> bytes:
-    """Return the release's self-contained HTML page. measured: seconds and photos_per_s by stage so far."""
+    """Return the release's self-contained HTML page.
+
+    measured: seconds and photos_per_s by stage so far. files: reads the shown photos whose pixels are not kept.
+    """
     items, counts = found.items, found.counts
     shown = choose_queries(items, seed=config.train.seed)
     index = open_index(found.built.data, config.index.metric)
     near = [neighbours_of(row, items, found.latents, index) for row in shown]
     wanted = sorted({*shown, *(row for pairs in near for row, _ in pairs)})
-    pixels = read_pixels(store, items, wanted, size=config.images.size)
+    images = bundle.transforms[0].under(config.images)
+    album = Pictures(store, images, files=files, catalogue=config.catalogue, plan_rows=plan.rows)
+    pixels = album.read(items, wanted)
     data = ReportData(
         title=f"Release of run {run}",
         facts=facts(config, plan, bundle, found, measured),
@@ -80,21 +86,6 @@ def neighbours_of(row: int, items: pa.Table, latents: LatentArrays, index: Searc
         if item != own and item not in best:
             best[item] = (found, score)
     return list(best.values())[:_NEIGHBOURS]
-
-
-def read_pixels(store: Store, items: pa.Table, rows: Sequence[int], *, size: int) -> dict[int, np.ndarray]:
-    """Return row -> uint8 [size, size, 3] of those rows of items whose pixels are still on the store."""
-    by_part: dict[str, list[tuple[int, int]]] = {}
-    for row in rows:
-        part = items["pixels_part"][row].as_py()
-        if part is not None:
-            by_part.setdefault(part, []).append((row, items["pixels_row"][row].as_py()))
-    found: dict[int, np.ndarray] = {}
-    for part, places in by_part.items():
-        column = read_part(store, part, ["pixels"])["pixels"]
-        for row, place in places:
-            found[row] = np.frombuffer(column[place].as_py(), np.uint8).reshape(size, size, 3)
-    return found
 
 
 def neighbour_rows(

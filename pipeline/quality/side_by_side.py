@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from ..images import ImagesConfig
 from ..index import LatentArrays, SearchIndex, gather_latents, open_index
 from ..release import Manifest
 from ..release.tables import read_file, read_table
 from ..report import NeighbourRow, ReportData, render_page
 from ..storage import Store
-from .release_page import category_lines, choose_queries, neighbour_rows, neighbours_of, read_pixels
+from .pictures import Pictures
+from .release_page import category_lines, choose_queries, neighbour_rows, neighbours_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,14 @@ def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int,
     manifests: of releases of one catalogue with pixels of one size, whose rows are those of the first that the others
     have too. category: the column by which a neighbour is marked as of the query's own.
     """
+    pictures = Pictures(store, ImagesConfig(size=size))
     spaces = [open_space(store, manifest) for manifest in manifests]
     queries = _rows_of_all(spaces)
     shown: list[NeighbourRow] = []
     for rows in queries:
         for space, row in zip(spaces, rows, strict=True):
             near = neighbours_of(row, space.items, space.latents, space.index)
-            pixels = read_pixels(store, space.items, [row, *(found for found, _ in near)], size=size)
+            pixels = pictures.read(space.items, [row, *(found for found, _ in near)])
             found = neighbour_rows(space.items, [row], [near], pixels, category=category)
             shown += [NeighbourRow(query=each.query.under(space.name), neighbours=each.neighbours) for each in found]
     facts = [(space.name, _told(space)) for space in spaces]

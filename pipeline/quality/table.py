@@ -13,12 +13,13 @@ from ..errors import ConfigError
 from ..evaluation.quality import FACTOR_ITEMS, LABEL_MEASURES, factor_photos
 from ..evaluation.spaces import Space, baseline_spaces, has_umap, model_space, word_space
 from ..evaluation.table import Against, TablePhotos, TableRow, against_baselines, leaders, table_row
-from ..images import transform_id
 from ..models import Bundle, load_bundle
-from ..planning import NightSettings
+from ..planning import NightSettings, Plan
 from ..release import read_manifest
 from ..release.tables import read_table
-from ..storage import Store
+from ..runs import open_run
+from ..storage import Files, Store
+from .pictures import Pictures
 from .table_page import QualityFacts, quality_page, table_text
 from .table_sample import PHOTOS, sample_photos
 
@@ -45,31 +46,39 @@ class WrittenTable:
 
 
 def named_bundles(store: Store, config: NightSettings, options: TableOptions) -> list[Bundle]:
-    """Return the bundles beside the run's own. Raises ConfigError for unknown ones and those of other pixels."""
+    """Return the bundles beside the run's own. Raises ConfigError for unknown ones."""
     found: dict[str, Bundle] = {}
     for word in options.beside:
         bundle = load_bundle(store, _model_id(store, word))
-        _check_pixels(bundle, config)
         found.setdefault(bundle.model_id, bundle)
     return list(found.values())
 
 
 def write_quality(
-    store: Store, config: NightSettings, *, run: str, release: str, options: TableOptions, note: Callable[[str], None]
+    store: Store,
+    config: NightSettings,
+    *,
+    run: str,
+    release: str,
+    options: TableOptions,
+    note: Callable[[str], None],
+    files: Files | None = None,
 ) -> WrittenTable:
     """Measure the table of a release and write `runs/<run>/quality.json` and `quality.html`.
 
-    Raises ConfigError as `named_bundles`, InputError where the release has too few photos with kept pixels.
+    files: reads the photos whose pixels are not kept. Photos are shown to every model as made from the largest of the
+    sizes that the release's model sees. Raises ConfigError as `named_bundles`, InputError where the release has too few
+    photos whose pixels can be had.
     """
     beside = named_bundles(store, config, options)
     manifest = read_manifest(store, release)
     own = load_bundle(store, manifest.model_id)
-    _check_pixels(own, config)
     items: pa.Table = read_table(store, manifest, "items")
-    sampled = sample_photos(store, config, items, photos=options.photos)
+    pictures = _pictures(store, config, own, run, files)
+    sampled = sample_photos(store, config, items, photos=options.photos, pictures=pictures)
     seed, count = config.train.seed, len(sampled.pixels)
     note(f"table: {count:,} photos, {int(sampled.asked.sum()):,} of them asked")
-    rendered = factor_photos(config.images, count=max(200, min(FACTOR_ITEMS, count)), seed=seed)
+    rendered = factor_photos(pictures.images, count=max(200, min(FACTOR_ITEMS, count)), seed=seed)
     photos = TablePhotos(sampled.pixels, sampled.asked, sampled.labels, sampled.groups, rendered)
     rows = []
     bundles = [own, *(bundle for bundle in beside if bundle.model_id != own.model_id)]
@@ -86,7 +95,7 @@ def write_quality(
         asked=int(sampled.asked.sum()),
         rendered=len(rendered.pixels),
         seed=seed,
-        notes=tuple(_notes(own, config, options)),
+        notes=tuple(_notes([own, *beside], config, options)),
     )
     ahead = leaders(rows, seed=seed)
     against = against_baselines(rows[0], rows, seed=seed)
@@ -96,6 +105,20 @@ def write_quality(
     store.put(page, quality_page(facts, rows, ahead, against))
     text = f"{table_text(rows, ahead, against)}\n  the page: {page} of {store.url}"
     return WrittenTable({"quality": document, "quality_page": page}, text)
+
+
+def _pictures(store: Store, config: NightSettings, own: Bundle, run: str, files: Files | None) -> Pictures:
+    """Return where photos come from, in the largest of the sizes that a model sees."""
+    number = max(range(len(own.transforms)), key=lambda at: own.transforms[at].size)
+    frozen = open_run(store, run).read_frozen("plan.parquet")
+    return Pictures(
+        store,
+        own.transforms[number].under(config.images),
+        number,
+        files,
+        config.catalogue,
+        None if frozen is None else Plan.from_bytes(frozen).rows,
+    )
 
 
 def _spaces(
@@ -112,9 +135,9 @@ def _spaces(
             yield space, None
 
 
-def _notes(own: Bundle, config: NightSettings, options: TableOptions) -> Iterator[str]:
+def _notes(bundles: Sequence[Bundle], config: NightSettings, options: TableOptions) -> Iterator[str]:
     """Yield what a reader has to know of this table."""
-    held = config.train.validation
+    own, held = bundles[0], config.train.validation
     seen = f"all but the {held:.0%} that were held out for validation, which are among the asked" if held else "all"
     yield (
         f"The baselines are fitted on the known photos alone. The trained models saw {seen} of the catalogue's photos, "
@@ -126,6 +149,12 @@ def _notes(own: Bundle, config: NightSettings, options: TableOptions) -> Iterato
     )
     if own.config.conditional:
         yield "The model is conditional and encodes these photos without their category, unlike in the release."
+    sizes = sorted({images.size for bundle in bundles for images in bundle.transforms})
+    if len(sizes) > 1:
+        yield (
+            f"The models see photos of {', '.join(map(str, sizes))} pixels. All are shown the largest that this "
+            "release's model sees, made smaller or larger to their own size."
+        )
     if config.catalogue.category is None:
         yield "catalogue.category is not set, so nothing is measured by labels."
     if not options.baselines:
@@ -173,15 +202,3 @@ def _model_id(store: Store, word: str) -> str:
         f"--beside {word}: {problem} on {store.url}; give a model_id, or at least its first {_ENOUGH} of {_ID} digits. "
         f"The store has: {known}{', ...' if len(there) > 10 else ''}"
     )
-
-
-def _check_pixels(bundle: Bundle, config: NightSettings) -> None:
-    """Refuse a bundle that was trained on other pixels than the run's."""
-    theirs, ours = bundle.transforms[0], config.images
-    if transform_id(*bundle.transforms) != transform_id(ours):
-        pairs = zip(theirs.model_dump().items(), ours.model_dump().values(), strict=True)
-        differing = "; ".join(f"images.{name}: {one} and here {other}" for (name, one), other in pairs if one != other)
-        raise ConfigError(
-            f"model {bundle.model_id[:12]} was trained on other pixels than this run's ({differing}); one table "
-            "compares models on the same pixels, so run `evaluate --table` with its images settings instead"
-        )

@@ -15,7 +15,7 @@ from ..planning import NightSettings
 from ..schema import attribute_fields
 from ..storage import Store
 from ..training.split import held_out
-from .release_page import read_pixels
+from .pictures import Pictures
 
 PHOTOS = 5_000
 LEAST = 40
@@ -37,17 +37,23 @@ class Sampled:
     split_by: str
 
 
-def sample_photos(store: Store, config: NightSettings, items: pa.Table, *, photos: int) -> Sampled:
+def sample_photos(
+    store: Store, config: NightSettings, items: pa.Table, *, photos: int, pictures: Pictures | None = None
+) -> Sampled:
     """Return a seeded sample of up to `photos` items, each by its first photo whose pixels are kept.
 
-    items: schema.items_schema. Of photos with the same bytes the first takes part, and where the catalogue names
-    categories only photos that have one. A quarter of the groups is asked: train.split_by, else items; by the same
-    seeded hash that holds photos out of training, so what a training held out for validation is among the asked. Of a
-    large catalogue a seeded _PARTS of the pixels parts are read. Raises ConfigError for a column that is not there,
+    pictures: reads them; where it can fetch photos and too few are kept, each item's first photo takes part. items:
+    schema.items_schema. Of photos with the same bytes the first takes part, and where the catalogue names categories
+    only photos that have one. A quarter of the groups is asked: train.split_by, else items; by the same seeded hash
+    that holds photos out of training, so what a training held out for validation is among the asked. Of a large
+    catalogue a seeded _PARTS of the pixels parts are read. Raises ConfigError for a column that is not there,
     InputError for fewer than LEAST photos or groups that cannot be divided.
     """
     seed, category = config.train.seed, config.catalogue.category
+    pictures = pictures or Pictures(store, config.images)
     rows = _candidates(items, category, seed)
+    if len(rows) < min(photos, items.num_rows, LEAST) and pictures.files is not None:
+        rows = _candidates(items, category, seed, kept=False)
     rows = np.sort(np.random.default_rng([seed, 3]).permutation(rows)[:photos])
     if len(rows) < LEAST:
         labelled = f" and a value of catalogue.category ({category!r})" if category else ""
@@ -55,7 +61,8 @@ def sample_photos(store: Store, config: NightSettings, items: pa.Table, *, photo
             f"{len(rows)} items have a photo with kept pixels{labelled}; a quality table takes at least {LEAST}. Raise "
             "--photos or --limit; pixels that have expired come back with a run of another images setting"
         )
-    kept = read_pixels(store, items, rows.tolist(), size=config.images.size)
+    kept = pictures.read(items, rows.tolist())
+    rows = np.array([row for row in rows.tolist() if row in kept], np.int64)
     chosen = items.take(pa.array(rows))
     groups = _groups(chosen, config)
     asked = held_out(groups, ASKED, seed)
@@ -69,8 +76,12 @@ def sample_photos(store: Store, config: NightSettings, items: pa.Table, *, photo
     return Sampled(pixels, labels, groups.to_pylist(), asked, config.train.split_by or "item_id")
 
 
-def _candidates(items: pa.Table, category: str | None, seed: int) -> NDArray[np.int64]:
-    """Return the rows that may be drawn: one an item and one a digest, of the parts that are read."""
+def _candidates(items: pa.Table, category: str | None, seed: int, *, kept: bool = True) -> NDArray[np.int64]:
+    """Return the rows that may be drawn: one an item and one a digest, of the parts that are read; kept: of any."""
+    if not kept:
+        items = items.set_column(
+            items.schema.get_field_index("pixels_part"), "pixels_part", pa.repeat(pa.scalar("any"), items.num_rows)
+        )
     usable = pc.is_valid(items["pixels_part"])
     if category is not None:
         usable = pc.and_(usable, pc.is_valid(items[category]))

@@ -11,9 +11,10 @@ from .loop import Line, Loop
 from .part_rows import FeatureRows, PartRows
 from .prior_job import PriorJob
 from .progress import TrainProgress
-from .worker import TrainJob
+from .worker import FIT_PHOTOS, TrainJob
 
 __all__ = [
+    "FIT_PHOTOS",
     "Codes",
     "CodesLoader",
     "FeatureRows",

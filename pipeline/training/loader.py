@@ -119,21 +119,22 @@ class PixelLoader:
 
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
-        size, reader = self._reader.image_size, self._features
-        out = np.empty((len(places), 3, size, size), np.uint8)
+        sizes, reader = (self._reader.image_size, *self._reader.others), self._features
+        seen = [np.empty((len(places), 3, size, size), np.uint8) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
         features = np.empty((len(places), reader.numbers), np.float32) if reader else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
             part = pixels[number]
-            if size:
-                self._reader.read_into(part.part, part.rows[places[at]], out, at)
+            for size, out in enumerate(seen if sizes[0] else []):
+                self._reader.read_into(part.part, part.rows[places[at]], out, at, size)
             if condition is not None and part.category is not None:
                 condition[at] = part.category[places[at]]
             if reader is not None and features is not None:
                 reader.read_into(*_of_teacher(part, places[at]), features, at)
+        images, *others = map(torch.from_numpy, seen)
         known = [None if values is None else torch.from_numpy(values) for values in (condition, features)]
-        return Batch(torch.from_numpy(out), known[0], features=known[1])
+        return Batch(images, known[0], features=known[1], others=tuple(others))
 
     def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
@@ -256,7 +257,8 @@ def _stretch(batch: Batch, start: int, stop: int) -> Batch:
 
 def _joined(first: Batch, second: Batch) -> Batch:
     """Return two batches of one loader as one: what the first has, the second has too."""
-    others = iter([values for values in (second.images, second.condition, second.features) if values is not None])
+    seen = (second.images, second.condition, second.features, *second.others)
+    others = iter([values for values in seen if values is not None])
     return first.each(lambda values: torch.cat([values, next(others)]))
 
 

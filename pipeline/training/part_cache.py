@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from ..errors import IntegrityError
 from ..parts import check_part_name
+from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import temporary_folder
 from ..storage.room import asked_bytes, default_bytes
@@ -111,39 +112,46 @@ def cache_folder(name: str) -> Path:
 
 
 class PartReader:
-    """Reads chosen rows of pixel parts into channel-first arrays; image_size: height and width in pixels."""
+    """Reads chosen rows of pixel parts into channel-first arrays.
 
-    def __init__(self, cache: PartCache, image_size: int) -> None:
-        self.image_size = image_size
+    image_size: height and width in pixels; others: those of the further sizes that the parts hold.
+    """
+
+    others: tuple[int, ...] = ()
+
+    def __init__(self, cache: PartCache, image_size: int, *others: int) -> None:
+        self.image_size, self.others = image_size, others
         self._cache = cache
-        self._width = image_size * image_size * 3
 
     def blind(self) -> PartReader:
         """Return a reader of no pixels, for which there is nothing to fetch."""
         return PartReader(self._cache, 0)
 
-    def read_into(self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
-        """Copy the pixels of `rows` of a part to out[at], out uint8 [n, 3, H, W].
+    def read_into(
+        self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64], number: int = 0
+    ) -> None:
+        """Copy the pixels of `rows` of a part to out[at], out uint8 [n, 3, H, W]; number: which of the sizes.
 
         Only row groups that hold asked rows are read, one at a time. Raises IntegrityError when the part has no such
         rows, pixels of another size, or a refused photo among them.
         """
-        for column, wanted, places in _stretches(self._cache, name, "pixels", rows, at):
-            out[places] = self._view(column, name, wanted).transpose(0, 3, 1, 2)
+        for column, wanted, places in _stretches(self._cache, name, pixels_column(number), rows, at):
+            out[places] = _view(column, out.shape[-1], name, wanted).transpose(0, 3, 1, 2)
 
-    def _view(self, column: pa.ChunkedArray, name: str, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Return pixels uint8 [n, H, W, 3] of some rows of a row group."""
-        if column.type != pa.binary(self._width):
-            size = self.image_size
-            raise IntegrityError(f"{name} holds pixels of type {column.type}, expected {size} x {size} x 3 bytes a row")
-        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        if chunk.null_count:
-            refused = rows[~chunk.is_valid().to_numpy(zero_copy_only=False)[rows]]
-            if len(refused):
-                raise IntegrityError(f"{name} has no pixels in row {refused[0]} of a row group: the photo was refused")
-        # The Arrow buffer itself, not a copy.
-        flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * self._width, chunk.offset * self._width)
-        return flat.reshape(len(chunk), self.image_size, self.image_size, 3)[rows]
+
+def _view(column: pa.ChunkedArray, size: int, name: str, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Return pixels uint8 [n, size, size, 3] of some rows of a row group."""
+    width = size * size * 3
+    if column.type != pa.binary(width):
+        raise IntegrityError(f"{name} holds pixels of type {column.type}, expected {size} x {size} x 3 bytes a row")
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if chunk.null_count:
+        refused = rows[~chunk.is_valid().to_numpy(zero_copy_only=False)[rows]]
+        if len(refused):
+            raise IntegrityError(f"{name} has no pixels in row {refused[0]} of a row group: the photo was refused")
+    # The Arrow buffer itself, not a copy.
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+    return flat.reshape(len(chunk), size, size, 3)[rows]
 
 
 class FeatureReader:

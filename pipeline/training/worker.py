@@ -15,8 +15,8 @@ from ..errors import CodebooksError, Conflict, Unavailable
 from ..images import ImagesConfig
 from ..keys import SHORT, key_of
 from ..models import MODELS, build_model
-from ..models.base import Batch, Model, ModelConfig, as_dict
-from ..models.bundle import StoredImages, find_bundle, load_bundle, resolved_config, save_bundle
+from ..models.base import Batch, Model, ModelConfig, as_dict, images_values
+from ..models.bundle import find_bundle, load_bundle, resolved_config, save_bundle
 from ..models.frozen_loading import load_frozen
 from ..models.pretraining import copy_convolutions
 from ..runs import Lookout, Run
@@ -32,7 +32,8 @@ from .progress import Scalars, TrainProgress
 from .ranks import Ranks
 from .validation import Validation
 
-_FIT_PHOTOS, _FIT_BATCH = 20_000, 256
+FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
+_FIT_BATCH = 256
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -92,7 +93,7 @@ class TrainJob:
 
     @property
     def transforms(self) -> tuple[ImagesConfig, ...]:
-        """Return what the model sees of a photo, one config a size: the run's own, unless the model has its own."""
+        """Return how photos became the pixels that are read, once the model is resolved."""
         return self.model.transforms(ImagesConfig.model_validate(self.images))
 
     def run_rank(self, ranks: Ranks, *, line: Line, first_here: bool) -> str | None:
@@ -113,8 +114,9 @@ def run_rank(
 ) -> str | None:
     """Train one rank of a job; rank 0 saves the bundle and returns its model_id, the others return None.
 
-    A model that does not train (`Model.trains`) becomes a bundle at once; one that is made of other bundles
-    (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans up its machine's cache of parts.
+    A model that does not train (`Model.trains`) becomes a bundle at once, and needs no pixels where it fits nothing;
+    one that is made of other bundles (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans
+    up its machine's cache of parts.
     """
     job = replace(job, model=resolved_config(job.store, job.model, job.images, teacher=job.teacher))
     gib = job.train.cache_gib
@@ -122,6 +124,39 @@ def run_rank(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
     read = _readers(job, cache)
+    loop = _loop(job, ranks, read, line) if MODELS[job.model.kind][1].trains else None
+    trained = loop.run() if loop else _model(job, ranks, read, fresh=True)
+    ranks.wait_for_all()
+    bundled = _bundled(job, trained, read, ranks.device) if ranks.is_first else None
+    if first_here:
+        cache.remove()
+    if bundled is None:
+        return None
+    held_out = sum(int(part.held_out.sum()) for part in job.pixels if part.held_out is not None)
+    card = {
+        "photos": sum(len(part.rows) for part in job.pixels) - held_out,
+        "photos held out": held_out,
+        "steps": loop.total_steps if loop else 0,
+        "train": job.train.model_dump(mode="json"),
+        **_validation_sections(loop.validation if loop else Validation()),
+    }
+    own = images_values(job.transforms)
+    same = own == as_dict(ImagesConfig.model_validate(job.images))
+    images = job.images if same else own
+    return save_bundle(
+        job.store,
+        bundled,
+        job.model,
+        images,
+        train_key=job.train_key,
+        card=card,
+        labels=job.labels,
+        exports=job.exports,
+    )
+
+
+def _loop(job: TrainJob, ranks: Ranks, read: _Readers, line: Line) -> Loop:
+    """Return the loop of one rank over its share of the pixels."""
     loader = PixelLoader(
         read.pixels,
         job.pixels,
@@ -133,53 +168,14 @@ def run_rank(
         balance=job.train.balance,
         features=read.features,
     )
-    trains = MODELS[job.model.kind][1].trains
-    inputs = inputs_digest(job.pixels)
-    loop = (
-        open_loop(
-            job,
-            ranks,
-            loader,
-            build=lambda *, fresh: _model(job, ranks, read, fresh=fresh),
-            inputs=inputs,
-            line=line,
-        )
-        if trains
-        else None
+    return open_loop(
+        job,
+        ranks,
+        loader,
+        build=lambda *, fresh: _model(job, ranks, read, fresh=fresh),
+        inputs=inputs_digest(job.pixels),
+        line=line,
     )
-    trained = loop.run() if loop else _model(job, ranks, read, fresh=True)
-    ranks.wait_for_all()
-    bundled = _bundled(job, trained, read, ranks.device) if ranks.is_first else None
-    if first_here:
-        cache.remove()
-    if bundled is None:
-        return None
-    card = {
-        "photos": loader.num_photos,
-        "photos held out": loader.num_held_out,
-        "steps": loop.total_steps if loop else 0,
-        "train": job.train.model_dump(mode="json"),
-        **_validation_sections(loop.validation if loop else Validation()),
-    }
-    return save_bundle(
-        job.store,
-        bundled,
-        job.model,
-        _images_seen(job),
-        train_key=job.train_key,
-        card=card,
-        labels=job.labels,
-        exports=job.exports,
-    )
-
-
-def _images_seen(job: TrainJob) -> StoredImages:
-    """Return what a bundle says of how its photos become pixels: the run's own config, where it is that, as given."""
-    seen = job.transforms
-    if seen == (ImagesConfig.model_validate(job.images),):
-        return job.images
-    values = [as_dict(each) for each in seen]
-    return values[0] if len(values) == 1 else values
 
 
 def open_loop(
@@ -232,10 +228,13 @@ class _Readers:
 
 
 def _readers(job: TrainJob, cache: PartCache) -> _Readers:
+    sizes = [images.size for images in job.transforms]
+    if job.model.taught_by() is None:
+        return _Readers(PartReader(cache, *sizes), None)
     with torch.random.fork_rng(devices=[]):
-        model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
-    features = FeatureReader(cache, model.num_features) if model.num_features else None
-    return _Readers(PartReader(cache, job.transforms[0].size if model.reads == "photos" else 0), features)
+        model = build_model(job.model, image_size=sizes[0], labels=job.labels)
+    features = FeatureReader(cache, model.num_features)
+    return _Readers(PartReader(cache, *(sizes if model.reads == "photos" else [0])), features)
 
 
 def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device) -> Model:
@@ -265,7 +264,7 @@ def _some_photos(job: TrainJob, read: _Readers, device: torch.device) -> Generat
         window_parts=job.train.window_parts,
         features=read.features,
     )
-    photos = min(everything.num_photos, _FIT_PHOTOS)
+    photos = min(everything.num_photos, FIT_PHOTOS)
     with closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
         yield from _first(batches, photos, device)
 
@@ -273,7 +272,8 @@ def _some_photos(job: TrainJob, read: _Readers, device: torch.device) -> Generat
 def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
     """Yield the first so many photos of batches, on the device."""
     for batch in batches:
-        yield batch.each(lambda values, most=photos: values[:most].to(device))  # type: ignore[misc]
+        left = photos
+        yield batch.each(lambda values, left=left: values[:left].to(device))  # type: ignore[misc]
         photos -= len(batch.images)
 
 

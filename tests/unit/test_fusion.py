@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline.errors import ConfigError, NotFound
+from pipeline.images import ImagesConfig
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle, save_bundle, train_key
 from pipeline.models.bundle import resolved_config
 from pipeline.models.export import export_encoder, run_encoder
@@ -194,14 +195,25 @@ def test_the_train_key_is_of_what_was_asked(store: Store) -> None:
     assert key_of(resolved) != key_of(config)  # so a key that were made afterwards would be another
 
 
+def test_members_that_see_photos_alike_leave_the_bundles_bytes_as_they_were(store: Store) -> None:
+    config, ids = fusion(store, VAE, HOG)
+    own = resolved_config(store, config, {**IMAGES, "max_bytes": 99})  # limits are no way to see photos
+    assert own.model_dump(mode="json") == {
+        "kind": "fusion", "members": ids, "weights": None, "scale": "each_photo", "centre": True,
+        "read_out": {"dims": None, "whiten": False, "invariant_to": None},
+        "parts": [{"model": load_bundle(store, each).config.model_dump(mode="json")} for each in ids],
+    }  # fmt: skip
+    assert own.transforms(ImagesConfig(size=SIZE)) == (ImagesConfig(size=SIZE),)
+    other = resolved_config(store, config, {"size": 32})
+    assert [part.images[0]["size"] for part in other.parts] == [SIZE, SIZE], "not the run's, but their own"
+    assert [images.size for images in other.transforms(ImagesConfig(size=32, max_bytes=7))] == [SIZE]
+    assert other.transforms(ImagesConfig(size=32, max_bytes=7))[0].max_bytes == 7
+
+
 def test_what_cannot_be_fused_is_refused(store: Store) -> None:
     ids = [trained(store, parsed(**VAE)), trained(store, parsed(**HOG))]
     with pytest.raises(NotFound, match=f"no bundle {'0' * 64}"):
         resolved_config(store, parsed(kind="fusion", members=[*ids, "0" * 64]), IMAGES)
-    with pytest.raises(ConfigError, match=r"images\.size is 16 there, 32 here"):
-        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 32})
-    with pytest.raises(ConfigError, match="another way"):
-        resolved_config(store, parsed(kind="fusion", members=ids), {"size": 16, "fit": "crop"})
     with pytest.raises(ConfigError, match=r"members is empty.*model\.members=\["):
         resolved_config(store, parsed(kind="fusion"), IMAGES)
     with pytest.raises(ConfigError, match="built of its members"):

@@ -95,9 +95,9 @@ class CountingReader(PartReader):
         super().__init__(cache, image_size)
         self.rows: list[tuple[str, int]] = []
 
-    def read_into(self, name, rows, out, at):
+    def read_into(self, name, rows, out, at, number=0):
         self.rows.append((name, len(rows)))
-        super().read_into(name, rows, out, at)
+        super().read_into(name, rows, out, at, number)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ class FakeReader(PartReader):
     def __init__(self) -> None:
         self.image_size = SIZE
 
-    def read_into(self, name, rows, out, at):
+    def read_into(self, name, rows, out, at, number=0):
         for row, place in zip(rows, at, strict=True):
             out[place] = photo(int(name), int(row)).transpose(2, 0, 1)
 

@@ -26,7 +26,7 @@ class FakeReader(PartReader):
         self.image_size = SIZE
         self.read: list[str] = []
 
-    def read_into(self, name, rows, out, at):
+    def read_into(self, name, rows, out, at, number=0):
         self.read.append(name)
         out[at] = np.stack([np.full(len(rows), int(name)), rows // 256, rows % 256], 1)[:, :, None, None]
 
@@ -177,7 +177,7 @@ def test_a_rare_category_of_one_part_is_spread_over_the_epoch_within_bounded_mem
     loaded: list[int] = []
 
     class Reader(FakeReader):
-        def read_into(self, name, rows, out, at):
+        def read_into(self, name, rows, out, at, number=0):
             loaded.append(len(out))
             out[at] = 0
 

@@ -26,7 +26,7 @@ from pipeline.errors import (
     Unavailable,
 )
 from pipeline.parts import read_part, write_part
-from pipeline.planning import Plan, ask_refused_again, make_plan, standing
+from pipeline.planning import Plan, ask_refused_again, make_plan, renewal, standing
 from pipeline.planning import plan as planning
 from pipeline.schema import QUARANTINE, attribute_fields, items_schema, pixels_schema
 from pipeline.storage import Files, Store, open_store
@@ -260,7 +260,10 @@ def test_what_a_model_could_not_encode_is_asked_of_another_model_and_not_of_the_
         ],
         schema=QUARANTINE,
     )
-    monkeypatch.setattr(planning, "read_table", lambda _s, _m, role: items.slice(2) if role == "items" else quarantine)
+    for module in (planning, renewal):
+        monkeypatch.setattr(
+            module, "read_table", lambda _s, _m, role: items.slice(2) if role == "items" else quarantine
+        )
     same = plan_of(config, "night-2").rows.slice(0, 2)
     assert same.select(["status", "reason"]).to_pylist() == [
         {"status": "refused", "reason": "not_finite"},

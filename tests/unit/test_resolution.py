@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoding import Encoder, PhotoDecoder, Shard, ShardWorker, assign_shards, build_shards
-from pipeline.errors import PhotoRefused, Unavailable
+from pipeline.errors import ConfigError, PhotoRefused, Unavailable
 from pipeline.images import ImagesConfig, decode, transform_id
-from pipeline.models.base import Batch, Latents, Losses, Model, Step
+from pipeline.index.photo import PhotoEncoder
+from pipeline.models import build_model, load_bundle, save_bundle
+from pipeline.models.base import Batch, Latents, Losses, Model, Step, images_values
+from pipeline.models.fusion import FusionConfig
 from pipeline.parts import read_part
 from pipeline.schema import pixels_schema, plan_schema
 from pipeline.storage import Store, open_store
+from pipeline.storage.cache import FileCache
 
 SMALL, MIDDLE, LARGE = (ImagesConfig(size=size) for size in (8, 12, 24))
 
@@ -177,6 +184,58 @@ def test_what_is_not_stored_is_named_otherwise_and_fetched_again(store: Store, p
     last = shard_of(photos, LARGE, model_id="last", kept={keeping.pixels_name})
     assert last.pixels_name == keeping.pixels_name
     assert worker_of(store, photos, (LARGE,), (LARGE,))(last).fetched == 0
+
+
+def fused(*sizes: int, **options: Any) -> FusionConfig:
+    """Return a fusion of three members, as the training would resolve it; the second sees two of the sizes."""
+    vae = {"kind": "vae", "latent_dim": 3, "channels": [4, 8]}
+    grey = {"kind": "descriptor", "cell": 4, "grey": True, "read_out": {"dims": None}}
+    ways = [{"size": size, "fit": "crop"} for size in sizes]
+    inner = {
+        "kind": "fusion", "members": ["d" * 64, "e" * 64], "centre": False,
+        "parts": [{"model": grey, "images": ways[:1]}, {"model": vae, "images": ways[1:2]}],
+    }  # fmt: skip
+    parts = [
+        {"model": vae, "images": ways[2:]}, {"model": inner, "images": ways[:2]}, {"model": grey, "images": ways[1:2]},
+    ]  # fmt: skip
+    members = [letter * 64 for letter in "abc"]
+    return FusionConfig.model_validate({"kind": "fusion", "members": members, "parts": parts, **options})
+
+
+def batches(photos: Counting, *images: ImagesConfig) -> tuple[Tensor, ...]:
+    usable = [data for uri, data in sorted(photos.photos.items()) if uri != "u3"]
+    seen = (np.stack([decode(data, each) for data in usable]) for each in images)
+    return tuple(torch.from_numpy(each).permute(0, 3, 1, 2).contiguous() for each in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("operators_of_onnx")
+def test_a_query_by_photo_of_several_sizes_is_what_torch_says(store: Store, photos: Counting, tmp_path: Path) -> None:
+    config = fused(16, 24, 32, centre=True, scale="mean_norm")
+    transforms = config.transforms(ImagesConfig(size=99, max_bytes=50_000))
+    assert [(each.size, each.fit, each.max_bytes) for each in transforms] == [
+        (size, "crop", 50_000) for size in (32, 16, 24)
+    ]
+    assert config.places() == ((0,), (1, 2), (2,))
+    torch.manual_seed(0)
+    model = build_model(config, image_size=32).eval()
+    assert model.image_sizes == (32, 16, 24)
+    given = batches(photos, *transforms)
+    model.fit([Batch(given[0], others=given[1:])])
+    wanted = model.encode(given).mean.detach().numpy()
+    # Negative control: sizes in another order are no photos of these members.
+    with pytest.raises((RuntimeError, AssertionError)):
+        model.encode(given[::-1])
+    model_id = save_bundle(store, model, config, images_values(transforms), train_key="a" * 64, card={})
+    assert load_bundle(store, model_id).transforms == transforms
+    facts = json.loads(store.get(f"models/{model_id}/config.json"))
+    assert [each["size"] for each in facts["images"]] == [32, 16, 24]
+    manifest: Any = SimpleNamespace(model_id=model_id, bundle_config=None, encoder=None)
+    encoder = PhotoEncoder(store, FileCache(tmp_path), manifest)
+    found = np.concatenate([encoder(data) for uri, data in sorted(photos.photos.items()) if uri != "u3"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"invariant_to compares views .* in 3 ways"):
+        build_model(fused(16, 24, 32, read_out={"invariant_to": {}}), image_size=32)
 
 
 def test_an_id_says_what_is_stored_and_how_long_it_is_kept_is_no_part_of_it() -> None:

@@ -85,6 +85,6 @@ def test_a_large_catalogue_is_not_read_whole(job: TrainJob, monkeypatch: pytest.
     seen: list[int] = []
     monkeypatch.setattr(MAE, "fit", lambda model, batches: seen.extend(len(batch.images) for batch in batches))
     monkeypatch.setattr("pipeline.training.worker._FIT_BATCH", 7)
-    monkeypatch.setattr("pipeline.training.worker._FIT_PHOTOS", 10)
+    monkeypatch.setattr("pipeline.training.worker.FIT_PHOTOS", 10)
     run_rank(job, Ranks())
     assert seen == [7, 3]

@@ -1,0 +1,77 @@
+"""Photos of a release as pixels: from its kept parts, and where none are kept once more from where the photos lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..catalogue import CatalogueConfig, PhotoReader
+from ..encoding import PhotoDecoder
+from ..images import ImagesConfig
+from ..parts import read_part
+from ..schema import PHOTOS, pixels_column
+from ..storage import Files, Store
+
+_KEYS = ("item_id", "uri")
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Where photos come from. images: how they become pixels; number: which of a part's transforms that is.
+
+    plan_rows: schema.plan_schema of the run that made the release, which says where photos lie; None: photos whose
+    pixels are not kept cannot be had.
+    """
+
+    store: Store
+    images: ImagesConfig
+    number: int = 0
+    files: Files | None = None
+    catalogue: CatalogueConfig | None = None
+    plan_rows: pa.Table | None = None
+
+    def read(self, items: pa.Table, rows: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Return row -> uint8 [size, size, 3] of those rows of items that can be had.
+
+        Raises Unavailable, Forbidden as the reader does when it is no photo's fault.
+        """
+        found = self._kept(items, rows)
+        missing = [row for row in rows if row not in found]
+        if missing and self.files is not None and self.catalogue is not None and self.plan_rows is not None:
+            found |= self._fetched(items, missing, self.files, self.catalogue, self.plan_rows)
+        return found
+
+    def _kept(self, items: pa.Table, rows: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        by_part: dict[str, list[tuple[int, int]]] = {}
+        for row in rows:
+            part = items["pixels_part"][row].as_py()
+            if part is not None:
+                by_part.setdefault(part, []).append((row, items["pixels_row"][row].as_py()))
+        found: dict[int, NDArray[np.uint8]] = {}
+        name, size = pixels_column(self.number), self.images.size
+        for part, places in by_part.items():
+            column = read_part(self.store, part, [name])[name]
+            for row, place in places:
+                found[row] = np.frombuffer(column[place].as_py(), np.uint8).reshape(size, size, 3)
+        return found
+
+    def _fetched(
+        self, items: pa.Table, rows: Sequence[int], files: Files, catalogue: CatalogueConfig, plan_rows: pa.Table
+    ) -> dict[int, NDArray[np.uint8]]:
+        wanted = items.select(_KEYS).take(pa.array(rows, pa.int64())).to_pylist()
+        asked = {(each["item_id"], each["uri"]): row for each, row in zip(wanted, rows, strict=True)}
+        pairs = zip(*(plan_rows[name].to_pylist() for name in _KEYS), strict=True)
+        places = [(place, asked[pair]) for place, pair in enumerate(pairs) if pair in asked]
+        photos = plan_rows.select([name for name in PHOTOS.names if name in plan_rows.column_names])
+        reader = PhotoReader(files, catalogue, max_bytes=self.images.max_bytes)
+        decoded = PhotoDecoder(reader, self.images)(photos.take(pa.array([place for place, _ in places], pa.int64())))
+        size = self.images.size
+        return {
+            row: np.frombuffer(seen.as_py(), np.uint8).reshape(size, size, 3)
+            for (_, row), seen in zip(places, decoded["pixels"], strict=True)
+            if seen.is_valid
+        }

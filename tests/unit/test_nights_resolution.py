@@ -1,0 +1,151 @@
+"""Nights of models that see photos in sizes of their own: each is fetched once, and stored where it is trained on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.__main__ import main
+from pipeline.catalogue import PhotoReader
+from pipeline.errors import PhotoRefused
+from pipeline.images import ImagesConfig, transform_id
+from pipeline.models.bundle import load_bundle
+from pipeline.release import read_manifest
+from pipeline.release.tables import read_table
+from pipeline.storage import Store, open_store
+
+ITEMS = 40
+SMALL = "{dims: 4}"
+
+
+def counting(found: Counter[str]) -> type[PhotoReader]:
+    """Return a reader that notes in `found` how often each photo was asked for."""
+
+    class Counting(PhotoReader):
+        def read(self, photos: pa.Table) -> list[bytes | PhotoRefused]:
+            found.update(Path(uri).name for uri in photos["uri"].to_pylist())
+            return super().read(photos)
+
+    return Counting
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    for number in range(ITEMS):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 52, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
+    rows = "".join(f"item-{number:02d},{number:02d}.png\n" for number in range(ITEMS))
+    (tmp_path / "catalogue.csv").write_text("item_id,image\n" + rows)
+    return tmp_path
+
+
+@pytest.fixture
+def store(shop: Path) -> Store:
+    return open_store(str(shop / "store"))
+
+
+@pytest.fixture
+def night(
+    shop: Path, stages_here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
+    """Run a night in this process; `reads` of its answer: how often photos were fetched, `shown`: for the page."""
+    stages_here.run_stages_here(monkeypatch)
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(shop))
+    reads, shown = Counter[str](), Counter[str]()
+    monkeypatch.setattr("pipeline.encoding.config.PhotoReader", counting(reads))
+    monkeypatch.setattr("pipeline.quality.pictures.PhotoReader", counting(shown))
+
+    def run(name: str, *words: str, expect: int = 0) -> dict[str, Any]:
+        settings = [f"store={shop / 'store'}", f"catalogue.source={shop / 'catalogue.csv'}", "train.validation=0"]
+        reads.clear()
+        shown.clear()
+        capsys.readouterr()
+        code = main(["refresh", "--json", "--run", name, "--retrain", *settings, "encode.shard_rows=10", *words])
+        out, err = capsys.readouterr()
+        assert code == expect, f"exit {code}\n{out}\n{err}"
+        return {**json.loads(out), "reads": dict(reads), "shown": dict(shown)}
+
+    return run
+
+
+def descriptor(size: int, *words: str) -> list[str]:
+    return ["model.kind=descriptor", f"images.size={size}", "model.cell=4", "model.read_out={dims: null}", *words]
+
+
+def parts(store: Store, kind: str) -> Counter[str]:
+    return Counter(entry.name.split("/")[1] for entry in store.list(f"{kind}/"))
+
+
+ONCE = {f"{number:02d}.png": 1 for number in range(ITEMS)}
+
+
+def test_what_learns_nothing_fetches_once_and_stores_no_pixels(night: Callable[..., Any], store: Store) -> None:
+    first = night("1", *descriptor(16))
+    assert first["reads"] == ONCE
+    assert first["shown"], "the page shows a few, which it asks for once more"
+    assert set(first["shown"].values()) == {1}
+    assert parts(store, "pixels") == {}
+    transform = transform_id(ImagesConfig(size=16))
+    assert parts(store, "photos") == {transform: 4}
+    items = read_table(store, read_manifest(store, first["release"]), "items")
+    assert items["pixels_part"].null_count == items["pixels_row"].null_count == ITEMS
+    # Another model: nothing is there to encode from, so each photo is fetched once more.
+    second = night("2", *descriptor(16, "model.grey=true"))
+    assert second["reads"] == ONCE
+    assert night("3", *descriptor(16, "model.grey=true"))["reads"] == {}, "a night that carries on fetches nothing"
+    # `always`: the third model is made of what the second night stored.
+    night("4", *descriptor(16, "model.cell=8", "images.keep=always"))
+    assert parts(store, "pixels") == {transform: 4}
+    assert night("5", *descriptor(16))["published"]
+    kept = night("6", *descriptor(16, "model.cell=2", "images.keep=always"))
+    assert kept["reads"] == {}
+
+
+def test_what_fits_stores_what_it_fits_on_and_fetches_each_photo_once(
+    night: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.planning.resolution.FIT_PHOTOS", 15)
+    first = night("1", *descriptor(16, f"model.read_out={SMALL}"))
+    assert first["reads"] == ONCE
+    transform = transform_id(ImagesConfig(size=16))
+    assert (parts(store, "pixels"), parts(store, "photos")) == ({transform: 2}, {transform: 2})
+    card = store.get(f"models/{first['model_id']}/card.md").decode()
+    assert "| photos | 20 |" in card
+    items = read_table(store, read_manifest(store, first["release"]), "items")
+    assert items["pixels_part"].null_count == 20
+
+
+def test_a_training_night_stores_its_pixels_and_encodes_from_them(night: Callable[..., Any], store: Store) -> None:
+    tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
+    assert night("1", *tiny, "images.keep=never")["reads"] == ONCE
+    assert parts(store, "photos") == {}, "what a training reads is there, whatever is kept"
+    assert night("2", *tiny, "model.beta=2.0")["reads"] == {}
+
+
+def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., Any], store: Store) -> None:
+    tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
+    ids = [
+        night("a", *descriptor(32), "publish.channel=a")["model_id"],
+        night("b", *tiny, "publish.channel=b")["model_id"],
+        night("c", *descriptor(48), "publish.channel=c")["model_id"],
+    ]
+    fusion = ["model.kind=fusion", f"model.members=[{', '.join(ids)}]", "model.read_out={dims: 5}"]
+    done = night("fused", *fusion)
+    assert (done["reads"], done["shown"]) == (ONCE, {})
+    bundle = load_bundle(store, done["model_id"])
+    assert [images.size for images in bundle.transforms] == [32, 16, 48]
+    assert isinstance(bundle.images, list)
+    assert bundle.model.image_sizes == (32, 16, 48)
+    several = transform_id(*(ImagesConfig(size=size) for size in (32, 16, 48)))
+    assert read_manifest(store, done["release"]).transform_id == several
+    assert parts(store, "pixels")[several] == 4, "it fits on all of these few"
+    # A night later nothing is fetched, and a size of the run's own section says nothing.
+    assert night("later", *fusion)["reason"] == "nothing to do"
