@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..models.base import Batch
 from ..models.conditions import NO_CATEGORY
 from .dealing import Piece, cut, deal
-from .part_cache import FeatureReader, PartReader
+from .part_cache import PartReader
 from .part_rows import PartRows
 from .row_draws import Balanced, EveryRow, Sampling
 
@@ -61,8 +61,7 @@ class Loader(Protocol):
 class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
-    reader: its image_size is 0 where no pixels are wanted; features: reads what a teacher says of each photo. balance:
-    every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
+    balance: every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
     categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
     for validation only. Raises InputError when there are fewer photos than ranks.
     """
@@ -78,7 +77,6 @@ class PixelLoader:
         seed: int,
         window_parts: int,
         balance: bool = False,
-        features: FeatureReader | None = None,
     ) -> None:
         ordered = sorted(pixels, key=lambda part: part.place)
         self._pixels = _side(ordered, held_out=False)
@@ -90,7 +88,6 @@ class PixelLoader:
             raise InputError(_too_few(self.num_photos, self.num_held_out, world_size))
         self._sampling = _sampling(self._pixels, balance=balance, seed=seed)
         self._reader = reader
-        self._features = features
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
@@ -119,7 +116,7 @@ class PixelLoader:
 
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
-        sizes, reader = (self._reader.image_size, *self._reader.others), self._features
+        sizes, reader = (self._reader.image_size, *self._reader.others), self._reader.features
         seen = [np.empty((len(places), 3, size, size), np.uint8) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
         features = np.empty((len(places), reader.numbers), np.float32) if reader else None

@@ -114,18 +114,21 @@ def cache_folder(name: str) -> Path:
 class PartReader:
     """Reads chosen rows of pixel parts into channel-first arrays.
 
-    image_size: height and width in pixels; others: those of the further sizes that the parts hold.
+    image_size: height and width in pixels, 0 where no pixels are wanted; others: those of the further sizes that the
+    parts hold. features: what reads what a teacher says of the same photos, where they have one.
     """
 
     others: tuple[int, ...] = ()
+    features: FeatureReader | None = None
 
-    def __init__(self, cache: PartCache, image_size: int, *others: int) -> None:
+    def __init__(self, cache: PartCache, image_size: int, *others: int, features: FeatureReader | None = None) -> None:
         self.image_size, self.others = image_size, others
+        self.features = features
         self._cache = cache
 
     def blind(self) -> PartReader:
-        """Return a reader of no pixels, for which there is nothing to fetch."""
-        return PartReader(self._cache, 0)
+        """Return a reader of features alone."""
+        return PartReader(self._cache, 0, features=self.features)
 
     def read_into(
         self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64], number: int = 0

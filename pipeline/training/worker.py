@@ -123,11 +123,11 @@ def run_rank(
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    read = _readers(job, cache)
-    loop = _loop(job, ranks, read, line) if MODELS[job.model.kind][1].trains else None
-    trained = loop.run() if loop else _model(job, ranks, read, fresh=True)
+    reader = _reader(job, cache)
+    loop = _loop(job, ranks, reader, line) if MODELS[job.model.kind][1].trains else None
+    trained = loop.run() if loop else _model(job, ranks, reader, fresh=True)
     ranks.wait_for_all()
-    bundled = _bundled(job, trained, read, ranks.device) if ranks.is_first else None
+    bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
     if first_here:
         cache.remove()
     if bundled is None:
@@ -155,10 +155,10 @@ def run_rank(
     )
 
 
-def _loop(job: TrainJob, ranks: Ranks, read: _Readers, line: Line) -> Loop:
+def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
     """Return the loop of one rank over its share of the pixels."""
     loader = PixelLoader(
-        read.pixels,
+        reader,
         job.pixels,
         batch_size=job.train.worker_batch_size,
         rank=ranks.rank,
@@ -166,13 +166,12 @@ def _loop(job: TrainJob, ranks: Ranks, read: _Readers, line: Line) -> Loop:
         seed=job.train.seed,
         window_parts=job.train.window_parts,
         balance=job.train.balance,
-        features=read.features,
     )
     return open_loop(
         job,
         ranks,
         loader,
-        build=lambda *, fresh: _model(job, ranks, read, fresh=fresh),
+        build=lambda *, fresh: _model(job, ranks, reader, fresh=fresh),
         inputs=inputs_digest(job.pixels),
         line=line,
     )
@@ -219,25 +218,18 @@ def open_loop(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Readers:
-    """What reads the photos' pixels, of size 0 where the model looks at none, and what reads its teacher's features."""
-
-    pixels: PartReader
-    features: FeatureReader | None
-
-
-def _readers(job: TrainJob, cache: PartCache) -> _Readers:
+def _reader(job: TrainJob, cache: PartCache) -> PartReader:
+    """Return what reads the photos: their pixels where the model looks at some, and what its teacher says of them."""
     sizes = [images.size for images in job.transforms]
     if job.model.taught_by() is None:
-        return _Readers(PartReader(cache, *sizes), None)
+        return PartReader(cache, *sizes)
     with torch.random.fork_rng(devices=[]):
         model = build_model(job.model, image_size=sizes[0], labels=job.labels)
-    features = FeatureReader(cache, model.num_features)
-    return _Readers(PartReader(cache, *(sizes if model.reads == "photos" else [0])), features)
+    reader = PartReader(cache, *sizes, features=FeatureReader(cache, model.num_features))
+    return reader if model.reads == "photos" else reader.blind()
 
 
-def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device) -> Model:
+def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.device) -> Model:
     """Return the model that becomes the bundle, on the CPU: the trained weights, and what is fitted after them.
 
     Fitted on the same photos in the same order whatever the number of workers.
@@ -247,22 +239,21 @@ def _bundled(job: TrainJob, trained: Model, read: _Readers, device: torch.device
     model.load_state_dict(trained.state_dict())
     if not model.fits:
         return model
-    with torch.no_grad(), closing(_some_photos(job, read, device)) as batches:
+    with torch.no_grad(), closing(_some_photos(job, reader, device)) as batches:
         model.to(device).fit(batches)
     return model.to("cpu")
 
 
-def _some_photos(job: TrainJob, read: _Readers, device: torch.device) -> Generator[Batch]:
+def _some_photos(job: TrainJob, reader: PartReader, device: torch.device) -> Generator[Batch]:
     """Yield photos to train on, each once and at most 20,000, the same whatever the number of workers."""
     everything = PixelLoader(
-        read.pixels,
+        reader,
         job.pixels,
         batch_size=_FIT_BATCH,
         rank=0,
         world_size=1,
         seed=job.train.seed,
         window_parts=job.train.window_parts,
-        features=read.features,
     )
     photos = min(everything.num_photos, FIT_PHOTOS)
     with closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
@@ -277,7 +268,7 @@ def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Itera
         photos -= len(batch.images)
 
 
-def _model(job: TrainJob, ranks: Ranks, read: _Readers, *, fresh: bool) -> Model:
+def _model(job: TrainJob, ranks: Ranks, reader: PartReader, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
     model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
@@ -291,8 +282,8 @@ def _model(job: TrainJob, ranks: Ranks, read: _Readers, *, fresh: bool) -> Model
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     if model.prepares and fresh:
-        blind = replace(read, pixels=read.pixels.blind())  # what is set before the first step is about features alone
-        with closing(_some_photos(job, blind, torch.device("cpu"))) as batches:
+        # What is set before the first step is about features alone.
+        with closing(_some_photos(job, reader.blind(), torch.device("cpu"))) as batches:
             model.prepare(batches)
     return model
 

@@ -182,7 +182,7 @@ def parts() -> tuple[Store, list[PartRows]]:
 def loader(store: Store, parts: list[PartRows], folder: object, *, side: int = SIZE, **kw: int) -> PixelLoader:
     cache = PartCache(store, folder)  # type: ignore[arg-type]
     options = {"batch_size": 8, "rank": 0, "world_size": 1, "seed": 3, "window_parts": 2, **kw}
-    return PixelLoader(PartReader(cache, side), parts, features=FeatureReader(cache, NUMBERS), **options)  # type: ignore[arg-type]
+    return PixelLoader(PartReader(cache, side, features=FeatureReader(cache, NUMBERS)), parts, **options)  # type: ignore[arg-type]
 
 
 class TestLoader:
