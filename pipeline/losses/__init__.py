@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
-from .contrastive import info_nce, info_nce_in_batch, nt_xent, triplet
+from .contrastive import info_nce, info_nce_in_batch, nt_xent, sup_con, triplet
 from .distillation import balanced_shares, centred_shares, distillation
 from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
@@ -35,5 +35,6 @@ __all__ = [
     "reparameterise",
     "ssim",
     "ssim_loss",
+    "sup_con",
     "triplet",
 ]

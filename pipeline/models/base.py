@@ -201,6 +201,8 @@ class Model(nn.Module, ABC):
     reads: Literal["photos", "codes", "features"] = "photos"  # what of a batch the model is about
     compares: ClassVar[bool] = False  # whether the loss is about photos of a batch together
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
+    takes_categories: ClassVar[bool] = False  # whether `supervised` says something to its loss
+    supervised: bool = False  # the loss is to bring photos of one category (a batch's condition) together
     fits: bool = False  # whether `fit` has something to do
     prepares: bool = False  # whether `prepare` has something to do
     num_features: int = 0  # D of the `Batch.features` that a training needs; 0: it needs none
@@ -287,6 +289,10 @@ class Model(nn.Module, ABC):
 
         Called in evaluation mode before the bundle is written, on one rank, with each of up to 20,000 photos once.
         """
+
+    def told(self) -> dict[str, Any]:
+        """Return what `fit` has chosen, for the model's card: a mapping for each section."""
+        return {}
 
     def blank(self) -> Batch:
         """Return the plainest batch of one that `forward` takes, without a category: a black photo, features of 0."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..catalogue.ordering import as_numpy, ranks
 from ..encoding import FeaturePart, LivingRows
 from ..errors import ConfigError, InputError
+from ..models import MODELS
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields
 from ..training import FeatureRows, PartRows, TrainConfig
@@ -58,6 +59,19 @@ def check_training_columns(rows: pa.Table, config: NightSettings) -> None:
         raise ConfigError(
             "train.balance draws every category equally often, and catalogue.category is not set; set it to one of "
             f"the columns {', '.join(columns)}, or set train.balance to false"
+        )
+    if config.train.supervision == "none":
+        return
+    if not MODELS[config.model.kind][1].takes_categories:
+        kinds = ", ".join(name for name, (_, model) in MODELS.items() if model.takes_categories)
+        raise ConfigError(
+            f"train.supervision is {config.train.supervision!r}, and model.kind {config.model.kind!r} does not learn "
+            f"from categories; name one of {kinds}, or set train.supervision to none"
+        )
+    if config.catalogue.category is None:
+        raise ConfigError(
+            "train.supervision is by category, and catalogue.category is not set; set it to one of the columns "
+            f"{', '.join(columns)}, or set train.supervision to none"
         )
 
 

@@ -138,6 +138,7 @@ def run_rank(
         "photos held out": held_out,
         "steps": loop.total_steps if loop else 0,
         "train": job.train.model_dump(mode="json"),
+        **bundled.told(),
         **_validation_sections(loop.validation if loop else Validation()),
     }
     own = images_values(job.transforms)
@@ -272,6 +273,7 @@ def _model(job: TrainJob, ranks: Ranks, reader: PartReader, *, fresh: bool) -> M
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
     model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
+    model.supervised = job.train.supervision != "none"
     if job.train.init_from is not None and fresh:
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()

@@ -70,7 +70,8 @@ TRAINED = [(name, told) for name, told in CASES if MODELS[CONFIGS[name]["kind"]]
 COMPARING = {"simclr", "moco_v3", "dino", "distilled"}  # whose losses are about more than single photos
 QUEUEING = {"moco"}
 SIZES = [28, 32, 36, 64]
-# One model of each sort of network: an export costs seconds, and no network is written twice.
+# One model of each sort of network: an export costs seconds, and no network is written twice; what a decoder gives back
+# is in no export.
 BACKBONES = ["vae", "simclr", "mae", "descriptor", "vqvae"]
 STEP = Step(0, 10)
 LABELS = ("bags", "hats", "shoes")
@@ -302,7 +303,10 @@ class TestTraining:
 
 
 @pytest.mark.usefixtures("operators_of_onnx")
-@pytest.mark.parametrize(("name", "size"), [(name, 28) for name in CONFIGS] + [(name, 64) for name in BACKBONES])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, 28) for name in CONFIGS if not name.endswith("_to_features")] + [(name, 64) for name in BACKBONES],
+)
 @pytest.mark.slow
 def test_a_bundle_goes_round_and_its_onnx_encoder_agrees(name: str, size: int) -> None:
     store = open_store(f"memory://contract-model-{name}-{size}")

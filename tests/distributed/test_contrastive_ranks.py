@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.losses import info_nce, nt_xent, relation, triplet
+from pipeline.losses import info_nce, nt_xent, relation, sup_con, triplet
 from pipeline.losses.collectives import gather_rows
 
 PHOTOS, WIDTH, STEPS, TEMPERATURE = 16, 12, 3, 0.2
-NAMES = ["nt_xent", "info_nce", "triplet", "relation"]
+NAMES = ["nt_xent", "info_nce", "triplet", "sup_con", "relation"]
 ALONE, DETACHED = "nt_xent of each rank alone", "nt_xent of detached rows"
 RELATION_ALONE = "relation of each rank alone"
 
@@ -49,7 +49,10 @@ class Trained(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         if self.name.startswith("relation"):  # the second photo's numbers are the teacher's features
             return relation(self.encoder(first), second, over_ranks=self.name != RELATION_ALONE)
+        groups = torch.where(first[:, 1] > 0.8, -1, (first[:, 0] > 0).long())  # of the photos, whichever rank has them
         first, second = self.encoder(first), self.encoder(second)
+        if self.name == "sup_con":
+            return sup_con(first, second, groups, TEMPERATURE, over_ranks=True)
         if self.name == DETACHED:
             return detached_nt_xent(first, second)
         if self.name == "info_nce":
