@@ -224,6 +224,7 @@ def test_a_photo_has_the_same_bits_wherever_it_lies(model: SmallModel) -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "descriptor": {"cell": 16, "read_out": {"dims": 8}},
+    "distilled": {"teacher": "a" * 64, "numbers": 12, "cells": 2},
     # A fusion names bundles; this one has what the training fills in.
     "fusion": {
         "members": ["a" * 64, "b" * 64],
