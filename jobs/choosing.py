@@ -56,7 +56,15 @@ def named_candidates(arguments: Arguments, config: Config, names: str | None) ->
             wanted[name] = section[name]
     if len(wanted) < 2:
         raise ConfigError(f"there is one candidate, {', '.join(wanted) or 'none'}; name at least two to choose among")
-    return {name: _named(name, sections, base, wanted) for name, sections in wanted.items()}
+    named = {name: _named(name, sections, base, wanted) for name, sections in wanted.items()}
+    if names is None and not section:  # the config's own model may be one of those that are always compared
+        own = named[config.model.kind].candidate.settings.model
+        named = {
+            name: each
+            for name, each in named.items()
+            if name == config.model.kind or each.candidate.settings.model != own
+        }
+    return named
 
 
 def written(named: Named, others: Mapping[str, Named], header: str) -> dict[str, str]:

@@ -12,6 +12,9 @@ import torch
 import yaml
 
 from jobs.__main__ import main
+from jobs.choosing import named_candidates
+from jobs.command import Arguments
+from jobs.config import load_config
 from pipeline.evaluation.folds import group_difference
 from pipeline.images.render import render_catalogue
 from pipeline.models import build_model
@@ -96,6 +99,25 @@ def test_without_categories_items_and_views_are_found_again(shop: Path, capsys: 
         assert row["view_found"]["photos"] > row["item_found"]["photos"] > 0  # few items have a second photo
         assert 0 < row["view_found"]["mean"] <= 1
         assert "knn" not in row
+
+
+def test_without_names_the_configs_own_model_stands_beside_gradients() -> None:
+    def names(*overrides: str, preset: str = "vae_clothing") -> dict[str, Any]:
+        given = ("store=/s", "catalogue.source=/c.parquet", "train.split_by=maker", *overrides)
+        arguments = Arguments(config=preset, overrides=given)
+        return named_candidates(arguments, load_config(arguments), None)
+
+    found = names()
+    assert list(found) == ["vae", "gradients", "gradients_views"]
+    settings = found["gradients"].candidate.settings
+    assert (settings.model.kind, settings.images.size, settings.train.epochs) == ("descriptor", 64, 20)
+    assert "choose" not in found["vae"].values
+    # A model that is compared anyway is compared once.
+    assert list(names(preset="descriptor_clothing")) == ["descriptor", "gradients_views"]
+    given = Arguments(config="vae_clothing", overrides=("store=/s", "catalogue.source=/c.parquet"))
+    mixed = named_candidates(given, load_config(given), "vae_hog_clothing,descriptor_fashion_mnist")
+    assert [each.candidate.settings.images.size for each in mixed.values()] == [64, 28]
+    assert {each.candidate.settings.train.split_by for each in mixed.values()} == {"sender_id"}  # of the config alone
 
 
 @pytest.mark.parametrize(
