@@ -132,6 +132,7 @@ def test_what_timm_knows_of_an_architecture_need_not_be_told() -> None:
         ("resnet18", "layer2", "layer2", 64),
         ("shufflenet_v2_x0_5", "conv5", "conv5.2", 64),
         ("resnet18", "avgpool", "avgpool", 48),
+        ("squeezenet1_1", "features", "features.12.cat", 64),
     ],
 )
 @torch.no_grad()

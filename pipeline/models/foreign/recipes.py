@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "dinov2_vits14": Recipe(
         "timm",
-        "vit_small_patch14_dinov2",
+        "vit_small_patch14_dinov2.lvd142m",
         "features",
         "Apache-2.0",
         "dinov2_vits14_pretrain.pth, or timm's vit_small_patch14_dinov2.lvd142m",
@@ -92,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "dinov3_vits16": Recipe(
         "timm",
-        "vit_small_patch16_dinov3",
+        "vit_small_patch16_dinov3.lvd1689m",
         "features",
         "DINOv3 License",
         "dinov3_vits16_pretrain_lvd1689m-08c60483.pth, or timm's vit_small_patch16_dinov3.lvd1689m",
@@ -101,7 +101,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "siglip_vitb16": Recipe(
         "timm",
-        "vit_base_patch16_siglip_224",
+        "vit_base_patch16_siglip_224.webli",
         "pooled",
         "Apache-2.0",
         "open_clip's ViT-B-16-SigLIP, or timm's vit_base_patch16_siglip_224.webli",
@@ -109,7 +109,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "openclip_vitb16": Recipe(
         "timm",
-        "vit_base_patch16_clip_224",
+        "vit_base_patch16_clip_224.laion2b",
         "head",
         "MIT",
         "open_clip's ViT-B-16 of laion2b_s34b_b88k, or timm's vit_base_patch16_clip_224.laion2b",
@@ -117,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "clip_vitb16": Recipe(
         "timm",
-        "vit_base_patch16_clip_quickgelu_224",
+        "vit_base_patch16_clip_quickgelu_224.openai",
         "head",
         "MIT",
         "OpenAI's ViT-B-16 as open_clip saves it, or timm's vit_base_patch16_clip_quickgelu_224.openai",
@@ -125,7 +125,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mobileclip_s0": Recipe(
         "timm",
-        "fastvit_mci0",
+        "fastvit_mci0.apple_mclip",
         "head",
         "Apple AMLR",
         "timm's fastvit_mci0.apple_mclip, or open_clip's MobileCLIP-S0",

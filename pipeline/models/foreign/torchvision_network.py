@@ -34,18 +34,21 @@ class TorchvisionNetwork(ForeignNetwork):
             raise ConfigError(
                 f"model.output is {output!r}, which torchvision's {architecture} does not have; {near(output, known)}"
             )
-        at = [node for node in prefixes if _first(nodes, node) <= _last(nodes, output) and node != "x"]
-        wanted = {f"map{number}": node for number, node in enumerate(at)}
+        at = [node for node in prefixes if _last(nodes, node) <= _last(nodes, output) and node != "x"]
+        # By their full names: of two prefixes that mean one node, the library would move one to another node.
+        end = nodes[_last(nodes, output)]
+        wanted = {f"map{number}": nodes[_last(nodes, node)] for number, node in enumerate(at)}
+        wanted = {name: node for name, node in wanted.items() if node != end} | {_OUTPUT: end}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             extractor: Any = create_feature_extractor(full, {**{node: name for name, node in wanted.items()}})
             found = _tried(extractor, architecture, size)
             chosen = _finest_first({name: found[name] for name in wanted})
-            nodes_kept = {wanted[name]: name for name in chosen if wanted[name] != output}
             # One graph for both: the output, and the maps that a perceptual loss may ask for on its way.
-            self.network: Any = create_feature_extractor(full, {**nodes_kept, output: _OUTPUT})
+            kept = {wanted[name]: name for name in chosen}
+            self.network: Any = create_feature_extractor(full, {**kept, end: _OUTPUT})
         self.network.eval()
-        self.maps_at = [_OUTPUT if wanted[name] == output else name for name in chosen]
+        self.maps_at = chosen
 
     def seen(self, values: Tensor) -> Seen:
         """Return what the network says at its output."""
