@@ -9,6 +9,7 @@ from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_
 from .perceptual import feature_distance
 from .rebalance import RunningMean
 from .reconstruction import Reconstruction, bce, mse, reconstruction_loss
+from .relations import relation
 from .ssim import ssim, ssim_loss
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "mse",
     "nt_xent",
     "reconstruction_loss",
+    "relation",
     "reparameterise",
     "ssim",
     "ssim_loss",
