@@ -18,6 +18,7 @@ from pipeline.encoding import (
     ShardResult,
     among,
     ask_again,
+    collect_features,
     collect_pixels,
     collect_rows,
     compact,
@@ -34,11 +35,13 @@ from pipeline.planning import (
     category_told,
     check_training_columns,
     first_shards,
+    fit_settings,
     main_transforms,
     nothing_usable,
     photos_to_learn_from,
     shard_builder,
     stores_pixels,
+    teacher_plan,
     training_rows,
 )
 from pipeline.quality.examining import check_encoded
@@ -70,18 +73,22 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
         context.progress.note(f"train: bundle {found[:12]} answers train key {plan.summary.train_key[:12]}")
         return found
     check_training_columns(plan.rows, config)
+    teacher = _teacher(context, plan, start_ray, chosen)
     rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
     if needed != 0:
         fitting = plan
         if needed is not None and chosen is None:
             fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
-        asked, results = compute(context, fitting, start_ray, stage="pixels", model_id=None)
+        stage = "teacher" if teacher else "pixels"
+        asked, results = compute(context, fitting, start_ray, stage=stage, model_id=teacher)
         context.attempt.check()
         living = collect_pixels(store, asked.rows, asked.shards, results)
         if not living:
             raise nothing_usable(_with_refusals(context, asked))
-        rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config)
-    context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation")
+        seen = collect_features(store, asked.shards, results) if teacher else None
+        rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config, seen)
+    unseen = f", {rows.unseen:,} left out, of which the teacher says nothing" if rows.unseen else ""
+    context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation{unseen}")
     start_ray()
     job = TrainJob(
         store=store,
@@ -93,11 +100,22 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
         run_dir=f"runs/{context.run.name}",
         attempt=context.attempt.number,
         train_key=plan.summary.train_key,
+        teacher=teacher,
         exports=not context.here,
     )
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
         train = train_here if context.here else train_job
         return train(job, progress=context.progress.training)
+
+
+def _teacher(context: Context, plan: Plan, start_ray: StartRay, chosen: NDArray[np.bool_] | None) -> str | None:
+    """Return the model_id of the model's teacher, made now where the config describes it; None where it has none."""
+    asked = context.config.model.taught_by()
+    if asked is None or isinstance(asked, str):
+        return asked
+    config = context.config.model_copy(update={"model": asked, "train": fit_settings(context.config.train)})
+    its_plan = teacher_plan(plan, config, context.store, chosen)
+    return train_model(replace(context, config=config), its_plan, start_ray, chosen=chosen)
 
 
 def _with_refusals(context: Context, asked: Asked) -> pa.Table:
@@ -140,13 +158,13 @@ def compute(
 
     Without a model only the shards whose photos have to be fetched. A model of other sizes than the plan's own, a
     teacher, has them decoded in the same pass; photos are fetched for it where it has no latents yet. Stages before
-    `encode` store the pixels, which a training reads. Raises what `FailureLimits.check` does when more
+    `encode` store the pixels where a training reads them. Raises what `FailureLimits.check` does when more
     photos fail than are photos' fault.
     """
     config, store = context.config, context.store
     known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     transforms = main_transforms(config, store, known)
-    stores = stage != "encode" or stores_pixels(config)
+    stores = stores_pixels(config) or (stage != "encode" and config.model.trains_on_pixels)
     with context.watch.stage(stage):
         asked = ask_again(
             store,

@@ -12,6 +12,7 @@ from ..column_types import is_text, unpacked
 
 _SCHEME = r"(?s)^(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)(?P<rest>://.*)$"
 _WEB = r"(?s)^(?P<host>https?://[^/?#]*)(?P<rest>.*)$"
+_CAPITAL_SCHEME, _CAPITAL_HOST = r"^[a-z0-9+.\-]*[A-Z][A-Za-z0-9+.\-]*://", r"^https?://[^/?#]*[A-Z]"
 # Where an address that is not relative begins.
 _BEGINNING = r"(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//"
 _CUT = "\x1e"
@@ -41,7 +42,9 @@ def plain_addresses(cells: pa.Array) -> pa.Array:
     relative = pc.starts_with(cells, "//")
     if pc.any(relative).as_py():
         cells = pc.if_else(relative, pc.binary_join_element_wise("https:", cells, ""), cells)
-    for capitals, parts in ((r"^[a-z0-9+.\-]*[A-Z][A-Za-z0-9+.\-]*://", _SCHEME), (r"^https?://[^/?#]*[A-Z]", _WEB)):
+    if not pc.any(pc.match_substring_regex(cells, f"{_CAPITAL_SCHEME}|{_CAPITAL_HOST}")).as_py():
+        return cells
+    for capitals, parts in ((_CAPITAL_SCHEME, _SCHEME), (_CAPITAL_HOST, _WEB)):
         found = pc.match_substring_regex(cells, capitals)
         if pc.any(found).as_py():
             both = pc.extract_regex(cells, parts)

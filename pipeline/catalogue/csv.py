@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -31,6 +31,8 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _ROUNDED = r"^-?[0-9]{16,}"  # doubles do not hold all of these digits
 _SHOWN = 5
+_FIRST = 1000
+_RARE_SPACES = b"\x1c\x1d\x1e\x1f"  # white space to Unicode, not to ASCII
 
 
 def csv_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) -> Iterator[pa.Table]:
@@ -79,20 +81,24 @@ def typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of text as booleans, integers or floats when every value is one, exactly; else as it is."""
     if column.null_count == len(column):
         return column
-    lower = pc.utf8_lower(column)
-    if _all(pc.is_in(lower, value_set=pa.array(["true", "false"])), column):
-        return pc.equal(lower, "true")
-    if _all(pc.match_substring_regex(column, _INTEGER), column):
+    if _holds(column, lambda part: pc.is_in(pc.utf8_lower(part), value_set=pa.array(["true", "false"]))):
+        return pc.equal(pc.utf8_lower(column), "true")
+    if _holds(column, lambda part: pc.match_substring_regex(part, _INTEGER)):
         return column.cast(pa.int64())
-    if _all(pc.match_substring_regex(column, _NUMBER), column):
+    if _holds(column, lambda part: pc.match_substring_regex(part, _NUMBER)):
         numbers = column.cast(pa.float64())
         finite = pc.all(pc.is_finite(numbers)).as_py()
         return numbers if finite and not pc.any(pc.match_substring_regex(column, _ROUNDED)).as_py() else column
     return column
 
 
-def _all(matches: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
-    return bool(pc.all(pc.or_(pc.fill_null(matches, False), pc.is_null(column))).as_py())
+def _holds(column: pa.ChunkedArray, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> bool:
+    """Return whether every value passes a test; of most columns that do not, the first few already say so."""
+    return _all(test, column.slice(0, _FIRST)) and _all(test, column)
+
+
+def _all(test: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.or_(pc.fill_null(test(column), False), pc.is_null(column))).as_py())
 
 
 def _distinct(names: tuple[str, ...], config: CatalogueConfig, tally: Tally) -> list[str]:
@@ -145,7 +151,8 @@ def _parsed(block: Block, wanted: list[str], dialect: Dialect, file: str, tally:
     if misfits.count:
         raise InputError(_ragged(misfits, block, dialect, file))
     _check_count(block, table.num_rows + len(misfits.empty), file)
-    table = pa.table([_trimmed(column, dialect) for column in table.columns], names=wanted)
+    ascii_only = block.data.isascii() and not any(byte in block.data for byte in _RARE_SPACES)
+    table = pa.table([_trimmed(column, dialect, ascii_only=ascii_only) for column in table.columns], names=wanted)
     return _without_empty_rows(table, block, dialect, misfits.empty, tally, file)
 
 
@@ -176,8 +183,9 @@ def _cells(block: Block, wanted: list[str], dialect: Dialect, misfits: _Misfits 
     )
 
 
-def _trimmed(column: pa.ChunkedArray, dialect: Dialect) -> pa.ChunkedArray:
-    trimmed = pc.utf8_trim_whitespace(column)
+def _trimmed(column: pa.ChunkedArray, dialect: Dialect, *, ascii_only: bool) -> pa.ChunkedArray:
+    # Both give the same of such text; the first takes half the time.
+    trimmed = pc.ascii_trim_whitespace(column) if ascii_only else pc.utf8_trim_whitespace(column)
     if len(dialect.delimiter.encode()) > 1:
         trimmed = pc.replace_substring(trimmed, dialect.byte.decode(), dialect.delimiter)
     if trimmed.nbytes < column.nbytes:

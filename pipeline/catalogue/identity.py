@@ -51,8 +51,10 @@ _STAMP = re.compile(r"\d{9,13}-.{8,}")
 def identities(addresses: pa.Array, rule: UriIdentity) -> pa.Array:
     """Return which photo each web address names; any other URI as it is. `rule`: see catalogue.uri_identity."""
     web = pc.match_substring_regex(addresses, r"^(?i:https?)://")
+    if rule == "full" or not pc.any(web).as_py():
+        return addresses
     longer = pc.fill_null(pc.and_(web, pc.match_substring_regex(addresses, r"[?@]")), False)
-    if rule == "full" or not pc.any(longer).as_py():
+    if not pc.any(longer).as_py():
         return addresses
     named = [identity(address, rule) for address in addresses.filter(longer).to_pylist()]
     return pc.replace_with_mask(addresses, longer, pa.array(named, addresses.type))

@@ -61,6 +61,8 @@ def _without_data(uris: pa.Array) -> pa.Array:
 
 def _without_dots(uris: pa.Array) -> pa.Array:
     """Resolve `.` and `..` in paths, so that one photo has one URI; one that leads out of its bucket stays as it is."""
+    if not pc.any(pc.match_substring(uris, "/.")).as_py():  # they are absolute, so that every such part begins so
+        return uris
     dotted = pc.and_(pc.match_substring_regex(uris, _DOTS), pc.invert(pc.match_substring_regex(uris, _NO_PATH)))
     if not pc.any(dotted).as_py():
         return uris

@@ -2,7 +2,7 @@
 
 from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
-from .collect import LivingRows, among, collect_pixels, collect_rows
+from .collect import FeaturePart, LivingRows, among, collect_features, collect_pixels, collect_rows
 from .compact import compact
 from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Reader
@@ -18,6 +18,7 @@ __all__ = [
     "EncodeConfig",
     "EncodeJob",
     "Encoder",
+    "FeaturePart",
     "FetchLimits",
     "LivingRows",
     "PhotoDecoder",
@@ -30,6 +31,7 @@ __all__ = [
     "ask_again",
     "assign_shards",
     "build_shards",
+    "collect_features",
     "collect_pixels",
     "collect_rows",
     "compact",

@@ -118,6 +118,30 @@ def among(living: Sequence[LivingRows], chosen: npt.NDArray[np.bool_]) -> list[L
     return [LivingRows(part.part, part.rows[mine], part.plan_rows[mine]) for part, mine in kept if mine.any()]
 
 
+@dataclass(frozen=True, slots=True)
+class FeaturePart:
+    """A teacher's latents part (full name on the store) of a pixels part, and the row there of each of its rows."""
+
+    part: str
+    pixels_rows: npt.NDArray[np.int32]
+
+
+def collect_features(
+    store: Store, shards: Sequence[Shard], results: Iterable[ShardResult]
+) -> dict[str, list[FeaturePart]]:
+    """Return where the features of photos lie that a teacher has encoded, by the name of the photos' pixels part.
+
+    The latents of one pixels part may lie in several. Photos that the decoder or the teacher refused are in none.
+    """
+    done = {result.number: result.latents for result in results}
+    made = [(shard.pixels_name, part) for shard in shards if (part := done.get(shard.number)) is not None]
+    rows = in_threads(lambda pair: read_part(store, pair[1].name, ["pixels_row"])["pixels_row"], made)
+    found: dict[str, list[FeaturePart]] = {}
+    for (pixels, part), column in zip(made, rows, strict=True):
+        found.setdefault(pixels, []).append(FeaturePart(part.name, as_numpy(column).astype(np.int32)))
+    return found
+
+
 def _living(part: str, rows: npt.NDArray[np.integer], plan_rows: Positions) -> LivingRows:
     return LivingRows(part, rows.astype(np.int32), plan_rows.astype(np.int32))
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import CodebooksError, IntegrityError, PhotoRefused
-from ..images import ImagesConfig, decode
+from ..images import ImagesConfig, decode_each
 from ..keys import digest_of
 from ..schema import pixels_column, pixels_schema
 from .shards import Killer
@@ -90,7 +90,7 @@ class PhotoDecoder:
         if isinstance(answer, PhotoRefused):
             return answer
         try:
-            return digest_of(answer), [decode(answer, images) for images in self.images]
+            return digest_of(answer), decode_each(answer, *self.images)
         except PhotoRefused as refused:
             return refused
         except (CodebooksError, ImportError):  # our mistake or a missing Pillow: every photo would be refused for it

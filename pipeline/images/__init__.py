@@ -6,6 +6,6 @@ Importing this room needs neither Pillow nor torch: the reader imports it for ph
 from __future__ import annotations
 
 from .config import TRANSFORM_VERSION, ImagesConfig, transform_id
-from .decode import REASONS, decode
+from .decode import REASONS, decode, decode_each
 
-__all__ = ["REASONS", "TRANSFORM_VERSION", "ImagesConfig", "decode", "transform_id"]
+__all__ = ["REASONS", "TRANSFORM_VERSION", "ImagesConfig", "decode", "decode_each", "transform_id"]

@@ -36,13 +36,18 @@ class ViewsConfig(BaseModel):
 
 
 def two_views(images: Tensor, config: ViewsConfig) -> Tensor:
-    """Return two views of photos, uint8 [B, 3, H, W], as uint8 [2 B, 3, H, W]: one view of each, then the other.
+    """Return two views of photos, uint8 [B, 3, H, W], as uint8 [2 B, 3, H, W]: one view of each, then the other."""
+    return one_view(images.repeat(2, 1, 1, 1), config)
+
+
+def one_view(images: Tensor, config: ViewsConfig) -> Tensor:
+    """Return a random view of each photo, uint8 [B, 3, H, W].
 
     Every view is drawn for itself, on the photos' device and by its generator, so a training that restores it repeats
     them. What SimCLR does (Chen et al. 2020, arXiv 2002.05709, appendix A), always in this order: crop and flip,
     brightness, contrast, saturation, hue, grey, blur.
     """
-    views = images.repeat(2, 1, 1, 1).float() / 255.0
+    views = images.float() / 255.0
     device = images.device
     # Drawn whether wanted or not: switching one change off leaves the other ones as they were.
     area, aspect, across, down, flip, bright, contrast, saturation, hue, grey, blur, sigma = torch.rand(

@@ -54,10 +54,36 @@ def decode(data: bytes, config: ImagesConfig) -> Pixels:
 
     Raises PhotoRefused("decode", reason, detail), reason from `REASONS`, for bytes that cannot be used.
     """
-    kind = _recognise(data, config)
+    return decode_each(data, config)[0]
+
+
+def decode_each(data: bytes, *configs: ImagesConfig) -> list[Pixels]:
+    """Return the pixels of a photo as each of some configs has them, the same as of each alone; raises as `decode`.
+
+    The file is decoded once for all that need it at one scale: of a JPEG mostly once each, of other formats once. The
+    limits are those of the first.
+    """
+    kind = _recognise(data, configs[0])
+    loaded: dict[object, tuple[Image, Box, int]] = {}
+    found = []
     with _pillow_warnings(kind):
-        image, box, orientation = _load(kind, data, config)
-    return _fit(image, box, orientation, config)
+        for config in configs:
+            scale = _scale(kind, data, config) if len(configs) > 1 else None
+            if scale not in loaded:
+                loaded[scale] = _load(kind, data, config)
+            found.append(_fit(*loaded[scale], config))
+    return found
+
+
+def _scale(kind: str, data: bytes, config: ImagesConfig) -> object:
+    """Return what tells at which scale a file is decoded, by its header alone."""
+    if kind != "JPEG":
+        return None
+    try:
+        image = _open(kind, data)
+        return _reduce(image, config), image.size
+    except Exception:  # noqa: BLE001 - a broken header: `_load` meets it too, and says what it is
+        return None
 
 
 def _recognise(data: bytes, config: ImagesConfig) -> str:

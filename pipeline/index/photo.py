@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ConfigError, InputError, IntegrityError, NotFound
-from ..images import ImagesConfig, decode
+from ..images import ImagesConfig, decode_each
 from ..release import FileEntry, Manifest
 from ..storage import Store
 from ..storage.cache import FileCache
@@ -58,7 +58,7 @@ class PhotoEncoder:
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when Pillow is not installed.
         """
         try:
-            pixels = [decode(data, images) for images in self._images]
+            pixels = decode_each(data, *self._images)
         except ImportError as error:
             raise ConfigError(
                 "a query by photo needs Pillow to decode it, which is not installed; run `pip install pillow`, or "

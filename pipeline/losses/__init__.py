@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .commitment import codebook_loss, commitment
-from .contrastive import info_nce, info_nce_in_batch, nt_xent, triplet
+from .contrastive import info_nce, info_nce_in_batch, nt_xent, sup_con, triplet
 from .distillation import balanced_shares, centred_shares, distillation
 from .gaussian import active_units, kl_per_dimension, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from .perceptual import feature_distance
 from .rebalance import RunningMean
 from .reconstruction import Reconstruction, bce, mse, reconstruction_loss
+from .relations import relation
 from .ssim import ssim, ssim_loss
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "mse",
     "nt_xent",
     "reconstruction_loss",
+    "relation",
     "reparameterise",
     "ssim",
     "ssim_loss",
+    "sup_con",
     "triplet",
 ]

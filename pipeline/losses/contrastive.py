@@ -37,6 +37,34 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, *, over_ranks: bo
         return F.cross_entropy(logits.masked_fill(itself, -torch.inf), partner)
 
 
+def sup_con(first: Tensor, second: Tensor, groups: Tensor, temperature: float, *, over_ranks: bool) -> Tensor:
+    """Return the supervised contrastive loss of two views of each photo, [B, d] each, to [].
+
+    Khosla et al. 2020, arXiv 2004.11362, equation 2 (the sum outside of the logarithm): each of the 2 B rows has to
+    tell every row of its photo's group from all other rows, itself excluded; a mean over rows. groups: int64 [B]; a
+    negative one is no group, and such a photo has its own other view alone, as in `nt_xent`. over_ranks: as there.
+    Raises ConfigError for unlike shapes or a temperature that is not positive.
+    """
+    _check(first, second, temperature)
+    if groups.shape != first.shape[:1]:
+        raise ConfigError(f"groups are {list(groups.shape)} for {len(first)} photos; give one of each")
+    with full_precision(first.device.type):
+        anchors = _unit(torch.cat([first, second]))
+        count = len(anchors)
+        rank, world = rank_and_world() if over_ranks else (0, 1)
+        photo = rank * len(groups) + torch.arange(len(groups), device=groups.device)
+        mine = torch.where(groups < 0, -1 - photo, groups).repeat(2)
+        others = gather_rows(anchors) if over_ranks else anchors
+        # Whole numbers below 2^53 travel as they are.
+        theirs = gather_rows(mine.double()[:, None])[:, 0].long() if world > 1 else mine
+        own = torch.arange(count, device=anchors.device)
+        logits = anchors @ others.T / temperature
+        itself = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, (rank * count + own)[:, None], value=True)
+        shares = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+        alike = (mine[:, None] == theirs) & ~itself
+        return -((shares * alike).sum(dim=1) / alike.sum(dim=1)).mean()
+
+
 def info_nce(
     queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, *, filled: Tensor | None = None
 ) -> Tensor:

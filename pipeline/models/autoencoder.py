@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from .base import Batch, Latents, Losses, Step, to_float
+from .base import Batch, Latents, Losses, Model, Step
 from .bottleneck import Bottleneck, BottleneckConfig, still
 
 
@@ -22,19 +23,18 @@ class AutoencoderConfig(BottleneckConfig):
 class Autoencoder(Bottleneck):
     """Encoder, dropout, latents without noise, decoder; the loss is the target's."""
 
-    def __init__(self, config: AutoencoderConfig, image_size: int) -> None:
-        super().__init__(config, image_size, heads=1)
+    def __init__(self, config: AutoencoderConfig, image_size: int, held: Sequence[Model] = ()) -> None:
+        super().__init__(config, image_size, held, heads=1)
         self.config = config
 
     def forward(self, batch: Batch, step: Step) -> Losses:
         """Return the reconstruction, a mean over photos; in training mode with dropout."""
-        pictures = to_float(batch.images)
-        features = F.dropout(self._features(pictures), self.config.dropout, self.training)
-        error, parts = self._loss(self._outputs(self._heads(features, None), None), pictures)
+        inputs = self.front.inputs(batch)
+        features = F.dropout(self._features(inputs), self.config.dropout, self.training)
+        error, parts = self._loss(self._outputs(self._heads(features, None), None), batch, inputs)
         return Losses(error, parts)
 
-    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return mean, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W]; without dropout in any mode."""
+    def _encoded(self, inputs: Tensor, condition: Tensor | None) -> Latents:
         with still(self.encoder):
-            features = self._features(to_float(images))
+            features = self._features(inputs)
         return Latents(self._heads(features, None))

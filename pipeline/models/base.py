@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from ..errors import ConfigError, NotReconstructing
@@ -36,13 +36,12 @@ class Batch:
     others: tuple[Tensor, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with every tensor changed, for example moved to a device."""
-        values = (self.condition, self.codes, self.features)
-        changed = (None if value is None else change(value) for value in values)
-        condition, codes, features = changed
-        return Batch(
-            change(self.images), condition, codes, features, others=tuple(change(each) for each in self.others)
+        """Return the batch with every tensor changed, for example moved to a device; in the order of the fields."""
+        images = change(self.images)
+        condition, codes, features = (
+            None if values is None else change(values) for values in (self.condition, self.codes, self.features)
         )
+        return Batch(images, condition, codes, features, others=tuple(change(values) for values in self.others))
 
     @property
     def photos(self) -> Any:
@@ -75,14 +74,60 @@ class Latents:
     codes: Tensor | None = None
 
 
-class ModelConfig(BaseModel):
-    """Base of the models' configurations; `kind` tells them apart in the union of `models/__init__.py`."""
+class QuietConfig(BaseModel):
+    """A frozen configuration with fields that came later: at their default they are in no dump.
+
+    What has no such setting keeps its train key and the bytes of its bundle.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    quiet: ClassVar[frozenset[str]] = frozenset()  # the names of these fields
+
+    @model_serializer(mode="wrap")
+    def _without_quiet_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        silent = [name for name in self.quiet if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in values.items() if name not in silent}
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a model knows of its teacher, a finished bundle, before it is built.
+
+    config: its model config; transforms: how its photos become pixels, one for each size; image_size: side of the
+    first. numbers: how many its features are, D; cells: the side of the layout they keep, channel first: D is channels
+    * cells * cells, 1 where there is none.
+    """
+
+    model_id: str
+    config: ModelConfig
+    transforms: tuple[ImagesConfig, ...]
+    image_size: int
+    numbers: int
+    cells: int
+
+
+class ModelConfig(QuietConfig):
+    """Base of the models' configurations; `kind` tells them apart in the union of `models/__init__.py`."""
 
     conditional: ClassVar[bool] = False  # whether the model is told the photos' categories
 
     kind: str
+
+    @property
+    def trains_on_pixels(self) -> bool:
+        """Return whether a training looks at pixels; else at a teacher's features alone."""
+        return True
+
+    def taught_by(self) -> str | ModelConfig | None:
+        """Return whose features the model learns from: a model_id, the config of what is made first, or None."""
+        return None
+
+    def taught(self, teacher: Taught) -> ModelConfig:
+        """Return the config with its teacher named by model_id and its features' shape, as the bundle keeps it."""
+        return self
 
     def frozen(self) -> FrozenConfig | None:
         """Return which frozen encoder the training needs beside the model, or None."""
@@ -154,8 +199,13 @@ class Model(nn.Module, ABC):
 
     views: ClassVar[int] = 1  # of each photo in a batch of `forward`
     reads: Literal["photos", "codes", "features"] = "photos"  # what of a batch the model is about
+    compares: ClassVar[bool] = False  # whether the loss is about photos of a batch together
     trains: ClassVar[bool] = True  # False: the model is ready once it has what `use_frozen` brings
+    takes_categories: ClassVar[bool] = False  # whether `supervised` says something to its loss
+    supervised: bool = False  # the loss is to bring photos of one category (a batch's condition) together
     fits: bool = False  # whether `fit` has something to do
+    prepares: bool = False  # whether `prepare` has something to do
+    num_features: int = 0  # D of the `Batch.features` that a training needs; 0: it needs none
     image_size: int
     latent_dim: int
     labels: tuple[str, ...] = ()  # of a conditional model: the categories it knows
@@ -198,6 +248,10 @@ class Model(nn.Module, ABC):
         """
         raise ConfigError(f"{type(self).__name__} has no feature maps; name a model with a convolutional encoder")
 
+    def encode_batch(self, batch: Batch) -> Latents:
+        """Return `encode` of a batch's photos; of a model that reads features of these, and no photo is looked at."""
+        return self.encode(batch.images, batch.condition)
+
     def augmented(self, images: Tensor) -> Tensor:
         """Return what `forward` takes of photos, uint8 [B, 3, H, W]: themselves, or random views [views * B, 3, H, W].
 
@@ -224,16 +278,28 @@ class Model(nn.Module, ABC):
         """Take over the finished models that `ModelConfig.bundles` names; they become part of the model's state."""
         raise ConfigError(f"{type(self).__name__} is not made of other models")
 
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set what a training needs to know of its photos before the first step, where `prepares` says so.
+
+        Called once a training, on every rank, with the same photos in the same order as `fit`.
+        """
+
     def fit(self, batches: Iterable[Batch]) -> None:
         """Set what is computed from training photos once the weights are final, for example a PCA (`ReadOut.fit`).
 
         Called in evaluation mode before the bundle is written, on one rank, with each of up to 20,000 photos once.
         """
 
+    def told(self) -> dict[str, Any]:
+        """Return what `fit` has chosen, for the model's card: a mapping for each section."""
+        return {}
+
     def blank(self) -> Batch:
-        """Return the plainest batch of one that `forward` takes, without a category: a black photo."""
-        black = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        return Batch(black, torch.full((1,), NO_CATEGORY, dtype=torch.int64))
+        """Return the plainest batch of one that `forward` takes, without a category: a black photo, features of 0."""
+        side = self.image_size if self.reads == "photos" else 0
+        black = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+        features = torch.zeros(1, self.num_features) if self.num_features else None
+        return Batch(black, torch.full((1,), NO_CATEGORY, dtype=torch.int64), features=features)
 
     def after_step(self) -> None:
         """Run after every optimiser step, on every rank: EMA updates, restarts of dead codes."""

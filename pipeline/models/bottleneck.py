@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -14,25 +15,30 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..losses import mse
 from ..losses.precision import widened
-from .backbones import ConvEncoder, Network, Norm, begin_near_zero, build_networks, initialise
+from .backbones import ConvEncoder, Decoder, Encoder, Network, Norm, begin_near_zero, build_networks, initialise
+from .backbones.cellwise import CellwiseDecoder, CellwiseEncoder
 from .backbones.dense import CellEncoder
-from .base import Latents, Model, ModelConfig, to_float, to_grey
-from .frozen import FrozenConfig, FrozenEncoder
+from .base import Batch, Latents, Model, to_float, to_grey
+from .frozen import FrozenEncoder
+from .seen import FeaturesSeen, Front, SeeingConfig
 from .targets import PixelTarget, Target, TargetConfig, build_target
 
 _FLATTEST = 1.0 / 255  # a photo of one colour has no spread to divide by
 _MIDDLE, _SPREAD = 0.5, 0.25  # what a normalised picture becomes where nobody knows its photo
 
 
-class BottleneckConfig(ModelConfig):
+class BottleneckConfig(SeeingConfig):
     """latent_dim: numbers a photo becomes. network: `conv`; or `fc`, `fc_conv`, `fcn`, which are for small pictures.
 
     channels: width of each stage of `conv` and `fcn`, every stage halves the picture's side. hidden: width of the
     encoder's last and the decoder's first layer in `fc`, `fc_conv` and `fcn`. norm: `none`, `group`, or `batch`, which
     needs statistics over all workers. grey: brightness alone goes in and comes out. target: what is reconstructed.
     per_image_normalisation: every photo less its own mean, divided by its own spread, goes in and comes out; only with
-    the target `pixels` and its loss `mse`.
+    the target `pixels` and its loss `mse`. sees: `pixels`, or the features of a teacher, which are then the target too,
+    and of the fields above only latent_dim and target count: see FeaturesSeen.
     """
+
+    of_pixels: ClassVar[tuple[str, ...]] = ("network", "channels", "hidden", "norm", "grey")
 
     latent_dim: int = Field(32, ge=1)
     network: Network = "conv"
@@ -61,10 +67,6 @@ class BottleneckConfig(ModelConfig):
             raise ValueError(f"channels are {self.channels} and hidden {self.hidden}; every width is at least 1")
         return self
 
-    def frozen(self) -> FrozenConfig | None:
-        """Return the frozen encoder that the target looks through, or None."""
-        return self.target.frozen()
-
 
 class Bottleneck(Model):
     """Encoder, `heads` vectors of latent_dim numbers, decoder. A condition is an embedding float [B, condition_dim].
@@ -73,24 +75,41 @@ class Bottleneck(Model):
     reconstructions look better and latents hold less.
     """
 
-    def __init__(self, config: BottleneckConfig, image_size: int, *, heads: int, condition_dim: int = 0) -> None:
+    def __init__(
+        self,
+        config: BottleneckConfig,
+        image_size: int,
+        held: Sequence[Model] = (),
+        *,
+        heads: int,
+        condition_dim: int = 0,
+    ) -> None:
         super().__init__()
-        self.image_size = image_size
         self.latent_dim = config.latent_dim
         self.grey = config.grey
         self.normalised = config.per_image_normalisation
         target = build_target(config.target, image_size, grey=config.grey)
         self.target = NormalisedPixels(target) if self.normalised else target
-        self.encoder, self.decoder = build_networks(
-            config.network,
-            image_size,
-            channels=config.channels,
-            hidden=config.hidden,
-            norm=config.norm,
-            in_channels=1 if config.grey else 3,
-            out_channels=target.channels,
-            out_size=target.size,
-        )
+        self.front = Front(config.sees, self.target, image_size, held)
+        self.image_size = self.front.image_size
+        self.num_features, self.reads, self.prepares = self.front.num_features, self.front.reads, self.front.prepares
+        self.encoder: Encoder | CellwiseEncoder
+        self.decoder: Decoder | CellwiseDecoder
+        if isinstance(config.sees, FeaturesSeen):
+            shape = (target.channels, target.size)
+            self.encoder = CellwiseEncoder(*shape, config.sees.hidden)
+            self.decoder = CellwiseDecoder(*shape, config.sees.hidden)
+        else:
+            self.encoder, self.decoder = build_networks(
+                config.network,
+                image_size,
+                channels=config.channels,
+                hidden=config.hidden,
+                norm=config.norm,
+                in_channels=1 if config.grey else 3,
+                out_channels=target.channels,
+                out_size=target.size,
+            )
         features = math.prod(self.encoder.shape) + condition_dim
         self.to_latents = nn.Linear(features, heads * config.latent_dim)
         cells = math.prod(self.decoder.in_shape)
@@ -99,9 +118,13 @@ class Bottleneck(Model):
         if not isinstance(config.target, PixelTarget):
             begin_near_zero(self.decoder.output_layers())
 
-    @abstractmethod
     def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return the latents of photos, uint8 [B, 3, H, W]."""
+        """Return the latents of photos, uint8 [B, 3, H, W], float32 [B, latent_dim]; without noise or dropout."""
+        return self._encoded(self.front.of_photos(images), condition)
+
+    @abstractmethod
+    def _encoded(self, inputs: Tensor, condition: Tensor | None) -> Latents:
+        """Return the latents of what `Front` makes of photos."""
 
     def decode(self, latents: Latents, condition: Tensor | None = None) -> Tensor:
         """Return the pictures of `latents.mean`, float [B, 3, H, W] in 0..1. Raises NotReconstructing.
@@ -126,11 +149,25 @@ class Bottleneck(Model):
         """Return the encoder's maps, finest first. Raises ConfigError where the network has none."""
         if isinstance(self.encoder, ConvEncoder | CellEncoder):
             return self.encoder.maps(self._seen(pictures))
-        raise ConfigError("a model of the network fc or fc_conv has no feature maps; name one of network conv or fcn")
+        raise ConfigError(
+            "a model of features, or of the network fc or fc_conv, has no feature maps; name one of network conv or fcn"
+        )
 
     def use_frozen(self, frozen: FrozenEncoder) -> None:
         """Hand the frozen encoder to the target."""
         self.target.use_frozen(frozen)
+
+    def use_bundles(self, found: Sequence[Model]) -> None:
+        """Take over the teacher whose features the model sees."""
+        self.front.use_bundles(found)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set the scale of the teacher's features."""
+        self.front.prepare(batches)
+
+    def encode_batch(self, batch: Batch) -> Latents:
+        """Return `encode` of the photos, by their features where the model sees these."""
+        return self._encoded(self.front.inputs(batch), batch.condition)
 
     def embedding(self, condition: Tensor | None, rows: int) -> Tensor | None:
         """Return the embedding of `rows` conditions, float [B, condition_dim]; None: the model has none."""
@@ -152,9 +189,9 @@ class Bottleneck(Model):
         mean, spread = flat.mean(1), flat.std(1, correction=0).clamp(min=_FLATTEST)
         return mean[:, None, None, None], spread[:, None, None, None]
 
-    def _features(self, pictures: Tensor) -> Tensor:
-        """Return the encoder's features of pictures float [B, 3, H, W], flattened, [B, n]."""
-        features: Tensor = self.encoder(self._seen(pictures))
+    def _features(self, inputs: Tensor) -> Tensor:
+        """Return the encoder's features, flattened, [B, n], of pictures float [B, 3, H, W] or a teacher's maps."""
+        features: Tensor = self.encoder(inputs if self.front.of_features else self._seen(inputs))
         return features.flatten(1)
 
     def _heads(self, features: Tensor, embedding: Tensor | None) -> Tensor:
@@ -167,9 +204,11 @@ class Bottleneck(Model):
         outputs: Tensor = self.decoder(self.from_latents(_beside(z, embedding)).unflatten(1, self.decoder.in_shape))
         return outputs
 
-    def _loss(self, outputs: Tensor, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, outputs: Tensor, batch: Batch, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the target's loss [] and its parts."""
-        return self.target.loss(outputs, self._normalise(pictures) if self.normalised else pictures)
+        return self.target.loss(
+            outputs, self._normalise(inputs) if self.normalised else self.front.wanted(batch, inputs)
+        )
 
     def _still_outputs(self, z: Tensor, condition: Tensor | None) -> Tensor:
         with still(self.decoder):

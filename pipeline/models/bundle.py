@@ -17,11 +17,12 @@ from ..images import ImagesConfig
 from ..keys import digest_of
 from ..release import FileEntry
 from ..storage import Files, Store
-from .base import Model, ModelConfig, StoredImages, as_dict, stored_transforms
+from .base import Model, ModelConfig, StoredImages, Taught, as_dict, stored_transforms
 from .card import write_card
 from .export import export_encoder
 from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
+from .teachers import cells_of
 
 BUNDLES = Shelf("models", "bundle", "model_id")
 
@@ -144,12 +145,47 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, StoredImage
     return _model_config(facts["model"], BUNDLES.name(model_id, "config.json")), facts["images"]
 
 
-def resolved_config(store: Store, config: ModelConfig, images: Mapping[str, Any]) -> ModelConfig:
-    """Return a config as its bundle keeps it, with what files (`described`) and bundles (`resolved`) say.
+def resolved_config(
+    store: Store, config: ModelConfig, images: Mapping[str, Any], *, teacher: str | None = None
+) -> ModelConfig:
+    """Return a config as its bundle keeps it, with what files (`described`), teacher and bundles (`resolved`) say.
 
-    Raises NotFound, ConfigError, InputError where a file cannot be used.
+    teacher: the bundle of the teacher that the config describes. Without it such a teacher is taken as it would be
+    built, which tells what a model will be like, and not yet whose features it learns from. Raises NotFound,
+    ConfigError, InputError where a file cannot be used.
     """
+    asked = config.taught_by()
+    if isinstance(asked, str):
+        config = config.taught(_taught_by_bundle(store, asked))
+    elif asked is not None:
+        config = config.taught(
+            _taught_as_built(store, asked, images) if teacher is None else _taught_by_bundle(store, teacher)
+        )
     return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
+
+
+def _taught_by_bundle(store: Store, model_id: str) -> Taught:
+    found = load_bundle(store, model_id)
+    return _taught(model_id, found.model, found.config, found.transforms)
+
+
+def _taught_as_built(store: Store, teacher: ModelConfig, images: Mapping[str, Any]) -> Taught:
+    own = teacher.transforms(ImagesConfig.model_validate(images))
+    built = resolved_config(store, teacher, images)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(built, image_size=own[0].size)
+    return _taught("0" * 64, model, built, own)
+
+
+def _taught(model_id: str, model: Model, config: ModelConfig, transforms: Sequence[ImagesConfig]) -> Taught:
+    return Taught(
+        model_id=model_id,
+        config=config,
+        transforms=tuple(transforms),
+        image_size=model.image_size,
+        numbers=model.latent_dim,
+        cells=cells_of(model),
+    )
 
 
 def bundle_files(store: Store, model_id: str) -> dict[str, FileEntry]:

@@ -7,12 +7,14 @@ the model never met, is encoded and decoded like any other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from .base import Model
 from .conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from .gaussian import GaussianConfig, GaussianModel
 
@@ -42,8 +44,10 @@ class CVAEConfig(GaussianConfig):
 class CVAE(GaussianModel):
     """q(z|x,c), p(x|z,c), p(z) = N(0, I); c is a row of the table: 0 none, 1 unknown, 2 + index of the label."""
 
-    def __init__(self, config: CVAEConfig, image_size: int, labels: tuple[str, ...] = ()) -> None:
-        super().__init__(config, image_size, condition_dim=config.condition_dim)
+    def __init__(
+        self, config: CVAEConfig, image_size: int, labels: tuple[str, ...] = (), held: Sequence[Model] = ()
+    ) -> None:
+        super().__init__(config, image_size, held, condition_dim=config.condition_dim)
         self.config = config
         self.labels = tuple(labels)
         self.categories = nn.Embedding(FIRST_CATEGORY + len(self.labels), config.condition_dim)

@@ -7,13 +7,15 @@ would explain is more than beta times the decoder's variance (Lucas et al. 2019,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..losses import RunningMean, kl_to_standard_normal, kl_with_free_bits, reparameterise
 from ..losses.precision import widened
-from .base import Batch, Latents, Losses, Step, to_float
+from .base import Batch, Latents, Losses, Model, Step
 from .bottleneck import Bottleneck, BottleneckConfig, still
 
 
@@ -44,8 +46,10 @@ class GaussianModel(Bottleneck):
 
     has_log_var = True
 
-    def __init__(self, config: GaussianConfig, image_size: int, *, condition_dim: int = 0) -> None:
-        super().__init__(config, image_size, heads=2, condition_dim=condition_dim)
+    def __init__(
+        self, config: GaussianConfig, image_size: int, held: Sequence[Model] = (), *, condition_dim: int = 0
+    ) -> None:
+        super().__init__(config, image_size, held, heads=2, condition_dim=condition_dim)
         self.gaussian = config
         self.balance = RunningMean(("reconstruction", "kl")) if config.rebalance else None
         with torch.no_grad():  # q(z|x) starts with variance 1, so that the first KL is small and no exp is large
@@ -56,10 +60,10 @@ class GaussianModel(Bottleneck):
 
         In evaluation mode the KL has its full weight, so that the totals of two epochs can be compared.
         """
-        pictures = to_float(batch.images)
-        embedding = self.embedding(self.dropped(batch.condition), pictures.shape[0])
-        mean, log_var = gaussian_of(self._heads(self._features(pictures), embedding), self.gaussian.log_var_limit)
-        error, parts = self._loss(self._outputs(reparameterise(mean, log_var), embedding), pictures)
+        inputs = self.front.inputs(batch)
+        embedding = self.embedding(self.dropped(batch.condition), inputs.shape[0])
+        mean, log_var = gaussian_of(self._heads(self._features(inputs), embedding), self.gaussian.log_var_limit)
+        error, parts = self._loss(self._outputs(reparameterise(mean, log_var), embedding), batch, inputs)
         kl = kl_to_standard_normal(mean, log_var)
         paid = kl
         if self.gaussian.free_bits > 0:
@@ -68,11 +72,10 @@ class GaussianModel(Bottleneck):
         total = image_weight * error + kl_weight * paid
         return Losses(total, {**parts, "kl": kl.detach()})
 
-    def encode(self, images: Tensor, condition: Tensor | None = None) -> Latents:
-        """Return mean and log_var, float32 [B, latent_dim], of photos, uint8 [B, 3, H, W]."""
+    def _encoded(self, inputs: Tensor, condition: Tensor | None) -> Latents:
         with still(self.encoder):
-            features = self._features(to_float(images))
-        embedding = self.embedding(condition, images.shape[0])
+            features = self._features(inputs)
+        embedding = self.embedding(condition, inputs.shape[0])
         return Latents(*gaussian_of(self._heads(features, embedding), self.gaussian.log_var_limit))
 
     def after_step(self) -> None:

@@ -16,6 +16,7 @@ from .base import Model, ModelConfig
 from .cvae import CVAE, CVAEConfig
 from .descriptor import Descriptor, DescriptorConfig
 from .dino import DINO, DINOConfig
+from .distilled import Distilled, DistilledConfig
 from .fusion import Fusion, FusionConfig
 from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
@@ -31,6 +32,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "cvae": (CVAEConfig, CVAE),
     "descriptor": (DescriptorConfig, Descriptor),
     "dino": (DINOConfig, DINO),
+    "distilled": (DistilledConfig, Distilled),
     "fusion": (FusionConfig, Fusion),
     "mae": (MAEConfig, MAE),
     "moco": (MoCoConfig, MoCo),
@@ -47,6 +49,7 @@ AnyModelConfig = Annotated[
     | CVAEConfig
     | DescriptorConfig
     | DINOConfig
+    | DistilledConfig
     | FusionConfig
     | MAEConfig
     | MoCoConfig
@@ -69,11 +72,9 @@ def build_model(config: ModelConfig, *, image_size: int, labels: Sequence[str] =
     if config.kind not in MODELS:
         raise ConfigError(f"model.kind is {config.kind!r}; known kinds: {', '.join(sorted(MODELS))}")
     _, model_class = MODELS[config.kind]
-    if config.conditional:
-        return model_class(config, image_size, tuple(labels))
     held = [MODELS[values["kind"]][0].model_validate(values) for values in config.holds()]
+    given: list[Sequence[object]] = [tuple(labels)] if config.conditional else []
     if held:
         sizes = config.held_sizes(image_size)
-        members = [build_model(each, image_size=size).eval() for each, size in zip(held, sizes, strict=True)]
-        return model_class(config, image_size, members)
-    return model_class(config, image_size)
+        given.append([build_model(each, image_size=size).eval() for each, size in zip(held, sizes, strict=True)])
+    return model_class(config, image_size, *given)

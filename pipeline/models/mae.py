@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from typing import Literal, cast
 
 import torch
-from pydantic import Field
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .backbones.conv import resized
 from .backbones.hog import hog
 from .backbones.vit import Block, ViT, as_map, initialise_tokens, patchify, positions
-from .base import Batch, Latents, Losses, Model, ModelConfig, Step, full_precision, to_float
+from .base import Batch, Latents, Losses, Model, ModelConfig, Step, Taught, full_precision, to_float
 from .readout import ReadOut, ReadOutConfig
+from .targets import FeatureTarget, TeacherFeatures, check_named
+from .targets.features import FeatureLoss
+from .teachers import FeatureScale
 
 _BINS = 9
 _LEAST_VARIANCE = 1e-6
@@ -23,7 +28,9 @@ class MAEConfig(ModelConfig):
     """patch: side of a patch in pixels. width, depth, heads: of the encoder; decoder_width, decoder_depth: likewise.
 
     mask: the share of patches that the encoder does not see, the same number of every photo. target: what the decoder
-    brings back of a patch, its pixels, or the histogram of its oriented gradients (MaskFeat, arXiv 2112.09133).
+    brings back of a patch, its pixels, the histogram of its oriented gradients (MaskFeat, arXiv 2112.09133), or what a
+    teacher says of it, {kind: features, teacher: ...} (EVA, arXiv 2211.07636): the teacher's cells are enlarged to the
+    patches, and one without a layout says the same of all.
     normalise: the pixels of each patch are scaled to mean 0 and variance 1. decoder: `masked` is the MAE. With `cls`
     the encoder sees the whole photo, the decoder its one token alone, and all patches count: a narrow autoencoder,
     whose latents are that token. read_out: of the map of tokens, or of the one.
@@ -37,10 +44,28 @@ class MAEConfig(ModelConfig):
     decoder_width: int = Field(default=32, ge=4)
     decoder_depth: int = Field(default=1, ge=1)
     mask: float = Field(default=0.75, gt=0, lt=1)
-    target: Literal["pixels", "hog"] = "pixels"
+    target: Literal["pixels", "hog"] | FeatureTarget = "pixels"
     normalise: bool = True
     decoder: Literal["masked", "cls"] = "masked"
     read_out: ReadOutConfig = ReadOutConfig()
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> MAEConfig:
+        if isinstance(self.target, FeatureTarget):
+            if self.target.encoder is not None:
+                raise ValueError("a mae takes features of a teacher; name target.teacher in place of target.encoder")
+            check_named(self.target)
+        return self
+
+    def taught_by(self) -> str | ModelConfig | None:
+        """Return the teacher whose features are the target."""
+        return self.target.teacher if isinstance(self.target, FeatureTarget) else None
+
+    def taught(self, teacher: Taught) -> ModelConfig:
+        """Return the config with the teacher as it was found."""
+        if not isinstance(self.target, FeatureTarget):
+            return self
+        return self.model_copy(update={"target": self.target.taught(teacher)})
 
 
 class MAE(Model):
@@ -54,6 +79,13 @@ class MAE(Model):
         grid = self.encoder.grid
         self.num_masked = number_masked(grid * grid, config.mask)
         outputs = _BINS if config.target == "hog" else 3 * config.patch**2
+        self.teacher: TeacherFeatures | None = None
+        self.scale: FeatureScale | None = None
+        if isinstance(config.target, FeatureTarget):
+            self.teacher = TeacherFeatures(config.target)
+            self.scale = FeatureScale(config.target.scale, self.teacher.channels, self.teacher.size)
+            outputs, self.num_features = self.teacher.channels, self.scale.numbers
+            self.prepares = self.scale.needs_fit
         self.decoder = Decoder(grid, config.width, config.decoder_width, config.decoder_depth, config.heads, outputs)
         self.read_out = ReadOut(config.read_out, config.width, 1 if config.decoder == "cls" else grid)
         self.latent_dim = self.read_out.latent_dim
@@ -74,11 +106,25 @@ class MAE(Model):
                 1, seen, value=False
             )
             outputs = self.decoder(self.encoder(rows(tokens, seen)), order)
-        total = masked_error(outputs, self.targets(pictures), masked)
+        if self.teacher is None:
+            total = masked_error(outputs, self.targets(pictures), masked)
+        else:
+            asked = self.teacher.config
+            total = asked.weight * masked_error(outputs, self.said(batch), masked, asked.loss)
         return Losses(total, {"reconstruction": total.detach()})
 
+    def said(self, batch: Batch) -> Tensor:
+        """Return what the teacher says of every patch, float32 [B, N, channels]."""
+        assert self.scale is not None  # noqa: S101 - asked only where there is a teacher
+        return resized(self.scale(batch.features), self.encoder.grid).flatten(2).transpose(1, 2)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set the scale of the teacher's features."""
+        if self.scale is not None:
+            self.scale.fit(batches)
+
     def targets(self, pictures: Tensor) -> Tensor:
-        """Return what the decoder is to bring back, float32 [B, N, numbers a patch]."""
+        """Return what of the photo the decoder is to bring back, float32 [B, N, numbers a patch]."""
         if self.config.target == "hog":
             with torch.no_grad():
                 return hog(pictures, self.config.patch, _BINS).flatten(2).transpose(1, 2)
@@ -163,8 +209,14 @@ def rows(tokens: Tensor, chosen: Tensor) -> Tensor:
     return tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
-def masked_error(outputs: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
-    """Return the squared error [] over the patches where `masked`, bool [B, N], the same number of every photo."""
+def masked_error(outputs: Tensor, targets: Tensor, masked: Tensor, loss: FeatureLoss = "mse") -> Tensor:
+    """Return the error [] over the patches where `masked`, bool [B, N], the same number of every photo.
+
+    A mean over patches of the squared error, itself a mean over numbers, or of 1 - cosine.
+    """
     with full_precision(outputs.device.type):
-        errors = (outputs.float() - targets).square().mean(dim=2)
+        if loss == "cosine":
+            errors = 1.0 - F.cosine_similarity(outputs.float(), targets, dim=2)
+        else:
+            errors = (outputs.float() - targets).square().mean(dim=2)
         return (errors * masked).sum() / masked.sum()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+from .base import Model
 from .gaussian import GaussianConfig, GaussianModel
 
 
@@ -16,6 +18,6 @@ class VAEConfig(GaussianConfig):
 class VAE(GaussianModel):
     """Encoder, Gaussian latents, decoder."""
 
-    def __init__(self, config: VAEConfig, image_size: int) -> None:
-        super().__init__(config, image_size)
+    def __init__(self, config: VAEConfig, image_size: int, held: Sequence[Model] = ()) -> None:
+        super().__init__(config, image_size, held)
         self.config = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..losses.precision import widened
 from .backbones import ConvDecoder, ConvEncoder, begin_near_zero, initialise, map_sizes
-from .base import Batch, Latents, Losses, Model, ModelConfig, Step, to_float
-from .frozen import FrozenConfig, FrozenEncoder
+from .base import Batch, Latents, Losses, Model, Step, to_float
+from .frozen import FrozenEncoder
 from .quantizers import EMAConfig, Quantised, QuantizerConfig, build_quantizer
+from .seen import Front, GivingConfig
 from .targets import PixelTarget, TargetConfig, build_target
 from .vqvae import CodeMap, dimensions
 
 
-class VQVAE2Config(ModelConfig):
+class VQVAE2Config(GivingConfig):
     """channels: width of each stage, every stage halves the picture's side and rounds down.
 
     The last stage's map is the top, the one before it the bottom: three turn 64 pixels into 8 x 8 and 16 x 16 codes,
@@ -34,10 +36,6 @@ class VQVAE2Config(ModelConfig):
     top_quantizer: QuantizerConfig = EMAConfig()
     bottom_quantizer: QuantizerConfig = EMAConfig()
     target: TargetConfig = PixelTarget(loss="mse")
-
-    def frozen(self) -> FrozenConfig | None:
-        """Return the encoder that the target looks through, or None."""
-        return self.target.frozen()
 
 
 class VQVAE2(Model):
@@ -57,6 +55,8 @@ class VQVAE2(Model):
         self.config = config
         self.image_size = image_size
         self.target = build_target(config.target, image_size)
+        self.front = Front("pixels", self.target, image_size)
+        self.num_features, self.prepares = self.front.num_features, self.front.prepares
         self.encoder = ConvEncoder(image_size, config.channels)
         *_, bottom_grid, top_grid = map_sizes(image_size, len(config.channels))
         *_, width, top_width = config.channels
@@ -103,6 +103,10 @@ class VQVAE2(Model):
         top, bottom = codes[:, : self.top.number], codes[:, self.top.number :]
         return top.reshape(-1, *self.top.shape[:2]), bottom.reshape(-1, *self.bottom.shape[:2])
 
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set the scale of the teacher's features."""
+        self.front.prepare(batches)
+
     def code_levels(self, codes: Tensor) -> dict[str, Tensor]:
         """Return the codes of each codebook, `top` and `bottom`; see `split`."""
         return dict(zip(("top", "bottom"), self.split(codes), strict=True))
@@ -117,7 +121,7 @@ class VQVAE2(Model):
         features, top_vectors = self._encoded(pictures)
         top: Quantised = self.top_quantizer(top_vectors)
         bottom: Quantised = self.bottom_quantizer(self._bottom_vectors(features, top.passed))
-        error, parts = self.target.loss(self._outputs(top.passed, bottom.passed), pictures)
+        error, parts = self.target.loss(self._outputs(top.passed, bottom.passed), self.front.wanted(batch, pictures))
         parts = {**parts, "top_quantizer": top.loss.detach(), "bottom_quantizer": bottom.loss.detach()}
         return Losses(error + top.loss + bottom.loss, parts)
 

@@ -10,6 +10,7 @@ from .renewal import Renewal, renewal_of
 from .resolution import main_transforms, photos_to_learn_from, pixels_line, shard_builder, stores_pixels
 from .settings import NightSettings
 from .standing import Standing, look
+from .teachers import fit_settings, teacher_plan
 from .training_rows import TrainingRows, check_training_columns, first_shards, training_rows
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "category_told",
     "check_training_columns",
     "first_shards",
+    "fit_settings",
     "look",
     "main_transforms",
     "make_plan",
@@ -37,5 +39,6 @@ __all__ = [
     "renewal_of",
     "shard_builder",
     "stores_pixels",
+    "teacher_plan",
     "training_rows",
 ]

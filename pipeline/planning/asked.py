@@ -42,7 +42,7 @@ class Asked(BaseModel):
             images=config.images,
             train=config.train,
             precision=config.encode.precision,
-            category=told or (config.catalogue.category if config.train.balance else None),
+            category=told or (config.catalogue.category if _learns_by_category(config.train) else None),
             sample=sample,
         )
 
@@ -62,7 +62,7 @@ class Asked(BaseModel):
             )
         except (yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError):
             return None
-        needed = asked.model.conditional or asked.train.balance
+        needed = asked.model.conditional or _learns_by_category(asked.train)
         return asked if needed else asked.model_copy(update={"category": None})
 
     def train_key(self, period: str = "") -> str:
@@ -110,6 +110,10 @@ class Asked(BaseModel):
 
     def _learned(self) -> dict[str, Any]:
         return self.train.key_values(by_steps=MODELS[self.model.kind][1].trains)
+
+
+def _learns_by_category(train: TrainConfig) -> bool:
+    return train.balance or train.supervision != "none"
 
 
 def category_told(config: NightSettings) -> str | None:

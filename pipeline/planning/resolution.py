@@ -24,7 +24,7 @@ def main_transforms(config: NightSettings, store: Store, model_id: str | None) -
     model_id: the bundle where there is one already; the models that it was made of may be gone. Raises NotFound,
     ConfigError where a model cannot be made of the bundles it names.
     """
-    if not config.model.bundles():
+    if not _is_made_of_others(config.model):
         return config.model.transforms(config.images)
     if model_id is not None:
         return tuple(each.under(config.images) for each in stored_transforms(stored_config(store, model_id)[1]))
@@ -43,7 +43,7 @@ def stores_pixels(config: NightSettings) -> bool:
     By default (`images.keep`) where a model is trained on them.
     """
     if config.images.keep == "auto":
-        return MODELS[config.model.kind][1].trains
+        return MODELS[config.model.kind][1].trains and config.model.trains_on_pixels
     return config.images.keep == "always"
 
 
@@ -109,8 +109,13 @@ def _model(config: NightSettings, store: Store, model_id: str | None) -> Model:
 
 
 def _as_built(config: NightSettings, store: Store, model_id: str | None) -> ModelConfig:
-    if not config.model.bundles() and config.model.file() is None:
+    if not _is_made_of_others(config.model) and config.model.file() is None:
         return config.model
     if model_id is not None:
         return stored_config(store, model_id)[0]
     return resolved_config(store, config.model, config.images.model_dump(mode="json"))
+
+
+def _is_made_of_others(model: ModelConfig) -> bool:
+    """Return whether what a model is like follows from bundles: its members, or its teacher."""
+    return bool(model.bundles()) or model.taught_by() is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..catalogue.ordering import as_numpy, ranks
-from ..encoding import LivingRows
+from ..encoding import FeaturePart, LivingRows
 from ..errors import ConfigError, InputError
+from ..models import MODELS
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
 from ..schema import attribute_fields
-from ..training import PartRows, TrainConfig
+from ..training import FeatureRows, PartRows, TrainConfig
 from ..training.split import choose_labels, held_out
 from .settings import NightSettings
 
@@ -24,10 +25,14 @@ _SHARDS = 12  # a stream of random numbers of its own
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """pixels: the living rows by part; labels: the categories that the condition rows from 2 on stand for."""
+    """pixels: the living rows by part; labels: the categories that the condition rows from 2 on stand for.
+
+    unseen: photos left out because their teacher said nothing of them.
+    """
 
     pixels: list[PartRows]
     labels: tuple[str, ...]
+    unseen: int = 0
 
     @property
     def photos(self) -> int:
@@ -55,16 +60,44 @@ def check_training_columns(rows: pa.Table, config: NightSettings) -> None:
             "train.balance draws every category equally often, and catalogue.category is not set; set it to one of "
             f"the columns {', '.join(columns)}, or set train.balance to false"
         )
+    if config.train.supervision == "none":
+        return
+    if not MODELS[config.model.kind][1].takes_categories:
+        kinds = ", ".join(name for name, (_, model) in MODELS.items() if model.takes_categories)
+        raise ConfigError(
+            f"train.supervision is {config.train.supervision!r}, and model.kind {config.model.kind!r} does not learn "
+            f"from categories; name one of {kinds}, or set train.supervision to none"
+        )
+    if config.catalogue.category is None:
+        raise ConfigError(
+            "train.supervision is by category, and catalogue.category is not set; set it to one of the columns "
+            f"{', '.join(columns)}, or set train.supervision to none"
+        )
 
 
-def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSettings) -> TrainingRows:
+def training_rows(
+    rows: pa.Table,
+    living: Sequence[LivingRows],
+    config: NightSettings,
+    features: Mapping[str, Sequence[FeaturePart]] | None = None,
+) -> TrainingRows:
     """Return the living rows of pixels parts with their categories and with who is held out.
 
-    rows: schema.plan_schema, which `living` refers to. An item without a value in train.split_by is a group of its
+    rows: schema.plan_schema, which `living` refers to. features: by pixels part, of a model with a teacher; a photo
+    without any is left out. An item without a value in train.split_by is a group of its
     own. Labels are the categories that are trained on: one only seen in held-out photos counts as unknown. Raises
     ConfigError as `check_training_columns`, InputError when every photo would be held out.
     """
     check_training_columns(rows, config)
+    photos = sum(len(part.rows) for part in living)
+    named = [(part, None) for part in living] if features is None else _with_features(living, features)
+    living = [part for part, _ in named]
+    unseen = photos - sum(len(part.rows) for part in living)
+    if photos and unseen == photos:
+        raise InputError(
+            f"the teacher says nothing of any of the {photos:,} photos; look at the quarantine of a refresh with the "
+            "teacher as its model"
+        )
     aside = held_out_rows(rows, config.train)
     if living and aside is not None and all(aside[part.plan_rows].all() for part in living):
         count = sum(len(part.rows) for part in living)
@@ -79,10 +112,25 @@ def training_rows(rows: pa.Table, living: Sequence[LivingRows], config: NightSet
             rows=part.rows,
             category=None if categories is None else categories[part.plan_rows],
             held_out=None if aside is None else aside[part.plan_rows],
+            features=seen,
         )
-        for part in living
+        for part, seen in named
     ]
-    return TrainingRows(pixels, labels)
+    return TrainingRows(pixels, labels, unseen)
+
+
+def _with_features(
+    living: Sequence[LivingRows], features: Mapping[str, Sequence[FeaturePart]]
+) -> list[tuple[LivingRows, FeatureRows | None]]:
+    """Return the living rows that a teacher has seen, those of each of its latents parts for themselves."""
+    found: list[tuple[LivingRows, FeatureRows | None]] = []
+    for part in living:
+        for seen in features.get(part.part, ()):
+            _, at, rows = np.intersect1d(part.rows, seen.pixels_rows, assume_unique=True, return_indices=True)
+            if len(at):
+                chosen = LivingRows(part.part, part.rows[at], part.plan_rows[at])
+                found.append((chosen, FeatureRows(seen.part, rows.astype(np.int32))))
+    return found
 
 
 def first_shards(rows: pa.Table, train: TrainConfig, photos: int) -> pa.Table:

@@ -8,7 +8,7 @@ from .driver import train_job
 from .here import train_here
 from .loader import PixelLoader
 from .loop import Line, Loop
-from .part_rows import PartRows
+from .part_rows import FeatureRows, PartRows
 from .prior_job import PriorJob
 from .progress import TrainProgress
 from .worker import FIT_PHOTOS, TrainJob
@@ -17,6 +17,7 @@ __all__ = [
     "FIT_PHOTOS",
     "Codes",
     "CodesLoader",
+    "FeatureRows",
     "Line",
     "Loop",
     "OlderThan",

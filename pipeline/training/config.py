@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..errors import ConfigError
 
@@ -23,7 +31,7 @@ _HARDWARE = {"accumulate": 1, "compile": False, "threads": 1, "window_parts": 4,
 # All that a model without training by steps takes of a training: which photos its read-out is fitted on.
 _OF_A_FIT = ("validation", "split_by", "init_from", "balance")
 
-_NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts")
+_NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts", "supervision")
 
 
 class OlderThan(BaseModel):
@@ -61,13 +69,15 @@ class TrainConfig(BaseModel):
     threads per worker; compile: by torch.compile; accumulate: micro-batches in which an optimiser step is computed;
     window_parts: pixel parts whose rows are shuffled together, of which a worker holds at most two windows in memory.
 
-    validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that is
-    held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by the
-    measure `best_by`, for example `validation/total` (least) or `validation/ssim` (most). balance: every category is
-    drawn equally often. augment: `none`, or `light` (horizontal flip, a shift by up to a 16th of the side). init_from:
-    model_id of a bundle on the store whose convolutions the training begins with. cache_gib: how much of each machine's
-    disk the pixel parts of a remote store may take (else the machine's CODEBOOKS_TRAIN_CACHE_GIB, else 100, and a
-    quarter at most of what is free); the rest is fetched anew for each use.
+    validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that
+    is held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by
+    the measure `best_by`, for example `validation/total` (least) or `validation/ssim` (most). balance: every
+    category is drawn equally often. supervision: `category` has a SimCLR bring photos of one category together, not
+    the views of one photo alone (`losses.sup_con`); a photo without a category has its own other view. augment:
+    `none`, or `light` (horizontal flip, a shift by up to a 16th of the side). init_from: model_id of a bundle on
+    the store whose convolutions the training begins with. cache_gib: how much of each machine's disk the pixel
+    parts of a remote store may take (else the machine's CODEBOOKS_TRAIN_CACHE_GIB, else 100, and a quarter at most
+    of what is free); the rest is fetched anew for each use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -94,6 +104,7 @@ class TrainConfig(BaseModel):
     keep: Literal["last", "best"] = "last"
     best_by: str = "validation/total"
     balance: bool = False
+    supervision: Literal["none", "category"] = "none"
     augment: Literal["none", "light"] = "none"
     init_from: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     workers: int = Field(default=1, ge=1)
@@ -103,6 +114,11 @@ class TrainConfig(BaseModel):
     keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = Field(default=3, ge=0)
     cache_gib: float | None = Field(default=None, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_no_supervision(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # it came later: keys of those without it stay as they were
+        return {name: value for name, value in values.items() if name != "supervision" or value != "none"}
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -132,7 +148,8 @@ class TrainConfig(BaseModel):
         if not self.validation:
             idle.append("split_by")
         defaults = TrainConfig().continued_values()
-        return {**values, **{name: defaults[name] for name in idle}}
+        kept = {name: value for name, value in values.items() if name not in idle}
+        return {**kept, **{name: defaults[name] for name in idle if name in defaults}}
 
     def continued_values(self) -> dict[str, Any]:
         """Return what a checkpoint must have been made with to be gone on from; the train keys of earlier versions."""

@@ -78,7 +78,7 @@ class PixelLoader:
         window_parts: int,
         balance: bool = False,
     ) -> None:
-        ordered = sorted(pixels, key=lambda part: part.part)
+        ordered = sorted(pixels, key=lambda part: part.place)
         self._pixels = _side(ordered, held_out=False)
         self._held_out = _side(ordered, held_out=True)
         self._has_categories = any(part.category is not None for part in pixels)
@@ -116,18 +116,22 @@ class PixelLoader:
 
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
-        sizes = (self._reader.image_size, *self._reader.others)
+        sizes, reader = (self._reader.image_size, *self._reader.others), self._reader.features
         seen = [np.empty((len(places), 3, size, size), np.uint8) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
+        features = np.empty((len(places), reader.numbers), np.float32) if reader else None
         for number in np.unique(parts):
             at = np.flatnonzero(parts == number)
             part = pixels[number]
-            for size, out in enumerate(seen):
+            for size, out in enumerate(seen if sizes[0] else []):
                 self._reader.read_into(part.part, part.rows[places[at]], out, at, size)
             if condition is not None and part.category is not None:
                 condition[at] = part.category[places[at]]
+            if reader is not None and features is not None:
+                reader.read_into(*_of_teacher(part, places[at]), features, at)
         images, *others = map(torch.from_numpy, seen)
-        return Batch(images, None if condition is None else torch.from_numpy(condition), others=tuple(others))
+        known = [None if values is None else torch.from_numpy(values) for values in (condition, features)]
+        return Batch(images, known[0], features=known[1], others=tuple(others))
 
     def _places_of(self, segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return, of every photo of a segment, the part's number and which of that part's living rows it is."""
@@ -184,14 +188,15 @@ class PixelLoader:
 
 def _side(pixels: Sequence[PartRows], *, held_out: bool) -> list[PartRows]:
     """Return the parts with their held-out rows only, or with the others only; no part without a row."""
-    sides = []
-    for part in pixels:
-        if part.held_out is None:
-            sides += [] if held_out else [part]
-            continue
-        at = part.held_out == held_out
-        sides.append(PartRows(part.part, part.rows[at], None if part.category is None else part.category[at]))
+    sides = (part.side(held_out=held_out) for part in pixels)
     return [part for part in sides if len(part.rows)]
+
+
+def _of_teacher(part: PartRows, places: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
+    """Return the latents part and the rows of it that are the features of some of a part's living rows."""
+    if part.features is None:
+        raise InputError(f"the model learns from a teacher's features, and there are none of the photos of {part.part}")
+    return part.features.part, part.features.rows[places]
 
 
 def _sampling(pixels: Sequence[PartRows], *, balance: bool, seed: int) -> Sampling:
@@ -248,11 +253,10 @@ def _stretch(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
-    images = torch.cat([first.images, second.images])
-    others = tuple(torch.cat(pair) for pair in zip(first.others, second.others, strict=True))
-    if first.condition is None or second.condition is None:
-        return Batch(images, others=others)
-    return Batch(images, torch.cat([first.condition, second.condition]), others=others)
+    """Return two batches of one loader as one: what the first has, the second has too."""
+    seen = (second.images, second.condition, second.features, *second.others)
+    others = iter([values for values in seen if values is not None])
+    return first.each(lambda values: torch.cat([values, next(others)]))
 
 
 def _copied(batch: Batch) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Loop:
         line: Line = NO_LINE,
         open_scalars: OpenScalars | None = None,
     ) -> None:
-        if model.views != 1 and config.accumulate != 1:
+        if (model.views != 1 or model.compares) and config.accumulate != 1:
             raise ConfigError(
                 f"train.accumulate is {config.accumulate}, but {type(model).__name__} compares the photos of a batch "
                 "with each other, which pieces of it cannot; set it to 1"
@@ -166,9 +166,7 @@ class Loop:
         if self.config.augment == "light":
             images = light(images)
         images = self.model.augmented(images)
-        condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
-        codes = None if batch.codes is None else batch.codes.to(device, non_blocking=True)
-        return Batch(images, condition, codes)
+        return replace(batch, images=images).each(lambda values: values.to(device, non_blocking=True))
 
     def _backward(self, batch: Batch, step: Step) -> Losses:
         """Add the gradient of the batch's loss to the parameters, in `accumulate` micro-batches; return the losses.
@@ -276,8 +274,8 @@ class Loop:
 
 def _micro_batches(batch: Batch, number: int) -> list[Batch]:
     """Return a batch in at most `number` pieces of equal size, the last of which may be smaller."""
-    images = batch.images.chunk(number)
-    conditions, codes = (
-        [None] * len(images) if values is None else values.chunk(number) for values in (batch.condition, batch.codes)
-    )
-    return [Batch(*piece) for piece in zip(images, conditions, codes, strict=True)]
+    size = -(-len(batch.images) // number)
+    return [
+        batch.each(lambda values, first=first: values[first : first + size])  # type: ignore[misc]
+        for first in range(0, len(batch.images), size)
+    ]

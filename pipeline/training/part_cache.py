@@ -114,14 +114,21 @@ def cache_folder(name: str) -> Path:
 class PartReader:
     """Reads chosen rows of pixel parts into channel-first arrays.
 
-    image_size: height and width in pixels; others: those of the further sizes that the parts hold.
+    image_size: height and width in pixels, 0 where no pixels are wanted; others: those of the further sizes that the
+    parts hold. features: what reads what a teacher says of the same photos, where they have one.
     """
 
     others: tuple[int, ...] = ()
+    features: FeatureReader | None = None
 
-    def __init__(self, cache: PartCache, image_size: int, *others: int) -> None:
+    def __init__(self, cache: PartCache, image_size: int, *others: int, features: FeatureReader | None = None) -> None:
         self.image_size, self.others = image_size, others
+        self.features = features
         self._cache = cache
+
+    def blind(self) -> PartReader:
+        """Return a reader of features alone."""
+        return PartReader(self._cache, 0, features=self.features)
 
     def read_into(
         self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64], number: int = 0
@@ -131,21 +138,8 @@ class PartReader:
         Only row groups that hold asked rows are read, one at a time. Raises IntegrityError when the part has no such
         rows, pixels of another size, or a refused photo among them.
         """
-        order = np.argsort(rows, kind="stable")
-        rows, at = rows[order], at[order]
-        with self._cache.path(name) as path, _open(path, name) as part:
-            first = 0
-            for group in range(part.metadata.num_row_groups):
-                last = first + part.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(rows, [first, last])
-                if high > low:
-                    wanted = pixels_column(number)
-                    column = part.read_row_group(group, columns=[wanted], use_threads=False).column(wanted)
-                    pixels = _view(column, out.shape[-1], name, rows[low:high] - first)
-                    out[at[low:high]] = pixels.transpose(0, 3, 1, 2)
-                first = last
-            if len(rows) and (rows[-1] >= first or rows[0] < 0):
-                raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
+        for column, wanted, places in _stretches(self._cache, name, pixels_column(number), rows, at):
+            out[places] = _view(column, out.shape[-1], name, wanted).transpose(0, 3, 1, 2)
 
 
 def _view(column: pa.ChunkedArray, size: int, name: str, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -161,6 +155,45 @@ def _view(column: pa.ChunkedArray, size: int, name: str, rows: NDArray[np.int32]
     # The Arrow buffer itself, not a copy.
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
     return flat.reshape(len(chunk), size, size, 3)[rows]
+
+
+class FeatureReader:
+    """Reads what a teacher says of photos, the `mean` of its latents parts; numbers: how many a photo, D."""
+
+    def __init__(self, cache: PartCache, numbers: int) -> None:
+        self.numbers = numbers
+        self._cache = cache
+
+    def read_into(self, name: str, rows: NDArray[np.int32], out: NDArray[np.float32], at: NDArray[np.int64]) -> None:
+        """Copy the features of `rows` of a latents part to out[at], out float32 [n, D].
+
+        Raises IntegrityError when the part has no such rows or features of another length.
+        """
+        for column, wanted, places in _stretches(self._cache, name, "mean", rows, at):
+            if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != self.numbers:
+                raise IntegrityError(f"{name} holds latents of type {column.type}, expected {self.numbers} numbers")
+            chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            flat = chunk.flatten().to_numpy(zero_copy_only=False)
+            out[places] = flat.reshape(len(chunk), self.numbers)[wanted]
+
+
+def _stretches(
+    cache: PartCache, name: str, column: str, rows: NDArray[np.int32], at: NDArray[np.int64]
+) -> Iterator[tuple[pa.ChunkedArray, NDArray[np.int32], NDArray[np.int64]]]:
+    """Yield, of each row group that holds some of `rows`, the column, which of its rows, and where of `at` they go."""
+    order = np.argsort(rows, kind="stable")
+    rows, at = rows[order], at[order]
+    with cache.path(name) as path, _open(path, name) as part:
+        first = 0
+        for group in range(part.metadata.num_row_groups):
+            last = first + part.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(rows, [first, last])
+            if high > low:
+                found = part.read_row_group(group, columns=[column], use_threads=False).column(column)
+                yield found, rows[low:high] - first, at[low:high]
+            first = last
+        if len(rows) and (rows[-1] >= first or rows[0] < 0):
+            raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
 
 
 def _open(source: Path | pa.BufferReader, name: str) -> pq.ParquetFile:

@@ -73,7 +73,9 @@ class Ranks:
 
         Raises ConfigError for batch norms on several CPU ranks: torch has them synchronised on GPUs only.
         """
-        normed = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        kind = nn.modules.batchnorm._BatchNorm
+        # Those of a finished model that this one holds are no longer about any batch.
+        normed = [name for name, module in model.named_modules() if isinstance(module, kind) and module.training]
         if normed and self.world_size > 1:
             if self.device.type != "cuda":
                 raise ConfigError(

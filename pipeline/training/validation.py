@@ -104,8 +104,7 @@ class _Sums:
         return dict(zip(self._sums, both, strict=True))
 
     def _here(self, batch: Batch) -> Batch:
-        values = (batch.images, batch.condition, batch.codes)
-        return Batch(*(None if value is None else value.to(self._device) for value in values))  # type: ignore[arg-type]
+        return batch.each(lambda values: values.to(self._device))
 
     def _add(self, batch: Batch, photos: int) -> None:
         self._note("photos", torch.full((1,), float(photos), device=self._device))
@@ -114,7 +113,7 @@ class _Sums:
         for name, value in {"total": losses.total, **losses.parts}.items():
             self._note(f"loss/{name}", photos * value.double().view(1))
         if self._model.has_log_var or self._model.num_latent_codes:
-            latents = self._model.encode(batch.images, batch.condition)
+            latents = self._model.encode_batch(batch)
             if self._model.has_log_var:
                 means = latents.mean[:photos].double()
                 self._note("means", means.sum(dim=0))
@@ -122,6 +121,8 @@ class _Sums:
             if latents.codes is not None:
                 for level, codes in self._model.code_levels(latents.codes).items():
                     self._note(f"codes/{level}", torch.bincount(codes[:photos].flatten()))
+        if not batch.images.numel():
+            return  # a model of features or codes, which has seen no pictures
         try:
             made = self._model.reconstruct(batch.images, batch.condition)[:photos].float()
         except NotReconstructing:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import pickle
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -25,9 +23,10 @@ from ..runs import Lookout, Run
 from ..storage import Files, Store
 from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .fixed import fix_process as fix_process
 from .loader import Loader, PixelLoader
 from .loop import NO_LINE, Line, Loop
-from .part_cache import PartCache, PartReader, cache_folder
+from .part_cache import FeatureReader, PartCache, PartReader, cache_folder
 from .part_rows import PartRows, inputs_digest
 from .progress import Scalars, TrainProgress
 from .ranks import Ranks
@@ -35,7 +34,6 @@ from .validation import Validation
 
 FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
 _FIT_BATCH = 256
-_KEPT_BLOCK = 256 * 2**20
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -73,7 +71,8 @@ class TrainJob:
 
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
-    run, for which it is trained. exports: False leaves the ONNX encoder out, for a bundle that no query by photo meets.
+    run, for which it is trained. teacher: the model_id of the model's teacher, whose features `pixels` name. exports:
+    False leaves the ONNX encoder out, for a bundle that no query by photo meets.
     """
 
     store: Store
@@ -85,11 +84,12 @@ class TrainJob:
     train_key: str
     labels: tuple[str, ...] = ()
     attempt: int = 1
+    teacher: str | None = None
     exports: bool = True
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
-        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.part)))
+        object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.place)))
 
     @property
     def transforms(self) -> tuple[ImagesConfig, ...]:
@@ -118,14 +118,14 @@ def run_rank(
     one that is made of other bundles (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans
     up its machine's cache of parts.
     """
-    job = replace(job, model=resolved_config(job.store, job.model, job.images))
+    job = replace(job, model=resolved_config(job.store, job.model, job.images, teacher=job.teacher))
     gib = job.train.cache_gib
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    reader = PartReader(cache, *(images.size for images in job.transforms))
+    reader = _reader(job, cache)
     loop = _loop(job, ranks, reader, line) if MODELS[job.model.kind][1].trains else None
-    trained = loop.run() if loop else _model(job, ranks, fresh=True)
+    trained = loop.run() if loop else _model(job, ranks, reader, fresh=True)
     ranks.wait_for_all()
     bundled = _bundled(job, trained, reader, ranks.device) if ranks.is_first else None
     if first_here:
@@ -138,6 +138,7 @@ def run_rank(
         "photos held out": held_out,
         "steps": loop.total_steps if loop else 0,
         "train": job.train.model_dump(mode="json"),
+        **bundled.told(),
         **_validation_sections(loop.validation if loop else Validation()),
     }
     own = images_values(job.transforms)
@@ -171,7 +172,7 @@ def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
         job,
         ranks,
         loader,
-        build=lambda *, fresh: _model(job, ranks, fresh=fresh),
+        build=lambda *, fresh: _model(job, ranks, reader, fresh=fresh),
         inputs=inputs_digest(job.pixels),
         line=line,
     )
@@ -218,6 +219,17 @@ def open_loop(
     )
 
 
+def _reader(job: TrainJob, cache: PartCache) -> PartReader:
+    """Return what reads the photos: their pixels where the model looks at some, and what its teacher says of them."""
+    sizes = [images.size for images in job.transforms]
+    if job.model.taught_by() is None:
+        return PartReader(cache, *sizes)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(job.model, image_size=sizes[0], labels=job.labels)
+    reader = PartReader(cache, *sizes, features=FeatureReader(cache, model.num_features))
+    return reader if model.reads == "photos" else reader.blind()
+
+
 def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.device) -> Model:
     """Return the model that becomes the bundle, on the CPU: the trained weights, and what is fitted after them.
 
@@ -228,6 +240,13 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
     model.load_state_dict(trained.state_dict())
     if not model.fits:
         return model
+    with torch.no_grad(), closing(_some_photos(job, reader, device)) as batches:
+        model.to(device).fit(batches)
+    return model.to("cpu")
+
+
+def _some_photos(job: TrainJob, reader: PartReader, device: torch.device) -> Generator[Batch]:
+    """Yield photos to train on, each once and at most 20,000, the same whatever the number of workers."""
     everything = PixelLoader(
         reader,
         job.pixels,
@@ -238,9 +257,8 @@ def _bundled(job: TrainJob, trained: Model, reader: PartReader, device: torch.de
         window_parts=job.train.window_parts,
     )
     photos = min(everything.num_photos, FIT_PHOTOS)
-    with torch.no_grad(), closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
-        model.to(device).fit(_first(batches, photos, device))
-    return model.to("cpu")
+    with closing(everything.batches(0, -(-photos // _FIT_BATCH))) as batches:
+        yield from _first(batches, photos, device)
 
 
 def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Iterator[Batch]:
@@ -251,10 +269,11 @@ def _first(batches: Iterable[Batch], photos: int, device: torch.device) -> Itera
         photos -= len(batch.images)
 
 
-def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
+def _model(job: TrainJob, ranks: Ranks, reader: PartReader, *, fresh: bool) -> Model:
     """Return the model to train, the same on every rank: what surrounds it attached, and begun with if `fresh`."""
     torch.manual_seed(job.train.seed)  # every rank builds the same weights
     model = build_model(job.model, image_size=job.transforms[0].size, labels=job.labels)
+    model.supervised = job.train.supervision != "none"
     if job.train.init_from is not None and fresh:
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()
@@ -264,6 +283,10 @@ def _model(job: TrainJob, ranks: Ranks, *, fresh: bool) -> Model:
         model.use_file(Files().read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
+    if model.prepares and fresh:
+        # What is set before the first step is about features alone.
+        with closing(_some_photos(job, reader.blind(), torch.device("cpu"))) as batches:
+            model.prepare(batches)
     return model
 
 
@@ -353,29 +376,3 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     except CodebooksError as error:
         line.fail(error)
         raise
-
-
-def fix_process(config: TrainConfig, device: torch.device) -> None:
-    """Set this process so that a training repeats bit for bit on one kind of CPU: fixed threads, fixed kernels.
-
-    Another kind of processor (AVX2, AVX-512) has other kernels, which round sums in another way.
-    """
-    torch.set_num_threads(config.threads)
-    keep_memory()
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling fresh memory would find bugs, not repeat results, and costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation", UserWarning)
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed blocks of up to 256 MiB for this process; does nothing with another C library.
-
-    A step frees and asks for the same large blocks again and again. Handed back to the kernel in between, they return
-    page by page: 8 of 115 ms a step of the VAE at 64 pixels (128 photos, one CPU thread).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, _KEPT_BLOCK)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

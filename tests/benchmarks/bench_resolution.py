@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 from collections import Counter
@@ -120,20 +119,6 @@ def nights(photos: int, side: int) -> dict[str, Any]:
         return found
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return the nights as a Markdown table."""
-    stages = ("pixels", "train", "encode")
-    lines = ["| night | fetches a photo | pixels s | train s | encode s | pixels kB a photo | latents kB a photo |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for name, row in results["nights"].items():
-        fetches = ", ".join(f"{times} ({count} photos)" for times, count in row["fetches_a_photo"].items())
-        seconds = " | ".join(f"{row['seconds'].get(stage, 0.0):.1f}" for stage in stages)
-        stored = (row["bytes"]["pixels"] + row["bytes"]["photos"], row["bytes"]["latents"])
-        kilobytes = " | ".join(f"{size / results['photos'] / 1000:.1f}" for size in stored)
-        lines.append(f"| {name} | {fetches} | {seconds} | {kilobytes} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the nights, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,11 +127,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    results = {"photos": asked.photos, "side": asked.side, "machine": platform.machine(), "nights": {}}
-    results["nights"] = nights(asked.photos, asked.side)
-    print(table(results))
+    results = {"photos": asked.photos, "side": asked.side, "nights": nights(asked.photos, asked.side)}
+    print(json.dumps(results, indent=1))
     if asked.json:
-        asked.json.write_text(json.dumps(results, indent=1) + "\n")
+        asked.json.write_text(json.dumps({"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

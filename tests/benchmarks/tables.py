@@ -166,10 +166,30 @@ def numbers(catalogue: str) -> str:
     return "\n".join(lines)
 
 
+def resolution() -> str:
+    """Return the nights of models of one size and of a fusion of three."""
+    results, stages = results_of("resolution"), ("pixels", "train", "encode")
+    heads = [
+        "night of",
+        "fetches a photo",
+        *(f"{stage} s" for stage in stages),
+        "pixels kB a photo",
+        "latents kB a photo",
+    ]
+    lines = headed(heads)
+    for name, row in results["nights"].items():
+        fetches = ", ".join(f"{times} for all {count}" for times, count in row["fetches_a_photo"].items())
+        sizes = (row["bytes"]["pixels"] + row["bytes"]["photos"], row["bytes"]["latents"])
+        cells = [name, fetches, *(f"{row['seconds'].get(stage, 0.0):.1f}" for stage in stages)]
+        lines.append(line([*cells, *(f"{size / results['photos'] / 1000:.1f}" for size in sizes)]))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "choices": choices,
     "refresh": refresh,
     "kill": kill,
+    "resolution": resolution,
     "search": search,
     "train": train,
     "folds clothing": lambda: folds_table(runs_of("folds")),

@@ -224,6 +224,7 @@ def test_a_photo_has_the_same_bits_wherever_it_lies(model: SmallModel) -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "descriptor": {"cell": 16, "read_out": {"dims": 8}},
+    "distilled": {"teacher": "a" * 64, "numbers": 12, "cells": 2},
     # A fusion names bundles; this one has what the training fills in.
     "fusion": {
         "members": ["a" * 64, "b" * 64],
@@ -384,12 +385,12 @@ def test_carried_photos_are_encoded_from_their_pixels_part(worker: Callable[...,
 def test_a_crash_of_the_decoder_is_a_refused_photo(
     worker: Callable[..., ShardWorker], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(data: bytes, config: ImagesConfig) -> np.ndarray:
+    def decode(data: bytes, config: ImagesConfig) -> list[np.ndarray]:
         if data == b"bad":
             raise ZeroDivisionError("integer modulo by zero")
-        return picture(1)
+        return [picture(1)]
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(decoding, "decode_each", decode)
     shard = make_shard(["a", "b"])
     assert worker({"a": b"bad", "b": b"good"})(shard).refused == 1
     row = read_part(store, shard.pixels_name).to_pylist()[0]
@@ -401,10 +402,10 @@ def test_a_crash_of_the_decoder_is_a_refused_photo(
 def test_our_own_mistakes_are_no_refused_photos(
     worker: Callable[..., ShardWorker], store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def decode(data: bytes, config: ImagesConfig) -> np.ndarray:
+    def decode(data: bytes, config: ImagesConfig) -> list[np.ndarray]:
         raise error
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(decoding, "decode_each", decode)
     with pytest.raises(type(error)):
         worker({"a": b"photo"})(make_shard(["a"]))
     assert list(store.list()) == []

@@ -342,3 +342,22 @@ def test_a_sample_is_stable_and_grows_from_itself(tmp_path: Path) -> None:
     grown = keys(write(config_items), 100)
     assert len(grown & large) >= 80  # about 1 in 11 of the sample is new
     assert read_photos(write(5), FILES, limit=10).num_rows == 10
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2009", "\u3000"])
+def test_cells_of_csv_are_trimmed_of_every_white_space(tmp_path: Path, space: str) -> None:
+    path = tmp_path / "c.csv"
+    lines = ["item_id;image;x", f"{space}a{space};{space}a.jpg;b {space} c", "b;b.jpg;", f"c;{space};", ""]
+    path.write_text("\n".join(lines))
+    rows = read_photos(CatalogueConfig(source=str(path)), Files()).to_pylist()
+    assert [(row["item_id"], row["uri"].rpartition("/")[2], row["x"]) for row in rows] == [
+        ("a", "a.jpg", f"b {space} c"), ("b", "b.jpg", None), ("c", "", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("last", "kind"), [("7", pa.int64()), ("7.5", pa.float64()), ("XL", pa.string())])
+def test_the_type_of_an_attribute_is_that_of_all_its_values(tmp_path: Path, last: str, kind: pa.DataType) -> None:
+    path = tmp_path / "c.csv"
+    rows = "".join(f"{number},a.jpg,{number}\n" for number in range(1500))
+    path.write_text(f"item_id,image,size\n{rows}last,a.jpg,{last}\n")
+    assert read_photos(CatalogueConfig(source=str(path)), Files()).schema.field("size").type == kind

@@ -11,7 +11,7 @@ from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.losses import info_nce, info_nce_in_batch, nt_xent, triplet
+from pipeline.losses import info_nce, info_nce_in_batch, nt_xent, sup_con, triplet
 from pipeline.losses.collectives import gather_rows
 
 TEMPERATURES = [0.05, 0.2, 1.0]
@@ -208,3 +208,25 @@ def test_what_info_nce_in_a_batch_cannot_take_is_refused() -> None:
         info_nce_in_batch(rows(3, 2, 0), rows(4, 2, 0), 0.2, over_ranks=False)
     with pytest.raises(ConfigError, match="temperature is 0"):
         info_nce_in_batch(rows(3, 2, 0), rows(3, 2, 0), 0, over_ranks=False)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_sup_con_is_pytorch_metric_learnings(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    first, second = torch.randn(2, 9, 6, generator=generator, dtype=torch.float64)
+    groups = torch.tensor([0, 1, 2, 0, 1, 5, 0, 2, 2])
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    theirs = losses.SupConLoss(temperature=temperature)(torch.cat([first, second]), groups.repeat(2))
+    ours = sup_con(first, second, groups, temperature, over_ranks=False)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+    wrong = nt_xent(first, second, temperature, over_ranks=False)
+    assert abs(wrong.item() / theirs.item() - 1) > 0.01
+
+
+def test_sup_con_of_photos_without_groups_is_nt_xent() -> None:
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+    found = sup_con(first, second, torch.full((7,), -2), 0.2, over_ranks=False)
+    assert found.item() == pytest.approx(nt_xent(first, second, 0.2, over_ranks=False).item(), rel=1e-12)
+    with pytest.raises(ConfigError, match=r"groups are \[3\] for 7 photos"):
+        sup_con(first, second, torch.zeros(3, dtype=torch.int64), 0.2, over_ranks=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -257,6 +258,19 @@ def test_profiles_of_srgb_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_profile_that_is_no_use_counts_as_none(profile: bytes, kind: str) -> None:
     picture = one((200, 30, 40))
     assert np.array_equal(decode(save(picture, kind, icc_profile=profile), CONFIG), decode(save(picture, kind), CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [(b"gAMA", struct.pack(">I", 100_000)), (b"cICP", bytes((9, 16, 0, 1))), (b"sRGB", b"\0")]
+)
+def test_chunks_of_a_png_that_are_no_profile_change_nothing(name: bytes, data: bytes) -> None:
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))).convert("RGB")
+    plain = save(ramp, "PNG")
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = 8 + 25  # the signature and IHDR
+    told = plain[:head] + chunk + plain[head:]
+    assert Image.open(io.BytesIO(told)).info != Image.open(io.BytesIO(plain)).info or name == b"cICP"
+    assert np.array_equal(decode(told, ImagesConfig(size=64)), decode(plain, ImagesConfig(size=64)))
 
 
 def test_damaged_profiles_never_decide_over_a_picture() -> None:

@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 
 from jobs.__main__ import main
+from jobs.command import Arguments
+from jobs.config import load_config
 from pipeline.catalogue import PhotoReader
 from pipeline.errors import PhotoRefused
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models.bundle import load_bundle
+from pipeline.planning import pixels_line
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.storage import Store, open_store
@@ -100,13 +103,34 @@ def test_what_learns_nothing_fetches_once_and_stores_no_pixels(night: Callable[.
     # Another model: nothing is there to encode from, so each photo is fetched once more.
     second = night("2", *descriptor(16, "model.grey=true"))
     assert second["reads"] == ONCE
+    assert second["plan"]["renewal"]["fetched"] == ITEMS, "and the plan had said so"
     assert night("3", *descriptor(16, "model.grey=true"))["reads"] == {}, "a night that carries on fetches nothing"
     # `always`: the third model is made of what the second night stored.
     night("4", *descriptor(16, "model.cell=8", "images.keep=always"))
     assert parts(store, "pixels") == {transform: 4}
     assert night("5", *descriptor(16))["published"]
     kept = night("6", *descriptor(16, "model.cell=2", "images.keep=always"))
-    assert kept["reads"] == {}
+    assert (kept["reads"], kept["plan"]["renewal"]["fetched"]) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "stored", "again"),
+    [
+        (["model.kind=vae"], "1,000", None),
+        (["model.kind=vae", "images.keep=never"], "1,000", None),
+        (["model.kind=descriptor"], "1,000", None),
+        (["model.kind=descriptor", "model.read_out={dims: null}"], "0", "1,000"),
+        (["model.kind=descriptor", "model.read_out={dims: null}", "images.keep=always"], "1,000", None),
+    ],
+)
+def test_a_plan_says_what_is_stored(shop: Path, store: Store, words: list[str], stored: str, again: str | None) -> None:
+    given = (f"store={shop / 'store'}", f"catalogue.source={shop / 'catalogue.csv'}", "images.size=32", *words)
+    config = load_config(Arguments(overrides=given))
+    line = pixels_line(config, store, fetched=1000, model_id=None)
+    assert f"pixels: 32 a side, 3,072 bytes a photo; of 1,000 photos to fetch about {stored} are stored" in line
+    assert (f"{again} photos are fetched again" in line) if again else ("is encoded from them" in line)
+    if again is None and "always" not in line and "vae" not in str(words):  # only what the fit needs
+        assert "about 20,000" in pixels_line(config, store, fetched=50_000, model_id=None)
 
 
 def test_what_fits_stores_what_it_fits_on_and_fetches_each_photo_once(

@@ -12,8 +12,9 @@ from jobs.config import Config, load_config
 from jobs.sources import PRESETS, preset_names
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS, build_model, save_bundle
+from pipeline.models.base import Taught
 from pipeline.models.bundle import resolved_config
-from pipeline.models.targets import HogTarget, PixelTarget
+from pipeline.models.targets import FeatureTarget, HogTarget, PixelTarget
 from pipeline.models.vqvae2 import VQVAE2
 from pipeline.storage import open_store
 
@@ -48,9 +49,20 @@ def with_members(name: str) -> Config:
     return config.model_copy(update={"model": resolved_config(store, config.model, images.model_dump(mode="json"))})
 
 
+def with_teacher(name: str) -> Config:
+    """Return a preset with a small teacher in place of the network that it describes, whose file is not here."""
+    config = loaded(name)
+    assert not isinstance(config.model.taught_by(), str), "a preset cannot know a model_id"
+    small = MODELS["descriptor"][0].model_validate({"kind": "descriptor", "read_out": {"dims": 64}})
+    found = Taught("a" * 64, small, (config.images,), config.images.size, numbers=64, cells=1)
+    return config.model_copy(update={"model": config.model.taught(found)})
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_builds_its_model(name: str) -> None:
     config = with_members(name) if name.startswith("fusion") else loaded(name)
+    if config.model.taught_by() is not None:
+        config = with_teacher(name)
     model = build_model(config.model, image_size=config.images.size, labels=("boot", "shirt"))
     assert model.latent_dim >= 1
     assert config.index.metric == "cosine"
@@ -70,7 +82,7 @@ def test_every_kind_of_model_has_presets_for_both_catalogues() -> None:
     quantizers = {loaded(name).model.quantizer.kind for name in FASHION if loaded(name).model.kind == "vqvae"}
     assert quantizers == {"ema", "gradient", "fsq", "simvq"}
     targets = {type(getattr(loaded(name).model, "target", None)) for name in FASHION} - {type(None), str}
-    assert targets == {PixelTarget, HogTarget}
+    assert targets == {PixelTarget, HogTarget, FeatureTarget}
 
 
 @pytest.mark.parametrize("name", FASHION)

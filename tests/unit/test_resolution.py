@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pipeline.encoding import Encoder, PhotoDecoder, Shard, ShardWorker, assign_shards, build_shards
 from pipeline.errors import ConfigError, PhotoRefused, Unavailable
-from pipeline.images import ImagesConfig, decode, transform_id
+from pipeline.images import ImagesConfig, decode, decode_each, transform_id
 from pipeline.index.photo import PhotoEncoder
 from pipeline.models import build_model, load_bundle, save_bundle
 from pipeline.models.base import Batch, Latents, Losses, Model, Step, images_values
@@ -28,6 +29,7 @@ from pipeline.schema import pixels_schema, plan_schema
 from pipeline.storage import Store, open_store
 from pipeline.storage.cache import FileCache
 
+decode_module: Any = sys.modules["pipeline.images.decode"]
 SMALL, MIDDLE, LARGE = (ImagesConfig(size=size) for size in (8, 12, 24))
 
 
@@ -236,6 +238,30 @@ def test_a_query_by_photo_of_several_sizes_is_what_torch_says(store: Store, phot
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match=r"invariant_to compares views .* in 3 ways"):
         build_model(fused(16, 24, 32, read_out={"invariant_to": {}}), image_size=32)
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("JPEG", 2), ("PNG", 1), ("WEBP", 1)])
+def test_each_size_is_what_it_is_alone_and_a_file_is_decoded_once_a_scale(
+    kind: str, loads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = io.BytesIO()
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, (13, 20, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+    Image.fromarray(blocks).save(sink, kind)
+    data = sink.getvalue()
+    configs = [ImagesConfig(size=96), ImagesConfig(size=12, fit="crop"), ImagesConfig(size=14), ImagesConfig(size=90)]
+    alone = [decode(data, config) for config in configs]
+    calls: list[str] = []
+    load = decode_module._load
+    monkeypatch.setattr(decode_module, "_load", lambda *given: (calls.append(given[0]), load(*given))[1])
+    for one, other in zip(decode_each(data, *configs), alone, strict=True):
+        assert np.array_equal(one, other)
+    assert len(calls) == loads
+    with pytest.raises(PhotoRefused) as refused:
+        decode_each(data[:200], *configs)
+    with pytest.raises(PhotoRefused) as by_itself:
+        decode(data[:200], configs[0])
+    assert refused.value.reason == by_itself.value.reason
 
 
 def test_an_id_says_what_is_stored_and_how_long_it_is_kept_is_no_part_of_it() -> None:

@@ -23,6 +23,7 @@ def test_only_what_is_learned_is_in_the_key():
         "epochs": 3, "batch_size": 64, "optimiser": "sgd", "learning_rate": 0.5, "weight_decay": 0.1, "warmup": 0.3,
         "schedule": "constant", "grad_clip": 1.0, "precision": "bf16", "ema_decay": 0.9, "validation": 0.2,
         "split_by": "brand", "keep": "best", "balance": True, "augment": "light", "init_from": "0" * 64,
+        "supervision": "category",
     }  # fmt: skip
     for name, value in changed.items():
         assert TrainConfig(**{name: value}).key_values() != base, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.images import ImagesConfig
+from pipeline.losses import nt_xent, sup_con
 from pipeline.models import AnyModelConfig, Batch, Step, build_model
 from pipeline.models.bundle import resolved_config
+from pipeline.planning import check_training_columns
+from pipeline.schema import plan_schema
 from pipeline.storage import Files, open_store
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisers import build_optimiser
@@ -113,3 +117,44 @@ def test_it_sees_photos_in_its_own_way_and_is_off_by_default(folder: Path) -> No
         config_of(folder, source="onnx", weights="x.onnx")
     with pytest.raises(ValidationError, match="sees pixels in colour"):
         TypeAdapter(AnyModelConfig).validate_python({**config.model_dump(mode="json"), "grey": True})
+
+
+def test_categories_bring_photos_together_only_where_asked(folder: Path) -> None:
+    """Supervised, the loss is sup_con of the batch's categories; rows 0 and 1 of the table are no categories."""
+    model = begun(config_of(folder)).train()
+    views = model.augmented(FILES.photos(6))
+    condition = torch.tensor([2, 3, 2, 0, 1, 3])
+    alone = model(Batch(views, condition), Step(0, 1)).total
+    model.supervised = True
+    together = model(Batch(views, condition), Step(0, 1)).total
+    first, second = model._projected(views, model.network, model.projector).chunk(2)
+    wanted = sup_con(first, second, torch.tensor([0, 1, 0, -1, -1, 1]), 0.2, over_ranks=False)
+    torch.testing.assert_close(together, wanted)
+    torch.testing.assert_close(alone, nt_xent(first, second, 0.2, over_ranks=False))
+    assert abs((together - alone).item()) > 1e-3
+    torch.testing.assert_close(model(Batch(views), Step(0, 1)).total, alone)
+
+
+def test_supervision_is_in_keys_only_where_it_is_asked() -> None:
+    plain, asked = TrainConfig(), TrainConfig(supervision="category")
+    assert "supervision" not in plain.model_dump()
+    assert plain.key_values() != asked.key_values()
+    assert TrainConfig(supervision="category").key_values(by_steps=False) == plain.key_values(by_steps=False)
+
+
+def test_supervision_wants_a_kind_that_learns_by_categories_and_a_column_of_them() -> None:
+    rows = plan_schema([]).empty_table()
+
+    def check(kind: str, category: str | None) -> None:
+        parts = {
+            "train": TrainConfig(supervision="category", validation=0),
+            "model": TypeAdapter(AnyModelConfig).validate_python({"kind": kind}),
+            "catalogue": SimpleNamespace(category=category),
+        }
+        check_training_columns(rows, SimpleNamespace(**parts))  # type: ignore[arg-type]
+
+    check("simclr", "category")
+    with pytest.raises(ConfigError, match=r"'moco' does not learn from categories; name one of simclr"):
+        check("moco", "category")
+    with pytest.raises(ConfigError, match=r"catalogue\.category is not set"):
+        check("simclr", None)

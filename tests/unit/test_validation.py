@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,12 +212,16 @@ def test_what_is_no_number_stops(place: str):
 def test_every_model_is_measured(kind: str):
     torch.manual_seed(0)
     small = {"channels": [4, 8]} if "channels" in MODELS[kind][0].model_fields else {}
+    if kind == "distilled":
+        small |= {"teacher": "a" * 64, "numbers": 4, "cells": 1}
     config = MODELS[kind][0].model_validate({"kind": kind, **small})
     model = build_model(config, image_size=SIZE, labels=LABELS)
+    if model.prepares:
+        model.prepare(with_features(batches()))
     if (wanted := config.frozen()) is not None:
         pytest.skip(f"{kind} needs {wanted}")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = measured(model, batches())
+    found = measured(model, with_features(batches()) if model.num_features else batches())
     assert "validation/total" in found.measures
     draws = type(model).decode is not Model.decode
     assert ({"validation/mse", "validation/ssim"} <= set(found.measures)) == draws
@@ -227,6 +232,11 @@ def test_every_model_is_measured(kind: str):
     assert set(found.categories) == ({"<none>", "<unknown>", *LABELS} if draws else set())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.scalars() == {}  # what a training notes of its own steps is not touched
+
+
+def with_features(given):
+    """Return batches with what a teacher might say of the photos: four numbers of each."""
+    return [replace(batch, features=batch.images.flatten(1)[:, :4].float()) for batch in given]
 
 
 def test_no_photo_is_no_measure():

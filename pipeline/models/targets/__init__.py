@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import Target
-from .features import Features, FeatureTarget
+from .base import Target, TargetBase
+from .features import Features, FeatureTarget, TeacherFeatures
 from .hog import Hog, HogTarget
 from .pixels import PerceptualConfig, Pixels, PixelTarget
 
@@ -23,8 +23,19 @@ __all__ = [
     "PixelTarget",
     "Target",
     "TargetConfig",
+    "TeacherFeatures",
     "build_target",
+    "check_named",
 ]
+
+
+def check_named(target: TargetBase) -> None:
+    """Raise ValueError for a target of features of nobody: only a model that sees features need not say whose."""
+    if isinstance(target, FeatureTarget) and target.encoder is None and target.teacher is None:
+        raise ValueError(
+            "target features names neither a teacher nor an encoder; set target.teacher to a model_id or to the config "
+            "of a pretrained model"
+        )
 
 
 def build_target(config: PixelTarget | HogTarget | FeatureTarget, image_size: int, *, grey: bool = False) -> Target:
@@ -36,4 +47,6 @@ def build_target(config: PixelTarget | HogTarget | FeatureTarget, image_size: in
         return Pixels(config, image_size, grey=grey)
     if isinstance(config, HogTarget):
         return Hog(config, image_size, grey=grey)
-    return Features(config, image_size)
+    if config.encoder is None:
+        return TeacherFeatures(config)
+    return Features(config, config.encoder, image_size)

@@ -1,0 +1,89 @@
+"""Nights of models that learn from a teacher: its bundle is made first, its features are parts, all in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import jobs.computing
+from jobs.__main__ import main
+from pipeline.models import load_bundle
+from pipeline.storage import Store, open_store
+
+PHOTOS = 40
+TEACHER = "{kind: descriptor, cell: 4, read_out: {dims: 6}}"
+TRAIN = ["images.size=16", "train.epochs=1", "train.batch_size=16", "train.validation=0.2", "encode.actors=1"]
+
+
+@pytest.fixture
+def night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stages_here: Any
+) -> Callable[..., Any]:
+    """Run a command on a shop of photos of which one is broken; return its JSON object."""
+    stages_here.run_stages_here(monkeypatch)
+    rows = []
+    for number in range(PHOTOS):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"item-{number:02},{number}.png,{'bag' if number % 2 else 'hat'}\n")
+    (tmp_path / "7.png").write_bytes(b"no picture")
+    (tmp_path / "catalogue.csv").write_text("item_id,image,category\n" + "".join(rows))
+
+    def run(name: str, *words: str, expect: int = 0) -> dict[str, Any]:
+        given = [f"store={tmp_path / 'store'}", f"catalogue.source={tmp_path / 'catalogue.csv'}", *TRAIN, *words]
+        code = main([name, "--json", *given])
+        out = capsys.readouterr()
+        assert code == expect, out.err
+        return dict(json.loads(out.out)) if out.out else {"error": out.err}
+
+    return run
+
+
+def store_of(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.kind=vae", "model.latent_dim=3", f"model.sees={{kind: features, teacher: {TEACHER}, hidden: [8]}}"],
+        ["model.kind=distilled", "model.latent_dim=3", "model.channels=[4, 8]", f"model.teacher={TEACHER}"],
+    ],
+    ids=["vae_of_features", "distilled"],
+)
+def test_the_teacher_is_made_first_and_every_photo_has_its_own_features(
+    night: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    jobs_run, train_job = [], jobs.computing.train_job
+    monkeypatch.setattr(jobs.computing, "train_job", lambda job, **rest: jobs_run.append(job) or train_job(job, **rest))
+    found = night("refresh", "--run", "first", *words)
+    assert found["published"], found
+    store = store_of(tmp_path)
+    of_teacher, of_model = jobs_run
+    assert of_teacher.model.kind == "descriptor"
+    teacher = load_bundle(store, str(of_model.teacher))
+    bundle = load_bundle(store, found["model_id"])
+    assert teacher.model_id in json.dumps(bundle.config.model_dump(mode="json"))
+    photos = 0
+    for part in of_model.pixels:
+        pixels = pq.read_table(tmp_path / "store" / part.part)["pixels"].to_pylist()
+        latents = pq.read_table(tmp_path / "store" / part.features.part)["mean"].to_pylist()
+        images = np.stack([np.frombuffer(pixels[row], np.uint8).reshape(16, 16, 3) for row in part.rows])
+        said = teacher.model.encode(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).mean.numpy()
+        read = np.array([latents[row] for row in part.features.rows], np.float32)
+        np.testing.assert_allclose(read, said, rtol=1e-4, atol=1e-5)
+        shifted = np.roll(read, 1, axis=0)  # what a row too few or too many would read
+        assert np.abs(shifted - said).max() > 0.01
+        photos += len(read)
+    assert photos == PHOTOS - 1, "the broken photo is in quarantine"
+    again = night("refresh", "--run", "second", *words)
+    assert again["reason"] == "nothing to do"
+    assert len(jobs_run) == 2
