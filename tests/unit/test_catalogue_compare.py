@@ -130,7 +130,7 @@ def parent(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
     return items, refused
 
 
-@settings(derandomize=True, max_examples=150, deadline=None, database=None)
+@settings(derandomize=True, max_examples=150, database=None)
 @given(tonight(), parent(), st.integers(1, 4))
 @pytest.mark.slow
 def test_against_dictionaries(now: list[Row], before: tuple[list[Row], list[Row]], slice_rows: int) -> None:

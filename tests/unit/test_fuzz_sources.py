@@ -31,7 +31,6 @@ FUZZ = settings(
     max_examples=EXAMPLES,
     derandomize="FUZZ" not in os.environ,
     database=None,
-    deadline=None,
     phases=[Phase.generate],  # the files are small: shrinking them would cost more than it tells
     suppress_health_check=list(HealthCheck),
 )

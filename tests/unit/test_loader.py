@@ -134,7 +134,7 @@ def category_of(count: int) -> np.ndarray:
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_epoch_covers_every_row_in_equal_batches(counts, world_size, batch_size, window_parts, seed, epoch):
     pixels = [PartRows(f"{part}", np.arange(count, dtype=np.int32)) for part, count in enumerate(counts)]
     asked = {"batch_size": batch_size, "world_size": world_size, "seed": seed, "window_parts": window_parts}
@@ -158,7 +158,7 @@ def test_every_epoch_covers_every_row_in_equal_batches(counts, world_size, batch
     balance=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_seeking_equals_skipping(counts, world_size, batch_size, balance, data):
     pixels = [
         PartRows(f"{part}", np.arange(count, dtype=np.int32), category_of(count)) for part, count in enumerate(counts)

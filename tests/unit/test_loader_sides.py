@@ -66,7 +66,7 @@ def test_held_out_rows_leave_too_few_photos():
     balance=st.booleans(),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_held_out_rows_are_validated_once_and_never_trained_on(counts, world_size, batch_size, share, balance, seed):
     rng = np.random.default_rng(seed)
     pixels, aside = [], set()

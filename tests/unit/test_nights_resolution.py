@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -87,6 +88,22 @@ def parts(store: Store, kind: str) -> Counter[str]:
     return Counter(entry.name.split("/")[1] for entry in store.list(f"{kind}/"))
 
 
+def pretrained(shop: Path, read_out: str) -> list[str]:
+    """Return the words for a small network that sees central squares of 24 pixels."""
+    path = Path(__file__).parents[1] / "foreign_files.py"
+    spec = importlib.util.spec_from_file_location("foreign_files", path)
+    assert spec is not None
+    assert spec.loader is not None
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    files.graph_file(shop / "network.onnx", size=24)
+    preprocessing = "{size: 24, fit: crop, resample: bicubic, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25]}"
+    return [
+        "model.kind=pretrained", f"model.weights={shop / 'network.onnx'}", "model.source=onnx", "model.output=maps",
+        "model.licence=MIT", f"model.preprocessing={preprocessing}", f"model.read_out={read_out}",
+    ]  # fmt: skip
+
+
 ONCE = {f"{number:02d}.png": 1 for number in range(ITEMS)}
 
 
@@ -147,6 +164,22 @@ def test_what_fits_stores_what_it_fits_on_and_fetches_each_photo_once(
     assert items["pixels_part"].null_count == 20
 
 
+def test_a_pretrained_network_sees_its_own_size_whatever_the_run_says(
+    night: Callable[..., Any], store: Store, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = transform_id(ImagesConfig(size=24, fit="crop"))
+    first = night("1", *pretrained(shop, "{}"), "images.size=64")
+    assert first["reads"] == ONCE
+    assert (parts(store, "pixels"), parts(store, "photos")) == ({}, {own: 4})
+    assert first["plan"]["transform_id"] == read_manifest(store, first["release"]).transform_id == own
+    assert load_bundle(store, first["model_id"]).transforms == (ImagesConfig(size=24, fit="crop"),)
+    # With components to fit, the photos of two shards are kept; none of them is fetched again to encode them.
+    monkeypatch.setattr("pipeline.planning.resolution.FIT_PHOTOS", 15)
+    second = night("2", *pretrained(shop, SMALL), "publish.channel=other")
+    assert second["reads"] == ONCE
+    assert (parts(store, "pixels"), parts(store, "photos")) == ({own: 2}, {own: 4})
+
+
 def test_a_training_night_stores_its_pixels_and_encodes_from_them(night: Callable[..., Any], store: Store) -> None:
     tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
     assert night("1", *tiny, "images.keep=never")["reads"] == ONCE
@@ -154,21 +187,21 @@ def test_a_training_night_stores_its_pixels_and_encodes_from_them(night: Callabl
     assert night("2", *tiny, "model.beta=2.0")["reads"] == {}
 
 
-def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., Any], store: Store) -> None:
+def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., Any], store: Store, shop: Path) -> None:
     tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
     ids = [
         night("a", *descriptor(32), "publish.channel=a")["model_id"],
         night("b", *tiny, "publish.channel=b")["model_id"],
-        night("c", *descriptor(48), "publish.channel=c")["model_id"],
+        night("c", *pretrained(shop, SMALL), "publish.channel=c")["model_id"],
     ]
     fusion = ["model.kind=fusion", f"model.members=[{', '.join(ids)}]", "model.read_out={dims: 5}"]
     done = night("fused", *fusion)
     assert (done["reads"], done["shown"]) == (ONCE, {})
     bundle = load_bundle(store, done["model_id"])
-    assert [images.size for images in bundle.transforms] == [32, 16, 48]
+    assert [images.size for images in bundle.transforms] == [32, 16, 24]
     assert isinstance(bundle.images, list)
-    assert bundle.model.image_sizes == (32, 16, 48)
-    several = transform_id(*(ImagesConfig(size=size) for size in (32, 16, 48)))
+    assert bundle.model.image_sizes == (32, 16, 24)
+    several = transform_id(ImagesConfig(size=32), ImagesConfig(size=16), ImagesConfig(size=24, fit="crop"))
     assert read_manifest(store, done["release"]).transform_id == several
     assert parts(store, "pixels")[several] == 4, "it fits on all of these few"
     # A night later nothing is fetched, and a size of the run's own section says nothing.

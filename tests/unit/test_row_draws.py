@@ -39,7 +39,7 @@ def spread(draws: np.ndarray, categories: np.ndarray) -> int:
 
 
 @given(given_parts=parts, seed=st.integers(0, 5), first=st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_categories_have_exact_quotas_and_their_rows_level_draws(given_parts, seed, first):
     categories = arrays(given_parts)
     together = np.concatenate(categories)
