@@ -53,8 +53,8 @@ def baseline_spaces(
     Raw pixels (of at most `side` a side, as `thumbnails`); principal components of these and of histograms of oriented
     gradients, fitted on a seeded FITTED of the photos; UMAP-10 of the pixels, fitted on a seeded UMAP_FITTED, where
     umap-learn is installed; random weights: the model of `untrained` before training, unless nothing of it is trained
-    or it has a teacher. Fewer photos than components give fewer components, and the name says how many. Raises ConfigError for fewer than
-    two photos.
+    or it has a teacher. Fewer photos than components give fewer components, and the name says how many. Raises
+    ConfigError for fewer than two photos.
     """
     grey = bool(np.all(known == known[..., :1]))
 
