@@ -161,7 +161,7 @@ def resolved_config(
         config = config.taught(
             _taught_as_built(store, asked, images) if teacher is None else _taught_by_bundle(store, teacher)
         )
-    return config.described(Files()).resolved(lambda model_id: stored_config(store, model_id), images)
+    return config.described(Files(store.options)).resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def _taught_by_bundle(store: Store, model_id: str) -> Taught:

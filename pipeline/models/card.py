@@ -19,6 +19,14 @@ _TOLD = [
     "its encoder is told too: a query by photo names the category where it is known; none, or one that the model never",
     "met, is allowed. It knows",
 ]
+_OF_OTHERS = [
+    "Encodes product photos for similarity search, by a network that others trained: its file and licence stand under",
+    "Model. The latents of two models cannot be compared.",
+]
+_OF_OWN = [
+    "what differs among them, and says little about photos of another kind. The latents of two models cannot be",
+    "compared.",
+]
 
 
 def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key: str, card: Mapping[str, Any]) -> str:
@@ -28,10 +36,9 @@ def write_card(model_id: str, facts: Mapping[str, Any], numbers: int, train_key:
     mapping becomes a section of its own (for example `train`, `measures`), anything else a line.
     """
     lines = [f"# Model {model_id[:12]}: {facts['model']['kind']}", ""]
+    of_others = facts["model"].get("source") is not None or facts["model"].get("backbone") is not None
     lines += [
-        *(_TOLD if "labels" in facts else _NOT_TOLD),
-        "what differs among them, and says little about photos of another kind. The latents of two models cannot be",
-        "compared.",
+        *(_OF_OTHERS if of_others else [*(_TOLD if "labels" in facts else _NOT_TOLD), *_OF_OWN]),
         "",
         "## Bundle",
         "",

@@ -66,11 +66,11 @@ class BundleFeatures(FrozenEncoder):
 def load_frozen(config: FrozenConfig, store: Store, files: Files | None = None) -> FrozenEncoder:
     """Return the frozen encoder of a configuration, on the CPU; torch's random generator stays as it is.
 
-    store: holds the bundles. files: reads the weights, by default with the environment's access. Raises NotFound,
+    store: holds the bundles. files: reads the weights, by default as the store is reached. Raises NotFound,
     Forbidden, Unavailable, InputError where the weights are not those of a ResNet-18, ConfigError for a missing map.
     """
     if config.model_id is not None:
         return BundleFeatures(load_bundle(store, config.model_id).model, config.layers)
     assert config.weights is not None  # noqa: S101 - the configuration has exactly one of the two
-    data = (files or Files()).read(config.weights)
+    data = (files or Files(store.options)).read(config.weights)
     return ResNet18(tensors_of(data, config.weights, of_training=False), config.layers, config.weights)

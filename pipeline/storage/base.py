@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from ..errors import NotFound
+from .options import StorageOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Store(ABC):
     """
 
     url: str
+    options: StorageOptions | None = None  # how it is reached, for files beside it that a config names
 
     @abstractmethod
     def fetch(

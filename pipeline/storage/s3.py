@@ -51,7 +51,7 @@ class S3Store(Store):
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = check_name(prefix) + "/" if prefix else ""
-        self._options = options or StorageOptions()
+        self.options: StorageOptions = options or StorageOptions()
         self._retry = retry or Retry()
         self._read_timeout_s = read_timeout_s
         self._page = page
@@ -59,7 +59,7 @@ class S3Store(Store):
 
     @property
     def _fs(self) -> Any:
-        return s3_client.file_system(self._options, self._read_timeout_s)
+        return s3_client.file_system(self.options, self._read_timeout_s)
 
     def fetch(
         self, name: str, *, start: int | None = None, end: int | None = None, max_bytes: int | None = None
@@ -193,7 +193,7 @@ class S3Store(Store):
         return filesystem_over(self, root), root
 
     def _meaning(self, error: Exception, uri: str) -> CodebooksError:
-        return meaning(error, uri, who=s3_client.signer(self._options))
+        return meaning(error, uri, who=s3_client.signer(self.options))
 
     def _head(self, name: str) -> dict[str, Any]:
         asked = {"Bucket": self._bucket, "Key": self._key(name)}

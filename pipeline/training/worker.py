@@ -280,7 +280,7 @@ def _model(job: TrainJob, ranks: Ranks, reader: PartReader, *, fresh: bool) -> M
     if frozen is not None:
         model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
     if (file := job.model.file()) is not None:
-        model.use_file(Files().read(file), file)
+        model.use_file(Files(job.store.options).read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     if model.prepares and fresh:

@@ -92,7 +92,7 @@ class Shop:
         return code, json.loads(said.getvalue())
 
     def _store(self) -> Store:
-        return S3Store(f"{self.url}/{self.name}/store", self.straight._options)  # type: ignore[attr-defined]
+        return S3Store(f"{self.url}/{self.name}/store", self.straight.options)
 
     def _released(self) -> dict[str, Any]:
         head = read_head(self._store(), "stable")

@@ -434,7 +434,7 @@ class TestRefusals:
             assert case.store.stat(name).size == len(data)
         case.proxy.faults[:] = [Fault("HEAD", status=status, times=99), Fault("GET", status=400, code="ExpiredToken")]
         with pytest.raises(ClientStale, match="HTTP 400 ExpiredToken"):
-            S3Store(case.store.url, case.store._options, retry=Retry(attempts=1)).stat("a")
+            S3Store(case.store.url, case.store.options, retry=Retry(attempts=1)).stat("a")
         case.proxy.faults[1] = Fault("GET", status=403, code="AccessDenied", times=9)
         with pytest.raises(Forbidden, match="HTTP 403 AccessDenied: "):
             case.store.stat("a")
