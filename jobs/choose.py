@@ -10,8 +10,8 @@ from jobs.choosing import Stages, named_candidates, written
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.context import Context
-from jobs.progress import Progress
 from pipeline.errors import ConfigError
+from pipeline.progress import Progress
 from pipeline.quality.choice_report import choice_details, choice_text, choose_among
 from pipeline.quality.choose_config import PHOTOS, ChooseConfig
 from pipeline.quality.choosing import fold_photos, measure_candidates

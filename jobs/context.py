@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from jobs.config import Config
-from jobs.progress import Progress
 from jobs.ray_session import ray_session
+from pipeline.progress import Progress
 from pipeline.runs import Attempt, Run
 from pipeline.storage import Files, Store
 from pipeline.watch import Watch

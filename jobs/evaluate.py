@@ -8,8 +8,8 @@ from dataclasses import replace
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import run_until
-from jobs.progress import Progress
 from pipeline.errors import ConfigError, GateRefused
+from pipeline.progress import Progress
 from pipeline.quality.table import TableOptions, WrittenTable, named_bundles, write_quality
 from pipeline.quality.table_sample import LEAST, PHOTOS
 from pipeline.runs import default_run_name

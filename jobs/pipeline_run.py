@@ -13,9 +13,9 @@ from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
-from jobs.progress import Progress
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
+from pipeline.progress import Progress
 from pipeline.quality.release_page import category_lines
 from pipeline.release import publish
 from pipeline.runs import Run, default_run_name, open_run

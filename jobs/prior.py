@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobs.command import Arguments, Outcome
 from jobs.config import ClusterConfig
 from jobs.place import LightConfig
-from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from jobs.sources import read_sources
 from pipeline.errors import ConfigError, IntegrityError, NotFound
@@ -23,6 +22,7 @@ from pipeline.models.priors import check_draw
 from pipeline.models.priors.stored import find_prior, load_prior
 from pipeline.planning import ReleasePhotos, release_photos
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection, codes_of, network_of, train_key_of
+from pipeline.progress import Progress
 from pipeline.quality.prior_results import Sampling, check_category, described, write_results
 from pipeline.release import Manifest, check_store, read_head, read_manifest
 from pipeline.release.tables import read_table

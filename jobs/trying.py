@@ -17,12 +17,12 @@ from pyarrow import parquet
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
 from jobs.pipeline_run import How, run_config
-from jobs.progress import Progress
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.findings import Finding, Level
 from pipeline.images.render import render_products
 from pipeline.models.bundle import BUNDLES
+from pipeline.progress import Progress
 from pipeline.storage import Store
 from pipeline.storage.config import StoreConfig
 from pipeline.workers import Whereabouts, ask_a_worker, whereabouts

@@ -52,9 +52,9 @@ def baseline_spaces(
 
     Raw pixels (of at most `side` a side, as `thumbnails`); principal components of these and of histograms of oriented
     gradients, fitted on a seeded FITTED of the photos; UMAP-10 of the pixels, fitted on a seeded UMAP_FITTED, where
-    umap-learn is installed; random weights: the model of `untrained` before training, unless nothing of it is trained.
-    Fewer photos than components give fewer components, and the name says how many. Raises ConfigError for fewer than
-    two photos.
+    umap-learn is installed; random weights: the model of `untrained` before training, unless nothing of it is trained
+    or it has a teacher. Fewer photos than components give fewer components, and the name says how many. Raises
+    ConfigError for fewer than two photos.
     """
     grey = bool(np.all(known == known[..., :1]))
 
@@ -70,7 +70,9 @@ def baseline_spaces(
     yield from _component_spaces("HOG + PCA", hog_rows, sample)
     if has_umap():
         yield umap_space(known[_sample(len(known), UMAP_FITTED, seed)], pixel_rows, seed=seed)
-    if untrained is not None and MODELS[untrained.kind][1].trains:
+    # A model with a teacher before its training: its random weights would be asked without their scale, or beside the
+    # teacher's own, which are anything but random.
+    if untrained is not None and MODELS[untrained.kind][1].trains and untrained.taught_by() is None:
         yield untrained_space(untrained, sample, seed=seed)
 
 

@@ -43,7 +43,7 @@ class DistilledConfig(ModelConfig):
     teacher: Teacher | None = None
     scale: Scale = "common"
     latent_dim: int = Field(64, ge=1)
-    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
+    channels: tuple[int, ...] = Field((16, 32, 64, 128), min_length=1)
     blocks: int = Field(1, ge=1)
     whole_first: bool = False
     norm: Norm = "group"

@@ -29,7 +29,7 @@ from typing import Any
 from claim_experiments import EXPERIMENTS, RENDERED, Result, Variant, tables
 from claim_measures import SEED, config_of, measure
 from model_measures import prepare
-from side_by_side import write
+from side_by_side import parsed, write
 from table_cells import read
 
 from pipeline.images.render import render_catalogue
@@ -139,7 +139,7 @@ def main() -> int:
     for name in ("one", "out", "core"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--rendered", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parsed(parser)
     if asked.one:
         if asked.core is not None:
             os.sched_setaffinity(0, {int(asked.core)})

@@ -43,7 +43,10 @@ from pipeline.models.components import principal_components
 
 FLOOR = "HOG + PCA-64"
 LAYERS = ("b10", "b14", "b15", "h")  # ends of stages of EfficientNet-Lite0, the last before the global mean
-CELLS = {"b10": 4, "b14": 4, "b15": 3, "h": 1}
+# Features by name: a layer, in how many cells a side; `hog` and `views` are gradients, of which the latter are read out
+# as `descriptor_views_clothing` is, against views of the photos.
+CELLS = {"b10": ("b10", 4), "b14": ("b14", 4), "b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
+VIEWS = "descriptor_views_clothing"
 BATCH = 16
 MOST = 128  # components that are fitted; fewer are the first of these
 Made = Callable[[np.ndarray], np.ndarray]  # training photos, bool [n], to the vectors of all photos, float32 [n, d]
@@ -75,19 +78,22 @@ class Fused:
 LITE0 = "Apache-2.0"
 CHOSEN = "Lite0 fused as folds choose"
 # A name with ~ means the signed square roots of its features.
+# Drawn up after looking at inner folds of the first fold's training photos.
 GRID = [
-    Fused((*lite0, "hog"), (*([dims] * len(lite0)), 64), (*([share / len(lite0)] * len(lite0)), 1.0), power, LITE0)
-    for lite0 in (("b15",), ("b15", "~h"))
+    Fused((lite0, gradients), (dims, 64), (share, 1.0), licence=LITE0)
+    for lite0 in ("b15", "hx3")
+    for gradients in ("hog", "views")
     for dims in (64, 128)
-    for share in (2.0, 4.0)
-    for power in (0.0, 0.125, 0.25)
+    for share in (2.0, 4.0, 8.0)
 ]
 ROWS: dict[str, Fused | str] = {
     FLOOR: Fused(("hog",), (64,)),
-    "descriptor_views": "descriptor_views_clothing",
+    "descriptor_views": Fused(("views",), (64,)),
     "Lite0 as it is": Fused(("b15",), (64,), licence=LITE0),
     "Lite0 head mean": Fused(("h",), (64,), licence=LITE0),
     "Lite0 + HOG 2:1": Fused(("b15", "hog"), (64, 64), (2.0, 1.0), licence=LITE0),
+    "Lite0 head 3x3": Fused(("hx3",), (64,), licence=LITE0),
+    "Lite0 head 3x3 + descriptor_views 4:1": Fused(("hx3", "views"), (128, 64), (4.0, 1.0), licence=LITE0),
     CHOSEN: CHOSEN,
 }
 
@@ -121,6 +127,8 @@ class Features:
     def along(self, name: str, dims: int, known: np.ndarray) -> torch.Tensor:
         """Return features along the first principal components of the known photos' ones, not whitened, [n, dims]."""
         key = (name, known.tobytes())
+        if key not in self._along and name == "views":
+            self._along[key] = torch.from_numpy(fitted_model(VIEWS, self.pixels(64), known, 0))
         if key not in self._along:
             rows = torch.from_numpy(self.of(name))
             side = torch.from_numpy(known)
@@ -131,10 +139,10 @@ class Features:
     def photos_per_s(self, names: Sequence[str]) -> float:
         """Return how many photos one CPU second turns into all these features, the best of some tries."""
         spent = 0.0
-        if "hog" in names:
+        if {"hog", "views"} & set(names):
             pixels = self.pixels(64)[:BATCH]
             spent += fastest(lambda: hog_features(pixels, cell=8))
-        if layers := [layer for layer in LAYERS if {layer, f"~{layer}"} & set(names)]:
+        if layers := sorted({CELLS[name.removeprefix("~")][0] for name in names if name not in ("hog", "views")}):
             session, photos = self.session(), np.zeros((BATCH, 224, 224, 3), np.uint8)
             photos[:, ::2] = np.arange(224, dtype=np.uint8)[:, None]
             spent += fastest(lambda: session.run(layers, {session.get_inputs()[0].name: photos}))
@@ -160,9 +168,10 @@ class Features:
             files = self.shown.files[start : start + BATCH]
             photos = np.stack([decode(file.read_bytes(), config) for file in files])
             maps_of = session.run(list(LAYERS), {session.get_inputs()[0].name: photos})
-            for layer, maps in zip(LAYERS, maps_of, strict=True):
-                pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps), CELLS[layer])
-                found.setdefault(layer, []).append(pooled.flatten(1).half().numpy())
+            maps = {layer: torch.from_numpy(own) for layer, own in zip(LAYERS, maps_of, strict=True)}
+            for name, (layer, cells) in CELLS.items():
+                pooled = torch.nn.functional.adaptive_avg_pool2d(maps[layer], cells)
+                found.setdefault(name, []).append(pooled.flatten(1).half().numpy())
         for layer, parts in found.items():
             np.save(self.cache / f"lite0-{layer}.npy", np.concatenate(parts))
 
@@ -187,13 +196,11 @@ def shown_photos(data: Path) -> Shown:
     return Shown([row["category"] for row in rows], [row["sender_id"] for row in rows], old, files)
 
 
-def making(row: Fused | str, features: Features, seed: int) -> Made:
+def making(row: Fused | str, features: Features) -> Made:
     """Return what makes a row's vectors of training photos."""
     if isinstance(row, Fused):
         return lambda known: fused(row, features, known)
-    if row == CHOSEN:
-        return lambda known: fused(chosen(features, known), features, known)
-    return lambda known: fitted_model(row, features.pixels(64), known, seed)
+    return lambda known: fused(chosen(features, known), features, known)
 
 
 def fused(row: Fused, features: Features, known: np.ndarray) -> np.ndarray:
@@ -250,18 +257,16 @@ def asked_by_folds(make: Made, shown: Shown, folds: np.ndarray) -> dict[str, np.
 def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
     """Return a row's numbers; those of each photo go into the cache, for paired differences."""
     shown, row = features.shown, ROWS[name]
-    make = making(row, features, seed)
+    make = making(row, features)
     folds = deal_folds(shown.groups, FOLDS)
     begun = time.process_time()
     values = asked_by_folds(make, shown, folds)
     spent = (time.process_time() - begun) / FOLDS
     vectors = make(~shown.old)
     old = ask_fold(vectors, shown.labels, shown.groups, shown.old)
-    licence = row.licence if isinstance(row, Fused) else LITE0 if row == CHOSEN else "-"
+    licence = row.licence if isinstance(row, Fused) else LITE0
     result: dict[str, Any] = {"name": name, "dims": vectors.shape[1], "fit_cpu_s": spent, "licence": licence}
-    if isinstance(row, Fused) or row == CHOSEN:
-        named = row.of if isinstance(row, Fused) else ("b15", "hog")
-        result["photos_per_cpu_s"] = features.photos_per_s(named)
+    result["photos_per_cpu_s"] = features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
     for measured, own in values.items():
         found = group_mean(own, shown.groups)
         result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high,
@@ -281,11 +286,8 @@ def slug(name: str) -> str:
 def digest(name: str) -> str:
     """Return 12 hex digits of what decides a row."""
     row = ROWS[name]
-    if row == CHOSEN:
-        facts: Any = [each.__dict__ for each in GRID]
-    else:
-        facts = preset_config(row, None).model.model_dump(mode="json") if isinstance(row, str) else row.__dict__
-    return key_of(portable({"row": facts, "cells": CELLS}))[:12]
+    facts: Any = [each.__dict__ for each in GRID] if row == CHOSEN else row.__dict__
+    return key_of(portable({"row": facts}))[:12]
 
 
 def main() -> int:

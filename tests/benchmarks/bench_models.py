@@ -22,7 +22,7 @@ from typing import Any
 
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
 from model_tables import models_table
-from side_by_side import add_options, record_all
+from side_by_side import add_options, parsed, record_all
 from table_cells import newest_rows, read, shown
 
 from pipeline.keys import key_of, portable
@@ -80,7 +80,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, FLOOR_SIZES, "results.json")
-    asked = parser.parse_args()
+    asked = parsed(parser)
     if asked.one:
         seed = int(asked.seeds)
         found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)

@@ -22,7 +22,7 @@ import numpy as np
 from model_measures import prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
 from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from side_by_side import ROOT, add_options, record_all
+from side_by_side import ROOT, add_options, parsed, record_all
 from table_cells import Rows, newest_rows, read, shown
 
 from pipeline.evaluation.quality import paired_difference
@@ -87,7 +87,7 @@ def note_compared(rows: Rows, asked: argparse.Namespace) -> dict[str, dict[str, 
     path = asked.json.with_name("ahead.json")
     noted = json.loads(path.read_text()) if path.exists() else {}
     known = {**noted.get(asked.catalogue, {}), **compared(rows, asked.cache)}
-    if asked.limit is None:
+    if asked.limit is None and known != noted.get(asked.catalogue):
         path.write_text(json.dumps({**noted, asked.catalogue: known}, indent=1) + "\n")
     return known
 
@@ -112,7 +112,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, SIZES, "quality.json")
-    asked = parser.parse_args()
+    asked = parsed(parser)
     if asked.one:
         Path(asked.out).write_text(json.dumps(measure(asked.one, int(asked.seeds), asked)))
         return 0

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from model_measures import Photos, preset_config
 from model_tables import yardstick_tables
 from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
-from side_by_side import add_options, record_all
+from side_by_side import add_options, parsed, record_all
 from table_cells import read
 from torch import nn
 from word_measures import words
@@ -193,7 +193,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, SIZES, "yardsticks.json")
-    asked = parser.parse_args()
+    asked = parsed(parser)
     if asked.one:
         Path(asked.out).write_text(json.dumps(YARDSTICKS[asked.one](int(asked.seeds), asked)))
         return 0

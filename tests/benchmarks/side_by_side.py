@@ -44,6 +44,15 @@ def add_options(parser: argparse.ArgumentParser, catalogues: Iterable[str], resu
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
 
 
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options; `--table` without anything measured on this machine shows the committed results."""
+    asked = parser.parse_args()
+    if asked.table and not asked.json.exists():
+        name = Path(parser.prog).stem.removeprefix("bench_")
+        asked.json = Path(__file__).parent / "results" / f"{name}.json"
+    return asked
+
+
 def record_all(
     program: Path,
     tasks: Sequence[Task],

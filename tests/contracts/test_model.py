@@ -37,6 +37,7 @@ OF_FEATURES = {
     "sees": {"kind": "features", "teacher": "a" * 64, "hidden": [16, 8], "held": HELD},
     "target": {"kind": "features", "channels": 12, "size": 1},
 }
+FEW_CODES = {"kind": "ema", "num_codes": 4, "code_dim": 3}
 # Every kind as it is by default, and with options that change what goes in or what is read out.
 CONFIGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in KINDS} | {
     "simclr_gradients": {"kind": "simclr", **GRADIENTS},
@@ -58,7 +59,8 @@ CONFIGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in KINDS} | 
     "vqvae2_to_features": {"kind": "vqvae2", "target": TO_FEATURES},
     "cvae_of_features": {"kind": "cvae", **OF_FEATURES},
     "autoencoder_of_features": {"kind": "autoencoder", **OF_FEATURES},
-    "vqvae_of_features": {"kind": "vqvae", "codes": "parts", "parts": 4, **OF_FEATURES},
+    # Few codes: of many, begun among 24 vectors, there are copies, and rounding chooses among these.
+    "vqvae_of_features": {"kind": "vqvae", "codes": "parts", "parts": 4, "quantizer": FEW_CODES, **OF_FEATURES},
 }
 # Conditional models run twice: without conditions, and told one of every sort a row.
 CASES = [

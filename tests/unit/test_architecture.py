@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"index"},
     {"machine", "models"},
     {"training", "encoding", "evaluation"},
-    {"planning"},
+    {"planning", "progress"},
     {"quality"},
     {"reader"},
     {"serving"},

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jobs.progress import Progress
+from pipeline.progress import Progress
 from pipeline.training import TrainProgress
 
 

@@ -16,7 +16,6 @@ import pytest
 from jobs import evaluate
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
-from jobs.progress import Progress
 from pipeline.encoding.decoding import _pixels_table
 from pipeline.errors import ConfigError, GateRefused, InputError
 from pipeline.evaluation.nuisance import DesignPhotos
@@ -27,6 +26,7 @@ from pipeline.images import ImagesConfig, decode
 from pipeline.images.render import NUISANCES, render_products
 from pipeline.models import build_model, save_bundle
 from pipeline.parts import put_part
+from pipeline.progress import Progress
 from pipeline.quality import table as quality_table
 from pipeline.quality.table import TableOptions, named_bundles, write_quality
 from pipeline.quality.table_page import table_text, verdicts

@@ -15,6 +15,7 @@ from PIL import Image
 
 import jobs.computing
 from jobs.__main__ import main
+from pipeline.images import ImagesConfig, decode
 from pipeline.models import load_bundle
 from pipeline.storage import Store, open_store
 
@@ -87,3 +88,33 @@ def test_the_teacher_is_made_first_and_every_photo_has_its_own_features(
     again = night("refresh", "--run", "second", *words)
     assert again["reason"] == "nothing to do"
     assert len(jobs_run) == 2
+
+
+def test_a_teacher_sees_photos_in_its_own_size_and_a_model_of_its_features_holds_it(
+    night: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs_run, train_job = [], jobs.computing.train_job
+    monkeypatch.setattr(jobs.computing, "train_job", lambda job, **rest: jobs_run.append(job) or train_job(job, **rest))
+    fine = ["model.kind=descriptor", "model.cell=4", "model.read_out={dims: 6}", "images.size=24"]
+    named = night("train", "--run", "teacher", *fine)["model_id"]
+    store = store_of(tmp_path)
+    teacher = load_bundle(store, named).model
+    student = ["model.kind=distilled", "model.latent_dim=3", "model.channels=[4, 8]", f"model.teacher={named}"]
+    found = night("refresh", "--run", "student", *student)
+    assert found["published"], found
+    assert load_bundle(store, found["model_id"]).image_size == 16
+    for part in jobs_run[-1].pixels:
+        table = pq.read_table(tmp_path / "store" / part.part)
+        latents = pq.read_table(tmp_path / "store" / part.features.part)["mean"].to_pylist()
+        names = [f"{int(table['item_id'][int(row)].as_py()[-2:])}.png" for row in part.rows]
+        images = np.stack([decode((tmp_path / name).read_bytes(), ImagesConfig(size=24)) for name in names])
+        said = teacher.encode(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).mean.numpy()
+        read = np.array([latents[row] for row in part.features.rows], np.float32)
+        np.testing.assert_allclose(read, said, rtol=1e-4, atol=1e-5)
+    words = ["model.kind=vqvae", "model.codes=parts", "model.parts=2", "model.quantizer={kind: fsq, levels: [3, 3]}"]
+    made = night("train", "--run", "codes", *words, f"model.sees={{kind: features, teacher: {named}, hidden: [8]}}")
+    bundle = load_bundle(store, made["model_id"])
+    assert (bundle.image_size, bundle.images["size"], bundle.model.num_latent_codes) == (24, 24, 2)
+    assert jobs_run[-1].images["size"] == 16
+    photos = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bundle.model.front.teacher.encode(photos).mean, teacher.encode(photos).mean)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # importing it loads torch and ray
-    from pipeline.training import TrainProgress
+    from .training import TrainProgress
 
 LINE_EVERY_S = 5.0
 Advance = Callable[[int], None]
