@@ -97,7 +97,7 @@ class FoldResult(BaseModel):
     values: by measure, one number for each photo of the catalogue, null where it was not asked.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: int = _FORMAT
     values: dict[str, list[float | None]]

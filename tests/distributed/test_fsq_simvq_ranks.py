@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.models import Batch, Step, build_model, vqvae
+from pipeline.models import Batch, Step, build_model, seen, vqvae
 from pipeline.models.quantizers import FSQQuantizer, Quantised, SimVQQuantizer
 
 STEPS, MODEL_STEPS, PHOTOS, CELLS, DIM = 30, 5, 16, 4, 3
@@ -100,13 +100,13 @@ def run_model(model: Any, rank: int, world: int) -> dict[str, Any]:
 
 
 def run_all(modules: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    before = vqvae.to_float
-    vqvae.to_float = lambda images: images.double() / 255
+    before = seen.to_float
+    seen.to_float = lambda images: images.double() / 255
     try:
         found = {case: run_coder(modules[case], rank, world, wrapped=world > 1 and case != ALONE) for case in CODERS}
         return found | {case: run_model(modules[case], rank, world) for case in MODEL_CASES}
     finally:
-        vqvae.to_float = before
+        seen.to_float = before
 
 
 def rank_main(rank: int, world: int, folder: str) -> None:

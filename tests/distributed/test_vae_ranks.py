@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.models import Batch, ModelConfig, Step, build_model, gaussian
+from pipeline.models import Batch, ModelConfig, Step, build_model, gaussian, seen
 from pipeline.models.cvae import CVAEConfig
 from pipeline.models.vae import VAEConfig
 
@@ -43,7 +43,7 @@ def patch(case: str, mine: slice, step: list[int], monkeypatch: pytest.MonkeyPat
     """Give a photo the same noise and the same dropped condition wherever it lies, and compute in float64."""
     monkeypatch.setattr(torch, "randn_like", lambda values: noise(PHOTOS, values.shape[1], step[0])[mine])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: noise(PHOTOS, 1, 50 + step[0]).sigmoid()[mine, 0])
-    monkeypatch.setattr(gaussian, "to_float", lambda images: images.double() / 255)
+    monkeypatch.setattr(seen, "to_float", lambda images: images.double() / 255)
     if case == "alone":  # the control: every rank decides by its own photos which dimensions are free
         right = gaussian.kl_with_free_bits
         monkeypatch.setattr(gaussian, "kl_with_free_bits", lambda *values, over_ranks: right(*values, over_ranks=False))

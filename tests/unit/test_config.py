@@ -111,6 +111,7 @@ def test_the_smallest_file_of_the_design_is_enough(tmp_path: Path) -> None:
 def test_every_section_of_the_design_is_there_and_light_knows_them_all() -> None:
     sections = {
         "store", "catalogue", "images", "model", "train", "prior", "encode", "index", "gates", "publish", "cluster",
+        "choose",
     }  # fmt: skip
     assert set(Config.model_fields) == sections
     assert set(LightConfig.model_fields) == sections
@@ -187,7 +188,7 @@ def test_unknown_names_are_refused_in_every_source_with_the_near_spelling(tmp_pa
 def test_a_name_in_the_wrong_section_is_shown_the_right_one(tmp_path: Path) -> None:
     assert "did you mean 'train.epochs'?" in refused(tmp_path, SMALLEST, "model.epochs=3")
     assert "did you mean 'catalogue'?" in refused(tmp_path, "catalog: {source: x}\n" + SMALLEST)
-    assert "allowed: catalogue, cluster" in refused(tmp_path, SMALLEST, "zzz=3")
+    assert "allowed: catalogue, choose, cluster" in refused(tmp_path, SMALLEST, "zzz=3")
 
 
 def test_an_unknown_name_inside_a_section_that_is_no_section(tmp_path: Path) -> None:

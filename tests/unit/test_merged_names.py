@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalogue import CatalogueConfig, PhotoReader, catalogue_notes, read_photos
+from pipeline.catalogue import (
+    CatalogueConfig,
+    PhotoReader,
+    catalogue_files,
+    catalogue_notes,
+    read_photos,
+    resolve_tokens,
+)
 from pipeline.catalogue.proposal import propose
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.storage import Files
@@ -173,4 +180,7 @@ def test_objects_without_one_half_and_others(beside: Path) -> None:
     (beside / "c.jsonl").write_text('{"item_id": "a", "image": {"url": "x.jpg"}}')
     assert "the image column 'image'" in refusal(beside / "c.jsonl")
     (beside / "c.jsonl").write_text('{"item_id": "a", "image": {"bytes": "no base64!"}}')
-    assert "row 1" in refusal(beside / "c.jsonl")
+    config = CatalogueConfig(source=str(beside / "c.jsonl"))
+    files = catalogue_files(config)
+    [photo] = resolve_tokens(read_photos(config, files), config, files)[0].to_pylist()
+    assert (photo["item_id"], photo["reason"]) == ("a", "bad_uri")

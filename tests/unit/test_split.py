@@ -16,6 +16,7 @@ from pipeline.encoding import LivingRows
 from pipeline.errors import ConfigError, InputError
 from pipeline.images import ImagesConfig
 from pipeline.models.conditions import condition_of
+from pipeline.models.vae import VAEConfig
 from pipeline.planning import check_training_columns, training_rows
 from pipeline.schema import plan_schema
 from pipeline.training import TrainConfig, TrainJob
@@ -212,9 +213,11 @@ def test_a_training_is_told_sides_categories_and_labels(monkeypatch):
         photos.append(given["photos"])
         yield
 
-    config = SimpleNamespace(**vars(config_of(validation=0.2, epochs=3)), model=None, images=ImagesConfig(size=8))
+    given = vars(config_of(validation=0.2, epochs=3))
+    config = SimpleNamespace(**given, model=VAEConfig(), images=ImagesConfig(size=8))
     context = SimpleNamespace(
         store=None,
+        here=False,
         config=config,
         run=SimpleNamespace(name="night"),
         attempt=SimpleNamespace(number=1, check=lambda: None),

@@ -123,7 +123,7 @@ class TestConfigs:
         with pytest.raises(ConfigError, match="leave them out"):
             known.taught(plain)
         with pytest.raises(ConfigError, match="has no teacher yet"):
-            build_model(student, image_size=SIZE)
+            build_model(student, image_size=64)
         target = {"kind": "features", "channels": 8, "size": 1}
         alone = ANY.validate_python({"kind": "vae", "sees": SEES, "target": target})
         with pytest.raises(ConfigError, match="has none yet"):

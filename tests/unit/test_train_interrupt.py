@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 import time
@@ -123,7 +124,7 @@ def test_a_worker_without_a_board_goes_on_and_a_superseded_one_stops(monkeypatch
     assert not line.should_stop()  # asked a moment ago
     line._asked_at -= 10
     assert line.should_stop()
-    assert [type(error) for error in told] == [Conflict]
+    assert [type(pickle.loads(error)) for error in told] == [Conflict]
 
 
 def test_a_failed_training_has_ended_too() -> None:

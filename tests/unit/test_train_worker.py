@@ -18,8 +18,9 @@ from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundl
 from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 from pipeline.training import Line, PartRows, TrainConfig, TrainProgress
+from pipeline.training.part_cache import PartCache
 from pipeline.training.ranks import Ranks
-from pipeline.training.worker import TrainJob, _model, run_rank
+from pipeline.training.worker import TrainJob, _model, _reader, run_rank
 
 SIZE = 16
 PHOTOS = 48
@@ -115,11 +116,12 @@ def surrounded_job(store: Store, source: str, run: str) -> TrainJob:
     )
 
 
-def test_a_fresh_training_begins_with_the_convolutions_asked_for(surrounded):
+def test_a_fresh_training_begins_with_the_convolutions_asked_for(surrounded, tmp_path):
     store, source = surrounded
     job = surrounded_job(store, source, "night")
     learnt = load_bundle(store, source).model.state_dict()
-    began, continued = (_model(job, Ranks(), fresh=fresh).state_dict() for fresh in (True, False))
+    reader = _reader(job, PartCache(store, tmp_path))
+    began, continued = (_model(job, Ranks(), reader, fresh=fresh).state_dict() for fresh in (True, False))
     copied = {name for name, tensor in began.items() if name in learnt and torch.equal(tensor, learnt[name])}
     kept = {name for name, tensor in began.items() if torch.equal(tensor, continued[name])}
     weights = {name for name in began if name.endswith("weight") and began[name].ndim == 4}
