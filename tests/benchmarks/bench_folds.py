@@ -23,12 +23,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from bench_refresh import DROPPED
 from bench_refresh import split as old_split
+from folds_trained import Encoded, Trained, asked_by_kl, encoded, texts
 from model_measures import preset_config
 from model_tables import folds_table
 from side_by_side import ROOT, write
@@ -46,10 +47,12 @@ LAYERS = ("b10", "b14", "b15", "h")  # ends of stages of EfficientNet-Lite0, the
 # Features by name: a layer, in how many cells a side; `hog` and `views` are gradients, of which the latter are read out
 # as `descriptor_views_clothing` is, against views of the photos.
 CELLS = {"b10": ("b10", 4), "b14": ("b14", 4), "b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
+CROP = " crop"  # after a layer's name: of the central square of a photo; else of the whole one, padded
 VIEWS = "descriptor_views_clothing"
 BATCH = 16
 MOST = 128  # components that are fitted; fewer are the first of these
-Made = Callable[[np.ndarray], np.ndarray]  # training photos, bool [n], to the vectors of all photos, float32 [n, d]
+# Training photos, bool [n], to FOLD_MEASURES of all others, and numbers a photo.
+Asked = Callable[[np.ndarray], tuple[dict[str, np.ndarray], int]]
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,16 @@ class Fused:
 LITE0 = "Apache-2.0"
 CHOSEN = "Lite0 fused as folds choose"
 # A name with ~ means the signed square roots of its features.
-# Drawn up after looking at inner folds of the first fold's training photos.
+# Drawn up after looking at inner folds of the first fold's training photos, and at the old split for the crop.
 GRID = [
     Fused((lite0, gradients), (dims, 64), (share, 1.0), licence=LITE0)
-    for lite0 in ("b15", "hx3")
+    for lite0 in ("hx3", "hx3 crop")
     for gradients in ("hog", "views")
     for dims in (64, 128)
     for share in (2.0, 4.0, 8.0)
 ]
-ROWS: dict[str, Fused | str] = {
+Row = Fused | Trained | str
+ROWS: dict[str, Row] = {
     FLOOR: Fused(("hog",), (64,)),
     "descriptor_views": Fused(("views",), (64,)),
     "Lite0 as it is": Fused(("b15",), (64,), licence=LITE0),
@@ -94,7 +98,17 @@ ROWS: dict[str, Fused | str] = {
     "Lite0 + HOG 2:1": Fused(("b15", "hog"), (64, 64), (2.0, 1.0), licence=LITE0),
     "Lite0 head 3x3": Fused(("hx3",), (64,), licence=LITE0),
     "Lite0 head 3x3 + descriptor_views 4:1": Fused(("hx3", "views"), (128, 64), (4.0, 1.0), licence=LITE0),
+    "Lite0 head 3x3 of the central square": Fused(("hx3 crop",), (64,), licence=LITE0),
+    "that of the central square + descriptor_views 4:1": Fused(
+        ("hx3 crop", "views"), (128, 64), (4.0, 1.0), licence=LITE0
+    ),
     CHOSEN: CHOSEN,
+    "VAE of features": Trained("vae_features_clothing", "hx3 crop", licence=LITE0),
+    "VAE of features, KL": Trained("vae_features_clothing", "hx3 crop", space="kl", licence=LITE0),
+    "CVAE of features": Trained("cvae_features_clothing", "hx3 crop", licence=LITE0),
+    "VQ-VAE of features": Trained("vqvae_features_clothing", "hx3 crop", licence=LITE0),
+    "VQ-VAE of features, bag of codes": Trained("vqvae_features_clothing", "hx3 crop", space="words", licence=LITE0),
+    "student": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
 }
 
 
@@ -105,6 +119,7 @@ class Features:
         self.shown, self.cache, self.weights = shown, cache, weights
         self._session: Any = None
         self._along: dict[tuple[str, bytes], torch.Tensor] = {}
+        self._trained: dict[Any, Encoded] = {}
 
     def pixels(self, size: int) -> np.ndarray:
         """Return the photos, uint8 [n, size, size, 3], padded."""
@@ -118,9 +133,9 @@ class Features:
         """Return one kind of features, float32 [n, D]."""
         if name == "hog":
             return hog_features(self.pixels(64), cell=8)
-        path = self.cache / f"lite0-{name.removeprefix('~')}.npy"
+        path = self.cache / f"lite0-{name.removeprefix('~').replace(' ', '-')}.npy"
         if not path.exists():
-            self._encode()
+            self._encode("crop" if name.endswith(CROP) else "pad")
         found = np.load(path).astype(np.float32)
         return np.sign(found) * np.sqrt(np.abs(found)) if name.startswith("~") else found
 
@@ -136,13 +151,22 @@ class Features:
             self._along[key] = (rows - rows[side].mean(dim=0)) @ directions.float().T
         return self._along[key][:, :dims]
 
+    def trained(self, row: Trained, known: np.ndarray, seed: int) -> Encoded:
+        """Return what a row's model says of all photos, trained on known ones; kept for other spaces."""
+        key = (row.preset, row.teacher, row.dims, row.more, seed, known.tobytes())
+        if key not in self._trained:
+            given = self.along(row.teacher, row.dims, known).numpy()
+            self._trained[key] = encoded(row, self.pixels(64), given, self.shown.labels, known, seed)
+        return self._trained[key]
+
     def photos_per_s(self, names: Sequence[str]) -> float:
         """Return how many photos one CPU second turns into all these features, the best of some tries."""
         spent = 0.0
         if {"hog", "views"} & set(names):
             pixels = self.pixels(64)[:BATCH]
             spent += fastest(lambda: hog_features(pixels, cell=8))
-        if layers := sorted({CELLS[name.removeprefix("~")][0] for name in names if name not in ("hog", "views")}):
+        named = {name.removeprefix("~").removesuffix(CROP) for name in names} - {"hog", "views"}
+        if layers := sorted({CELLS[name][0] for name in named}):
             session, photos = self.session(), np.zeros((BATCH, 224, 224, 3), np.uint8)
             photos[:, ::2] = np.arange(224, dtype=np.uint8)[:, None]
             spent += fastest(lambda: session.run(layers, {session.get_inputs()[0].name: photos}))
@@ -160,10 +184,10 @@ class Features:
             self._session = onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
         return self._session
 
-    def _encode(self) -> None:
+    def _encode(self, fit: Literal["pad", "crop"]) -> None:
         """Compute all layers."""
         session = self.session()
-        config, found = ImagesConfig(size=224), dict[str, list[np.ndarray]]()
+        config, found = ImagesConfig(size=224, fit=fit), dict[str, list[np.ndarray]]()
         for start in range(0, len(self.shown.files), BATCH):
             files = self.shown.files[start : start + BATCH]
             photos = np.stack([decode(file.read_bytes(), config) for file in files])
@@ -173,7 +197,7 @@ class Features:
                 pooled = torch.nn.functional.adaptive_avg_pool2d(maps[layer], cells)
                 found.setdefault(name, []).append(pooled.flatten(1).half().numpy())
         for layer, parts in found.items():
-            np.save(self.cache / f"lite0-{layer}.npy", np.concatenate(parts))
+            np.save(self.cache / f"lite0-{layer}{'-crop' if fit == 'crop' else ''}.npy", np.concatenate(parts))
 
 
 def fastest(work: Callable[[], object], tries: int = 5) -> float:
@@ -196,11 +220,24 @@ def shown_photos(data: Path) -> Shown:
     return Shown([row["category"] for row in rows], [row["sender_id"] for row in rows], old, files)
 
 
-def making(row: Fused | str, features: Features) -> Made:
-    """Return what makes a row's vectors of training photos."""
-    if isinstance(row, Fused):
-        return lambda known: fused(row, features, known)
-    return lambda known: fused(chosen(features, known), features, known)
+def asking(row: Row, features: Features, seed: int) -> Asked:
+    """Return what makes a row's vectors of training photos and asks them of all others."""
+    shown = features.shown
+
+    def by_cosine(vectors: np.ndarray, known: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+        return ask_fold(vectors, shown.labels, shown.groups, ~known), vectors.shape[1]
+
+    def asked(known: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+        if isinstance(row, Fused):
+            return by_cosine(fused(row, features, known), known)
+        if isinstance(row, str):
+            return by_cosine(fused(chosen(features, known), features, known), known)
+        found = features.trained(row, known, seed)
+        if row.space == "kl":
+            return asked_by_kl(found, shown.labels, ~known), found.mean.shape[1]
+        return by_cosine(texts(found, known) if row.space == "words" else found.mean, known)
+
+    return asked
 
 
 def fused(row: Fused, features: Features, known: np.ndarray) -> np.ndarray:
@@ -244,29 +281,22 @@ def fitted_model(preset: str, pixels: np.ndarray, known: np.ndarray, seed: int) 
     return model_latents(model, pixels)
 
 
-def asked_by_folds(make: Made, shown: Shown, folds: np.ndarray) -> dict[str, np.ndarray]:
-    """Return FOLD_MEASURES, float64 [n], of every photo asked once."""
-    found = {name: np.full(len(folds), np.nan) for name in FOLD_MEASURES}
-    for fold in range(int(folds.max()) + 1):
-        asked = folds == fold
-        for name, values in ask_fold(make(~asked), shown.labels, shown.groups, asked).items():
-            found[name][asked] = values[asked]
-    return found
-
-
 def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
     """Return a row's numbers; those of each photo go into the cache, for paired differences."""
     shown, row = features.shown, ROWS[name]
-    make = making(row, features)
+    ask = asking(row, features, seed)
     folds = deal_folds(shown.groups, FOLDS)
+    values = {measured: np.full(len(folds), np.nan) for measured in FOLD_MEASURES}
     begun = time.process_time()
-    values = asked_by_folds(make, shown, folds)
+    for fold in range(FOLDS):
+        asked = folds == fold
+        for measured, own in ask(~asked)[0].items():
+            values[measured][asked] = own[asked]
     spent = (time.process_time() - begun) / FOLDS
-    vectors = make(~shown.old)
-    old = ask_fold(vectors, shown.labels, shown.groups, shown.old)
-    licence = row.licence if isinstance(row, Fused) else LITE0
-    result: dict[str, Any] = {"name": name, "dims": vectors.shape[1], "fit_cpu_s": spent, "licence": licence}
-    result["photos_per_cpu_s"] = features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
+    old, dims = ask(~shown.old)
+    licence = LITE0 if isinstance(row, str) else row.licence
+    result: dict[str, Any] = {"name": name, "dims": dims, "fit_cpu_s": spent, "licence": licence}
+    result["photos_per_cpu_s"] = speed(row, features, ~shown.old, seed)
     for measured, own in values.items():
         found = group_mean(own, shown.groups)
         result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high,
@@ -276,6 +306,16 @@ def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.nda
             result |= {f"ahead_{measured}": list(ahead)}
     np.savez_compressed(features.cache / f"photos-{slug(name)}-{seed}.npz", **values)
     return result
+
+
+def speed(row: Row, features: Features, known: np.ndarray, seed: int) -> float:
+    """Return how many photos a row's latents take one CPU second; decoding is not in it."""
+    if not isinstance(row, Trained):
+        return features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
+    photo_s = features.trained(row, known, seed).photo_s
+    return (
+        1 / photo_s if row.preset.startswith("distilled") else 1 / (photo_s + 1 / features.photos_per_s([row.teacher]))
+    )
 
 
 def slug(name: str) -> str:
@@ -319,7 +359,7 @@ def main() -> int:
 def run_all(names: Sequence[str], features: Features, seeds: Sequence[int], path: Path) -> None:
     """Measure what is not there yet, the floor first."""
     for name in dict.fromkeys([FLOOR, *names]):
-        for seed in seeds[:1]:
+        for seed in seeds if isinstance(ROWS[name], Trained) else seeds[:1]:
             there = read(path)
             kept = features.cache / f"photos-{slug(FLOOR)}-{seeds[0]}.npz"
             floor = dict(np.load(kept)) if name != FLOOR and kept.exists() else None
