@@ -60,6 +60,7 @@ def choose(shop: Path, capsys: pytest.CaptureFixture[str], *words: str, code: in
     return answer
 
 
+@pytest.mark.slow
 def test_candidates_are_measured_by_folds_found_again_and_the_best_is_written(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_candidates_are_measured_by_folds_found_again_and_the_best_is_written(
     assert "exists and is not overwritten" in choose(shop, capsys, "--write", str(target), code=2)["error"]
 
 
+@pytest.mark.slow
 def test_without_categories_items_and_views_are_found_again(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice = choose(shop, capsys, "--candidates", "four,pixels", "--by", "colour", "catalogue.category=null")["choice"]
     assert (choice["judged_by"], choice["by"]) == ("item_found", "colour")

@@ -26,6 +26,8 @@ from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.storage import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 40
 SMALL = "{dims: 4}"
 

