@@ -1,10 +1,10 @@
 """Clothing photos over five folds by contributor: every photo asked once of a space that was made without its own.
 
-Settings of each row stand in ROWS and were known before these folds were; the row "as folds choose" takes of GRID, anew
-in every fold, what four folds of its training photos like best, by the mean of the three measures.
+Settings of each row stand in ROWS, and what they were picked by; the row "as folds choose" takes of GRID, anew in
+every fold, what four folds of its training photos like best, by the mean of the three measures.
 Features of a pretrained network are computed once, by `--weights`, an ONNX file with the outputs of LAYERS (photos at
-224 pixels, padded), and kept in the cache; read-outs, fusions and trainings are made anew in every fold, of its
-training photos alone. Intervals and differences: bootstrap over contributors, differences to HOG + PCA-64 by pairs.
+224 pixels, padded or cropped), and kept in the cache; read-outs, fusions and trainings are made anew in every fold, of
+its training photos alone. Intervals and differences: bootstrap over contributors, differences to HOG + PCA-64 by pairs.
 The old split (279 photos of other contributors) is asked too, for continuity.
 
 Every row is written when it is there; run again, what is there for the same settings is not measured again.
@@ -43,10 +43,10 @@ from pipeline.models import Batch, build_model
 from pipeline.models.components import principal_components
 
 FLOOR = "HOG + PCA-64"
-LAYERS = ("b10", "b14", "b15", "h")  # ends of stages of EfficientNet-Lite0, the last before the global mean
+LAYERS = ("b15", "h")  # ends of stages of EfficientNet-Lite0, the last before the global mean
 # Features by name: a layer, in how many cells a side; `hog` and `views` are gradients, of which the latter are read out
 # as `descriptor_views_clothing` is, against views of the photos.
-CELLS = {"b10": ("b10", 4), "b14": ("b14", 4), "b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
+CELLS = {"b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
 CROP = " crop"  # after a layer's name: of the central square of a photo; else of the whole one, padded
 VIEWS = "descriptor_views_clothing"
 BATCH = 16
@@ -68,19 +68,16 @@ class Shown:
 @dataclass(frozen=True)
 class Fused:
     """A row of features side by side: each reduced to `dims` of its principal components, brought to length 1 and
-    counted by its weight; `of` names features of `Features`. power: of a component's variance that divides it, 0.5 is
-    whitening."""
+    counted by its weight; `of` names features of `Features`."""
 
     of: tuple[str, ...]
     dims: tuple[int, ...]
     weights: tuple[float, ...] = (1.0,)
-    power: float = 0.0
     licence: str = "-"
 
 
 LITE0 = "Apache-2.0"
 CHOSEN = "Lite0 fused as folds choose"
-# A name with ~ means the signed square roots of its features.
 # Drawn up after looking at inner folds of the first fold's training photos, and at the old split for the crop.
 GRID = [
     Fused((lite0, gradients), (dims, 64), (share, 1.0), licence=LITE0)
@@ -133,11 +130,10 @@ class Features:
         """Return one kind of features, float32 [n, D]."""
         if name == "hog":
             return hog_features(self.pixels(64), cell=8)
-        path = self.cache / f"lite0-{name.removeprefix('~').replace(' ', '-')}.npy"
+        path = self.cache / f"lite0-{name.replace(' ', '-')}.npy"
         if not path.exists():
             self._encode("crop" if name.endswith(CROP) else "pad")
-        found = np.load(path).astype(np.float32)
-        return np.sign(found) * np.sqrt(np.abs(found)) if name.startswith("~") else found
+        return np.load(path).astype(np.float32)
 
     def along(self, name: str, dims: int, known: np.ndarray) -> torch.Tensor:
         """Return features along the first principal components of the known photos' ones, not whitened, [n, dims]."""
@@ -165,7 +161,7 @@ class Features:
         if {"hog", "views"} & set(names):
             pixels = self.pixels(64)[:BATCH]
             spent += fastest(lambda: hog_features(pixels, cell=8))
-        named = {name.removeprefix("~").removesuffix(CROP) for name in names} - {"hog", "views"}
+        named = {name.removesuffix(CROP) for name in names} - {"hog", "views"}
         if layers := sorted({CELLS[name][0] for name in named}):
             session, photos = self.session(), np.zeros((BATCH, 224, 224, 3), np.uint8)
             photos[:, ::2] = np.arange(224, dtype=np.uint8)[:, None]
@@ -250,7 +246,6 @@ def fused(row: Fused, features: Features, known: np.ndarray) -> np.ndarray:
     for name, dims, weight in zip(row.of, row.dims, row.weights, strict=True):
         vectors = features.along(name, dims, known)
         vectors = vectors - vectors[torch.from_numpy(known)].mean(dim=0)
-        vectors = vectors / vectors[torch.from_numpy(known)].std(dim=0) ** (2 * row.power)
         joined = torch.nn.functional.normalize(vectors, dim=1) if len(row.of) > 1 else vectors
         parts.append(joined * (weight / total) ** 0.5)
     return torch.cat(parts, dim=1).numpy()
@@ -268,7 +263,7 @@ def chosen(features: Features, known: np.ndarray) -> Fused:
         return float(np.mean([np.nanmean(np.concatenate([one[name] for one in asked])) for name in FOLD_MEASURES]))
 
     best = max(GRID, key=score)
-    print(f"  chosen: {best.of}, {best.dims}, {best.weights}, power {best.power}: {score(best):.4f}", flush=True)
+    print(f"  chosen: {best.of}, {best.dims}, {best.weights}: {score(best):.4f}", flush=True)
     return best
 
 
@@ -287,15 +282,13 @@ def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.nda
     ask = asking(row, features, seed)
     folds = deal_folds(shown.groups, FOLDS)
     values = {measured: np.full(len(folds), np.nan) for measured in FOLD_MEASURES}
-    begun = time.process_time()
     for fold in range(FOLDS):
         asked = folds == fold
         for measured, own in ask(~asked)[0].items():
             values[measured][asked] = own[asked]
-    spent = (time.process_time() - begun) / FOLDS
     old, dims = ask(~shown.old)
     licence = LITE0 if isinstance(row, str) else row.licence
-    result: dict[str, Any] = {"name": name, "dims": dims, "fit_cpu_s": spent, "licence": licence}
+    result: dict[str, Any] = {"name": name, "dims": dims, "licence": licence}
     result["photos_per_cpu_s"] = speed(row, features, ~shown.old, seed)
     for measured, own in values.items():
         found = group_mean(own, shown.groups)

@@ -1,8 +1,8 @@
 """Rows of `bench_folds` that are trained, anew in every fold: models that see a pretrained network's features, or learn
 to give them.
 
-The trainings are the presets' own, by the real loop, with photos and features in memory; every photo of the training
-folds is trained on.
+The trainings are the presets' own, by the real loop, with photos and features in memory; but every photo of the
+training folds is trained on, once an epoch: nothing is held out, and categories are not balanced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a trained row's model says of all photos, and the CPU seconds that it took to learn, and for each photo.
+    """What a trained row's model says of all photos, and the CPU seconds that each took.
 
     codes: by level, as `Model.code_levels` tells them apart.
     """
@@ -54,7 +54,6 @@ class Encoded:
     mean: np.ndarray
     log_var: np.ndarray | None
     codes: Mapping[str, np.ndarray]
-    fit_s: float
     photo_s: float
 
 
@@ -107,11 +106,9 @@ def encoded(
     told = torch.tensor([FIRST_CATEGORY + names.index(label) for label in labels]) if config.model.conditional else None
     everything = Batch(images, told, features=torch.from_numpy(features))
     taught_on = rows_of(everything, np.flatnonzero(known))
-    begun = time.process_time()
     model.prepare([taught_on])
     loader = InMemory(taught_on, batch_size=config.train.batch_size, seed=seed)
     model = Loop(model, loader, config.train.model_copy(update={"balance": False}), labels=names).run()
-    fit_s = time.process_time() - begun
     if told is not None:
         everything = Batch(images, torch.zeros_like(told), features=everything.features)
     begun = time.process_time()
@@ -119,7 +116,7 @@ def encoded(
     photo_s = (time.process_time() - begun) / len(images)
     codes = {} if found.codes is None else {name: own.numpy() for name, own in model.code_levels(found.codes).items()}
     log_var = None if found.log_var is None else found.log_var.numpy()
-    return Encoded(found.mean.numpy(), log_var, codes, fit_s, photo_s)
+    return Encoded(found.mean.numpy(), log_var, codes, photo_s)
 
 
 @torch.inference_mode()
