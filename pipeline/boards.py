@@ -30,6 +30,15 @@ class ProgressBoard:
         self._latest: bytes | None = None
         self._error: bytes | None = None
         self._stop = False
+        self._begun = 0
+
+    def begin(self, workers: int) -> None:
+        """Note that so many workers have begun."""
+        self._begun = workers
+
+    def begun(self) -> int:
+        """Return how many workers have begun, 0 while they are waited for."""
+        return self._begun
 
     def tell(self, progress: bytes) -> None:
         """Keep the latest progress."""

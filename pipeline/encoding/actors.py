@@ -310,12 +310,13 @@ def make_worker(job: EncodeJob) -> ShardWorker:
 def make_encoder(model: Model, config: EncodeConfig) -> Encoder:
     """Return the encoder that `config` describes. Raises ConfigError when it names a GPU and torch sees none."""
     # Not wherever CUDA is: an actor that asked for no GPU may see those of its machine, and others use them.
-    if config.gpus_per_actor and not torch.cuda.is_available():
+    sees = torch.cuda.is_available()
+    if config.gpus_per_actor not in ("auto", 0) and not sees:
         raise ConfigError(
             f"encode.gpus_per_actor is {config.gpus_per_actor} and torch {torch.__version__} sees no CUDA device; "
             "install torch for CUDA on the workers or set it to 0"
         )
-    device = "cuda" if config.gpus_per_actor else "cpu"
+    device = "cuda" if config.gpus_per_actor and sees else "cpu"
     return Encoder(
         model, batch_size=config.batch_size, precision=config.precision, threads=config.threads, device=device
     )

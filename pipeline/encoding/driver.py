@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import pickle
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -18,11 +17,12 @@ from pydantic import BaseModel
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
 
 from ..boards import BeginCounter
-from ..errors import CodebooksError, ConfigError, Unavailable
+from ..errors import CodebooksError, Unavailable
 from ..parts import PartFile
-from ..workers import explained, helper
+from ..workers import explained, find_room, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
+from .seats import Seats, plan_seats
 from .shards import Shard, ShardResult, Unanswered
 from .suspects import Place, most_killers, settle_suspect
 
@@ -35,20 +35,9 @@ _log = logging.getLogger(__name__)
 # for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted. A shard
 # that was begun more often is set aside as a suspect, which harms no innocent photo: see `suspects.settle_suspect`.
 MOST_BEGINS = 2
-# Below this share of a CPU for each of its threads an actor only takes time from the others.
-_LEAST_SHARE = 0.5
-
 _COUNT_S = 30.0  # how long an actor waits for the counter
 _NUMBER = "_shard"
 OnResult = Callable[[ShardResult, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Seats:
-    """How many actors run and how many logical CPUs each asks for."""
-
-    actors: int
-    cpus: float
 
 
 def run_shards(
@@ -70,7 +59,10 @@ def run_shards(
     todo = {shard.number: shard for shard in shards}
     if not todo:
         return []
-    seats = plan_seats(job.encode, len(todo), ray.cluster_resources())  # type: ignore[no-untyped-call]
+    photos = sum(shard.photos.num_rows for shard in todo.values())
+    seats = plan_seats(job.encode, len(todo), photos, find_room())
+    # What `auto` came to: the actors have to know.
+    job = replace(job, encode=job.encode.model_copy(update={"gpus_per_actor": seats.gpus}))
     results: dict[int, ShardResult] = {}
     suspects: set[int] = set()
 
@@ -91,9 +83,9 @@ def run_shards(
                 suspects.add(row["suspect"])
             else:
                 ended(_result_of(row))
-    convicted, most = 0, most_killers(sum(shard.photos.num_rows for shard in todo.values()))
+    convicted, most = 0, most_killers(photos)
     for number in sorted(suspects - results.keys()):
-        result, found = settle_suspect(todo[number], Place(job, seats.cpus, check), most=most - convicted)
+        result, found = settle_suspect(todo[number], Place(job, seats.cpus, seats.gpus, check), most=most - convicted)
         convicted += found
         ended(result)
     if missing := sorted(todo.keys() - results.keys()):
@@ -102,39 +94,6 @@ def run_shards(
             "finished parts are kept"
         )
     return [results[number] for number in sorted(results)]
-
-
-def plan_seats(config: EncodeConfig, shards: int, resources: dict[str, float]) -> Seats:
-    """Return how many actors to start on a cluster with these `resources` and how many CPUs each asks for.
-
-    At least one CPU (half of a single one) stays free for Ray Data's own tasks: with none it waits for ever and says
-    nothing. Where the actors do not fit, each asks for a part of a CPU, then there are fewer of them. A cluster that
-    reports no CPU yet starts its nodes on demand and is asked for what the config says. Raises ConfigError when it has
-    no GPU for an actor.
-    """
-    actors = min(config.actors, shards)
-    if config.gpus_per_actor:
-        gpus = resources.get("GPU", 0.0)
-        fit = math.floor(gpus / config.gpus_per_actor)
-        if fit < 1 and resources.get("CPU"):
-            raise ConfigError(
-                f"encode.gpus_per_actor is {config.gpus_per_actor} and the cluster has {gpus:g} GPUs; "
-                "set it to 0 to encode on CPUs"
-            )
-        actors = min(actors, max(1, fit))
-    cpus = resources.get("CPU", 0.0)
-    if not cpus:
-        return Seats(actors, float(config.threads))
-    free = max(cpus - 1.0, cpus / 2)
-    if actors * config.threads <= free:
-        return Seats(actors, float(config.threads))
-    seated = max(1, min(actors, math.floor(free / (config.threads * _LEAST_SHARE))))
-    share = math.floor(free / seated * 100) / 100
-    _log.info(
-        "encode.actors is %d of %d threads and the cluster has %g CPUs: %d actors of %g CPUs",
-        config.actors, config.threads, cpus, seated, share,
-    )  # fmt: skip
-    return Seats(seated, max(0.01, min(share, float(config.threads))))
 
 
 class _BlockActor:
@@ -192,15 +151,16 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
         for shard in shards
     ]
     begins = helper(BeginCounter, restarts=-1).remote()
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    # Not `from_arrow`, which has workers look at every block before anything else begins.
+    dataset = ray.data.from_blocks(blocks).map_batches(
         _BlockActor,
         fn_constructor_args=(job, headers, begins, MOST_BEGINS),
         batch_size=None,
         batch_format="pyarrow",
         # One shard in flight an actor: a second one would wait behind a slow one while other actors have nothing to do.
-        compute=ActorPoolStrategy(size=seats.actors, max_tasks_in_flight_per_actor=1),
+        compute=ActorPoolStrategy(min_size=seats.least, max_size=seats.most, max_tasks_in_flight_per_actor=1),
         num_cpus=seats.cpus,
-        num_gpus=job.encode.gpus_per_actor or None,
+        num_gpus=seats.gpus or None,
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -223,6 +183,8 @@ def _context(config: EncodeConfig) -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = config.no_progress_s
+    # A pool in which every actor has its one shard is full; by Ray's own measure it would never grow.
+    context.autoscaling_config = replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=1.0)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return context
 

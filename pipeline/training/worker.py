@@ -161,7 +161,7 @@ def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
     loader = PixelLoader(
         reader,
         job.pixels,
-        batch_size=job.train.worker_batch_size,
+        batch_size=job.train.worker_batch_size(ranks.world_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=job.train.seed,
@@ -320,6 +320,10 @@ class BoardLine:
         """Send progress."""
         self._board.tell.remote(pickle.dumps(progress))
 
+    def begin(self, workers: int) -> None:
+        """Tell that the workers have begun."""
+        self._board.begin.remote(workers)
+
     def fail(self, error: CodebooksError) -> None:
         """Tell an error that a restart of the workers would only meet again."""
         self._answer(self._board.fail.remote(pickle.dumps(error)))
@@ -364,6 +368,7 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     if line.is_over():
         return None  # a restart would only meet the same error again; the driver raises it
     context = ray.train.get_context()
+    line.begin(context.get_world_size())
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
     first_here = context.get_local_rank() == 0
