@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,7 @@ class Encoder:
         self.batch_size = batch_size
         self.precision = precision
         self.threads = threads
+        self._lock = threading.Lock()  # the number of torch's threads is the process's, and so is a GPU's memory
 
     def __call__(
         self,
@@ -63,7 +65,7 @@ class Encoder:
         log_var = np.empty_like(mean) if model.has_log_var else None
         codes = np.empty((len(rows), model.num_latent_codes), np.int32) if model.num_latent_codes else None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with _torch_threads(self.threads), torch.inference_mode(), autocast:
+        with self._lock, _torch_threads(self.threads), torch.inference_mode(), autocast:
             for start in range(0, len(rows), self.batch_size):
                 took = rows[start : start + self.batch_size]
                 batches = tuple(self._batch(each, took) for each in seen)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import socket
+import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +27,7 @@ from .config import EncodeConfig, EncodeJob
 from .seats import Seats, plan_seats
 from .shards import Shard, ShardResult, Unanswered
 from .suspects import Place, most_killers, settle_suspect
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.data import DataContext  # loaded where it is used: every encoding process imports this module
@@ -35,6 +38,8 @@ _log = logging.getLogger(__name__)
 # for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted. A shard
 # that was begun more often is set aside as a suspect, which harms no innocent photo: see `suspects.settle_suspect`.
 MOST_BEGINS = 2
+# Shards at once in an actor: while one is encoded the next is fetched and decoded, and the last one is written.
+_AT_ONCE = 2
 _COUNT_S = 30.0  # how long an actor waits for the counter
 _NUMBER = "_shard"
 OnResult = Callable[[ShardResult, int, int], None]
@@ -77,7 +82,8 @@ def run_shards(
     from ray.data import DataContext
 
     # closing: when something is raised in here the actors are stopped now, not when the generator is collected.
-    with DataContext.current(_context(job.encode)), closing(_stream(list(todo.values()), job, seats)) as rows:
+    stream = _stream(todo, job, seats, results)
+    with DataContext.current(_context(job.encode)), closing(stream) as rows:
         for row in rows:
             if row["suspect"] is not None:
                 suspects.add(row["suspect"])
@@ -104,16 +110,17 @@ class _BlockActor:
         self.headers = headers
         self.begins = begins
         self.most_begins = most_begins
-        self.worker: ShardWorker | None = None
+        self._worker: ShardWorker | None = None
+        self._lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Return what became of a block's shard; several threads call this at once."""
         try:
             shard = self._shard(block)
             if self._is_suspect(shard):
                 return _row(suspect=shard.number)
-            # Here and not in the constructor: Ray hides what a constructor raises behind the death of its actor.
-            self.worker = self.worker or make_worker(self.job)
-            result = self.worker(shard)
+            result = self.worker()(shard)
+            self.begins.end.remote(shard.number)
         except CodebooksError as error:
             # As a row: raised through Ray it would arrive without its class, hence without its exit code.
             error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
@@ -122,9 +129,15 @@ class _BlockActor:
             return _row(suspect=shard.number)
         return _row(result=_text_of(result))
 
+    def worker(self) -> ShardWorker:
+        # Not in the constructor: Ray hides what a constructor raises behind the death of its actor.
+        with self._lock:
+            self._worker = self._worker or make_worker(self.job)
+        return self._worker
+
     def _is_suspect(self, shard: Shard) -> bool:
         try:
-            begun = ray.get(self.begins.begin.remote(shard.number), timeout=_COUNT_S)
+            begun = ray.get(self.begins.begin.remote(shard.number, socket.gethostname()), timeout=_COUNT_S)
         except (RayActorError, GetTimeoutError):
             return False  # without the counter it is not known how often, which is no reason to stop
         return bool(begun > self.most_begins)
@@ -138,17 +151,19 @@ class _BlockActor:
         return replace(header, photos=photos)
 
 
-def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict[str, Any]]:
-    """Yield the rows that actors return, as they come."""
+def _stream(
+    todo: Mapping[int, Shard], job: EncodeJob, seats: Seats, done: Collection[int]
+) -> Generator[dict[str, Any]]:
+    """Yield the rows that actors return, as they come; done: the shards that have ended, for the watchdog."""
     import ray.data
     from ray.data import ActorPoolStrategy
     from ray.data.exceptions import ExecutionTimeoutError
 
     # Without their photos, which travel as the blocks.
-    headers = {shard.number: replace(shard, photos=shard.photos.schema.empty_table()) for shard in shards}
+    headers = {number: replace(shard, photos=shard.photos.schema.empty_table()) for number, shard in todo.items()}
     blocks = [
         shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
-        for shard in shards
+        for shard in todo.values()
     ]
     begins = helper(BeginCounter, restarts=-1).remote()
     # Not `from_arrow`, which has workers look at every block before anything else begins.
@@ -157,23 +172,33 @@ def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict
         fn_constructor_args=(job, headers, begins, MOST_BEGINS),
         batch_size=None,
         batch_format="pyarrow",
-        # One shard in flight an actor: a second one would wait behind a slow one while other actors have nothing to do.
-        compute=ActorPoolStrategy(min_size=seats.least, max_size=seats.most, max_tasks_in_flight_per_actor=1),
+        # As many in flight as an actor works on: one more would wait behind them while others have nothing to do.
+        compute=ActorPoolStrategy(
+            min_size=seats.least,
+            max_size=seats.most,
+            max_tasks_in_flight_per_actor=_AT_ONCE,
+            max_concurrent_calls_per_actor=_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=seats.cpus,
         num_gpus=seats.gpus or None,
     )
+    watchdog = Watchdog(begins, todo, done, seats)
+    watchdog.start()
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from cast("pa.Table", batch).to_pylist()
     except ExecutionTimeoutError as error:
         raise Unavailable(
-            f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s): {error}; finished parts are "
-            "kept, run again"
+            f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s; {watchdog.slowest()}): "
+            f"{error}; finished parts are kept, run again"
         ) from error
     except UserCodeException:  # not a CodebooksError, so a mistake in our own code: as it is, with its traceback
         raise
     except RayError as error:
         raise explained(error, "encoding", stays="finished parts are kept") from error
+    finally:
+        watchdog.stop()
 
 
 def _context(config: EncodeConfig) -> DataContext:

@@ -88,7 +88,7 @@ class _Fit(threading.Thread):
             train_worker,  # type: ignore[arg-type]
             train_loop_config=setup,
             torch_config=TorchConfig(backend="nccl" if where["use_gpu"] else "gloo"),
-            scaling_config=ScalingConfig(num_workers=_number(train), **where),
+            scaling_config=ScalingConfig(num_workers=_number(train), **where),  # type: ignore[arg-type]
             run_config=RunConfig(name=name, failure_config=failures, **storage),
         )
         self.error: Exception | None = None
