@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,72 +22,13 @@ from ..refusals import KEPT
 from ..schema import CATEGORY, latents_schema, pixels_column
 from ..storage import Store
 from .answers import answered, lacking_in, without
-from .config import EncodeConfig, EncodeJob, Precision
+from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Pixels, pixel_array, without_pixels
+from .encoder import Encoder
 from .shards import Shard, ShardResult, Unanswered, check_latents
 from .unfit import Unfit, finite_rows, not_finite, with_unfit
 
 _Killers = dict[tuple[str, str], PhotoRefused]
-
-
-class Encoder:
-    """Runs a model over pixels in batches of exactly `batch_size`, so that a photo's bits depend on nothing else.
-
-    The last batch is padded, the memory format is contiguous NCHW and the number of torch threads is fixed: each of
-    these changes the last bits of a convolution.
-    """
-
-    def __init__(
-        self, model: Model, *, batch_size: int, precision: Precision = "fp32", threads: int = 1, device: str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
-        self.batch_size = batch_size
-        self.precision = precision
-        self.threads = threads
-        self._lock = threading.Lock()  # the number of torch's threads is the process's, and so is a GPU's memory
-
-    def __call__(
-        self,
-        pixels: Pixels | Sequence[Pixels],
-        rows: npt.NDArray[np.int64],
-        condition: npt.NDArray[np.int64] | None = None,
-    ) -> LatentArrays:
-        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3], one of each size the model takes.
-
-        condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
-        """
-        model, seen = self.model, [pixels] if isinstance(pixels, np.ndarray) else pixels
-        mean = np.empty((len(rows), model.latent_dim), np.float32)
-        log_var = np.empty_like(mean) if model.has_log_var else None
-        codes = np.empty((len(rows), model.num_latent_codes), np.int32) if model.num_latent_codes else None
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with self._lock, _torch_threads(self.threads), torch.inference_mode(), autocast:
-            for start in range(0, len(rows), self.batch_size):
-                took = rows[start : start + self.batch_size]
-                batches = tuple(self._batch(each, took) for each in seen)
-                images: Any = batches[0] if len(batches) == 1 else batches
-                latents = model.encode(images, self._padded(condition, start))
-                end = start + len(took)
-                mean[start:end] = latents.mean[: len(took)].float().cpu().numpy()
-                if log_var is not None and latents.log_var is not None:
-                    log_var[start:end] = latents.log_var[: len(took)].float().cpu().numpy()
-                if codes is not None and latents.codes is not None:
-                    codes[start:end] = latents.codes[: len(took)].cpu().numpy()
-        return LatentArrays(mean, log_var, codes)
-
-    def _batch(self, pixels: Pixels, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-        batch[: len(rows)] = pixels[rows]
-        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).contiguous()
-
-    def _padded(self, condition: npt.NDArray[np.int64] | None, start: int) -> torch.Tensor | None:
-        if condition is None:
-            return None
-        took = condition[start : start + self.batch_size]
-        batch = np.zeros(self.batch_size, np.int64)
-        batch[: len(took)] = took
-        return torch.from_numpy(batch).to(self.device)
 
 
 class ShardWorker:
@@ -320,7 +258,12 @@ def make_encoder(model: Model, config: EncodeConfig) -> Encoder:
         )
     device = "cuda" if config.gpus_per_actor and sees else "cpu"
     return Encoder(
-        model, batch_size=config.batch_size, precision=config.precision, threads=config.threads, device=device
+        model,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        threads=config.threads,
+        device=device,
+        compiles=config.compile,
     )
 
 
@@ -339,13 +282,3 @@ def _vectors(array: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> pa.Array
 
 def _same(left: pa.Table, right: pa.Table, names: list[str]) -> bool:
     return all(left[name].combine_chunks().equals(right[name].combine_chunks()) for name in names)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

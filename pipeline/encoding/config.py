@@ -12,6 +12,7 @@ from ..images import ImagesConfig
 from ..storage import Files, Store
 
 Precision = Literal["fp32", "bf16"]
+USUAL_BATCH = 256
 
 
 class ActorRange(BaseModel):
@@ -34,7 +35,10 @@ class EncodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    batch_size: int = Field(default=256, ge=1, description="photos in each forward pass; the last one is padded")
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="photos in each forward pass; the last one is padded; auto: 256, on a GPU what a probe finds",
+    )
     precision: Precision = Field(default="fp32", description="bf16: autocast, on GPUs that have it")
     actors: Literal["auto"] | Annotated[int, Field(ge=1)] | ActorRange = Field(
         default="auto",
@@ -53,6 +57,7 @@ class EncodeConfig(BaseModel):
         default=0.0,
         description="0: on CPUs; a fraction shares a GPU; auto: one where a machine that is up has some, else none",
     )
+    compile: bool = Field(default=False, description="the encoder by torch.compile, in each actor anew")
     no_progress_s: int = Field(
         default=1800, ge=1, description="seconds without a finished shard after which the stage fails as temporary"
     )
