@@ -18,6 +18,7 @@ LEVELS: list[set[str]] = [
     {"errors", "findings", "holders"},
     {"boards", "column_types", "forks", "keys", "refusals", "schema", "stopping"},
     {"storage"},
+    {"nodes"},
     {"parts", "process", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
