@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors", "findings", "holders"},
-    {"boards", "column_types", "forks", "keys", "refusals", "schema", "stopping"},
+    {"boards", "column_types", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
     {"storage"},
     {"parts", "process", "settings", "watch", "workers"},
     {"release", "runs"},

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.encoding import compact
+from pipeline.encoding import compact, hash_parts
 from pipeline.errors import IntegrityError
-from pipeline.parts import PartFile, latents_part_name, read_part, write_part
+from pipeline.parts import FoundPart, PartFile, latents_part_name, read_part, write_part
 from pipeline.schema import ITEMS, attribute_fields, items_schema, latents_schema
 from pipeline.storage import Store, open_store
 
 DIM = 3
+compacting = sys.modules["pipeline.encoding.compact"]  # the package's own name `compact` is the function
 RULES: dict[str, Any] = {"model_id": "m", "precision": "fp32", "below": 0.7, "max_parts": 1000}
 
 
@@ -114,3 +116,80 @@ def test_items_that_name_wrong_rows_are_refused_rather_than_copied(store: Store)
     swapped = items.set_column(index, items.schema.field(index), pa.array(np.array([3, 2], np.int32)))
     with pytest.raises(IntegrityError, match="other photos"):
         compact(store, swapped, {part.name: part for part in parts}, **RULES)
+
+
+def night(store: Store, parts: dict[str, PartFile], items: pa.Table, **rules: Any) -> tuple[pa.Table, set[str]]:
+    """Compact, and return items with the names that were read to be rewritten."""
+    before = set(items["latents_part"].to_pylist())
+    after, made = compact(store, items, parts, **{**RULES, **rules})
+    parts |= made
+    return after, before - set(after["latents_part"].to_pylist())
+
+
+def test_full_parts_are_never_rewritten_to_save_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve full parts where six may be named: the night after night rewriting of them is what this must not do."""
+    written_parts = [written(store, number, 40) for number in range(12)]
+    small = [written(store, number, 2) for number in range(12, 15)]
+    parts = {part.name: part for part in [*written_parts, *small]}
+    items = items_of(store, [*written_parts, *small], {})
+    monkeypatch.setattr("pipeline.encoding.compact._FULL", 4 * min(part.bytes for part in written_parts))
+    monkeypatch.setattr("pipeline.encoding.compact.PART_BYTES", 8 * min(part.bytes for part in written_parts))
+    before = latents(store, items)
+    after, gone = night(store, parts, items, max_parts=6)
+    assert gone == set(), "three small ones may gather"
+    more = written(store, 15, 2)
+    parts[more.name] = more
+    items = items_of(store, [*written_parts, *small, more], {})
+    before = latents(store, items)
+    after, gone = night(store, parts, items, max_parts=6)
+    assert gone == {part.name for part in [*small, more]}
+    assert latents(store, after) == before
+    assert night(store, parts, after, max_parts=6) == (after, set()), "one night settles it"
+
+
+@pytest.mark.parametrize("max_parts", [1, 2, 5, 8, 40])
+def test_whatever_is_named_one_night_settles_it(store: Store, monkeypatch: pytest.MonkeyPatch, max_parts: int) -> None:
+    rng = np.random.default_rng(max_parts)
+    parts = [written(store, number, int(rows)) for number, rows in enumerate(rng.integers(1, 30, 25))]
+    typical = sorted(part.bytes for part in parts)[12]
+    monkeypatch.setattr("pipeline.encoding.compact._FULL", 6 * typical)
+    monkeypatch.setattr("pipeline.encoding.compact.PART_BYTES", 12 * typical)
+    keep = {number: set(rng.permutation(part.rows)[: max(1, part.rows // 2)].tolist()) for number, part in
+            enumerate(parts) if number % 4 == 0}  # fmt: skip
+    items = items_of(store, parts, keep)
+    before, known = latents(store, items), {part.name: part for part in parts}
+    after, gone = night(store, known, items, max_parts=max_parts)
+    assert len(gone) > 1
+    assert latents(store, after) == before
+    assert night(store, known, after, max_parts=max_parts) == (after, set())
+
+
+def test_a_long_catalogue_is_not_read_once_a_rewritten_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows taken from items grow with those rewritten; each group taking all of them made it quadratic."""
+    parts = [written(store, number, 30) for number in range(20)]
+    items = items_of(store, parts, {number: {1, 2} for number in range(10)})
+    monkeypatch.setattr("pipeline.encoding.compact.PART_BYTES", 1)  # a group a part
+    taken: list[int] = []
+    real = compacting.take_rows
+
+    def counted(table: pa.Table, positions: Any) -> pa.Table:
+        taken.append(len(positions))
+        return real(table, positions)
+
+    monkeypatch.setattr(compacting, "take_rows", counted)
+    _, made = compact(store, items, {part.name: part for part in parts}, **RULES)
+    assert len(made) == 10
+    assert sum(taken) == 3 * 20, "of items, of the part, and in order"
+
+
+def test_parts_that_were_only_found_are_hashed_once_and_only_where_named(store: Store) -> None:
+    parts = [written(store, number, 4) for number in range(3)]
+    items = items_of(store, parts[:2], {})
+    found = {part.name: FoundPart(name=part.name, bytes=part.bytes, rows=part.rows) for part in parts}
+    assert hash_parts(store, items, {**found, parts[0].name: parts[0]}) == {part.name: part for part in parts[:2]}
+    store.delete(parts[1].name)
+    with pytest.raises(IntegrityError, match="is gone"):
+        hash_parts(store, items, found)
+    store.put(parts[1].name, b"x" * (parts[1].bytes + 1))
+    with pytest.raises(IntegrityError, match="has changed"):
+        hash_parts(store, items, found)
