@@ -97,9 +97,12 @@ def ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
     return rank[places], words.take(pa.array(order)).to_pylist()
 
 
-def aligned_slices(name: str, *tables: pa.Table) -> Iterator[tuple[pa.Table, ...]]:
-    """Yield the tables, each sorted by the column `name`, slice by slice, all cut at the same keys of the longest."""
-    edges = [*item_boundaries(max(tables, key=len).column(name)), None]
+def aligned_slices(name: str, *tables: pa.Table, rows: int = SLICE_ROWS) -> Iterator[tuple[pa.Table, ...]]:
+    """Yield the tables, each sorted by the column `name`, slice by slice, all cut at the same keys.
+
+    rows: of a slice of the longest table, about.
+    """
+    edges = [*item_boundaries(max(tables, key=len).column(name), rows), None]
     starts = [0] * len(tables)
     for edge in edges:
         ends = [len(table) if edge is None else first_at_least(table.column(name), edge) for table in tables]

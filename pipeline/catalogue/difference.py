@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..column_types import same_kind, text_column
-from ..ordering import aligned_slices, as_numpy, sorted_by
+from ..ordering import SLICE_ROWS, aligned_slices, as_numpy, sorted_by
 from ..refusals import KEPT
 from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, plan_schema
 
@@ -64,7 +64,7 @@ def compare(
     photos = sorted_by(_with_refusal(photos), "item_id")
     slices = [
         _compare_slice(*tables, relabel=relabel, told=told)
-        for tables in aligned_slices("item_id", photos, items, refused)
+        for tables in aligned_slices("item_id", photos, items, refused, rows=SLICE_ROWS)
     ]
     counts = sum((part.counts for part in slices), Counter[str]())
     rows = pa.concat_tables([part.rows for part in slices])

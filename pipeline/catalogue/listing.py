@@ -87,8 +87,8 @@ def list_tokens(uris: pa.Array, files: Files) -> Listing:
 
 
 def _nothing(photos: int) -> Listing:
-    none = [pa.chunked_array([pa.nulls(photos, kind)]) for kind in (pa.string(), pa.int64())]
-    return Listing(*none, covered=np.zeros(photos, dtype=np.bool_), listed=0)
+    tokens, sizes = (pa.chunked_array([pa.nulls(photos, kind)]) for kind in (pa.string(), pa.int64()))
+    return Listing(tokens, sizes, covered=np.zeros(photos, dtype=np.bool_), listed=0)
 
 
 def _most_folders(photos: int) -> int:

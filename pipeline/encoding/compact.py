@@ -21,6 +21,7 @@ from .shards import PART_BYTES, in_threads
 from .unfit import without_unfit
 
 _FULL = PART_BYTES // 2  # two parts below it fit into one
+_EMPTY = 4096  # bytes of a part without rows, about
 _COMPACTED = "compacted"  # stands in the key for the pixels part, of which a rewritten part has many
 
 
@@ -34,8 +35,8 @@ class _Living:
     @property
     def size(self) -> int:
         """Return what the living rows take, in bytes, at most."""
-        # Files are compressed: four times their size is a safe guess.
-        return 4 * self.part.bytes * len(self.rows) // max(1, self.part.rows)
+        # Files are compressed: four times their size, without what any file has, is a safe guess.
+        return 4 * max(0, self.part.bytes - _EMPTY) * len(self.rows) // max(1, self.part.rows)
 
 
 def compact(
