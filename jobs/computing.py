@@ -27,6 +27,7 @@ from pipeline.encoding import (
     settle,
     split_done,
 )
+from pipeline.events import ShardEnded, tell
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import (
@@ -195,6 +196,7 @@ def compute(
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             advance(result.photos)
+            tell(ShardEnded(stage, result.number, result.photos, result.refused, result.reused))
             limits.note(result)
 
         run = run_shards_here if context.here else run_shards

@@ -115,6 +115,12 @@ def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) 
     }
 
 
+def refused_by_reason(quarantine: pa.Table) -> dict[tuple[str, str], int]:
+    """Return how many photos were refused by (stage, reason)."""
+    counted = quarantine.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    return {(row["stage"], row["reason"]): row["count_all"] for row in counted}
+
+
 def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
     """Return the limits for a release; those on how many items there are say nothing of a sample."""
     return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
