@@ -55,7 +55,7 @@ def _job_times(job: Document) -> Iterator[str]:
     for name, value in (("activeDeadlineSeconds", whole), ("preRunningDeadlineSeconds", start)):
         if not _whole(value, least=1):
             yield f"{name} is {value!r}; give a number of seconds above 0, or a stuck job waits for ever"
-    if _whole(whole, least=1) and _whole(start, least=1) and start >= whole:
+    if isinstance(whole, int) and isinstance(start, int) and start >= whole > 0:
         yield f"preRunningDeadlineSeconds {start} is not below activeDeadlineSeconds {whole}"
     for name in ("ttlSecondsAfterFinished", "backoffLimit"):
         if name in job and not _whole(job[name], least=0):

@@ -103,7 +103,7 @@ def test_what_is_made_of_a_template() -> None:
     assert made["metadata"]["name"] == "refresh-2026-11-21-2"
     assert made["metadata"]["ownerReferences"] == [{"apiVersion": "batch/v1", "kind": "Job", **OWNER}]
     assert made["spec"]["suspend"] is False
-    assert made["spec"]["entrypoint"].endswith("--run 2026-11-21 --json")
+    assert made["spec"]["entrypoint"].endswith("--run 2026-11-21 --json --log json")
     assert TEMPLATE["spec"]["suspend"] is True
     rest = {name: value for name, value in made["spec"].items() if name not in ("suspend", "entrypoint")}
     assert rest == {name: TEMPLATE["spec"][name] for name in rest}
