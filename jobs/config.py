@@ -15,6 +15,7 @@ from pipeline.evaluation import GatesConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
+from pipeline.monitoring import MonitorConfig
 from pipeline.nodes import ClusterConfig
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
 from pipeline.quality.choose_config import ChooseConfig
@@ -28,7 +29,7 @@ from pipeline.training import TrainConfig
 class Config(BaseModel):
     """Everything a refresh is told; the three sections without a default make the smallest useful file.
 
-    prior, choose: of the commands of these names; a refresh only checks them.
+    prior, choose: of the commands of these names; a refresh only checks them. monitor: whom a run tells how it goes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class Config(BaseModel):
     gates: GatesConfig = Field(default_factory=GatesConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     choose: ChooseConfig = Field(default_factory=ChooseConfig)
 
     @field_validator("catalogue")
@@ -64,8 +66,8 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return a config as plain JSON values."""
-    values = config.model_dump(mode="json")
+    """Return a config as plain JSON values, without `monitor`: whom a run tells is no part of it, and may be secret."""
+    values = config.model_dump(mode="json", exclude={"monitor"})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
     return values

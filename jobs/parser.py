@@ -11,7 +11,7 @@ from jobs.command import Arguments
 from pipeline.errors import ConfigError
 from pipeline.storage.secrets import masked, masked_options
 
-_COMMON = ("config", "run", "limit", "json", "overrides")
+_COMMON = ("config", "run", "limit", "json", "log", "overrides")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +71,7 @@ def _add_common(parser: argparse.ArgumentParser, common: Sequence[str]) -> None:
     if "limit" in common:
         parser.add_argument("--limit", metavar="N", type=_positive, help="only a seeded sample of N items")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--log", choices=["text", "json"], help="standard error as text, or as one JSON object a line")
     if "overrides" in common:
         parser.add_argument(
             "overrides", metavar="key.path=value", nargs="*", help="a setting, for example train.epochs=20"
