@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from .decoding import Pixels
 _log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
-Kept = TypeVar("Kept", Tensor, Tensor | None)
 
 # The probe doubles a GPU's batches as long as that makes them so much faster.
 _PROBED = tuple(USUAL_BATCH * 2**step for step in range(6))
@@ -51,10 +50,9 @@ class Encoder:
     ) -> None:
         self.device = torch.device(device)
         self.streams = self.device.type == "cuda"
-        layout = torch.channels_last if self.streams else torch.contiguous_format
-        self.model = (
-            model.to(self.device, memory_format=layout).eval() if self.streams else model.to(self.device).eval()
-        )
+        self.model = model.to(self.device).eval()
+        if self.streams:
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.precision = precision
         self.threads = threads
         self.batch_size = batch_size if batch_size != "auto" else USUAL_BATCH
@@ -134,12 +132,13 @@ class Encoder:
             if codes is not None and latents.codes is not None:
                 codes[start:end] = latents.codes[: end - start]
             start = end
-        host_mean, host_log_var, host_codes = _to_host(mean), _to_host(log_var), _to_host(codes)
+        kept = [_to_host(made) for made in (mean, log_var, codes) if made is not None]
         self._wait()  # the one of a shard
+        arrays = iter([made.numpy() for made in kept])
         return LatentArrays(
-            host_mean.numpy(),
-            None if host_log_var is None else host_log_var.numpy(),
-            None if host_codes is None else host_codes.numpy(),
+            next(arrays),
+            None if log_var is None else next(arrays),
+            None if codes is None else next(arrays),
         )
 
     def _fastest_batch(self, seen: list[Pixels], most: int, *, conditional: bool) -> int:
@@ -191,12 +190,12 @@ class _Ahead:
         self._batch_size = batch_size
         self._device = device
         self._cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._buffers = [
             [torch.zeros((batch_size, *each.shape[1:]), dtype=torch.uint8, pin_memory=self._cuda) for each in seen]
             for _ in range(2)
         ]
-        self._copied: list[Any] = [torch.cuda.Event() if self._cuda else None for _ in range(2)]
+        self._copied: list[Any] = [torch.cuda.Event() if self._cuda else None for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         starts = range(0, len(self._rows), self._batch_size)
@@ -232,9 +231,9 @@ def _filled(told: Tensor, batch_size: int) -> Tensor:
     return torch.nn.functional.pad(told, (0, batch_size - len(told)))
 
 
-def _to_host(made: Kept) -> Kept:
+def _to_host(made: Tensor) -> Tensor:
     """Return a tensor on its way to the CPU; it is there when the device has done what it was told."""
-    if made is None or made.device.type != "cuda":
+    if made.device.type != "cuda":
         return made
     return torch.empty(made.shape, dtype=made.dtype, pin_memory=True).copy_(made, non_blocking=True)
 
