@@ -28,15 +28,15 @@ class BeginCounter:
     """Counts how often each shard was begun, and knows since when; it outlives the actors that die."""
 
     def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
+        self.counts: Counter[tuple[int, str]] = Counter()
         self._open: dict[int, tuple[float, str]] = {}
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def begin(self, number: int, where: str = "") -> int:
-        """Return how often a shard was begun, this time included; where: the machine that does."""
-        self.counts[number] += 1
+    def begin(self, number: int, where: str = "", stage: str = "") -> int:
+        """Return how often a stage of a shard was begun, this time included; where: the machine that does."""
+        self.counts[number, stage] += 1
         self._open[number] = time.monotonic(), where
-        return self.counts[number]
+        return self.counts[number, stage]
 
     def end(self, number: int) -> None:
         """Note that a shard has ended."""

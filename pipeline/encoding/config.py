@@ -44,6 +44,13 @@ class EncodeConfig(BaseModel):
         default="auto",
         description="processes that fetch, decode and encode; auto: what the photos need, as `seats.plan_seats` says",
     )
+    stages: Literal["auto", "one", "two"] = Field(
+        default="auto",
+        description="two: other processes fetch and decode, the actors only encode; auto: two where actors have GPUs",
+    )
+    decoders: Literal["auto"] | Annotated[int, Field(ge=1)] | ActorRange = Field(
+        default="auto", description="those other processes; auto: what the photos need and the cluster has room for"
+    )
     threads: int = Field(default=1, ge=1, description="decoding and torch threads of one actor")
     fetch_threads: int = Field(default=16, ge=1, description="concurrent requests of one actor")
     shard_rows: int | None = Field(

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
-import socket
-import threading
-import traceback
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import ray
-from pydantic import BaseModel
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
+from ray.exceptions import RayError, UserCodeException
 
 from ..boards import BeginCounter
 from ..errors import CodebooksError, Unavailable
-from ..parts import FoundPart, PartFile
 from ..workers import explained, find_room, helper
-from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
-from .seats import Seats, plan_seats
-from .shards import Shard, ShardResult, Unanswered
+from .opened import result_of
+from .seats import Seats, plan_decoders, plan_seats
+from .shards import Shard, ShardResult
+from .stages import NUMBER, ShardActor, Stage
 from .suspects import Place, most_killers, settle_suspect
 from .watchdog import Watchdog
 
@@ -40,8 +34,6 @@ _log = logging.getLogger(__name__)
 MOST_BEGINS = 2
 # Shards at once in an actor: while one is encoded the next is fetched and decoded, and the last one is written.
 _AT_ONCE = 2
-_COUNT_S = 30.0  # how long an actor waits for the counter
-_NUMBER = "_shard"
 OnResult = Callable[[ShardResult, int, int], None]
 
 
@@ -65,7 +57,10 @@ def run_shards(
     if not todo:
         return []
     photos = sum(shard.photos.num_rows for shard in todo.values())
-    seats = plan_seats(job.encode, len(todo), photos, find_room())
+    room = find_room()
+    seats = plan_seats(job.encode, len(todo), photos, room)
+    # Photos that are only decoded have no second stage.
+    decoders = plan_decoders(job.encode, seats, len(todo), photos, room) if job.model_id is not None else None
     # What `auto` came to: the actors have to know.
     job = replace(job, encode=job.encode.model_copy(update={"gpus_per_actor": seats.gpus}))
     results: dict[int, ShardResult] = {}
@@ -82,7 +77,7 @@ def run_shards(
     from ray.data import DataContext
 
     # closing: when something is raised in here the actors are stopped now, not when the generator is collected.
-    stream = _stream(todo, job, seats, results)
+    stream = _stream(todo, job, seats, decoders, results)
     with DataContext.current(_context(job.encode)), closing(stream) as rows:
         for row in rows:
             if row["suspect"] is not None:
@@ -102,59 +97,13 @@ def run_shards(
     return [results[number] for number in sorted(results)]
 
 
-class _BlockActor:
-    """Unpacks a block into its shard; what it returns is one small row, whatever the shard's size."""
-
-    def __init__(self, job: EncodeJob, headers: dict[int, Shard], begins: Any, most_begins: int) -> None:
-        self.job = job
-        self.headers = headers
-        self.begins = begins
-        self.most_begins = most_begins
-        self._worker: ShardWorker | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Return what became of a block's shard; several threads call this at once."""
-        try:
-            shard = self._shard(block)
-            if self._is_suspect(shard):
-                return _row(suspect=shard.number)
-            result = self.worker()(shard)
-            self.begins.end.remote(shard.number)
-        except CodebooksError as error:
-            # As a row: raised through Ray it would arrive without its class, hence without its exit code.
-            error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
-            return _row(error=pickle.dumps(error))
-        except MemoryError:
-            return _row(suspect=shard.number)
-        return _row(result=_text_of(result))
-
-    def worker(self) -> ShardWorker:
-        # Not in the constructor: Ray hides what a constructor raises behind the death of its actor.
-        with self._lock:
-            self._worker = self._worker or make_worker(self.job)
-        return self._worker
-
-    def _is_suspect(self, shard: Shard) -> bool:
-        try:
-            begun = ray.get(self.begins.begin.remote(shard.number, socket.gethostname()), timeout=_COUNT_S)
-        except (RayActorError, GetTimeoutError):
-            return False  # without the counter it is not known how often, which is no reason to stop
-        return bool(begun > self.most_begins)
-
-    def _shard(self, block: pa.Table) -> Shard:
-        numbers = set(block[_NUMBER].to_pylist())
-        if len(numbers) != 1:
-            raise RuntimeError(f"Ray Data mixed shards {sorted(numbers)} in one block")
-        header = self.headers[numbers.pop()]
-        photos = block.select(header.photos.column_names).cast(header.photos.schema).combine_chunks()
-        return replace(header, photos=photos)
-
-
 def _stream(
-    todo: Mapping[int, Shard], job: EncodeJob, seats: Seats, done: Collection[int]
+    todo: Mapping[int, Shard], job: EncodeJob, seats: Seats, decoders: Seats | None, done: Collection[int]
 ) -> Generator[dict[str, Any]]:
-    """Yield the rows that actors return, as they come; done: the shards that have ended, for the watchdog."""
+    """Yield the rows that actors return, as they come.
+
+    decoders: who fetches and decodes, None where the encoding actors do. done: the shards that have ended.
+    """
     import ray.data
     from ray.data import ActorPoolStrategy
     from ray.data.exceptions import ExecutionTimeoutError
@@ -162,32 +111,37 @@ def _stream(
     # Without their photos, which travel as the blocks.
     headers = {number: replace(shard, photos=shard.photos.schema.empty_table()) for number, shard in todo.items()}
     blocks = [
-        shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
+        shard.photos.append_column(NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
         for shard in todo.values()
     ]
     begins = helper(BeginCounter, restarts=-1).remote()
     # Not `from_arrow`, which has workers look at every block before anything else begins.
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        _BlockActor,
-        fn_constructor_args=(job, headers, begins, MOST_BEGINS),
-        batch_size=None,
-        batch_format="pyarrow",
-        # As many in flight as an actor works on: one more would wait behind them while others have nothing to do.
-        compute=ActorPoolStrategy(
-            min_size=seats.least,
-            max_size=seats.most,
-            max_tasks_in_flight_per_actor=_AT_ONCE,
-            max_concurrent_calls_per_actor=_AT_ONCE,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=seats.cpus,
-        num_gpus=seats.gpus or None,
-    )
+    dataset = ray.data.from_blocks(blocks)
+    stages: list[tuple[Stage, Seats]] = [("whole", seats)]
+    if decoders is not None:
+        stages = [("pixels", decoders), ("latents", seats)]
+    for stage, seat in stages:
+        dataset = dataset.map_batches(
+            ShardActor,
+            fn_constructor_args=(job, stage, headers if stage != "latents" else {}, begins, MOST_BEGINS),
+            batch_size=None,
+            batch_format="pyarrow",
+            # As many in flight as an actor works on: one more would wait behind them while others have nothing to do.
+            compute=ActorPoolStrategy(
+                min_size=seat.least,
+                max_size=seat.most,
+                max_tasks_in_flight_per_actor=_AT_ONCE,
+                max_concurrent_calls_per_actor=_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=seat.cpus,
+            num_gpus=seat.gpus or None,
+        )
     watchdog = Watchdog(begins, todo, done, seats)
     watchdog.start()
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from cast("pa.Table", batch).to_pylist()
+            yield from cast("pa.Table", batch).drop_columns("opened").to_pylist()
     except ExecutionTimeoutError as error:
         raise Unavailable(
             f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s; {watchdog.slowest()}): "
@@ -208,20 +162,11 @@ def _context(config: EncodeConfig) -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = config.no_progress_s
+    context.target_max_block_size = None  # a shard's pixels are one value, however long
     # A pool in which every actor has its one shard is full; by Ray's own measure it would never grow.
     context.autoscaling_config = replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=1.0)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return context
-
-
-def _row(*, result: str | None = None, error: bytes | None = None, suspect: int | None = None) -> pa.Table:
-    columns = [pa.array([result], pa.string()), pa.array([error], pa.binary()), pa.array([suspect], pa.int32())]
-    return pa.table(columns, names=["result", "error", "suspect"])
-
-
-def _text_of(result: ShardResult) -> str:
-    fields = {name: getattr(result, name) for name in ShardResult.__slots__}
-    return json.dumps({n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in fields.items()})
 
 
 def _result_of(row: dict[str, Any]) -> ShardResult:
@@ -229,9 +174,4 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
     if row["error"] is not None:
         error: CodebooksError = pickle.loads(row["error"])  # noqa: S301 - written a moment ago by our own actor
         raise error
-    fields = json.loads(row["result"])
-    for name in ("pixels", "latents"):
-        if (found := fields[name]) is not None:
-            fields[name] = (PartFile if "sha256" in found else FoundPart).model_validate(found)
-    fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
-    return ShardResult(**fields)
+    return result_of(row["result"])

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 # photos takes 2 to 3 s of a core); on one that has to be started, about a minute's work.
 _PHOTOS_HERE, _PHOTOS_THERE = 1_000, 20_000
 _MOST_ASKED = 1_000  # actors that `auto` asks for: each is a process that the head keeps an eye on
+_DECODERS_EACH = 16  # decoders that `auto` asks for an encoding actor; Ray Data lets them wait where that is too many
 # Below this share of a CPU for each of its threads an actor only takes time from the others.
 _LEAST_SHARE = 0.5
 
@@ -72,6 +73,30 @@ def plan_seats(config: EncodeConfig, shards: int, photos: int, room: Room) -> Se
         config.actors, config.threads, room.cpus, seated, share,
     )  # fmt: skip
     return Seats(seated, seated, share, gpus)
+
+
+def plan_decoders(config: EncodeConfig, seats: Seats, shards: int, photos: int, room: Room) -> Seats | None:
+    """Return who fetches and decodes for the encoding actors of `seats`; None where these do it themselves."""
+    if config.stages == "one" or (config.stages == "auto" and not seats.gpus):
+        return None
+    threads = float(config.threads)
+    free = room.cpus - seats.least * seats.cpus
+    if isinstance(config.decoders, ActorRange):
+        least, most = config.decoders.min, config.decoders.max
+    elif config.decoders != "auto":
+        least = most = config.decoders
+    elif room.grows or not room.cpus:
+        least = most = min(_MOST_ASKED, -(-photos // _PHOTOS_THERE), _DECODERS_EACH * seats.least)
+    else:
+        least = max(1, min(int((free - 1) // threads), -(-photos // _PHOTOS_HERE)))
+        most = least if room.machines == 1 else max(least, _DECODERS_EACH * seats.most)
+    least, most = max(1, min(least, shards)), max(1, min(most, shards))
+    if room.grows or not room.cpus or least * threads < free:
+        return Seats(least, most, threads)
+    # Fitted in: what the encoding actors leave, and of that a part stays free.
+    least = max(1, min(least, int(max(free - 1, 1) // threads)))
+    most = least if room.machines == 1 else most
+    return Seats(least, most, threads if least * threads < free else max(0.01, round(free / (least + 1), 2)))
 
 
 def _asked(config: EncodeConfig, photos: int, room: Room, gpus: float) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def make_job(folder: Path, tmp_path: Path) -> Callable[..., EncodeJob]:
             files=files or Files(),
             catalogue=CatalogueConfig(source=str(folder)),
             images=IMAGES,
-            encode=EncodeConfig(batch_size=8, actors=2, fetch_threads=4, **encode),
+            encode=EncodeConfig(**{"batch_size": 8, "actors": 2, "fetch_threads": 4, **encode}),
             model_id=model_id,
             transform_id=transform_id(IMAGES),
         )
@@ -133,9 +133,12 @@ def check_everything_is_there(job: EncodeJob, plan: pa.Table, shards: list[Shard
     assert {int(row["item_id"][1:]): row["reason"] for row in refused.to_pylist()} == REFUSED
 
 
+@pytest.mark.parametrize("stages", [{"stages": "one"}, {"stages": "two", "actors": 1, "decoders": 1}])
 @pytest.mark.usefixtures("ray_session")
-def test_one_part_a_shard_and_the_same_bytes_as_without_ray(folder: Path, make_job: Callable[..., EncodeJob]) -> None:
-    job, plan = make_job(), make_plan(folder)
+def test_one_part_a_shard_and_the_same_bytes_as_without_ray(
+    folder: Path, make_job: Callable[..., EncodeJob], stages: dict[str, Any]
+) -> None:
+    job, plan = make_job(**stages), make_plan(folder)
     shards = shards_of(job, plan)
     said: list[tuple[int, int]] = []
     seen: set[int] = set()

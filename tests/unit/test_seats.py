@@ -12,7 +12,7 @@ from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline import machine, workers
 from pipeline.encoding import EncodeConfig, seats
-from pipeline.encoding.seats import Seats, plan_seats
+from pipeline.encoding.seats import Seats, plan_decoders, plan_seats
 from pipeline.errors import ConfigError
 from pipeline.workers import Room
 
@@ -149,3 +149,27 @@ def test_what_is_no_number_of_actors_is_refused_in_plain_words(given: str, words
 def test_what_the_config_insists_on_is_what_a_local_cluster_makes_room_for() -> None:
     given: list[Any] = ["auto", 5, {"min": 3, "max": 9}]
     assert [EncodeConfig(actors=actors).least_actors for actors in given] == [1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "expected"),
+    [
+        ({}, room(16), None),  # on CPUs one stage does it all
+        ({"stages": "one", "gpus_per_actor": 1}, room(16, 1.0), None),
+        ({"gpus_per_actor": 1, "actors": 1}, room(16, 1.0), Seats(14, 14, 1.0)),
+        ({"gpus_per_actor": 1, "actors": 1, "decoders": 4}, room(16, 1.0), Seats(4, 4, 1.0)),
+        ({"stages": "two", "actors": 1, "decoders": {"min": 2, "max": 6}}, room(16), Seats(2, 6, 1.0)),
+        ({"stages": "two", "actors": 1}, room(4), Seats(2, 2, 1.0)),
+        ({"stages": "two", "actors": 1, "decoders": 8}, room(4), Seats(2, 2, 1.0)),
+        ({"stages": "two", "actors": 1}, room(2), Seats(1, 1, 0.5)),
+        ({"gpus_per_actor": 1, "actors": 4}, room(2, grows=True), Seats(64, 64, 1.0)),
+        ({"gpus_per_actor": 1, "actors": 2}, room(40, 1.0, 1.0, machines=3), Seats(37, 37, 1.0)),
+    ],
+)
+def test_who_decodes_for_the_actors(config: dict[str, Any], cluster: Room, expected: Seats | None) -> None:
+    given = EncodeConfig(**config)
+    encoders = plan_seats(given, 640, MANY, cluster)
+    decoders = plan_decoders(given, encoders, 640, MANY, cluster)
+    assert decoders == expected
+    if decoders is not None and not cluster.grows:
+        assert encoders.least * encoders.cpus + decoders.least * decoders.cpus < cluster.cpus, "a part stays free"
