@@ -24,7 +24,7 @@ _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 _NOT_IN_KEY = frozenset(
     {
         "when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures", "cache_gib",
-        "least_workers", "gpus_per_worker", "start_timeout_s",
+        "least_workers", "gpus_per_worker", "start_timeout_s", "load_threads",
     }
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ DEFAULT_PHOTOS = 2_000_000
 # Fields that came later, with the defaults at which no key and no frozen config says anything of them.
 _LATER = {
     "supervision": "none", "photos": DEFAULT_PHOTOS, "least_workers": None, "gpus_per_worker": 0,
-    "start_timeout_s": 1800,
+    "start_timeout_s": 1800, "load_threads": None,
 }  # fmt: skip
 # All that a model without training by steps takes of a training: which photos its read-out is fitted on.
 _OF_A_FIT = ("validation", "split_by", "init_from", "balance")
@@ -86,7 +86,8 @@ class TrainConfig(BaseModel):
     compile: by torch.compile; accumulate: micro-batches in which an optimiser step is computed; window_parts: pixel
     parts whose rows are shuffled together, of which a worker holds at most two windows in memory. start_timeout_s: how
     long workers are waited for, as long as a machine with a GPU takes to boot. least_workers: with how many a training
-    goes on from its checkpoint where machines were lost and no others come; null: with all of them.
+    goes on from its checkpoint where machines were lost and no others come; null: with all of them. load_threads: parts
+    of a window that a worker unpacks at once; null: 1, beside a GPU 8.
 
     validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that
     is held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by
@@ -131,6 +132,7 @@ class TrainConfig(BaseModel):
     least_workers: int | None = Field(default=None, ge=1)
     gpus_per_worker: Literal[0, 1] = 0
     start_timeout_s: int = Field(default=1800, ge=1)
+    load_threads: int | None = Field(default=None, ge=1)
     threads: int = Field(default=1, ge=1)
     window_parts: int = Field(default=4, ge=1)
     checkpoint_every_s: float = Field(default=30.0, ge=0)

@@ -34,6 +34,7 @@ from .validation import Validation
 
 FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
 _FIT_BATCH = 256
+_GPU_LOAD_THREADS = 8
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -167,6 +168,8 @@ def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
         seed=job.train.seed,
         window_parts=job.train.window_parts,
         balance=job.train.balance,
+        threads=job.train.load_threads or (_GPU_LOAD_THREADS if ranks.device.type == "cuda" else 1),
+        for_gpu=ranks.device.type == "cuda",
     )
     return open_loop(
         job,

@@ -3,9 +3,9 @@
     python tests/cluster/autoscaled_encoding.py [--second-version] [--out FILE.json]
 
 It runs in network, process and mount namespaces of its own, as starting such a cluster ends every Ray that it sees.
-400 actors are asked of a head with one CPU: the autoscaler starts what its limits allow, the pool grows into it, and
-every photo has its latents. Then an actor with a GPU is asked while no machine has one. At the end the same is asked of
-a cluster without an autoscaler, which must refuse it.
+An actor with a GPU is asked while no machine has one; then 400 actors of a head with one CPU: the autoscaler starts
+what its limits allow, the pool grows into it, and every photo has its latents. At the end the same is asked of a
+cluster without an autoscaler, which must refuse it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from pipeline.storage import Files, open_store
 from pipeline.workers import find_room
 
 ROOT = Path(__file__).resolve().parents[2]
-ACTORS, SHARDS, ROWS = 400, 400, 40
+ACTORS, SHARDS, ROWS = 400, 400, 5
 IMAGES = ImagesConfig(size=32)
-CPU_NODES, CPUS_EACH = 3, 2
+CPU_NODES, CPUS_EACH = 2, 2
 
 
 class Growing(AutoscalingCluster):
@@ -160,10 +160,20 @@ def on_a_growing_cluster(folder: Path, *, second_version: bool) -> dict[str, Any
         assert room.grows
         assert (room.machines, room.cpus, room.gpus) == (1, 1.0, ())
 
-        job, shards = make_job(folder, "grown", model=True, actors=ACTORS)
-        seats = plan_seats(job.encode, len(shards), SHARDS * ROWS, room)
-        assert seats.least == ACTORS
+        # A group of GPUs at zero; pixels alone, as there is no CUDA behind the number.
+        job, shards = make_job(folder, "gpu", model=False, actors=1, gpus_per_actor=1)
         trail: list[dict[str, float]] = []
+        began = time.monotonic()
+        with watched(trail):
+            results = run_shards(shards[:4], job)
+        found["gpu_at_zero"] = {"seconds": round(time.monotonic() - began, 1), "trail": trail,
+                                "photos": sum(result.photos for result in results)}  # fmt: skip
+        assert sum(result.photos for result in results) == 4 * ROWS
+
+        job, shards = make_job(folder, "grown", model=True, actors=ACTORS)
+        seats = plan_seats(job.encode, len(shards), SHARDS * ROWS, find_room())
+        assert seats.least == ACTORS
+        trail = []
         began = time.monotonic()
         with watched(trail):
             results = run_shards(shards, job)
@@ -171,18 +181,8 @@ def on_a_growing_cluster(folder: Path, *, second_version: bool) -> dict[str, Any
         assert not any(result.refused for result in results)
         found["asked"] = {"actors": seats.least, "shards": len(shards), "photos": SHARDS * ROWS,
                           "seconds": round(time.monotonic() - began, 1), "trail": trail}  # fmt: skip
-        assert max(row["machines"] for row in trail) == 1 + CPU_NODES
-        assert max(row["actors"] for row in trail) == 1 + CPU_NODES * CPUS_EACH
-
-        # A group of GPUs at zero; pixels alone, as there is no CUDA behind the number.
-        job, shards = make_job(folder, "gpu", model=False, actors=1, gpus_per_actor=1)
-        trail = []
-        began = time.monotonic()
-        with watched(trail):
-            results = run_shards(shards[:4], job)
-        found["gpu_at_zero"] = {"seconds": round(time.monotonic() - began, 1), "trail": trail,
-                                "photos": sum(result.photos for result in results)}  # fmt: skip
-        assert sum(result.photos for result in results) == 4 * ROWS
+        assert max(row["machines"] for row in trail) >= 1 + CPU_NODES
+        assert max(row["actors"] for row in trail) >= 1 + CPU_NODES * CPUS_EACH
     finally:
         ray.shutdown()
         cluster.shutdown()

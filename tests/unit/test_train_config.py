@@ -14,7 +14,7 @@ def test_only_what_is_learned_is_in_the_key():
     idle = {
         "checkpoint_every_s": 1, "keep_checkpoints": 5, "max_failures": 0, "when": "always", "workers": 2, "threads": 2,
         "compile": True, "window_parts": 1, "accumulate": 2, "cache_gib": 5,
-        "least_workers": 1, "gpus_per_worker": 1, "start_timeout_s": 60,
+        "least_workers": 1, "gpus_per_worker": 1, "start_timeout_s": 60, "load_threads": 4,
         # These say something only beside a setting that is not there.
         "milestones": (3, 5), "gamma": 0.5, "best_by": "validation/mse",
     }  # fmt: skip
@@ -54,9 +54,9 @@ def test_a_checkpoint_is_gone_on_from_on_the_same_hardware_only():
 
 
 def test_what_came_later_is_not_in_what_is_frozen_where_it_is_not_used():
-    later = {"supervision", "photos", "least_workers", "gpus_per_worker", "start_timeout_s"}
+    later = {"supervision", "photos", "least_workers", "gpus_per_worker", "start_timeout_s", "load_threads"}
     assert not later & set(TrainConfig().model_dump())
-    used = TrainConfig(photos=None, least_workers=1, gpus_per_worker=1, start_timeout_s=60)
+    used = TrainConfig(photos=None, least_workers=1, gpus_per_worker=1, start_timeout_s=60, load_threads=2)
     assert later & set(used.model_dump()) == later - {"supervision"}
     assert TrainConfig.model_validate(used.model_dump()) == used
     assert "photos" not in TrainConfig(photos=None).key_values(by_steps=False)
