@@ -2,8 +2,8 @@
 
 Three Ray nodes, an object store (SeaweedFS) on a fourth machine, the commands from a fifth; each in namespaces of its
 own (see machines.py), so that nothing but the network is between them. The nodes hold Ray and the third parties, not
-this project; credentials travel by `--pass`. Each night makes the same catalogue's release on a store of its own under the
-same run name: the release must be that of a single machine, digest by digest. Needs root.
+this project; credentials travel by `--pass`. Each night makes the same catalogue's release on a store of its own under
+the same run name: the release must be that of a single machine, digest by digest. Needs root.
 
     python tests/cluster/nights.py --json results/nights.json [--only clean,pixels] [--seconds 280]
 
