@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill cluster-nights install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -55,6 +55,9 @@ bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), abou
 
 bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
 	$(BIN)/python tests/benchmarks/bench_kill.py
+
+cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
+	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
 
 install: $(VENV)/.dev  ## everything into .venv
 
