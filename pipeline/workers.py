@@ -67,6 +67,43 @@ def packages_hook() -> Callable[[], None]:
     return use_ours
 
 
+class KeptRecords(logging.Handler):
+    """What this process logs, kept until it is taken to the driver with a result: a worker's own log stays on its node.
+
+    Of our packages all but debugging, of others warnings and worse; beyond the first 50 records they are only counted.
+    """
+
+    MOST = 50
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._kept: list[str] = []
+        self._lost = 0
+        logging.getLogger("pipeline").setLevel(logging.INFO)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record as `LEVEL logger: message`."""
+        if record.levelno < logging.WARNING and record.name.partition(".")[0] != "pipeline":
+            return
+        if len(self._kept) >= self.MOST:
+            self._lost += 1
+            return
+        try:
+            self._kept.append(f"{record.levelname} {record.name}: {self.format(record)}")
+        except Exception:  # noqa: BLE001  as logging itself does: what cannot be logged stops nothing
+            self.handleError(record)
+
+    def taken(self) -> tuple[str, ...]:
+        """Return what was kept since the last time."""
+        self.acquire()
+        try:
+            kept, lost, self._kept, self._lost = self._kept, self._lost, [], 0
+        finally:
+            self.release()
+        return (*kept, *([f"{lost} more records"] if lost else ()))
+
+
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
     """Where a process runs and with what. root: the folder of our packages; code: a digest of what they hold."""

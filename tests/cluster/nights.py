@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,15 +41,15 @@ from pipeline.errors import CodebooksError
 from pipeline.release import read_head, read_manifest
 from pipeline.storage import Retry, S3Store, StorageOptions
 
-PHOTOS = 240
+PHOTOS = 160
 RUN = "2026-11-30"
 CONFIG = """\
 store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
 images: {size: 32, keep: always}
 model: {kind: vae, latent_dim: 8}
-train: {epochs: 40, batch_size: 32, workers: 2, validation: 0, checkpoint_every_s: 2}
-encode: {actors: 4, shard_rows: 8}
+train: {epochs: 12, batch_size: 32, workers: 2, validation: 0, checkpoint_every_s: 2}
+encode: {actors: 3, shard_rows: 8}
 cluster: {min_nodes: 3, wait_s: 240}
 """
 S3_PORT = 8333
@@ -235,7 +236,7 @@ NIGHTS: dict[str, Act | None] = {
     "pixels": when("pixels/", 8, kill_node),
     "train": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
     "encode": when("latents/", 8, kill_node),
-    "index": when("latents/", 30, kill_node),
+    "index": when("latents/", PHOTOS // 8, kill_node),
     "cable": when("latents/", 8, pull_cable),
     "late": late_node,
     "head": when("pixels/", 8, lose_head),
@@ -302,13 +303,13 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
         subprocess.run(["tar", "-x", "-C", str(work / "checkout")], input=files.stdout, check=True)
         began = time.monotonic()
         shop.start_store()
-        if names != ["alone"]:
-            shop.start_head()
-            for number in (1, 2):
-                shop.start_node(number)
-            wait_until("three nodes are alive", lambda: shop.alive() == 3, limit_s=120, every_s=1)
-        print(f"the machines are up after {time.monotonic() - began:.0f} s", flush=True)
         for name in names:
+            if name != "alone" and not shop.head.processes:
+                shop.start_head()
+                for number in (1, 2):
+                    shop.start_node(number)
+                wait_until("three nodes are alive", lambda: shop.alive() == 3, limit_s=120, every_s=1)
+                print(f"the machines are up, {time.monotonic() - began:.0f} s from the start", flush=True)
             if time.monotonic() > until - 90:
                 print(f"no time is left for {name}", flush=True)
                 return
@@ -353,6 +354,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the machines with it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", default=",".join([*NIGHTS, *WITH_REDIS]))
