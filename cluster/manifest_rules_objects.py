@@ -122,8 +122,9 @@ def workflow_schedules(manifests: Manifests) -> Iterator[Problem]:
     """The same for Argo, whose words are others, and whose runs end some day."""
     for where, document in manifests.of_kind("CronWorkflow"):
         times = at(document, "spec.schedules") or [at(document, "spec.schedule")]
-        for problem in filter(None, map(cron_problem, times)):
-            yield Problem(where, f"spec.schedules {problem}")
+        for schedule in times:
+            if problem := cron_problem(schedule):
+                yield Problem(where, f"spec.schedules {problem}")
         if problem := time_zone_problem(at(document, "spec.timezone")):
             yield Problem(where, f"spec.timezone {problem}")
         if at(document, "spec.concurrencyPolicy") != "Forbid":

@@ -63,7 +63,7 @@ def check(documents: Sequence[Document], *, outside: Sequence[str] = ()) -> list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the objects of all files together; return 0 when all is well, 2 when something is not, 3 when unreadable."""
+    """Check the objects of all files together; return 0 where all is well, 2 where not, 3 where unreadable."""
     parser = argparse.ArgumentParser(prog="python -m cluster.manifests", description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="what `kubectl kustomize` printed; - for standard input")
     parser.add_argument(
