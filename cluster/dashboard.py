@@ -1,192 +1,133 @@
-"""The Grafana dashboard as code: `python -m cluster.dashboard > cluster/monitoring/dashboard.json`.
-
-A dashboard made by hand is JSON that nobody can review; this is a list of panels, and a test compares the two.
-"""
+"""The door of a Ray cluster where jobs are handed in: its dashboard, with a time limit on every question."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-_SOURCE = {"type": "prometheus", "uid": "${source}"}
-_OF_RUN = '{channel="$channel",command="$command"}'
-_OF_CHANNEL = '{channel="$channel"}'
-_WIDE = 24  # columns of Grafana's grid
+import ray
+from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.util.state import list_nodes
 
+from pipeline.errors import CodebooksError, ConfigError, Conflict, NotFound, Unavailable
+from pipeline.storage.secrets import masked_for_people
+from pipeline.workers import token_refused, use_token_if_any
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One panel. queries: (expression, legend); unit: Grafana's name of it; red_above: where a stat turns red."""
+T = TypeVar("T")
 
-    title: str
-    queries: tuple[tuple[str, str], ...]
-    kind: str = "timeseries"
-    unit: str = "short"
-    width: int = 8
-    height: int = 7
-    red_above: float | None = None
-    red_below: float | None = None
-    help: str = ""
+_ANSWER_S = 30.0
+# Either of them would win over the address that is given to Ray's client.
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
-def _run(name: str, more: str = "") -> str:
-    """Return a series of the run's group; more: further matchers."""
-    return f"codebooks_run_{name}{_OF_RUN[:-1]}{more}}}"
+def named_address(given: str | None) -> str:
+    """Return where jobs are handed in: as given, else as RAY_API_SERVER_ADDRESS or RAY_ADDRESS says.
+
+    Raises ConfigError where nothing does.
+    """
+    address = given or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), None)
+    if address is None:
+        raise ConfigError(
+            "no cluster is named; write --address http://HEAD:8265 (its dashboard), or --address auto on one of its "
+            "hosts, or set RAY_API_SERVER_ADDRESS"
+        )
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address!r} is of Ray Client, which hands in no jobs; name the dashboard, as http://HEAD:8265"
+        )
+    return address
 
 
-def _age(of: str) -> str:
-    """Return the seconds since a time of the channel's group."""
-    return f"time() - max without (instance, job) (codebooks_{of}_timestamp_seconds{_OF_CHANNEL})"
+class Dashboard:
+    """A cluster's jobs and nodes; all raise Unavailable when it does not answer, ConfigError on a wrong token."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        # Ray tells on standard error what it thinks of addresses without a scheme, and when a log ends.
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        use_token_if_any()
+        self.client: JobSubmissionClient = self._asked(lambda: _Client(address))
+
+    def nodes(self) -> list[str]:
+        """Return the addresses of the living nodes."""
+        server = str(self.client._address)
+        found = self._asked(lambda: list_nodes(address=server, filters=[("state", "=", "ALIVE")], limit=10_000))
+        return sorted(str(node.node_ip) for node in found)
+
+    def jobs(self) -> list[JobDetails]:
+        """Return every job that the cluster knows."""
+        return self._asked(self.client.list_jobs)
+
+    def job(self, submission_id: str) -> JobDetails:
+        """Return one job. Raises NotFound where the cluster does not know it: its head was started anew."""
+        return self._asked(lambda: self.client.get_job_info(submission_id))
+
+    def submit(self, submission_id: str, **settings: Any) -> bool:
+        """Hand in a job; returns False where another one has this id by now."""
+        try:
+            self._asked(lambda: self.client.submit_job(submission_id=submission_id, **settings))
+        except Conflict:
+            return False
+        return True
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to stop; it has 30 seconds to let go of its run."""
+        self._asked(lambda: self.client.stop_job(submission_id))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """Return what the dashboard answers, and turn what goes wrong into an error of ours."""
+        import requests
+
+        try:
+            with _naming(self.address):
+                return question()
+        except ray.exceptions.AuthenticationError as error:
+            raise ConfigError(token_refused(self.address, error)) from error
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise Unavailable(
+                f"no Ray dashboard answers at {self.address!r} ({_one_line(error)}); is the head up, is this its "
+                "dashboard's port (8265), may this machine reach it?"
+            ) from error
+        except RuntimeError as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: RuntimeError) -> CodebooksError:
+        """Return what a RuntimeError of Ray's client says; it is known by its words alone."""
+        said = _one_line(error)
+        if "already exists" in said:
+            return Conflict(said)
+        if "status code 404" in said and "does not exist" in said:
+            return NotFound(said)
+        if "status code 5" in said or "No available agent" in said:
+            return Unavailable(f"the Ray dashboard at {self.address!r} cannot do it now: {said}; try again")
+        return ConfigError(f"the Ray dashboard at {self.address!r} refuses: {said}")
 
 
-ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
-    (
-        "The channel",
-        (
-            Panel("Age of the last success", ((_age("last_success"), ""),), "stat", "s", 4, 4, red_above=26 * 3600,
-                  help="A refresh that ended with 0, published or unchanged."),
-            Panel("Age of the release", ((_age("release_created"), ""),), "stat", "s", 4, 4,
-                  help="A catalogue that does not change has an old release."),
-            Panel("Exit code of the last run", ((f"last_over_time({_run('exit_code')}[2d])", ""),), "stat", "none", 4,
-                  4, red_above=1, help="4: refused by a gate; 6: temporary. None while a run works."),
-            Panel("Recall", ((_run("measure", ',measure="recall"'), ""),), "stat", "percentunit", 4, 4, red_below=0.95),
-            Panel("Quarantined", ((_run("measure", ',measure="quarantine_share"'), ""),), "stat", "percentunit", 4, 4,
-                  red_above=0.1),
-            Panel("At work", ((_run("in_progress"), ""),), "stat", "none", 4, 4),
-            Panel("The release", ((f"codebooks_release_info{_OF_CHANNEL}", "{{release}}, by {{made_by}}"),), "table",
-                  "none", 12, 5),
-            Panel("The run", ((_run("info"), "{{run}}, {{release}}, version {{version}}"),), "table", "none", 12, 5),
-        ),
-    ),
-    (
-        "The run",
-        (
-            Panel("Photos a second", ((_run("stage_photos_per_second"), "{{stage}}"),), unit="ops"),
-            Panel("Done", ((f"{_run('stage_photos')} / {_run('stage_planned_photos')}", "{{stage}}"),),
-                  unit="percentunit"),
-            Panel("Seconds by stage", ((_run("stage_seconds"), "{{stage}}"),), "bargauge", "s"),
-            Panel("Shards done", ((_run("stage_shards"), "{{stage}}"),)),
-            Panel("Training: photos a second", ((_run("train_photos_per_second"), "over all workers"),), unit="ops"),
-            Panel("Training: loss", ((_run("train_loss"), "loss"),)),
-            Panel("Training: steps done", ((f"{_run('train_steps')} / {_run('train_planned_steps')}", "done"),),
-                  unit="percentunit"),
-            Panel("Memory of the driver and its children", ((_run("peak_memory_bytes"), "at most"),), unit="bytes"),
-            Panel("Seconds since the run was heard of", ((f"time() - {_run('updated_timestamp_seconds')}", "ago"),),
-                  unit="s", help="With `At work` at 1 and more than a few minutes here, its process was killed."),
-        ),
-    ),
-    (
-        "What was found",
-        (
-            Panel("What the plan counted", ((_run("plan"), "{{counted}}"),), "bargauge"),
-            Panel("Quarantined photos by reason", ((_run("quarantined_photos"), "{{stage}}: {{reason}}"),)),
-            Panel("Measures", ((_run("measure"), "{{measure}}"),), "table"),
-            Panel("Gates: values and limits",
-                  ((_run("gate_value"), "{{gate}}"), (_run("gate_limit"), "{{gate}}, its limit")), width=12),
-            Panel("Gates: passed", ((_run("gate_passed"), "{{gate}}"),), "bargauge", width=6),
-            Panel("Not delivered", ((_run("monitor_failures"), "{{sink}}"),), "stat", width=6, red_above=1),
-        ),
-    ),
-    (
-        "The cluster, as Ray exports it",
-        (
-            Panel("CPUs busy", (("avg by (instance) (ray_node_cpu_utilization)", "{{instance}}"),), unit="percent"),
-            Panel("Memory", (("sum by (instance) (ray_node_mem_used)", "{{instance}}"),), unit="bytes"),
-            Panel("GPUs busy", (("avg by (instance) (ray_node_gpus_utilization)", "{{instance}}"),), unit="percent",
-                  help="Only on nodes with GPUs."),
-        ),
-    ),
-)  # fmt: skip
+class _Client(JobSubmissionClient):
+    """Ray's client, which by itself waits for ever for a head that has lost its network."""
+
+    def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
+        return super()._do_request(method, endpoint, **{"timeout": _ANSWER_S, **settings})
 
 
-def dashboard() -> dict[str, Any]:
-    """Return the dashboard as Grafana imports it."""
-    panels: list[dict[str, Any]] = []
-    top = 0
-    for title, row in ROWS:
-        panels.append(
-            {"type": "row", "title": title, "collapsed": False, "panels": [], "id": len(panels) + 1,
-             "gridPos": {"x": 0, "y": top, "w": _WIDE, "h": 1}}
-        )  # fmt: skip
-        top += 1
-        left = tallest = 0
-        for panel in row:
-            if left + panel.width > _WIDE:
-                left, top, tallest = 0, top + tallest, 0
-            place = {"x": left, "y": top, "w": panel.width, "h": panel.height}
-            panels.append({**_panel(panel), "id": len(panels) + 1, "gridPos": place})
-            left, tallest = left + panel.width, max(tallest, panel.height)
-        top += tallest
-    return {
-        "title": "Visual Codebooks",
-        "uid": "visual-codebooks",
-        "tags": ["codebooks"],
-        "schemaVersion": 36,
-        "editable": True,
-        "refresh": "1m",
-        "time": {"from": "now-7d", "to": "now"},
-        "templating": {"list": [_source(), *(_variable(name) for name in ("channel", "command"))]},
-        "panels": panels,
-    }
+@contextmanager
+def _naming(address: str) -> Iterator[None]:
+    """Make Ray's clients take this address, whatever the environment names."""
+    before = {name: os.environ.pop(name, None) for name in _ADDRESSES}
+    os.environ[_ADDRESSES[0]] = address
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def main() -> int:
-    """Write the JSON to standard output."""
-    sys.stdout.write(json.dumps(dashboard(), indent=1, sort_keys=True) + "\n")
-    return 0
-
-
-def _panel(panel: Panel) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
-    if panel.red_above is not None:
-        steps.append({"color": "red", "value": panel.red_above})
-    if panel.red_below is not None:
-        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.red_below}]
-    return {
-        "type": panel.kind,
-        "title": panel.title,
-        "description": panel.help,
-        "datasource": _SOURCE,
-        "fieldConfig": {
-            "defaults": {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}},
-            "overrides": [],
-        },
-        "options": {},
-        "targets": _targets(panel.queries, instant=panel.kind != "timeseries"),
-    }
-
-
-def _targets(queries: Sequence[tuple[str, str]], *, instant: bool) -> list[dict[str, Any]]:
-    return [
-        {
-            "refId": chr(ord("A") + number),
-            "datasource": _SOURCE,
-            "expr": expression,
-            "legendFormat": legend,
-            "instant": instant,
-            "range": not instant,
-        }
-        for number, (expression, legend) in enumerate(queries)
-    ]
-
-
-def _source() -> dict[str, Any]:
-    return {"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
-
-
-def _variable(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": "query",
-        "datasource": _SOURCE,
-        "query": {"query": f"label_values(codebooks_run_info, {name})", "refId": name},
-        "refresh": 2,
-        "sort": 1,
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _one_line(error: Exception) -> str:
+    return masked_for_people(" ".join(str(error).split()))[:500]

@@ -22,6 +22,7 @@ from pipeline.encoding import (
     collect_pixels,
     collect_rows,
     compact,
+    hash_parts,
     run_shards,
     run_shards_here,
     settle,
@@ -149,7 +150,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
             max_parts=context.config.encode.max_parts,
             category=category_told(context.config),
         )
-    return Encoded(items, refused, {**parts, **rewritten})
+        return Encoded(items, refused, hash_parts(context.store, items, {**parts, **rewritten}))
 
 
 def compute(

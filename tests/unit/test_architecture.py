@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors", "findings", "holders"},
-    {"boards", "column_types", "events", "forks", "keys", "refusals", "schema", "stopping"},
+    {"boards", "column_types", "events", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
     {"storage"},
+    {"nodes"},
     {"ends", "parts", "process", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},

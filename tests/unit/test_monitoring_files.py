@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.dashboard import dashboard
+from cluster.grafana import dashboard
 from pipeline.ends import EXIT_CODES
 from pipeline.evaluation import GATES
 from pipeline.monitoring.metrics import CHANNEL_FAMILIES, RUN_FAMILIES
@@ -66,7 +66,7 @@ def test_gates_that_are_named_are_gates() -> None:
 def test_the_dashboard_is_the_one_that_its_code_makes() -> None:
     made = json.dumps(dashboard(), indent=1, sort_keys=True) + "\n"
     assert (MONITORING / "dashboard.json").read_text() == made, (
-        "python -m cluster.dashboard > cluster/monitoring/dashboard.json"
+        "python -m cluster.grafana > cluster/monitoring/dashboard.json"
     )
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
