@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill cluster-watch install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -55,6 +55,9 @@ bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), abou
 
 bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
 	$(BIN)/python tests/benchmarks/bench_kill.py
+
+cluster-watch: $(VENV)/.dev  ## nights told to a real Prometheus and Alertmanager, rules against wrong versions (Debian's prometheus*)
+	$(BIN)/python tests/cluster/watch_chain.py --write
 
 install: $(VENV)/.dev  ## everything into .venv
 
