@@ -12,13 +12,15 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.answer import EXIT_CODES, Answer, full_disk
+from jobs.answer import Answer
 from jobs.command import Outcome
 from jobs.parser import parse_arguments
-from pipeline.errors import CodebooksError, ConfigError, GateRefused, Unavailable
+from pipeline.ends import EXIT_CODES, failure_of
+from pipeline.errors import ConfigError
+from pipeline.monitoring import json_lines
 from pipeline.process import settle
 from pipeline.runs import check_run_name, default_run_name
-from pipeline.stopping import STOPPING, stopping_on_signals
+from pipeline.stopping import stopping_on_signals
 from pipeline.storage.secrets import masked_for_people
 
 
@@ -57,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "refresh": Command(
         "Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", RUN, makes_run=True
     ),
+    "submit": Command("Every night", "cluster.submit", "run any of these as a Ray job on a cluster", NONE),
     "train": Command(
         "One stage at a time", "jobs.train", "train the model, unless the store has it already", RUN, makes_run=True
     ),
@@ -102,20 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"visual-codebooks {_version()}\n")
         return 0
     answer = Answer(sys.stdout, as_json="--json" in words, run=_named_run(words))
-    with stopping_on_signals(answer.stopped):
+    with json_lines(words, lambda: answer.run), stopping_on_signals(answer.stopped):
         try:
             outcome = _run(words, answer)
-        except (KeyboardInterrupt, SystemExit):  # a library's own handler of SIGTERM may call sys.exit
-            return answer.failed(STOPPING.text, Unavailable.exit_code)
-        except GateRefused as error:
-            return answer.failed(str(error), error.exit_code, release=error.release)
-        except CodebooksError as error:
-            return answer.failed(str(error), error.exit_code)
-        except Exception as error:  # noqa: BLE001  the last line of defence
-            if full := full_disk(error):
-                return answer.failed(full, Unavailable.exit_code)
-            sys.stderr.write(masked_for_people(traceback.format_exc()))
-            return answer.failed(traceback.format_exc(limit=0).strip(), CodebooksError.exit_code)
+        except BaseException as error:  # noqa: BLE001  the last line of defence
+            failure = failure_of(error)
+            if failure.unexpected:
+                sys.stderr.write(masked_for_people(traceback.format_exc()))
+            return answer.failed(failure.text, failure.exit_code, release=failure.release)
         return 0 if outcome is None else answer.done(outcome)
 
 
@@ -167,7 +164,7 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
         check_run_name(arguments.run)
     elif command.makes_run:
         arguments = arguments.with_run(default_run_name())
-    answer.run = arguments.run
+    answer.run = arguments.run or answer.run
     # Only the answer goes to standard output, whatever a library prints.
     with contextlib.redirect_stdout(sys.stderr):
         return _checked(module.run(arguments))

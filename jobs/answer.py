@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from jobs.command import Outcome
+from pipeline.ends import EXIT_CODES
 from pipeline.errors import Unavailable
 from pipeline.stopping import STOPPING
 from pipeline.storage.secrets import masked_for_people
-
-EXIT_CODES: dict[int, tuple[str, str]] = {
-    0: ("done", "done, or nothing to do"),
-    1: ("unexpected error", "unexpected; please report it"),
-    2: ("usage or config", "the command line or the config is wrong"),
-    3: ("input unreadable", "the catalogue, the store or a release cannot be read"),
-    4: ("refused by a gate", "a gate refused the new release; yesterday's stays live"),
-    5: ("another run won", "another run has won the channel, or this one was superseded"),
-    6: ("temporary, try again", "temporary, or stopped by SIGTERM; try the same command again"),
-}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Answer:
@@ -90,21 +78,3 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_json(member) for member in value]
     return value
-
-
-def full_disk(error: BaseException) -> str | None:
-    """Return the words for an error that a full disk has caused, here or in a worker; None for any other."""
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            where = cause.filename or f"the folder for temporary files, {tempfile.gettempdir()}, or the store"
-            return f"there is no room left on the disk of {where} ({cause.strerror}); free some and run it again"
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        wrapped = getattr(error, "cause", None)  # Ray's errors carry the worker's
-        error = wrapped if isinstance(wrapped, BaseException) else error.__cause__ or error.__context__

@@ -11,11 +11,21 @@ from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import changes_between
 from pipeline.evaluation import GateVerdict, check_gates
+from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
 from pipeline.keys import digest_of
 from pipeline.models import load_bundle
 from pipeline.planning import Plan, release_config
-from pipeline.quality.examining import Findings, count, gates_of, measure, model_files, named_parts, with_first_seen
+from pipeline.quality.examining import (
+    Findings,
+    count,
+    gates_of,
+    measure,
+    model_files,
+    named_parts,
+    refused_by_reason,
+    with_first_seen,
+)
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import read_table, write_table
@@ -116,4 +126,5 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         counts = count(items, quarantine, changes, plan)
         measures = measure(config, items, latents, built, counts)
         verdicts = tuple(check_gates(measures, gates_of(config.gates, plan.summary.sample)))
+        tell(Examined(verdicts, refused_by_reason(quarantine), measures))
     return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts)

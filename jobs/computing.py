@@ -22,11 +22,13 @@ from pipeline.encoding import (
     collect_pixels,
     collect_rows,
     compact,
+    hash_parts,
     run_shards,
     run_shards_here,
     settle,
     split_done,
 )
+from pipeline.events import ShardEnded, tell
 from pipeline.models.bundle import BUNDLES, find_bundle
 from pipeline.parts import PartFile, read_part
 from pipeline.planning import (
@@ -148,7 +150,7 @@ def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartR
             max_parts=context.config.encode.max_parts,
             category=category_told(context.config),
         )
-    return Encoded(items, refused, {**parts, **rewritten})
+        return Encoded(items, refused, hash_parts(context.store, items, {**parts, **rewritten}))
 
 
 def compute(
@@ -195,6 +197,7 @@ def compute(
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             advance(result.photos)
+            tell(ShardEnded(stage, result.number, result.photos, result.refused, result.reused))
             limits.note(result)
 
         run = run_shards_here if context.here else run_shards

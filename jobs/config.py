@@ -15,6 +15,8 @@ from pipeline.evaluation import GatesConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
+from pipeline.monitoring import MonitorConfig
+from pipeline.nodes import ClusterConfig
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
 from pipeline.quality.choose_config import ChooseConfig
 from pipeline.release import PublishConfig
@@ -24,25 +26,10 @@ from pipeline.storage.config import StoreConfig, absolute
 from pipeline.training import TrainConfig
 
 
-class ClusterConfig(BaseModel):
-    """Which Ray cluster computes.
-
-    address: of a running cluster (else RAY_ADDRESS; else one is started on this machine and stopped at the end).
-    num_cpus: logical CPUs of a cluster started here; null: this machine's, and at least what the actors need.
-    object_store_memory_mb: its shared memory.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    address: str | None = None
-    num_cpus: int | None = Field(default=None, ge=1)
-    object_store_memory_mb: int = Field(default=512, ge=80)
-
-
 class Config(BaseModel):
     """Everything a refresh is told; the three sections without a default make the smallest useful file.
 
-    prior, choose: of the commands of these names; a refresh only checks them.
+    prior, choose: of the commands of these names; a refresh only checks them. monitor: whom a run tells how it goes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +45,7 @@ class Config(BaseModel):
     gates: GatesConfig = Field(default_factory=GatesConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     choose: ChooseConfig = Field(default_factory=ChooseConfig)
 
     @field_validator("catalogue")
@@ -78,8 +66,8 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return a config as plain JSON values."""
-    values = config.model_dump(mode="json")
+    """Return a config as plain JSON values, without `monitor`: whom a run tells is no part of it, and may be secret."""
+    values = config.model_dump(mode="json", exclude={"monitor"})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
     return values

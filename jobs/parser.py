@@ -11,7 +11,7 @@ from jobs.command import Arguments
 from pipeline.errors import ConfigError
 from pipeline.storage.secrets import masked, masked_options
 
-_COMMON = ("config", "run", "limit", "json", "overrides")
+_COMMON = ("config", "run", "limit", "json", "log", "overrides")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +41,9 @@ def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], m
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
-    found = parser.parse_intermixed_args(list(words[1:]))
+    # What another command is given, with its options, stays together.
+    parse = parser.parse_args if hasattr(module, "TAKES_COMMAND") else parser.parse_intermixed_args
+    found = parse(list(words[1:]))
     for name, value in vars(found).items():
         if value == "" or (isinstance(value, list) and "" in value):
             raise ConfigError(f"{name} is given as an empty text; give it a value, or leave it out")
@@ -69,6 +71,7 @@ def _add_common(parser: argparse.ArgumentParser, common: Sequence[str]) -> None:
     if "limit" in common:
         parser.add_argument("--limit", metavar="N", type=_positive, help="only a seeded sample of N items")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--log", choices=["text", "json"], help="standard error as text, or as one JSON object a line")
     if "overrides" in common:
         parser.add_argument(
             "overrides", metavar="key.path=value", nargs="*", help="a setting, for example train.epochs=20"

@@ -13,7 +13,10 @@ from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
+from jobs.ray_session import early_session
 from pipeline.errors import ConfigError, GateRefused
+from pipeline.events import Finished, Planned, tell
+from pipeline.monitoring import ALREADY, monitored
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.progress import Progress
 from pipeline.quality.release_page import category_lines
@@ -47,7 +50,9 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     config = load_config(arguments)
     name = arguments.run or default_run_name()
     how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in ("channel", "retrain")})
-    return run_config(config, name=name, how=how, until=until, progress=Progress())
+    command, channel = "refresh" if until == "publish" else until, how.channel or config.publish.channel
+    with monitored(config.monitor, config.store, run=name, command=command, channel=channel):
+        return run_config(config, name=name, how=how, until=until, progress=Progress())
 
 
 def run_config(config: Config, *, name: str, how: How, until: Until, progress: Progress) -> Outcome:
@@ -58,15 +63,19 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
     if until == "publish":
         check_meant(config, run, how)
     with ExitStack() as stack:
+        stack.enter_context(early_session(config.cluster, config_values(config)))
         attempt = stack.enter_context(run.begin(config_text(config, how)))
         done = run.read_result()
         if done is not None and done["published"]:
-            reason = "this run has already published"
-            return Outcome(run=name, release=done["release"], published=True, reason=reason, details=done, text=reason)
+            tell(Finished(done["release"], published=True, reason=ALREADY, details=done))
+            return Outcome(
+                run=name, release=done["release"], published=True, reason=ALREADY, details=done, text=ALREADY
+            )
         watch = stack.enter_context(Watch())
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
+        tell(Planned(plan.summary.channel, plan.summary.counts))
         for line in (plan_line(plan), *counted_lines(plan)):
             progress.note(line)
         if plan.summary.renewal is not None:
@@ -198,8 +207,8 @@ def frozen_plan(context: Context, how: How) -> Plan:
 def config_text(config: Config, how: How) -> str:
     """Return what a run freezes of its config: the same for the same settings, wherever they came from.
 
-    Without the sections `prior` and `choose`, which no stage reads: a change there must not keep tonight's run from
-    going on.
+    Without the sections `prior`, `choose` and `monitor`, which no stage reads: a change there must not keep tonight's
+    run from going on.
     """
     settings = config_values(config)
     del settings["prior"], settings["choose"]
@@ -241,6 +250,7 @@ def finish(
         details["report"] = candidate.report_name
     names = ("run", "release", "published", "reason")
     run.write_result({**{name: getattr(outcome, name) for name in names}, **details})
+    tell(Finished(outcome.release, outcome.published, outcome.reason, details))
     return replace(outcome, details=details)
 
 

@@ -33,6 +33,7 @@ class LightConfig(BaseModel):
     index: Any = None
     gates: Any = None
     cluster: Any = None
+    monitor: Any = None
 
 
 def load_light(arguments: Arguments) -> LightConfig:

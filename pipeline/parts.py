@@ -9,10 +9,14 @@ computation being equal to the bit.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,15 +28,24 @@ from .storage import Store
 # Tables of photos name parts; one that led out of these folders would have any file of the store read as a part.
 _NAME = re.compile(r"(latents|photos|pixels)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet")
 
+_FOOTER = 1 << 16  # bytes at a part's end that are read for its footer: more than most footers
+_MAGIC = b"PAR1"
+_PIECE = 32 << 20
 
-class PartFile(BaseModel):
-    """One part as a manifest lists it. bytes: file size; rows: rows in the file; sha256: of the file's bytes."""
+
+class FoundPart(BaseModel):
+    """One part on the store, by its footer. bytes: file size; rows: rows in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     bytes: int = Field(ge=0)
     rows: int = Field(ge=0)
+
+
+class PartFile(FoundPart):
+    """One part as a manifest lists it. sha256: of the file's bytes."""
+
     sha256: str = Field(pattern=DIGEST)
 
 
@@ -102,31 +115,60 @@ def put_part(store: Store, name: str, table: pa.Table, key: str) -> tuple[PartFi
     ours = PartFile(name=name, bytes=len(data), rows=table.num_rows, sha256=digest_of(data))
     if store.put_if_absent(name, data):
         return ours, True
-    found = find_part(store, name, key)
+    found = load_part(store, name, key)
     if found is None:
         raise IntegrityError(f"{name} was there and is gone: something deletes parts while a run is alive")
-    return found, found == ours
+    return found[0], found[0] == ours
 
 
-def find_part(store: Store, name: str, key: str) -> PartFile | None:
-    """Return a finished part, or None when nothing has this name; its footer and key are checked.
+def find_part(store: Store, name: str, key: str, *, size: int | None = None) -> FoundPart | None:
+    """Return a finished part, or None when nothing has this name; its footer and key are checked, by its end alone.
 
-    Raises IntegrityError when the file is no Parquet file or holds another key.
+    size: of the file, where a listing has told it. Raises IntegrityError when the file is no Parquet file or holds
+    another key.
     """
     try:
-        data = store.get(name)
+        size = store.stat(name).size if size is None else size
+        end = store.get(name, start=-min(size, _FOOTER)) if size else b""
+        wanted = int.from_bytes(end[-8:-4], "little") + 8 if end[-4:] == _MAGIC else 0
+        if len(end) < wanted <= size:
+            end = store.get(name, start=-wanted)
     except NotFound:
         return None
-    return _checked(name, data, key)
+    return FoundPart(name=name, bytes=size, rows=_checked(name, end, key).num_rows)
 
 
 def load_part(store: Store, name: str, key: str) -> tuple[PartFile, pa.Table] | None:
-    """Do what `find_part` does, and return the part's table too, from the same one request."""
+    """Return a finished part and its table from one request, checked as by `find_part`; None when there is none."""
     try:
         data = store.get(name)
     except NotFound:
         return None
-    return _checked(name, data, key), pq.read_table(io.BytesIO(data))
+    rows = _checked(name, data, key).num_rows
+    part = PartFile(name=name, bytes=len(data), rows=rows, sha256=digest_of(data))
+    return part, pq.read_table(io.BytesIO(data))
+
+
+def hashed_part(store: Store, part: FoundPart) -> PartFile:
+    """Return a part with its digest, which is taken now where nobody has: the file is read whole, in pieces.
+
+    Raises IntegrityError when the file is gone or has another size.
+    """
+    if isinstance(part, PartFile):
+        return part
+    digest, place = hashlib.sha256(), 0
+    try:
+        while place < part.bytes:
+            piece = store.get(part.name, start=place, end=min(part.bytes, place + _PIECE))
+            if not piece:
+                break
+            digest.update(piece)
+            place += len(piece)
+    except NotFound as error:
+        raise IntegrityError(f"{part.name} is gone: something deletes parts while a run is alive") from error
+    if place != part.bytes or store.stat(part.name).size != place:
+        raise IntegrityError(f"{part.name} has changed since it was found; parts are written once, run again")
+    return PartFile(**part.model_dump(), sha256=digest.hexdigest())
 
 
 def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -147,16 +189,40 @@ def part_columns(store: Store, name: str) -> list[str]:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
 
 
-def _checked(name: str, data: bytes, key: str) -> PartFile:
-    meta = _footer(name, data)
+def read_part_rows(store: Store, name: str, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Return these rows of a part, in this order; only their row groups are read. Raises NotFound, IntegrityError."""
+    try:
+        with store.open(check_part_name(name)) as handle:
+            return read_rows(handle, rows, columns)
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+
+
+def read_rows(source: Any, rows: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+    """Return these rows of a Parquet file, in this order; only the row groups that hold them are read.
+
+    source: its local path, or an open file. Raises IntegrityError when the file has fewer rows.
+    """
+    with pq.ParquetFile(source) as file:
+        meta = file.metadata
+        if len(rows) and (rows.max() >= meta.num_rows or rows.min() < 0):
+            raise IntegrityError(f"{source} has {meta.num_rows} rows, but row {rows.max()} is asked for")
+        starts = np.cumsum([0, *(meta.row_group(group).num_rows for group in range(meta.num_row_groups))])
+        holding = np.searchsorted(starts, rows, side="right") - 1
+        groups = np.unique(holding)
+        table = file.read_row_groups(groups.tolist(), columns=None if columns is None else list(columns))
+    # Where each read group begins in `table`.
+    offsets = np.concatenate([[0], np.cumsum(starts[groups + 1] - starts[groups])[:-1]]) if len(groups) else groups
+    return table.take(pa.array(rows - starts[holding] + offsets[np.searchsorted(groups, holding)]))
+
+
+def _checked(name: str, end: bytes, key: str) -> pq.FileMetaData:
+    """Return a part's footer. end: the file's bytes, or its last ones."""
+    try:
+        meta = pq.read_metadata(io.BytesIO(end))
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{name} is not a whole Parquet file ({error}); delete it and run again") from error
     held = (meta.metadata or {}).get(b"part_key", b"").decode()
     if held != key:
         raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")
-    return PartFile(name=name, bytes=len(data), rows=meta.num_rows, sha256=digest_of(data))
-
-
-def _footer(name: str, data: bytes) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(io.BytesIO(data))
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a whole Parquet file ({error}); delete it and run again") from error
+    return meta

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .events import Trained, tell
+
 if TYPE_CHECKING:  # importing it loads torch and ray
     from .training import TrainProgress
 
@@ -49,6 +51,7 @@ class Progress:
 
     def training(self, progress: TrainProgress) -> None:
         """Show how far a training is; called after every few steps."""
+        tell(Trained(progress.step, progress.total_steps, progress.loss, progress.images_per_s))
         if self._bars:
             self._training_on_bar(progress)
             return

@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from .events import StageBegan, StageEnded, tell
+
 _SAMPLE_S = 1.0
 
 
@@ -38,11 +40,15 @@ class Watch:
     @contextmanager
     def stage(self, name: str, photos: int = 0) -> Iterator[None]:
         """Time one stage; photos: how many it works on, for the rate."""
-        began = time.monotonic()
+        began, whole = time.monotonic(), False
+        tell(StageBegan(name, photos))
         try:
             yield
+            whole = True
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            took = time.monotonic() - began
+            tell(StageEnded(name, took, photos if whole else 0))
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
             if photos:
                 self.photos[name] = self.photos.get(name, 0) + photos
 

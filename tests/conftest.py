@@ -142,3 +142,9 @@ def racers() -> Any:
 def stages_here() -> Any:
     """The module `stages_here`: lets a night's pixels, training and encoding run in this process, without Ray."""
     return _load("stages_here")
+
+
+@pytest.fixture(scope="session")
+def receiving() -> Any:
+    """`receiving(*answers)` of the module `http_receiver`: a real server that keeps what it is sent."""
+    return _load("http_receiver").receiving

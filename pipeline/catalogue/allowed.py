@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import ConfigError, InputError, NotAllowed
+from ..ordering import as_numpy
 from ..storage import Files, Places, StorageOptions
 from ..storage.local import local_path
 from ..storage.names import MAX_NAME_BYTES, check_name
@@ -23,7 +24,6 @@ from .config import CatalogueConfig
 from .difference import named_in
 from .formats import absolute_source, parent_folder
 from .limits import LEAST
-from .ordering import as_numpy
 
 NOT_ALLOWED = "not_allowed"
 _SHOWN = 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..ordering import aligned_slices, sorted_by, take_rows
 from ..schema import CHANGES, attribute_fields, changes_schema
 from .difference import column_or_nulls, differs, pair_keys
-from .ordering import take_rows
 
 _KEYS = ["item_id", "uri"]
 
@@ -19,18 +19,24 @@ def changes_between(
 
     added: lives now and did not; removed: lived and does not; changed: its token differs; relabelled: only its view or
     attributes differ; quarantined: refused now and was not (a photo that lived and is refused now is both removed and
-    quarantined). Without a parent everything is added or quarantined.
+    quarantined). Without a parent everything is added or quarantined. Tables are compared slice by
+    slice, all cut at the same keys.
     """
     if parent_items is None or parent_quarantine is None:
         parent_items, parent_quarantine = items.slice(0, 0), quarantine.slice(0, 0)
+    tables = [sorted_by(table, "item_id") for table in (items, parent_items, quarantine, parent_quarantine)]
+    found = [_changes(*slices) for slices in aligned_slices("item_id", *tables)]
+    return pa.concat_tables(found).combine_chunks().cast(changes_schema())
+
+
+def _changes(items: pa.Table, parent_items: pa.Table, quarantine: pa.Table, parent_quarantine: pa.Table) -> pa.Table:
     found = [
         _named(_without(items, parent_items), "added"),
         _named(_without(parent_items, items), "removed"),
         *_altered(items, parent_items),
         _named(_without(quarantine, parent_quarantine), "quarantined"),
     ]
-    table = pa.concat_tables(found).sort_by([("item_id", "ascending"), ("uri", "ascending"), ("change", "ascending")])
-    return table.combine_chunks().cast(changes_schema())
+    return pa.concat_tables(found).sort_by([("item_id", "ascending"), ("uri", "ascending"), ("change", "ascending")])
 
 
 def _without(left: pa.Table, right: pa.Table) -> pa.Table:

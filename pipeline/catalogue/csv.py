@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
 from ..errors import InputError
+from ..ordering import as_numpy, keep_rows
 from ..storage import Files
 from .columns import choose_columns
 from .config import CatalogueConfig
 from .dialect import TRIMMED, Dialect, find_dialect
 from .formats import Place
-from .ordering import as_numpy, keep_rows
 from .parquet import with_partition
 from .records import Block, record_blocks
 from .rows import Tally, photo_rows

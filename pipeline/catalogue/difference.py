@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..column_types import same_kind, text_column
+from ..ordering import SLICE_ROWS, aligned_slices, as_numpy, sorted_by
 from ..refusals import KEPT
 from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, plan_schema
-from .ordering import SLICE_ROWS, as_numpy, first_at_least, item_boundaries, sorted_by
 
 COUNTS = ("added", "changed", "same", "refused", "removed", "relabelled", "held")
 CARRIED = ("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
@@ -62,16 +62,10 @@ def compare(
     items = sorted_by(ITEMS.empty_table() if parent_items is None else parent_items, "item_id")
     refused = sorted_by(QUARANTINE.empty_table() if parent_quarantine is None else parent_quarantine, "item_id")
     photos = sorted_by(_with_refusal(photos), "item_id")
-    edges = [*item_boundaries(photos.column("item_id"), SLICE_ROWS), None]
-    slices: list[_Slice] = []
-    starts = [0, 0, 0]
-    for edge in edges:
-        tables = []
-        for number, table in enumerate((photos, items, refused)):
-            end = table.num_rows if edge is None else first_at_least(table.column("item_id"), edge)
-            tables.append(table.slice(starts[number], end - starts[number]))
-            starts[number] = end
-        slices.append(_compare_slice(tables[0], tables[1], tables[2], relabel=relabel, told=told))
+    slices = [
+        _compare_slice(*tables, relabel=relabel, told=told)
+        for tables in aligned_slices("item_id", photos, items, refused, rows=SLICE_ROWS)
+    ]
     counts = sum((part.counts for part in slices), Counter[str]())
     rows = pa.concat_tables([part.rows for part in slices])
     return Difference(
@@ -123,8 +117,12 @@ def _compare_slice(
 
 
 def named_in(rows: pa.Table, table: pa.Table) -> np.ndarray:
-    """Return which rows' (item_id, uri) another table holds, bool [n]."""
-    return as_numpy(pc.is_in(pair_keys(rows), value_set=pair_keys(table).combine_chunks()))
+    """Return which rows' (item_id, uri) another table holds, bool [n]; memory grows with `rows`, not with the table."""
+    if not rows.num_rows:
+        return np.zeros(0, dtype=np.bool_)
+    named = pc.is_in(table["item_id"], value_set=pc.unique(rows["item_id"]))
+    near = table.select(["item_id", "uri"]).filter(named)
+    return as_numpy(pc.is_in(pair_keys(rows), value_set=pair_keys(near))).astype(np.bool_)
 
 
 def _with_tokens(photos: pa.Table, before: Any, held_over: np.ndarray) -> pa.Table:

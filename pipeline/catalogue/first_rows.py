@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError
+from ..ordering import run_starts, sorted_by
 from ..storage import Files
 from .addresses import photo_text
 from .config import CatalogueConfig
 from .csv import open_csv
 from .formats import Located, Place, locate, opened
 from .json_values import columns_of, parse_object
-from .ordering import run_starts, sorted_by
 from .parquet import READ_AHEAD_BYTES, with_partition
 from .photos import SOURCES
 from .rows import Counted, Tally

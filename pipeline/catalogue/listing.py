@@ -20,6 +20,7 @@ from ..errors import (
     SignatureRefused,
     Unavailable,
 )
+from ..ordering import take_rows
 from ..storage import Files
 
 # A listing may return this many names a wanted photo, and so many more, before it is given up for HEADs.
@@ -39,8 +40,8 @@ class Listing:
     them; covered: bool [n], whether the folder of each photo was listed to its end; listed: names that the listings
     returned."""
 
-    tokens: pa.Array
-    sizes: pa.Array
+    tokens: pa.ChunkedArray
+    sizes: pa.ChunkedArray
     covered: np.ndarray
     listed: int
 
@@ -74,20 +75,20 @@ def list_tokens(uris: pa.Array, files: Files) -> Listing:
         found = list(pool.map(lambda pair: _list(pair[0], pair[1], files), wanted.items()))
     names = pa.concat_tables(folder.names for folder in found)
     place = pc.index_in(uris, value_set=names.column("uri"))
-    said = names.select(["token", "size"]).take(place).combine_chunks()
+    said = take_rows(names.select(["token", "size"]), place)
     complete = np.array([folder.complete for folder in found], dtype=np.bool_)
     folder_of = pc.index_in(folders, value_set=distinct).to_numpy(zero_copy_only=False)
     return Listing(
-        tokens=pa.concat_arrays([pa.nulls(0, pa.string()), *said.column("token").chunks]),
-        sizes=pa.concat_arrays([pa.nulls(0, pa.int64()), *said.column("size").chunks]),
+        tokens=said.column("token"),
+        sizes=said.column("size"),
         covered=complete[group[folder_of]],
         listed=sum(folder.listed for folder in found),
     )
 
 
 def _nothing(photos: int) -> Listing:
-    none = pa.nulls(photos, pa.string()), pa.nulls(photos, pa.int64())
-    return Listing(*none, covered=np.zeros(photos, dtype=np.bool_), listed=0)
+    tokens, sizes = (pa.chunked_array([pa.nulls(photos, kind)]) for kind in (pa.string(), pa.int64()))
+    return Listing(tokens, sizes, covered=np.zeros(photos, dtype=np.bool_), listed=0)
 
 
 def _most_folders(photos: int) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import ConfigError, InputError
+from ..ordering import as_numpy, keep_rows, positions_in_runs, run_starts, sorted_by, take_rows
 from ..schema import PHOTOS
 from ..storage import Files
 from .config import CatalogueConfig
@@ -18,7 +19,6 @@ from .folder import folder_rows
 from .formats import Located, Place, locate
 from .jsonl import jsonl_rows
 from .notes import NOTES_KEY, CatalogueNotes, Found
-from .ordering import as_numpy, keep_rows, positions_in_runs, run_starts, sorted_by, take_rows
 from .parquet import parquet_rows
 from .rows import ROW_BITS, ROWS, Tally
 from .tar import require_tar_columns, tar_rows
@@ -238,7 +238,7 @@ def _without_repeats(rows: pa.Table, located: Located) -> tuple[pa.Table, int]:
 def _refuse_repeated_photos(rows: pa.Table, place: np.ndarray, clash: np.ndarray, located: Located) -> None:
     shown = []
     for number in clash[:_SHOWN]:
-        pair = rows.take(pa.array(np.sort(place[number - 1 : number + 1])))
+        pair = take_rows(rows, np.sort(place[number - 1 : number + 1]))
         item_id, uri = pair.column("item_id")[0].as_py(), pair.column("uri")[0].as_py()
         shown.append(f"{item_id!r} names {uri} in {_places(pair, located)}")
     more = f" and {len(clash) - _SHOWN} more" if len(clash) > _SHOWN else ""

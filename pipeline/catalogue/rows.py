@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from ..column_types import photo_bytes, photo_paths, shown_cell, stored_column, text_column, text_lists, unusable_values
 from ..errors import InputError
+from ..ordering import as_numpy, take_rows
 from .addresses import split_addresses
 from .cells import blank_as_null, decode_data_uri, lists_in_text, unreadable
 from .columns import Columns, null_text, same_text
 from .config import CatalogueConfig
 from .formats import Place
-from .ordering import as_numpy, take_rows
 from .uris import Uris, absolute_uris, shown_rows
 
 # A photo on its way into schema.PHOTOS. `uri` is null where a row holds no photo; `row` is the number of the file

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..ordering import as_numpy, joined, take_column, take_rows
 from ..schema import PHOTOS, REFUSAL
 from ..storage import Files
 from .allowed import Judgement, judge
@@ -17,7 +18,6 @@ from .config import CatalogueConfig
 from .failures import Failure, Failures
 from .listing import list_tokens
 from .notes import NOTES_KEY, catalogue_notes
-from .ordering import as_numpy
 
 HEAD_THREADS = 32
 _HEAD_BATCH = 8192
@@ -88,7 +88,7 @@ def resolve_tokens(
     cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
     place = pc.index_in(addresses, value_set=resolved.column("uri"))
     place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
-    answers = resolved.take(place)
+    answers = take_rows(resolved, place)
     empty = pc.equal(photos.column("uri"), "")
     unversioned = pc.and_(pc.fill_null(pc.equal(photos.column("token"), ""), False), pc.invert(empty))
     token = pc.coalesce(photos.column("token"), answers.column("token"))
@@ -140,7 +140,8 @@ def _too_long(
     """Return what is said of the photos that are longer than `max_bytes`, null of all others."""
     long = pc.fill_null(pc.greater(size, pa.scalar(max_bytes, pa.int64())), False)
     if known is not None and pc.any(long).as_py():
-        lived = known.column("token").take(pc.index_in(uris, value_set=known.column("uri").cast(pa.string())))
+        before = pc.index_in(uris.cast(pa.large_string()), value_set=known.column("uri").cast(pa.large_string()))
+        lived = take_column(known.column("token"), before)
         long = pc.and_not(long, pc.fill_null(pc.equal(lived, token), False))
     numbers = pc.if_else(long, size, pa.scalar(None, pa.int64())).to_pylist() if pc.any(long).as_py() else ()
     said = [None if n is None else f"{n:,} bytes are more than images.max_bytes={max_bytes:,}" for n in numbers]
@@ -152,7 +153,7 @@ def _addresses(photos: pa.Table) -> pa.Array:
     addresses = photos.column("uri")
     if "signed_uri" in photos.column_names:
         addresses = pc.coalesce(photos.column("signed_uri"), addresses)
-    return pa.concat_arrays([pa.nulls(0, pa.large_string()), *addresses.cast(pa.large_string()).chunks])
+    return joined(addresses)
 
 
 def _judged(photos: pa.Table, addresses: pa.Array, files: Files) -> Judgement:
@@ -171,9 +172,9 @@ def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Arr
     """Return the known tokens by tonight's addresses of their photos."""
     if known is None or not len(asked):
         return None
-    named = uris.take(pc.index_in(asked, value_set=addresses)).cast(pa.large_string())
+    named = take_column(uris, pc.index_in(asked, value_set=addresses)).cast(pa.large_string())
     place = pc.index_in(named, value_set=known.column("uri").cast(pa.large_string()))
-    return pa.table({"uri": asked, "token": known.column("token").take(place)})
+    return pa.table({"uri": asked, "token": take_column(known.column("token"), place)})
 
 
 def _resolve_stored(uris: pa.Array, files: Files, failures: Failures) -> tuple[pa.Table, TokenCost]:
@@ -215,10 +216,10 @@ def _resolve_web(
 ) -> tuple[pa.Table, TokenCost]:
     if not len(uris):
         return _RESOLVED.empty_table(), TokenCost()
-    tokens: pa.Array = pa.nulls(len(uris), pa.string())
+    tokens = pa.chunked_array([pa.nulls(len(uris), pa.string())])
     if known is not None and known.num_rows:
         place = pc.index_in(uris, value_set=known.column("uri").cast(pa.large_string()))
-        tokens = known.column("token").take(place).combine_chunks()
+        tokens = take_column(known.column("token"), place)
     # A digest comes from a server without ETags, which sends the whole photo either way.
     again = pc.fill_null(pc.match_substring_regex(tokens, "^(etag|modified|sha256):"), False)
     before = dict(zip(uris.filter(again).to_pylist(), tokens.filter(again).to_pylist(), strict=True))

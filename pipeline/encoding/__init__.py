@@ -3,7 +3,7 @@
 from .actors import Encoder, ShardWorker, make_encoder, make_worker
 from .answers import Asked, FetchLimits, ask_again, settle
 from .collect import FeaturePart, LivingRows, among, collect_features, collect_pixels, collect_rows
-from .compact import compact
+from .compact import compact, hash_parts
 from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Reader
 from .driver import run_shards
@@ -35,6 +35,7 @@ __all__ = [
     "collect_pixels",
     "collect_rows",
     "compact",
+    "hash_parts",
     "make_encoder",
     "make_worker",
     "run_shards",

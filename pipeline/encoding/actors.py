@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..catalogue.ordering import as_numpy
 from ..errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
 from ..images import transform_id
 from ..index import LatentArrays
 from ..models.base import Model
 from ..models.bundle import load_bundle
 from ..models.conditions import condition_of
-from ..parts import PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
+from ..ordering import as_numpy
+from ..parts import FoundPart, PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
 from ..refusals import KEPT
 from ..schema import CATEGORY, latents_schema, pixels_column
 from ..storage import Store
@@ -126,7 +126,8 @@ class ShardWorker:
             rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
             shard = without(shard, lacking)
         refused = count - len(rows)
-        latents_file, reused = None, False
+        latents_file: FoundPart | None = None
+        reused = False
         if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
             latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
             reused = latents_file is not None

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..catalogue import Failed, FailureLimits, homes_of
-from ..catalogue.ordering import Positions, as_numpy, take_rows
 from ..errors import IntegrityError
+from ..ordering import Positions, as_numpy, take_rows
 from ..parts import read_part
 from ..refusals import KEPT
 from ..storage import Store, home_of

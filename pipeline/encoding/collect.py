@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
-from ..parts import PartFile, has_pixels, read_part
+from ..ordering import Positions, as_numpy, ranks, take_rows
+from ..parts import FoundPart, has_pixels, read_part
 from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
@@ -148,7 +148,7 @@ def _living(part: str, rows: npt.NDArray[np.integer], plan_rows: Positions) -> L
 
 def _spans(
     plan: pa.Table, shards: Sequence[Shard], results: Iterable[ShardResult]
-) -> list[tuple[Shard, PartFile, Positions]]:
+) -> list[tuple[Shard, FoundPart, Positions]]:
     """Return each encoded shard with its latents part and its rows of the plan."""
     latents = {result.number: result.latents for result in results}
     by_number = {shard.number: shard for shard in shards}
@@ -161,7 +161,7 @@ def _spans(
     return spans
 
 
-def _answer(store: Store, shard: Shard, made: PartFile) -> _Answer:
+def _answer(store: Store, shard: Shard, made: FoundPart) -> _Answer:
     photos = shard.photos
     live = np.arange(photos.num_rows, dtype=np.int64)
     refused, refusals = live[:0], REFUSAL.empty_table()

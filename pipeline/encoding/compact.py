@@ -12,29 +12,37 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import IntegrityError
-from ..parts import PartFile, latents_part_name, part_key, read_part, write_part
+from ..ordering import SLICE_ROWS, Positions, as_numpy, ranks, take_rows
+from ..parts import FoundPart, PartFile, hashed_part, latents_part_name, part_key, read_part, write_part
 from ..schema import CATEGORY, LATENTS_VERSION
 from ..storage import Store
-from .shards import PART_BYTES
+from .shards import PART_BYTES, in_threads
 from .unfit import without_unfit
 
+_FULL = PART_BYTES // 2  # two parts below it fit into one
+_EMPTY = 4096  # bytes of a part without rows, about
 _COMPACTED = "compacted"  # stands in the key for the pixels part, of which a rewritten part has many
 
 
 @dataclass(frozen=True, slots=True)
 class _Living:
-    """A latents part that items names: its file, and the rows of items that live in it."""
+    """A latents part that items names: its file, and the rows of items that live in it, ascending."""
 
-    part: PartFile
+    part: FoundPart
     rows: Positions
+
+    @property
+    def size(self) -> int:
+        """Return what the living rows take, in bytes, at most."""
+        # Files are compressed: four times their size, without what any file has, is a safe guess.
+        return 4 * max(0, self.part.bytes - _EMPTY) * len(self.rows) // max(1, self.part.rows)
 
 
 def compact(
     store: Store,
     items: pa.Table,
-    parts: Mapping[str, PartFile],
+    parts: Mapping[str, FoundPart],
     *,
     model_id: str,
     precision: str,
@@ -45,92 +53,111 @@ def compact(
     """Return items with rewritten places and the new parts by name; the same items when there is nothing to rewrite.
 
     parts: every part that items names. A part is rewritten when the share of its rows that live is under `below`; when
-    more than max_parts would still be named, the smallest are merged until half as many are, so that this does not
-    happen every night. category: the column of items that a conditional model was told. Raises IntegrityError when a
-    part holds other photos than items says.
+    more than max_parts would still be named, small ones are merged, as `_choose` says. What it costs grows with the
+    rows that are rewritten, and a night after one that rewrote finds nothing to do. category: the column of items that
+    a conditional model was told. Raises IntegrityError when a part holds other photos than items says.
     """
-    living = _living(items, parts)
-    chosen = _choose(living, below=below, max_parts=max_parts)
-    made: dict[str, PartFile] = {}
     codes, names = ranks(items["latents_part"])
+    chosen = _choose(_living(codes, names, parts), below=below, max_parts=max_parts)
+    if not chosen:
+        return items, {}
+    made: dict[str, PartFile] = {}
     places = as_numpy(items["latents_row"]).copy()
+    told = [] if category is None else [category]
+    wanted = items.select(list(dict.fromkeys(["item_id", "uri", "token", "latents_row", "pixels_row", *told])))
     for group in _groups(chosen):
         rows = np.sort(np.concatenate([member.rows for member in group]))
-        table = _copied(store, items, rows, group)
-        photos = take_rows(items.select(["item_id", "uri", "token"]), rows)
-        labels = None if category is None else _labels(items, category, rows)
+        photos = take_rows(wanted, rows)
+        table = _copied(store, photos, places, rows, group)
+        labels = None if category is None else _labels(photos, category)
         key = part_key(LATENTS_VERSION, model_id, precision, photos, pixels_part=_COMPACTED, labels=labels)
         part = write_part(store, latents_part_name(model_id, key), table, key)
         made[part.name] = part
         codes[rows] = len(names)
         names.append(part.name)
         places[rows] = np.arange(len(rows))
-    if not made:
-        return items, {}
-    named = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names, pa.string())).cast(pa.string())
-    for name, column in (("latents_part", named), ("latents_row", pa.array(places, pa.int32()))):
+    for name, column in (("latents_part", _named(codes, names)), ("latents_row", pa.array(places, pa.int32()))):
         index = items.schema.get_field_index(name)
         items = items.set_column(index, items.schema.field(index), column)
     return items, made
 
 
-def _living(items: pa.Table, parts: Mapping[str, PartFile]) -> list[_Living]:
-    codes, names = ranks(items["latents_part"])
+def hash_parts(store: Store, items: pa.Table, parts: Mapping[str, FoundPart]) -> dict[str, PartFile]:
+    """Return the parts that items names, by name, each with its digest; those that only were found are read for it.
+
+    Raises IntegrityError when one has been deleted or changed since.
+    """
+    named = [parts[name] for name in ranks(items["latents_part"])[1] if name in parts]
+    return {part.name: part for part in in_threads(lambda part: hashed_part(store, part), named)}
+
+
+def _living(codes: Positions, names: Sequence[str], parts: Mapping[str, FoundPart]) -> list[_Living]:
     order = np.argsort(codes, kind="stable")
-    found, first = np.unique(codes[order], return_index=True)
-    bounds = np.append(first, len(order)).tolist()
-    spans = zip(found.tolist(), bounds[:-1], bounds[1:], strict=True)
-    return [_Living(parts[names[code]], order[start:end].astype(np.int64)) for code, start, end in spans]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(names)))]).tolist()
+    spans = zip(names, bounds[:-1], bounds[1:], strict=True)
+    return [_Living(parts[name], order[start:end].astype(np.int64)) for name, start, end in spans]
 
 
 def _choose(living: Sequence[_Living], *, below: float, max_parts: int) -> list[_Living]:
-    """Return the parts to rewrite, in name order."""
+    """Return the parts to rewrite, in name order.
+
+    To save parts only small ones are merged, the smallest first, until half of max_parts are named: a full part would
+    only become another full part, night after night. Where the full ones alone are more than that, half of max_parts
+    small ones may gather beside them before they are merged, so that each photo is copied about once.
+    """
     chosen = {member.part.name: member for member in living if len(member.rows) < below * member.part.rows}
-    left = sorted((m for m in living if m.part.name not in chosen), key=lambda m: (len(m.rows), m.part.name))
-    if len(left) + len(chosen) > max_parts:
-        spare = len(left) + len(chosen) - max(1, max_parts // 2)
-        chosen |= {member.part.name: member for member in left[:spare]}
+    left = [member for member in living if member.part.name not in chosen]
+    small = sorted((m for m in left if m.size < _FULL), key=lambda m: (len(m.rows), m.part.name))
+    half, full = max(1, max_parts // 2), len(left) - len(small)
+    if len(small) + len(chosen) > max(max_parts - full, half):
+        chosen |= {member.part.name: member for member in small[: max(2, len(living) - max(half, full))]}
     return [chosen[name] for name in sorted(chosen)]
 
 
 def _groups(chosen: Sequence[_Living]) -> list[list[_Living]]:
-    """Return the parts cut into groups whose living rows fit one part; each old part is in exactly one."""
+    """Return the parts cut into groups whose living rows fit one part; each old part is in exactly one.
+
+    The smallest come first, so that every group but the last makes a part that counts as full.
+    """
     groups: list[list[_Living]] = []
     size = 0
-    for member in chosen:
-        # Files are compressed: four times their size is a safe guess of what their living rows take.
-        share = 4 * member.part.bytes * len(member.rows) // max(1, member.part.rows)
-        if not groups or size + share > PART_BYTES:
+    for member in sorted(chosen, key=lambda one: one.size):
+        if not groups or size + member.size > PART_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(member)
-        size += share
+        size += member.size
     return groups
 
 
-def _copied(store: Store, items: pa.Table, rows: Positions, group: Sequence[_Living]) -> pa.Table:
-    """Return the latents of these rows of items, in their order, read from the old parts."""
-    places = as_numpy(items["latents_row"]).astype(np.int64)
-    tables, order = [], []
-    for member in group:
-        tables.append(take_rows(read_part(store, member.part.name), places[member.rows]))
-        order.append(member.rows)
-    copied = take_rows(
-        without_unfit(pa.concat_tables(tables)), np.argsort(np.concatenate(order), kind="stable").astype(np.int64)
-    )
-    wanted = take_rows(items.select(["item_id", "uri", "token"]), rows)
-    for name in wanted.column_names:
-        if not copied[name].combine_chunks().equals(wanted[name].combine_chunks()):
+def _copied(
+    store: Store, photos: pa.Table, places: npt.NDArray[np.int32], rows: Positions, group: Sequence[_Living]
+) -> pa.Table:
+    """Return the latents of these rows of items, in their order, read from the old parts.
+
+    photos: those rows of items; places: the latents_row of every row of items.
+    """
+    tables = [take_rows(read_part(store, member.part.name), places[member.rows].astype(np.int64)) for member in group]
+    order = np.argsort(np.concatenate([member.rows for member in group]), kind="stable").astype(np.int64)
+    copied = take_rows(without_unfit(pa.concat_tables(tables)), order)
+    for name in ("item_id", "uri", "token"):
+        if not copied[name].combine_chunks().equals(photos[name].combine_chunks()):
             raise IntegrityError(f"the parts of {group[0].part.name} hold other photos than items says; run a new run")
-    pixels = pa.array(_pixels_rows(items, rows), pa.int32())
+    # -1 where the pixels have expired
+    pixels = pa.array(as_numpy(photos["pixels_row"], missing=-1).astype(np.int32), pa.int32())
     return copied.set_column(copied.schema.get_field_index("pixels_row"), copied.schema.field("pixels_row"), pixels)
 
 
-def _labels(items: pa.Table, category: str, rows: Positions) -> list[str | None]:
+def _named(codes: Positions, names: Sequence[str]) -> pa.ChunkedArray:
+    """Return a column of part names, in chunks: a name has 145 letters, and an array of texts holds 2 GiB."""
+    words = pa.array(names, pa.string())
+    pieces = [
+        pa.DictionaryArray.from_arrays(pa.array(codes[start : start + SLICE_ROWS]), words).cast(pa.string())
+        for start in range(0, len(codes), SLICE_ROWS)
+    ]
+    return pa.chunked_array(pieces, pa.string())
+
+
+def _labels(photos: pa.Table, category: str) -> list[str | None]:
     # In the key as in that of a fresh part: the same photos under other categories have other latents.
-    return list(take_rows(items.select([category]), rows)[category].cast(CATEGORY.type).to_pylist())
-
-
-def _pixels_rows(items: pa.Table, rows: Positions) -> npt.NDArray[np.int32]:
-    """Return the rows in the pixels parts that items names, -1 where those have expired."""
-    return as_numpy(items["pixels_row"], missing=-1).astype(np.int32)[rows]
+    return list(photos[category].cast(CATEGORY.type).to_pylist())

@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeExc
 
 from ..boards import BeginCounter
 from ..errors import CodebooksError, ConfigError, Unavailable
-from ..parts import PartFile
+from ..parts import FoundPart, PartFile
 from ..workers import explained, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
@@ -244,6 +244,7 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
         raise error
     fields = json.loads(row["result"])
     for name in ("pixels", "latents"):
-        fields[name] = PartFile.model_validate(fields[name]) if fields[name] is not None else None
+        if (found := fields[name]) is not None:
+            fields[name] = (PartFile if "sha256" in found else FoundPart).model_validate(found)
     fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
     return ShardResult(**fields)

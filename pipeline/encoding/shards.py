@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..catalogue.ordering import Positions, as_numpy, ranks, take_rows
 from ..errors import InputError, IntegrityError, PhotoRefused
-from ..parts import PartFile, find_part, latents_part_name, part_key, pixels_part_name, read_part
+from ..ordering import Positions, as_numpy, ranks, take_rows
+from ..parts import FoundPart, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
 from .unfit import read_unfit
@@ -23,7 +23,7 @@ from .unfit import read_unfit
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
 _LEAST_ROWS = 500  # but a part is not made smaller than this for it
-_FIND_THREADS = 8  # each holds one part of up to PART_BYTES while its digest is taken
+_FIND_THREADS = 8
 
 Flags = npt.NDArray[np.bool_]
 Given = TypeVar("Given")
@@ -83,8 +83,8 @@ class ShardResult:
     """
 
     number: int
-    pixels: PartFile | None
-    latents: PartFile | None
+    pixels: FoundPart | None
+    latents: FoundPart | None
     photos: int
     refused: int
     fetched: int
@@ -197,13 +197,13 @@ def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Posit
 def split_done(shards: Sequence[Shard], store: Store) -> tuple[list[ShardResult], list[Shard]]:
     """Return the results of shards whose wanted parts are all there, and the shards that are left to do.
 
-    Two listings say which parts exist; those of done shards are then checked (footer, key, rows), several at once.
-    Raises IntegrityError when a part is not what its name says.
+    Two listings say which parts exist; of those of done shards the ends are then read and checked (footer, key, rows),
+    several at once. Raises IntegrityError when a part is not what its name says.
     """
     wanted = {name.rsplit("/", 1)[0] + "/" for shard in shards for name in _wanted(shard)}
-    there = {entry.name for prefix in sorted(wanted) for entry in store.list(prefix)}
-    there_all = [shard for shard in shards if there.issuperset(_wanted(shard))]
-    found = dict(in_threads(lambda shard: (shard.number, _finished(store, shard)), there_all))
+    there = {entry.name: entry.size for prefix in sorted(wanted) for entry in store.list(prefix)}
+    there_all = [shard for shard in shards if there.keys() >= set(_wanted(shard))]
+    found = dict(in_threads(lambda shard: (shard.number, _finished(store, shard, there)), there_all))
     done = [result for result in found.values() if result is not None]
     return done, [shard for shard in shards if found.get(shard.number) is None]
 
@@ -214,14 +214,14 @@ def in_threads(make: Callable[[Given], Made], given: Iterable[Given]) -> list[Ma
         return list(pool.map(make, given))
 
 
-def check_rows(part: PartFile, rows: int) -> PartFile:
+def check_rows(part: FoundPart, rows: int) -> FoundPart:
     """Return the part. Raises IntegrityError when it does not hold `rows` rows."""
     if part.rows != rows:
         raise IntegrityError(f"{part.name} holds {part.rows} rows, expected {rows}; delete the file and run again")
     return part
 
 
-def check_latents(store: Store, part: PartFile, usable: int) -> int:
+def check_latents(store: Store, part: FoundPart, usable: int) -> int:
     """Return how many of `usable` photos with pixels a latents part refuses.
 
     Raises IntegrityError when it neither holds nor refuses each of them.
@@ -275,15 +275,16 @@ def _wanted(shard: Shard) -> list[str]:
     return made if shard.latents_name is None else [*made, shard.latents_name]
 
 
-def _finished(store: Store, shard: Shard) -> ShardResult | None:
+def _finished(store: Store, shard: Shard, sizes: Mapping[str, int]) -> ShardResult | None:
+    """Return what became of a shard whose parts are there. sizes: of files, by name."""
     photos, pixels, latents = shard.photos.num_rows, None, None
     if shard.from_pixels is None:
-        pixels = find_part(store, shard.pixels_name, shard.pixels_key)
+        pixels = find_part(store, shard.pixels_name, shard.pixels_key, size=sizes[shard.pixels_name])
         if pixels is None:
             return None
         check_rows(pixels, photos)
     if shard.latents_name is not None and shard.latents_key is not None:
-        latents = find_part(store, shard.latents_name, shard.latents_key)
+        latents = find_part(store, shard.latents_name, shard.latents_key, size=sizes[shard.latents_name])
         if latents is None:
             return None
         refused = photos - latents.rows

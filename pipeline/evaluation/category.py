@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from ..ordering import as_numpy, run_starts
 from .knn import label_knn
 from .probe import linear_probe
 from .retrieval import interval, retrieve
@@ -64,11 +65,9 @@ def first_photos(items: pa.Table, category: str) -> tuple[NDArray[np.int64], NDA
     """Return the rows [a] of items' first photos that have a category, and the categories as text [a]."""
     if not items.num_rows:
         return np.empty(0, np.int64), np.empty(0, np.str_)
-    ids = items["item_id"].combine_chunks()
-    first = pa.concat_arrays([pa.array([True]), pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))])
-    known = pc.and_(first, pc.is_valid(items[category]).combine_chunks())
-    labels = np.asarray(items[category].filter(known).cast(pa.string()).to_pylist(), np.str_)
-    return np.flatnonzero(np.asarray(known)), labels
+    known = run_starts(items["item_id"]) & as_numpy(pc.is_valid(items[category])).astype(np.bool_)
+    labels = np.asarray(items[category].filter(pa.array(known)).cast(pa.string()).to_pylist(), np.str_)
+    return np.flatnonzero(known), labels
 
 
 def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import IntegrityError
-from ..parts import read_part
+from ..ordering import ranks, take_column, take_rows
+from ..parts import read_part, read_rows
 from ..storage import Store
 from .latents import LatentArrays, Rows
 
@@ -32,17 +31,19 @@ def gather_latents(
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
     if items.num_rows == 0:
         return LatentArrays(mean=np.empty((0, 0), np.float32))
-    parts = items.column("latents_part").combine_chunks().dictionary_encode()
-    ids = items.column("item_id")
-    rows = items.column("latents_row").to_numpy().astype(np.int64)
+    codes, names = ranks(items.column("latents_part"))
+    order = np.argsort(codes, kind="stable")
+    # Once in the parts' order, so that what a part is checked against is a slice.
+    asked = take_rows(items.select(["item_id", "latents_row"]), order)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(names)))]).tolist()
     result: dict[str, NDArray[np.generic]] = {}
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="gather") as pool:
         waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows] = {}
-        for part, places in _by_part(parts):
+        for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
             if len(waiting) >= threads:  # a finished part is scattered before another is read
                 _scatter(waiting, result, items.num_rows)
-            expected = ids.take(pa.array(places))
-            waiting[pool.submit(_read, store, part, rows[places], expected, wanted)] = places
+            future = pool.submit(_read, store, name, asked.slice(start, end - start), wanted)
+            waiting[future] = order[start:end]
         while waiting:
             _scatter(waiting, result, items.num_rows)
     return LatentArrays(
@@ -61,23 +62,14 @@ def part_rows(table: pa.Table, name: str) -> NDArray[np.generic]:
     return values.reshape(len(column), column.type.list_size)
 
 
-def _by_part(parts: pa.DictionaryArray) -> list[tuple[str, Rows]]:
-    """Return every part's name with the places in `items` that it fills."""
-    codes = parts.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    cuts = np.flatnonzero(np.diff(codes[order])) + 1
-    names = parts.dictionary
-    return [(names[int(codes[places[0]])].as_py(), places) for places in np.split(order, cuts)]
-
-
-def _read(
-    store: Store, part: str, rows: Rows, expected: pa.ChunkedArray, wanted: Sequence[str]
-) -> dict[str, NDArray[np.generic]]:
+def _read(store: Store, part: str, asked: pa.Table, wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    """Return the latents of a part's rows; asked: item_id and latents_row of these, in the order of the result."""
     table = read_part(store, part, ["item_id", *wanted])
+    rows = asked["latents_row"].to_numpy().astype(np.int64)
     if rows.max() >= table.num_rows or rows.min() < 0:
         raise IntegrityError(f"{part} has {table.num_rows} rows, but items names its row {rows.max()}")
-    held = table.column("item_id").take(pa.array(rows))
-    if not pc.all(pc.equal(held, expected.cast(held.type))).as_py():
+    held = take_column(table["item_id"], rows)
+    if not pc.all(pc.equal(held, asked["item_id"].cast(held.type))).as_py():
         raise IntegrityError(f"{part} holds other items in the rows that items names; the two do not belong together")
     return {name: part_rows(table, name)[rows] for name in wanted}
 
@@ -124,21 +116,3 @@ def latents_table(places: pa.Table, path_of: Callable[[str], str], *, dim: int) 
     for column in values.column_names:
         described = described.append_column(values.schema.field(column), values[column])
     return described.combine_chunks()
-
-
-def read_rows(source: Any, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return these rows of a local Parquet file, in this order; only the row groups that hold them are read.
-
-    source: its path, or an Arrow file of its bytes. Raises IntegrityError when the file has fewer rows.
-    """
-    with pq.ParquetFile(source) as file:
-        meta = file.metadata
-        if len(rows) and (rows.max() >= meta.num_rows or rows.min() < 0):
-            raise IntegrityError(f"{source} has {meta.num_rows} rows, but row {rows.max()} is asked for")
-        starts = np.cumsum([0, *(meta.row_group(group).num_rows for group in range(meta.num_row_groups))])
-        holding = np.searchsorted(starts, rows, side="right") - 1
-        groups = np.unique(holding)
-        table = file.read_row_groups(groups.tolist(), columns=None if columns is None else list(columns))
-    # Where each read group begins in `table`.
-    offsets = np.concatenate([[0], np.cumsum(starts[groups + 1] - starts[groups])[:-1]]) if len(groups) else groups
-    return table.take(pa.array(rows - starts[holding] + offsets[np.searchsorted(groups, holding)]))

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError, IntegrityError
 from ..forks import FreshLock, never_freed, renewed_in_children
+from ..parts import read_rows
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
 from ..schema import ITEMS_VERSION, attribute_fields
 from ..storage import Store
 from ..storage.cache import FileCache
-from .gather import latents_table, read_rows
+from .gather import latents_table
 from .groups import GroupHits, nearest_groups
 from .items import ItemTable, stored_item_id
 from .latents import LatentArrays, Rows

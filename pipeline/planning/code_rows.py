@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..catalogue.ordering import ranks, take_rows
 from ..errors import ConfigError
+from ..ordering import ranks, take_rows
 from ..training import PartRows, TrainConfig
 from .training_rows import columns_of, condition_rows, held_out_rows, labels_of
 

@@ -28,6 +28,7 @@ from ..catalogue import (
 )
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
+from ..ordering import run_starts
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table
 from ..schema import PHOTOS, attribute_fields, plan_schema
@@ -241,7 +242,7 @@ def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> 
     return {
         **difference.counts,
         "photos": rows.num_rows,
-        "items": pc.count_distinct(rows["item_id"]).as_py(),
+        "items": int(run_starts(rows["item_id"]).sum()),
         "to_fetch": int(fetched),
         "to_encode": int(computed),
         "shards": 0 if shards is None else shards + 1,

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..catalogue import compare, resolve_tokens
-from ..catalogue.ordering import as_numpy, take_rows
 from ..encoding import assign_shards
+from ..ordering import as_numpy, take_rows
 from ..release import read_manifest
 from ..release.tables import read_table
 from ..schema import PHOTOS, attribute_fields

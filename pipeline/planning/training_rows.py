@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..catalogue.ordering import as_numpy, ranks
 from ..encoding import FeaturePart, LivingRows
 from ..errors import ConfigError, InputError
 from ..models import MODELS
 from ..models.conditions import FIRST_CATEGORY, NO_CATEGORY, UNKNOWN_CATEGORY
+from ..ordering import as_numpy, ranks
 from ..schema import attribute_fields
 from ..training import FeatureRows, PartRows, TrainConfig
 from ..training.split import choose_labels, held_out

@@ -13,6 +13,7 @@ from ..errors import GateRefused, InputError, IntegrityError
 from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
+from ..ordering import run_starts, take_rows
 from ..parts import PartFile
 from ..planning import NightSettings, Plan
 from ..release import FileEntry, Manifest, Sample
@@ -93,9 +94,9 @@ def with_first_seen(refused: pa.Table, parent: pa.Table | None, run: str) -> pa.
         refused = refused.drop_columns(["first_seen"]).append_column("first_seen", first)
     else:
         refused = refused.append_column("first_seen", pa.repeat(pa.scalar(run), refused.num_rows))
-    order = [("item_id", "ascending"), ("uri", "ascending")]
     schema = quarantine_schema()
-    return refused.select(schema.names).sort_by(order).combine_chunks().cast(schema)
+    order = pc.sort_indices(refused, [("item_id", "ascending"), ("uri", "ascending")])
+    return take_rows(refused.select(schema.names), order).combine_chunks().cast(schema)
 
 
 def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) -> dict[str, int]:
@@ -106,13 +107,19 @@ def count(items: pa.Table, quarantine: pa.Table, changes: pa.Table, plan: Plan) 
     by_change = {entry["values"]: entry["counts"] for entry in pc.value_counts(changes["change"]).to_pylist()}
     return {
         "photos": items.num_rows,
-        "items": pc.count_distinct(items["item_id"]).as_py(),
+        "items": int(run_starts(items["item_id"]).sum()),
         "refused": quarantine.num_rows,
         "held": int(named_in(quarantine, items).sum()),
         "not_finite": _not_finite(quarantine),
         "parent_photos": plan.summary.counts["parent_photos"],
         **{name: by_change.get(name, 0) for name in ("added", "changed", "removed", "relabelled", "quarantined")},
     }
+
+
+def refused_by_reason(quarantine: pa.Table) -> dict[tuple[str, str], int]:
+    """Return how many photos were refused by (stage, reason)."""
+    counted = quarantine.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    return {(row["stage"], row["reason"]): row["count_all"] for row in counted}
 
 
 def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..catalogue import CatalogueConfig, PhotoReader
 from ..encoding import PhotoDecoder
 from ..images import ImagesConfig
-from ..parts import read_part
+from ..ordering import as_numpy, take_rows
+from ..parts import read_part_rows
 from ..schema import PHOTOS, pixels_column
 from ..storage import Files, Store
 
-_KEYS = ("item_id", "uri")
+_KEYS = ["item_id", "uri"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +56,26 @@ class Pictures:
         found: dict[int, NDArray[np.uint8]] = {}
         name, size = pixels_column(self.number), self.images.size
         for part, places in by_part.items():
-            column = read_part(self.store, part, [name])[name]
-            for row, place in places:
-                found[row] = np.frombuffer(column[place].as_py(), np.uint8).reshape(size, size, 3)
+            held = np.array([place for _, place in places], np.int64)
+            seen = read_part_rows(self.store, part, held, [name])[name]
+            for (row, _), pixels in zip(places, seen, strict=True):
+                found[row] = np.frombuffer(pixels.as_py(), np.uint8).reshape(size, size, 3)
         return found
 
     def _fetched(
         self, items: pa.Table, rows: Sequence[int], files: Files, catalogue: CatalogueConfig, plan_rows: pa.Table
     ) -> dict[int, NDArray[np.uint8]]:
-        wanted = items.select(_KEYS).take(pa.array(rows, pa.int64())).to_pylist()
+        wanted = take_rows(items.select(_KEYS), np.array(rows, np.int64)).to_pylist()
         asked = {(each["item_id"], each["uri"]): row for each, row in zip(wanted, rows, strict=True)}
-        pairs = zip(*(plan_rows[name].to_pylist() for name in _KEYS), strict=True)
+        keys = pa.array(sorted({item_id for item_id, _ in asked}), pa.string())
+        near = np.flatnonzero(as_numpy(pc.is_in(plan_rows["item_id"], value_set=keys)))
+        photos = take_rows(plan_rows.select([name for name in PHOTOS.names if name in plan_rows.column_names]), near)
+        pairs = zip(*(photos[name].to_pylist() for name in _KEYS), strict=True)
         places = [(place, asked[pair]) for place, pair in enumerate(pairs) if pair in asked]
-        photos = plan_rows.select([name for name in PHOTOS.names if name in plan_rows.column_names])
         reader = PhotoReader(files, catalogue, max_bytes=self.images.max_bytes)
-        decoded = PhotoDecoder(reader, self.images)(photos.take(pa.array([place for place, _ in places], pa.int64())))
+        decoded = PhotoDecoder(reader, self.images)(
+            take_rows(photos, np.array([place for place, _ in places], np.int64))
+        )
         size = self.images.size
         return {
             row: np.frombuffer(seen.as_py(), np.uint8).reshape(size, size, 3)

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..catalogue.ordering import ranks
 from ..errors import ConfigError, InputError, NotReconstructing
 from ..evaluation.drawing import Drawn, draw_alone, draw_samples, pictures_of
 from ..evaluation.drawn_realism import drawn_realism
@@ -21,6 +20,7 @@ from ..images.grid import picture_grid
 from ..models import Bundle
 from ..models.priors import Prior
 from ..models.priors.stored import StoredPrior
+from ..ordering import ranks
 from ..planning import ReleasePhotos
 from ..release import Manifest
 from ..release.tables import write_table

@@ -13,6 +13,7 @@ from ..errors import NotReconstructing
 from ..index import LatentArrays, SearchIndex, open_index
 from ..models import Bundle
 from ..models.reconstruct import reconstruct
+from ..ordering import take_column
 from ..planning import NightSettings, Plan, category_told
 from ..report import GateRow, NeighbourRow, Picture, ReportData, render_page
 from ..storage import Files, Store
@@ -137,7 +138,7 @@ def categories_of(
     if told is None:
         return None
     rows = [row for row in shown if row in pixels]
-    return list(items[told].take(pa.array(rows, pa.int64())).cast(pa.string()).to_pylist())
+    return list(take_column(items[told], np.array(rows, np.int64)).cast(pa.string()).to_pylist())
 
 
 def quarantine_rows(quarantine: pa.Table) -> list[tuple[str, int, str]]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
+from ..ordering import take_column, take_rows
 from ..planning import NightSettings
 from ..schema import attribute_fields
 from ..storage import Store
@@ -63,7 +64,7 @@ def sample_photos(
         )
     kept = pictures.read(items, rows.tolist())
     rows = np.array([row for row in rows.tolist() if row in kept], np.int64)
-    chosen = items.take(pa.array(rows))
+    chosen = take_rows(items, rows)
     groups = _groups(chosen, config)
     asked = held_out(groups, ASKED, seed)
     if asked.all() or not asked.any():
@@ -90,7 +91,7 @@ def _candidates(items: pa.Table, category: str | None, seed: int, *, kept: bool 
     usable = pc.and_(usable, pc.is_in(items["pixels_part"], pa.array(read, pa.string())))
     rows = np.flatnonzero(np.asarray(usable))
     for column in ("item_id", "digest"):
-        values = np.asarray(items[column].take(pa.array(rows)).to_pylist(), np.str_)
+        values = np.asarray(take_column(items[column], rows).to_pylist(), np.str_)
         rows = rows[np.sort(np.unique(values, return_index=True)[1])]
     return np.asarray(rows, np.int64)
 

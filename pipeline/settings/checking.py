@@ -180,7 +180,8 @@ def _explain(error: ValidationError, merged: Merged, config: type[BaseModel]) ->
 
 
 def _shown(path: Path_, value: Any) -> str:
-    return MASK if any(names_secret(name) for name in path) else masked(repr(value))
+    secret = any(names_secret(name) or name == "webhook" for name in path)
+    return MASK if secret else masked(repr(value))
 
 
 def _plain(detail: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import re
 
 MASK = "***"
 _LEAST_SECRET = 12  # characters; a shorter value is a word that may stand anywhere
-_SECRET_VARIABLE = re.compile(r"(?i)secret|password|passwd|token|access_?key|credential")
+_SECRET_VARIABLE = re.compile(r"(?i)secret|password|passwd|token|access_?key|credential|webhook|authorization")
 # `user@`, `user:password@`, and the latter with a `/` in the password, as AWS secrets have and a URL must not.
 _USER = re.compile(r"(?<=//)(?:[^/?#@\s'\"]*@|[^/?#@\s'\":]*:(?!\d+(?:/|$))[^@\s'\"]*@)")
 # Names of what signs a URL, or stands for a password in it: AWS, CloudFront, Google, Azure, and plain tokens.
@@ -17,7 +17,10 @@ _SIGNING = re.compile(
 )
 _WORDS = r"(?:key|secret|token|password|passwd|pwd|credentials?|auth|signature)s?"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]){_WORDS}(?:$|[_.-])")
-_OPTION = re.compile(rf"(?i)(?<!\w)((?:[\w.-]*[_.-])?{_WORDS}(?:[_.-][\w.-]*)?[\"']?\s*[=:]\s*)(?!//)[^\s,}}\]]+")
+# The address of a webhook is its own password.
+_OPTION = re.compile(
+    rf"(?i)(?<!\w)((?:[\w.-]*[_.-])?(?:{_WORDS}|webhook)(?:[_.-][\w.-]*)?[\"']?\s*[=:]\s*)(?!//)[^\s,}}\]]+"
+)
 
 
 def masked(text: str) -> str:

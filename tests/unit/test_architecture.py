@@ -16,15 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors", "findings", "holders"},
-    {"boards", "column_types", "forks", "keys", "refusals", "schema", "stopping"},
+    {"boards", "column_types", "events", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
     {"storage"},
-    {"parts", "process", "settings", "watch", "workers"},
+    {"nodes"},
+    {"ends", "parts", "process", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},
     {"machine", "models"},
     {"training", "encoding", "evaluation"},
-    {"planning", "progress"},
+    {"monitoring", "planning", "progress"},
     {"quality"},
     {"reader"},
     {"serving"},
@@ -45,6 +46,7 @@ ONLY_IN: dict[str, set[str]] = {
     "jinja2": {"report"},
     "sklearn": {"evaluation"},
     "umap": {"evaluation"},
+    "prometheus_client": {"monitoring"},
 }
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.encoding import compact
+from pipeline.encoding import compact, hash_parts
 from pipeline.errors import IntegrityError
-from pipeline.parts import PartFile, latents_part_name, read_part, write_part
+from pipeline.parts import FoundPart, PartFile, latents_part_name, read_part, write_part
 from pipeline.schema import ITEMS, attribute_fields, items_schema, latents_schema
 from pipeline.storage import Store, open_store
 
 DIM = 3
+compacting = sys.modules["pipeline.encoding.compact"]  # the package's own name `compact` is the function
 RULES: dict[str, Any] = {"model_id": "m", "precision": "fp32", "below": 0.7, "max_parts": 1000}
 
 
@@ -114,3 +116,130 @@ def test_items_that_name_wrong_rows_are_refused_rather_than_copied(store: Store)
     swapped = items.set_column(index, items.schema.field(index), pa.array(np.array([3, 2], np.int32)))
     with pytest.raises(IntegrityError, match="other photos"):
         compact(store, swapped, {part.name: part for part in parts}, **RULES)
+
+
+def night(store: Store, parts: dict[str, PartFile], items: pa.Table, **rules: Any) -> tuple[pa.Table, set[str]]:
+    """Compact, and return items with the names that were read to be rewritten."""
+    before = set(items["latents_part"].to_pylist())
+    after, made = compact(store, items, parts, **{**RULES, **rules})
+    parts |= made
+    return after, before - set(after["latents_part"].to_pylist())
+
+
+def test_full_parts_are_never_rewritten_to_save_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve full parts where six may be named: the night after night rewriting of them is what this must not do."""
+    monkeypatch.setattr(compacting, "_EMPTY", 0)
+    written_parts = [written(store, number, 9) for number in range(12)]
+    small = [written(store, number, 2) for number in range(12, 15)]
+    parts = {part.name: part for part in [*written_parts, *small]}
+    items = items_of(store, [*written_parts, *small], {})
+    monkeypatch.setattr(compacting, "_FULL", 4 * min(part.bytes for part in written_parts))
+    monkeypatch.setattr(compacting, "PART_BYTES", 8 * min(part.bytes for part in written_parts))
+    assert night(store, parts, items, max_parts=6) == (items, set()), "three small ones may gather"
+    more = written(store, 15, 2)
+    parts[more.name] = more
+    items = items_of(store, [*written_parts, *small, more], {})
+    before = latents(store, items)
+    after, gone = night(store, parts, items, max_parts=6)
+    assert gone == {part.name for part in [*small, more]}
+    assert latents(store, after) == before
+    assert night(store, parts, after, max_parts=6) == (after, set()), "one night settles it"
+
+
+MIB = 1 << 20
+
+
+class Nights:
+    """What compaction does to a catalogue of many parts, without their bytes: rows and sizes alone."""
+
+    def __init__(self, full: int, *, max_parts: int) -> None:
+        self.max_parts = max_parts
+        self.living = [living_part(f"full-{number:05d}", 110 * MIB, 150_000) for number in range(full)]
+        self.named = 0
+
+    def add(self, count: int, size: int, rows: int) -> None:
+        self.named += 1
+        self.living += [living_part(f"night-{self.named:03d}-{number:03d}", size, rows) for number in range(count)]
+
+    def compact(self) -> list[Any]:
+        """Return the parts that are rewritten; each group of them becomes one."""
+        chosen = compacting._choose(self.living, below=0.7, max_parts=self.max_parts)
+        gone = {member.part.name for member in chosen}
+        self.living = [member for member in self.living if member.part.name not in gone]
+        self.named += 1
+        for number, group in enumerate(compacting._groups(chosen)):
+            share = [len(member.rows) / member.part.rows for member in group]
+            size = sum(int(s * member.part.bytes) for s, member in zip(share, group, strict=True))
+            rows = sum(len(member.rows) for member in group)
+            self.living.append(living_part(f"merged-{self.named:03d}-{number:03d}", size, rows))
+        return chosen
+
+
+def living_part(name: str, size: int, rows: int, *, share: float = 1.0) -> Any:
+    return compacting._Living(FoundPart(name=name, bytes=size, rows=rows), np.arange(int(rows * share)))
+
+
+def test_a_hundred_million_photos_settle_in_one_night_and_each_is_copied_about_once() -> None:
+    """1,018 full parts where 1,000 may be named: 518 of them were written anew every night."""
+    nights = Nights(1018, max_parts=1000)
+    assert nights.compact() == []
+    added = copied = 0
+    for _ in range(60):
+        nights.add(64, 2 * MIB, 4_000)  # what one per cent a night comes to
+        added += 64 * 2 * MIB
+        chosen = nights.compact()
+        assert not [member for member in chosen if member.part.name.startswith("full")]
+        copied += sum(member.part.bytes for member in chosen)
+        assert nights.compact() == [], "one night settles it"
+        assert len(nights.living) <= 1018 + 500 + added // (16 * MIB)
+    assert 0 < copied < 1.1 * added
+
+
+@pytest.mark.parametrize("max_parts", [1, 2, 3, 10, 100])
+@pytest.mark.parametrize("full", [0, 1, 7])
+def test_any_parts_settle_in_one_night(full: int, max_parts: int) -> None:
+    rng = np.random.default_rng([full, max_parts])
+    nights = Nights(full, max_parts=max_parts)
+    for _ in range(20):
+        nights.add(int(rng.integers(0, 8)), int(rng.integers(10_000, 20 * MIB)), int(rng.integers(1, 5_000)))
+        lost = rng.integers(len(nights.living)) if nights.living else 0
+        nights.living[lost : lost + 1] = [
+            living_part(member.part.name, member.part.bytes, member.part.rows, share=0.5)
+            for member in nights.living[lost : lost + 1]
+        ]
+        rows = sum(len(member.rows) for member in nights.living)
+        nights.compact()
+        assert sum(len(member.rows) for member in nights.living) == rows
+        assert nights.compact() == []
+
+
+def test_a_long_catalogue_is_not_read_once_a_rewritten_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows taken from items grow with those rewritten; each group taking all of them made it quadratic."""
+    parts = [written(store, number, 30) for number in range(20)]
+    items = items_of(store, parts, {number: {1, 2} for number in range(10)})
+    monkeypatch.setattr(compacting, "_EMPTY", 0)
+    monkeypatch.setattr(compacting, "PART_BYTES", 1)  # a group a part
+    taken: list[int] = []
+    real = compacting.take_rows
+
+    def counted(table: pa.Table, positions: Any) -> pa.Table:
+        taken.append(len(positions))
+        return real(table, positions)
+
+    monkeypatch.setattr(compacting, "take_rows", counted)
+    _, made = compact(store, items, {part.name: part for part in parts}, **RULES)
+    assert len(made) == 10
+    assert sum(taken) == 3 * 20, "of items, of the part, and in order"
+
+
+def test_parts_that_were_only_found_are_hashed_once_and_only_where_named(store: Store) -> None:
+    parts = [written(store, number, 4) for number in range(3)]
+    items = items_of(store, parts[:2], {})
+    found = {part.name: FoundPart(name=part.name, bytes=part.bytes, rows=part.rows) for part in parts}
+    assert hash_parts(store, items, {**found, parts[0].name: parts[0]}) == {part.name: part for part in parts[:2]}
+    store.delete(parts[1].name)
+    with pytest.raises(IntegrityError, match="is gone"):
+        hash_parts(store, items, found)
+    store.put(parts[1].name, b"x" * (parts[1].bytes + 1))
+    with pytest.raises(IntegrityError, match="has changed"):
+        hash_parts(store, items, found)

@@ -111,7 +111,7 @@ def test_the_smallest_file_of_the_design_is_enough(tmp_path: Path) -> None:
 def test_every_section_of_the_design_is_there_and_light_knows_them_all() -> None:
     sections = {
         "store", "catalogue", "images", "model", "train", "prior", "encode", "index", "gates", "publish", "cluster",
-        "choose",
+        "choose", "monitor",
     }  # fmt: skip
     assert set(Config.model_fields) == sections
     assert set(LightConfig.model_fields) == sections
@@ -296,6 +296,8 @@ def test_a_changed_prior_is_another_run_of_prior_and_the_same_refresh(tmp_path: 
     assert config_text(plain, How()) == config_text(other, How())
     assert "prior" not in yaml.safe_load(config_text(plain, How()))
     assert config_text(plain, How()) != config_text(given(tmp_path, SMALLEST, "train.epochs=3"), How())
+    told = given(tmp_path, SMALLEST, "monitor.webhook.url=https://hooks.example/x", "monitor.links=https://r.example")
+    assert config_text(plain, How()) == config_text(told, How())
 
 
 def test_lists_replace_and_sections_join() -> None:

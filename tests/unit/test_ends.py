@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from jobs.__main__ import COMMANDS, RUN, Command, main
-from jobs.answer import full_disk
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config
+from pipeline.ends import full_disk
 from pipeline.errors import ConfigError, InputError
 from pipeline.process import Steady
 from pipeline.storage import Files, open_store

@@ -125,3 +125,19 @@ def test_parts_of_two_widths_and_parts_without_a_column_are_refused() -> None:
         gather_latents(store, both)
     with pytest.raises(IntegrityError, match="log_var"):
         gather_latents(store, items_of([("latents/m/n.parquet", 0)], held), columns=("mean", "log_var"))
+
+
+def test_part_names_of_more_than_2_gib_are_no_bound() -> None:
+    """At 145 letters a name that is 14.8 million photos; here names are longer and rows fewer."""
+    store = open_store("memory://gather-names")
+    held = write_model_parts(store, 1, 8, dim=1)
+    name = f"latents/m/{'x' * 980}.parquet"
+    store.put(name, store.get("latents/m/0.parquet"))
+    places = [("latents/m/0.parquet", row) for row in range(8)] * 1250
+    chunk = items_of(places, held)
+    chunk = chunk.set_column(1, "latents_part", pa.array([name] * chunk.num_rows))
+    items = pa.concat_tables([chunk.combine_chunks()] * 220)
+    assert items["latents_part"].nbytes > 2**31
+    mean = gather_latents(store, items).mean
+    expected = np.array([held[place]["mean"] for place in places[:8]])
+    np.testing.assert_array_equal(mean.reshape(-1, 8), np.tile(expected.reshape(-1), (275_000, 1)))

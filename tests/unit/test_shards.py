@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.catalogue.ordering import ranks, take_rows
 from pipeline.encoding import EncodeConfig, assign_shards, build_shards, split_done
 from pipeline.encoding.driver import Seats, plan_seats
 from pipeline.errors import ConfigError, InputError, IntegrityError
-from pipeline.parts import write_part
+from pipeline.ordering import ranks, take_rows
+from pipeline.parts import FoundPart, find_part, hashed_part, write_part
 from pipeline.schema import PHOTOS, latents_schema, pixels_schema, plan_schema
-from pipeline.storage import open_store
+from pipeline.storage import MemoryStore, open_store
 
 TRANSFORM = "0123456789abcdef"
 SIZE = 8
@@ -236,14 +236,51 @@ def test_done_shards_are_found_and_the_others_left(request: pytest.FixtureReques
         (2, 3, 2, 0, True),
     ]
     assert done[1].latents is not None
-    assert done[1].latents.rows == 1
-    assert done[1].latents.sha256 == hashlib.sha256(store.get(shards[2].latents_name)).hexdigest()
+    assert done[1].latents == FoundPart(
+        name=str(shards[2].latents_name), bytes=len(store.get(str(shards[2].latents_name))), rows=1
+    )
     store.delete(shards[0].latents_name)  # pixels alone are not what was asked
     assert split_done(shards, store)[1] == shards[:2]
     pixels_only = build(assign_shards(make_plan([{}] * 9), image_size=SIZE, shard_rows=3), model_id=None)
     done, todo = split_done(pixels_only, store)
     assert [(r.number, r.refused, r.latents) for r in done] == [(0, 0, None), (2, 2, None)]
     assert [shard.number for shard in todo] == [1]
+
+
+def test_of_finished_parts_only_the_ends_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed night asked the store for every finished part whole: 138 MB a shard of 224-pixel photos."""
+    store = open_store("memory://shards-resumed")
+    schema = pixels_schema(SIZE)
+    rows, generator = 3000, np.random.default_rng(0)
+    column = pa.array([generator.bytes(SIZE * SIZE * 3) for _ in range(rows)])  # incompressible
+    texts = pa.array([f"{n:05d}" for n in range(rows)])
+    none = pa.nulls(rows, pa.string())
+    columns = [texts, texts, texts, texts, column.cast(schema.field("pixels").type), none, none, none]
+    part = write_part(store, "pixels/t/a.parquet", pa.Table.from_arrays(columns, schema=schema), "key")
+    asked: list[int] = []
+    fetch = MemoryStore.fetch
+
+    def counted(self: MemoryStore, *given: Any, **ranges: Any) -> Any:
+        body = fetch(self, *given, **ranges)
+        asked.append(len(body.data))
+        return body
+
+    monkeypatch.setattr(MemoryStore, "fetch", counted)
+    found = find_part(store, part.name, "key", size=part.bytes)
+    assert found == FoundPart(name=part.name, bytes=part.bytes, rows=rows)
+    assert part.bytes > 500_000
+    assert asked == [1 << 16]
+    assert hashed_part(store, found) == part
+    monkeypatch.setattr("pipeline.parts._FOOTER", 100)  # a footer longer than was guessed is one more request
+    asked.clear()
+    assert find_part(store, part.name, "key") == found
+    assert len(asked) == 2
+    assert sum(asked) < 20_000
+    for damage in (b"", b"PAR1", store.get(part.name)[:-1], store.get(part.name)[1:-5] + b"\xffPAR1"):
+        store.put(part.name, damage)
+        with pytest.raises(IntegrityError, match="not a whole Parquet file"):
+            find_part(store, part.name, "key")
+    assert find_part(store, "pixels/t/b.parquet", "key") is None
 
 
 def test_a_part_that_is_not_what_its_name_says_is_an_error(request: pytest.FixtureRequest) -> None:

@@ -1,0 +1,9 @@
+"""Telling how a run goes: Prometheus metrics, JSON logs, a message at its end."""
+
+from __future__ import annotations
+
+from .config import MetricsConfig, MonitorConfig, WebhookConfig
+from .logs import json_lines
+from .monitor import ALREADY, monitored
+
+__all__ = ["ALREADY", "MetricsConfig", "MonitorConfig", "WebhookConfig", "json_lines", "monitored"]
