@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill install clean image test-schedulers test-pods
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill cluster-watch install clean image test-schedulers test-pods
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -74,6 +74,9 @@ test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program),
 test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman), about two minutes
 	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
 	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
+
+cluster-watch: $(VENV)/.dev  ## nights told to a real Prometheus and Alertmanager, rules against wrong versions (Debian's prometheus*)
+	$(BIN)/python tests/cluster/watch_chain.py --write
 
 install: $(VENV)/.dev  ## everything into .venv
 
