@@ -59,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "refresh": Command(
         "Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", RUN, makes_run=True
     ),
+    "submit": Command("Every night", "cluster.submit", "run any of these as a Ray job on a cluster", NONE),
     "train": Command(
         "One stage at a time", "jobs.train", "train the model, unless the store has it already", RUN, makes_run=True
     ),
@@ -163,7 +164,7 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
         check_run_name(arguments.run)
     elif command.makes_run:
         arguments = arguments.with_run(default_run_name())
-    answer.run = arguments.run
+    answer.run = arguments.run or answer.run
     # Only the answer goes to standard output, whatever a library prints.
     with contextlib.redirect_stdout(sys.stderr):
         return _checked(module.run(arguments))

@@ -16,6 +16,7 @@ from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
 from pipeline.monitoring import MonitorConfig
+from pipeline.nodes import ClusterConfig
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
 from pipeline.quality.choose_config import ChooseConfig
 from pipeline.release import PublishConfig
@@ -23,21 +24,6 @@ from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.storage.config import StoreConfig, absolute
 from pipeline.training import TrainConfig
-
-
-class ClusterConfig(BaseModel):
-    """Which Ray cluster computes.
-
-    address: of a running cluster (else RAY_ADDRESS; else one is started on this machine and stopped at the end).
-    num_cpus: logical CPUs of a cluster started here; null: this machine's, and at least what the actors need.
-    object_store_memory_mb: its shared memory.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    address: str | None = None
-    num_cpus: int | None = Field(default=None, ge=1)
-    object_store_memory_mb: int = Field(default=512, ge=80)
 
 
 class Config(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from jobs.config import Config
+from jobs.config import Config, config_values
 from jobs.ray_session import ray_session
 from pipeline.progress import Progress
 from pipeline.runs import Attempt, Run
@@ -41,7 +41,8 @@ def ray_starter(context: Context, stack: ExitStack) -> StartRay:
         if not started:
             with context.watch.stage("ray"):
                 busy = max(context.config.encode.actors, context.config.train.workers)
-                stack.enter_context(ray_session(context.config.cluster, busy=busy))
+                settings, note = config_values(context.config), context.progress.note
+                stack.enter_context(ray_session(context.config.cluster, busy=busy, settings=settings, note=note))
             started.append(True)
 
     return start

@@ -41,7 +41,9 @@ def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], m
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
-    found = parser.parse_intermixed_args(list(words[1:]))
+    # What another command is given, with its options, stays together.
+    parse = parser.parse_args if hasattr(module, "TAKES_COMMAND") else parser.parse_intermixed_args
+    found = parse(list(words[1:]))
     for name, value in vars(found).items():
         if value == "" or (isinstance(value, list) and "" in value):
             raise ConfigError(f"{name} is given as an empty text; give it a value, or leave it out")

@@ -13,6 +13,7 @@ from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
+from jobs.ray_session import early_session
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.events import Finished, Planned, tell
 from pipeline.monitoring import ALREADY, monitored
@@ -62,6 +63,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
     if until == "publish":
         check_meant(config, run, how)
     with ExitStack() as stack:
+        stack.enter_context(early_session(config.cluster, config_values(config)))
         attempt = stack.enter_context(run.begin(config_text(config, how)))
         done = run.read_result()
         if done is not None and done["published"]:

@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.command import Arguments, Outcome
-from jobs.config import ClusterConfig
 from jobs.place import LightConfig
 from jobs.ray_session import ray_session
 from jobs.sources import read_sources
@@ -20,6 +19,7 @@ from pipeline.errors import ConfigError, IntegrityError, NotFound
 from pipeline.models import load_bundle
 from pipeline.models.priors import check_draw
 from pipeline.models.priors.stored import find_prior, load_prior
+from pipeline.nodes import ClusterConfig
 from pipeline.planning import ReleasePhotos, release_photos
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection, codes_of, network_of, train_key_of
 from pipeline.progress import Progress
@@ -186,7 +186,9 @@ def found_or_trained(
     )
     with ExitStack() as stack:
         with work.watch.stage("ray"):
-            stack.enter_context(ray_session(work.config.cluster, busy=train.workers * train.threads))
+            settings = work.config.model_dump(mode="json")
+            busy = train.workers * train.threads
+            stack.enter_context(ray_session(work.config.cluster, busy=busy, settings=settings))
         work.attempt.check()
         with work.watch.stage("train", photos=trained * train.epochs):
             prior_id = train_job(job, progress=work.progress.training)

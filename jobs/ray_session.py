@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 
-from jobs.config import ClusterConfig
-from pipeline.errors import Unavailable
+from pipeline.errors import ConfigError, Unavailable
+from pipeline.nodes import ClusterConfig, Note, joined_address, local_places, say
 from pipeline.stopping import restore_handlers
-from pipeline.workers import packages_hook
+from pipeline.workers import gather_nodes, packages_hook, starting_in_silence, token_refused, use_token_if_any
 
 _HOOK = "worker_process_setup_hook"
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
+def ray_session(
+    cluster: ClusterConfig, *, busy: int, settings: Mapping[str, Any] | None = None, note: Note = say
+) -> Iterator[None]:
     """Hold a Ray cluster open; a local one is stopped at the end, a remote one only disconnected from.
 
     busy: logical CPUs that actors or training workers hold. A local cluster gets more than that: with none left over,
-    Ray Data's own tasks would wait for ever without a word. Workers run our packages, not others of the same names in
-    the current folder. Within another session it is that one. Raises Unavailable when the named cluster does not
-    answer.
+    Ray Data's own tasks would wait for ever without a word. settings: the config as plain values, whose paths every
+    node must reach. A running cluster is waited for until it has cluster.min_nodes. Workers run our packages, not
+    others of the same names in the current folder. Within another session it is that one. Raises ConfigError for a
+    path of one machine on several, Unavailable when the named cluster does not answer or stays too small.
     """
     if ray.is_initialized():  # a caller holds it open over several runs
         yield
         return
+    address = joined_address(cluster.address or os.environ.get("RAY_ADDRESS"))
+    if address:
+        use_token_if_any()
     # A cluster on loopback needs no token; Ray would otherwise write one into the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -40,19 +44,43 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # Ray's C++ side writes to standard error past every Python setting; what fails reaches us as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    if _HOOK not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a job that brings its own keeps that one
-        quiet["runtime_env"] = {_HOOK: packages_hook()}
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
         "address": "local",  # or Ray would join whatever cluster somebody has started on this machine
         "num_cpus": cluster.num_cpus or max(os.cpu_count() or 1, busy + 2),
         "include_dashboard": False,
         "object_store_memory": cluster.object_store_memory_mb * 2**20,
     }
+    _connect({"address": address} if address else local)
+    restore_handlers()  # ray.init has set its own, which end the process with 1
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        with _start_in_silence():
-            ray.init(**({"address": address} if address else local), **quiet)
+        if address:
+            gather_nodes(cluster, settings or {}, note)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def early_session(cluster: ClusterConfig, settings: Mapping[str, Any], note: Note = say) -> Iterator[None]:
+    """Hold the cluster open from here on where a path must be refused before anything is written, else do nothing."""
+    named = joined_address(cluster.address or os.environ.get("RAY_ADDRESS"))
+    early = named is not None and bool(local_places(settings))
+    with ray_session(cluster, busy=0, settings=settings, note=note) if early else nullcontext():
+        yield
+
+
+def _connect(how: Mapping[str, Any]) -> None:
+    """Start or join a cluster. Raises Unavailable, ConfigError."""
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    if _HOOK not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a job that brings its own keeps that one
+        quiet["runtime_env"] = {_HOOK: packages_hook()}
+    address = how["address"]
+    try:
+        with starting_in_silence():
+            ray.init(**how, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(token_refused(address, error)) from error
     except ConnectionError as error:
         raise Unavailable(
             f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
@@ -63,27 +91,3 @@ def ray_session(cluster: ClusterConfig, *, busy: int) -> Iterator[None]:
         raise Unavailable(
             f"Ray did not start on this machine in time ({error}); it is probably busy: run again"
         ) from error
-    restore_handlers()  # ray.init has set its own, which end the process with 1
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _start_in_silence() -> Iterator[None]:
-    """Hold back what Ray's C++ side writes to standard error while it starts; show it when starting fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

@@ -320,10 +320,13 @@ class Lookout:
 
 
 _NOTHING = object()
+# Where a run computes is no part of what it makes: a retry may wait longer, or go to another cluster.
+_MAY_DIFFER = "cluster"
 
 
 def _differences(standing: Any, new: Any) -> list[str]:
-    before, now = dict(_flat(standing)), dict(_flat(new))
+    both = [dict(_flat(said)) for said in (standing, new)]
+    before, now = ({name: value for name, value in said.items() if name.split(".")[0] != _MAY_DIFFER} for said in both)
     names = sorted(name for name in {*before, *now} if before.get(name, _NOTHING) != now.get(name, _NOTHING))
     return [f"  {name}: the run has {_shown(before, name)}, now {_shown(now, name)}" for name in names]
 

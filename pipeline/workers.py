@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
+import os
 import pickle
 import platform
 import re
 import socket
-from collections.abc import Callable, Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .errors import CodebooksError, Unavailable
+from .nodes import ClusterConfig, Node, Note, living, local_places, missing, refuse_local_places, wait_for_nodes
 
 # What a mistake in code is raised as, here or while Ray unpacks on a worker what was packed on another machine.
 _CODE = (ImportError, AttributeError, NameError, SyntaxError, TypeError, NotImplementedError, pickle.PickleError)
@@ -23,6 +29,8 @@ _CODE_WORDS = re.compile(
     r"\b|No module named|cannot import name|Can't get attribute|raised in its creation task"
 )
 _START_S = 120.0
+# Names, between spaces, of the environment variables that a submitted job brings to every worker.
+PASSED = "VISUAL_CODEBOOKS_PASSED"
 # Where Ray's exceptions keep another one.
 _INSIDE = ("cause", "controller_failure", "health_check_failure", "_base_exc")
 
@@ -30,17 +38,23 @@ _INSIDE = ("cause", "controller_failure", "health_check_failure", "_base_exc")
 def packages_hook() -> Callable[[], None]:
     """Return what every worker process does first: import our packages, by this process's path where it has it.
 
+    It also sets the variables that a submitted job brings (PASSED names them): they travel in the hook, which Ray keeps
+    as packed code, and in no runtime environment, which Ray writes into logs and shows to whoever asks for the job.
     Ray puts the driver's current folder before all else in a worker's search path, with whatever `pipeline/` or `jobs/`
     of the user's own lies there. A package that is imported already is not searched for. Ray packs a function inside
     another one with its code; any other it would look up by the very names that are to be settled here.
     """
     root = str(Path(__file__).resolve().parents[1])
+    passed = {name: os.environ[name] for name in os.environ.get(PASSED, "").split() if name in os.environ}
 
     def use_ours() -> None:
         import contextlib
         import importlib
+        import os
         import sys
         from pathlib import Path
+
+        os.environ.update(passed)
 
         places = [root] if (Path(root) / "pipeline" / "workers.py").is_file() else []
         sys.path[:0] = places
@@ -51,6 +65,43 @@ def packages_hook() -> Callable[[], None]:
         del sys.path[: len(places)]
 
     return use_ours
+
+
+class KeptRecords(logging.Handler):
+    """What this process logs, kept until it is taken to the driver with a result: a worker's own log stays on its node.
+
+    Of our packages all but debugging, of others warnings and worse; beyond the first 50 records they are only counted.
+    """
+
+    MOST = 50
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._kept: list[str] = []
+        self._lost = 0
+        logging.getLogger("pipeline").setLevel(logging.INFO)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record as `LEVEL logger: message`."""
+        if record.levelno < logging.WARNING and record.name.partition(".")[0] != "pipeline":
+            return
+        if len(self._kept) >= self.MOST:
+            self._lost += 1
+            return
+        try:
+            self._kept.append(f"{record.levelname} {record.name}: {self.format(record)}")
+        except Exception:  # noqa: BLE001  as logging itself does: what cannot be logged stops nothing
+            self.handleError(record)
+
+    def taken(self) -> tuple[str, ...]:
+        """Return what was kept since the last time."""
+        self.acquire()
+        try:
+            kept, lost, self._kept, self._lost = self._kept, self._lost, [], 0
+        finally:
+            self.release()
+        return (*kept, *([f"{lost} more records"] if lost else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +147,66 @@ def ask_a_worker() -> Whereabouts:
     except ray.exceptions.RayError as error:
         raise explained(error, "starting a worker", stays="nothing was begun") from error
     return found
+
+
+def gather_nodes(cluster: ClusterConfig, settings: Mapping[str, Any], note: Note) -> None:
+    """Refuse what only one of several nodes could read, then wait for the nodes that are to be there.
+
+    settings: the config as plain values. Raises ConfigError, Unavailable after cluster.wait_s.
+    """
+
+    import ray
+
+    def look() -> list[Node]:
+        return living(ray.nodes())  # type: ignore[no-untyped-call]
+
+    refuse_local_places(local_places(settings), [node.name for node in look()], cluster.min_nodes)
+    if missing(look(), cluster.min_nodes) is None:
+        return
+    # An autoscaler starts nodes for what is asked of it; without one this only stands in a list until it is taken back.
+    asked = ray.util.placement_group([{"CPU": 1}] * cluster.min_nodes, strategy="STRICT_SPREAD")
+    try:
+        wait_for_nodes(cluster, look, note)
+    finally:
+        ray.util.remove_placement_group(asked)
+
+
+@contextmanager
+def starting_in_silence() -> Iterator[None]:
+    """Hold back what Ray's C++ side writes to standard error while it starts; show it when starting fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def use_token_if_any() -> None:
+    """Show a cluster this user's Ray token where there is one, as `ray start` does; RAY_AUTH_MODE decides if it is set.
+
+    `ray.init` does so by itself for `auto` alone.
+    """
+    from ray._private.authentication import authentication_token_setup as setup
+
+    setup.logger.setLevel(logging.ERROR)  # it says at every command that a token is used
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def token_refused(address: str, error: BaseException) -> str:
+    """Return in words that a cluster wants another token than it was shown."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"the Ray cluster at {address!r} wants a token ({said}); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
+        "RAY_AUTH_TOKEN) to its token, which `ray get-auth-token` shows on its head"
+    )
 
 
 def helper(kind: type, *, restarts: int = 0) -> Any:

@@ -79,7 +79,8 @@ class ShardResult:
 
     pixels: None for a shard that was encoded from an existing pixels part, and where no photo was answered. latents:
     None then too, and when no model was asked. refused: photos without latents or pixels, the unanswered ones too.
-    fetched: photos whose bytes were asked for. reused: every wanted part was there already.
+    fetched: photos whose bytes were asked for. reused: every wanted part was there already. node: the machine that did
+    it, in so many seconds; said: what its process has logged since the shard before.
     """
 
     number: int
@@ -90,6 +91,9 @@ class ShardResult:
     fetched: int
     reused: bool
     unanswered: tuple[Unanswered, ...] = ()
+    node: str = ""
+    seconds: float = 0.0
+    said: tuple[str, ...] = ()
 
 
 def assign_shards(

@@ -18,6 +18,7 @@ LEVELS: list[set[str]] = [
     {"errors", "findings", "holders"},
     {"boards", "column_types", "events", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
     {"storage"},
+    {"nodes"},
     {"ends", "parts", "process", "settings", "watch", "workers"},
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import ray
 
-from jobs.config import ClusterConfig
 from jobs.ray_session import ray_session
 from pipeline.errors import Unavailable
+from pipeline.nodes import ClusterConfig
 
 
 def test_a_machine_too_busy_to_start_ray_is_a_reason_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +51,8 @@ def test_a_cluster_that_nobody_named_is_never_joined(
 ) -> None:
     """Ray by itself joins any cluster that somebody has started on this machine."""
     given: list[dict[str, object]] = []
+    here = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [here])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **settings: given.append(settings))
