@@ -305,8 +305,8 @@ def _is(status: pa.ChunkedArray, word: str) -> Flags:
 def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
     """Return which carried rows have pixels that can be encoded."""
     prefix = f"pixels/{transform_id}/" if transform_id else "pixels/"
-    usable = as_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
-    return usable & _is(plan["status"], "same")
+    codes, names = ranks(plan["pixels_part"])
+    return np.array([*(name.startswith(prefix) for name in names), False])[codes] & _is(plan["status"], "same")
 
 
 def _rows_of_part(photos: int, pixel_bytes: int, latent_bytes: int) -> int:
