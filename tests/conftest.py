@@ -25,6 +25,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray's workers step back behind everything else of a machine; on a busy one the tests would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# How often Ray Train looks at its workers; each training waits for one more look at its end, at 2 s by default.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# An actor more for each worker group, which asks the cloud whether it takes this machine away.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

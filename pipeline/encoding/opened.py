@@ -101,6 +101,7 @@ def result_of(text: str) -> ShardResult:
     for name in ("pixels", "latents"):
         if (found := fields[name]) is not None:
             fields[name] = (PartFile if "sha256" in found else FoundPart).model_validate(found)
+    fields["said"] = tuple(fields["said"])
     fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
     return ShardResult(**fields)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
+import time
 import traceback
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,10 +19,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from ..errors import CodebooksError
+from ..workers import KeptRecords
 from .actors import ShardWorker, make_worker
 from .config import EncodeJob
 from .opened import Opened, text_of
-from .shards import Shard
+from .shards import Shard, ShardResult
 
 NUMBER = "_shard"
 _COUNT_S = 30.0  # how long an actor waits for the counter
@@ -44,6 +46,7 @@ class ShardActor:
         self._most_begins = most_begins
         self._worker: ShardWorker | None = None
         self._lock = threading.Lock()
+        self._said = KeptRecords()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return one row."""
@@ -56,15 +59,14 @@ class ShardActor:
         try:
             if self._is_suspect(number):
                 return row(number, suspect=number)
-            worker = self._made_worker()
+            worker, began = self._made_worker(), time.monotonic()
             if self._stage == "latents":
-                made: Any = Opened.unpack(block["opened"][0])
+                made: ShardResult | Opened = Opened.unpack(block["opened"][0])
             else:
                 made = worker.open(self._shard(number, block))
-            if isinstance(made, Opened):
-                if self._stage == "pixels":
-                    return row(number, opened=made.pack())
-                made = worker.encode(made)
+            if isinstance(made, Opened) and self._stage == "pixels":
+                return row(number, opened=replace(made, result=self._noted(made.result, began)).pack())
+            result = worker.encode(made) if isinstance(made, Opened) else made
         except CodebooksError as error:
             # As a row: raised through Ray it would arrive without its class, hence without its exit code.
             error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
@@ -72,7 +74,12 @@ class ShardActor:
         except MemoryError:
             return row(number, suspect=number)
         self._begins.end.remote(number)
-        return row(number, result=text_of(made))
+        return row(number, result=text_of(self._noted(result, began)))
+
+    def _noted(self, result: ShardResult, began: float) -> ShardResult:
+        """Return a result with who did it, in which time, and what was logged meanwhile, the first stage's before."""
+        seconds = round(result.seconds + time.monotonic() - began, 3)
+        return replace(result, node=socket.gethostname(), seconds=seconds, said=(*result.said, *self._said.taken()))
 
     def _made_worker(self) -> ShardWorker:
         # Not in the constructor: Ray hides what a constructor raises behind the death of its actor.

@@ -22,6 +22,7 @@ from .mae import MAE, MAEConfig
 from .moco import MoCo, MoCoConfig
 from .moco_v3 import MoCoV3, MoCoV3Config
 from .pretrained import Pretrained, PretrainedConfig
+from .ridge import Ridge, RidgeConfig
 from .simclr import SimCLR, SimCLRConfig
 from .vae import VAE, VAEConfig
 from .vqvae import VQVAE, VQVAEConfig
@@ -38,6 +39,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "moco": (MoCoConfig, MoCo),
     "moco_v3": (MoCoV3Config, MoCoV3),
     "pretrained": (PretrainedConfig, Pretrained),
+    "ridge": (RidgeConfig, Ridge),
     "simclr": (SimCLRConfig, SimCLR),
     "vae": (VAEConfig, VAE),
     "vqvae": (VQVAEConfig, VQVAE),
@@ -55,6 +57,7 @@ AnyModelConfig = Annotated[
     | MoCoConfig
     | MoCoV3Config
     | PretrainedConfig
+    | RidgeConfig
     | SimCLRConfig
     | VAEConfig
     | VQVAEConfig

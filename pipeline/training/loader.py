@@ -62,10 +62,8 @@ class PixelLoader:
     """One rank's batches. batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch.
 
     balance: every category is drawn equally often (see `row_draws.Balanced`), rows without one being a category too;
-    categories mix as far as those of the parts of one window do. threads: parts that are read and unpacked at once.
-    for_gpu: photos lie in pinned memory with the channels last, as a GPU takes them, so that a copy to it is nothing
-    but a copy. num_photos: photos to train on; num_held_out: photos for validation only. Raises InputError when there
-    are fewer photos than ranks.
+    categories mix as far as those of the parts of one window do. num_photos: photos to train on; num_held_out: photos
+    for validation only. Raises InputError when there are fewer photos than ranks.
     """
 
     def __init__(
@@ -79,8 +77,6 @@ class PixelLoader:
         seed: int,
         window_parts: int,
         balance: bool = False,
-        threads: int = 1,
-        for_gpu: bool = False,
     ) -> None:
         ordered = sorted(pixels, key=lambda part: part.place)
         self._pixels = _side(ordered, held_out=False)
@@ -97,8 +93,6 @@ class PixelLoader:
         self._world_size = world_size
         self._seed = seed
         self._window_parts = window_parts
-        self._threads = threads
-        self._for_gpu = for_gpu
         self.steps_per_epoch = -(-self.num_photos // (batch_size * world_size))
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -123,7 +117,7 @@ class PixelLoader:
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
         sizes, reader = (self._reader.image_size, *self._reader.others), self._reader.features
-        seen = [_room_for(len(places), size, for_gpu=self._for_gpu) for size in sizes]
+        seen = [_room_for(len(places), size, for_gpu=self._reader.for_gpu) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
         features = np.empty((len(places), reader.numbers), np.float32) if reader else None
 
@@ -138,11 +132,11 @@ class PixelLoader:
                 reader.read_into(*_of_teacher(part, places[at]), features, at)
 
         numbers = np.unique(parts).tolist()
-        if self._threads == 1 or len(numbers) == 1:
+        if self._reader.threads == 1 or len(numbers) == 1:
             for number in numbers:
                 read_part(number)
         else:  # unpacking and copying let other threads run
-            with ThreadPoolExecutor(self._threads, thread_name_prefix="parts") as pool:
+            with ThreadPoolExecutor(self._reader.threads, thread_name_prefix="parts") as pool:
                 list(pool.map(read_part, numbers))
         images, *others = seen
         known = [None if values is None else torch.from_numpy(values) for values in (condition, features)]

@@ -124,7 +124,7 @@ def run_rank(
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    reader = _reader(job, cache)
+    reader = _reader(job, cache, for_gpu=ranks.device.type == "cuda")
     loop = _loop(job, ranks, reader, line) if MODELS[job.model.kind][1].trains else None
     trained = loop.run() if loop else _model(job, ranks, reader, fresh=True)
     ranks.wait_for_all()
@@ -168,8 +168,6 @@ def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
         seed=job.train.seed,
         window_parts=job.train.window_parts,
         balance=job.train.balance,
-        threads=job.train.load_threads or (_GPU_LOAD_THREADS if ranks.device.type == "cuda" else 1),
-        for_gpu=ranks.device.type == "cuda",
     )
     return open_loop(
         job,
@@ -222,14 +220,16 @@ def open_loop(
     )
 
 
-def _reader(job: TrainJob, cache: PartCache) -> PartReader:
+def _reader(job: TrainJob, cache: PartCache, *, for_gpu: bool) -> PartReader:
     """Return what reads the photos: their pixels where the model looks at some, and what its teacher says of them."""
     sizes = [images.size for images in job.transforms]
+    threads = job.train.load_threads or (_GPU_LOAD_THREADS if for_gpu else 1)
     if job.model.taught_by() is None:
-        return PartReader(cache, *sizes)
+        return PartReader(cache, *sizes, threads=threads, for_gpu=for_gpu)
     with torch.random.fork_rng(devices=[]):
         model = build_model(job.model, image_size=sizes[0], labels=job.labels)
-    reader = PartReader(cache, *sizes, features=FeatureReader(cache, model.num_features))
+    features = FeatureReader(cache, model.num_features)
+    reader = PartReader(cache, *sizes, features=features, threads=threads, for_gpu=for_gpu)
     return reader if model.reads == "photos" else reader.blind()
 
 

@@ -9,7 +9,7 @@ The old split (279 photos of other contributors) is asked too, for continuity.
 
 Every row is written when it is there; run again, what is there for the same settings is not measured again.
 
-    python tests/benchmarks/bench_folds.py --data ../shared/data [--weights lite0.onnx] [--rows NAME,...] [--seeds 0]
+    python tests/benchmarks/bench_folds.py --data ../shared/data [--weights lite0.onnx] [--rows "NAME;..."] [--seeds 0]
         [--json folds.json] [--table]
 """
 
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from table_cells import read
 from pipeline.evaluation.baselines import hog_features, model_latents, photo_batches
 from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_difference, group_mean
 from pipeline.images import ImagesConfig, decode
+from pipeline.images.config import Fit
 from pipeline.keys import key_of, portable
 from pipeline.models import Batch, build_model
 from pipeline.models.components import principal_components
@@ -48,6 +49,8 @@ LAYERS = ("b15", "h")  # ends of stages of EfficientNet-Lite0, the last before t
 # as `descriptor_views_clothing` is, against views of the photos.
 CELLS = {"b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
 CROP = " crop"  # after a layer's name: of the central square of a photo; else of the whole one, padded
+GRADIENTS = {"hog", "views"}
+STUDENTS = ("distilled", "ridge")  # kinds that do not look at the teacher once they have learnt
 VIEWS = "descriptor_views_clothing"
 BATCH = 16
 MOST = 128  # components that are fitted; fewer are the first of these
@@ -105,7 +108,9 @@ ROWS: dict[str, Row] = {
     "CVAE of features": Trained("cvae_features_clothing", "hx3 crop", licence=LITE0),
     "VQ-VAE of features": Trained("vqvae_features_clothing", "hx3 crop", licence=LITE0),
     "VQ-VAE of features, bag of codes": Trained("vqvae_features_clothing", "hx3 crop", space="words", licence=LITE0),
-    "student": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
+    "descriptor_views of the central square": Fused(("views crop",), (64,)),
+    "student, trained": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
+    "student, in closed form": Trained("ridge_clothing", "hx3 crop", licence=LITE0),
 }
 
 
@@ -118,28 +123,28 @@ class Features:
         self._along: dict[tuple[str, bytes], torch.Tensor] = {}
         self._trained: dict[Any, Encoded] = {}
 
-    def pixels(self, size: int) -> np.ndarray:
-        """Return the photos, uint8 [n, size, size, 3], padded."""
-        path = self.cache / f"pixels-{size}.npy"
+    def pixels(self, fit: Fit = "pad") -> np.ndarray:
+        """Return the photos at 64 pixels, uint8 [n, 64, 64, 3], padded or their central squares."""
+        config = ImagesConfig(size=64, fit=fit)
+        path = self.cache / f"pixels-{config.size}{'' if fit == 'pad' else f'-{fit}'}.npy"
         if not path.exists():
-            config = ImagesConfig(size=size)
             np.save(path, np.stack([decode(file.read_bytes(), config) for file in self.shown.files]))
         return np.load(path)
 
     def of(self, name: str) -> np.ndarray:
         """Return one kind of features, float32 [n, D]."""
-        if name == "hog":
-            return hog_features(self.pixels(64), cell=8)
+        if name in ("hog", "hog crop"):
+            return hog_features(self.pixels(fit_of(name)), cell=8)
         path = self.cache / f"lite0-{name.replace(' ', '-')}.npy"
         if not path.exists():
-            self._encode("crop" if name.endswith(CROP) else "pad")
+            self._encode(fit_of(name))
         return np.load(path).astype(np.float32)
 
     def along(self, name: str, dims: int, known: np.ndarray) -> torch.Tensor:
         """Return features along the first principal components of the known photos' ones, not whitened, [n, dims]."""
         key = (name, known.tobytes())
-        if key not in self._along and name == "views":
-            self._along[key] = torch.from_numpy(fitted_model(VIEWS, self.pixels(64), known, 0))
+        if key not in self._along and name in ("views", "views crop"):
+            self._along[key] = torch.from_numpy(fitted_model(VIEWS, self.pixels(fit_of(name)), known, 0))
         if key not in self._along:
             rows = torch.from_numpy(self.of(name))
             side = torch.from_numpy(known)
@@ -152,16 +157,18 @@ class Features:
         key = (row.preset, row.teacher, row.dims, row.more, seed, known.tobytes())
         if key not in self._trained:
             given = self.along(row.teacher, row.dims, known).numpy()
-            self._trained[key] = encoded(row, self.pixels(64), given, self.shown.labels, known, seed)
+            shown = self.pixels(preset_config(row.preset, None).images.fit)
+            self._trained[key] = encoded(row, shown, given, self.shown.labels, known, seed)
         return self._trained[key]
 
     def photos_per_s(self, names: Sequence[str]) -> float:
         """Return how many photos one CPU second turns into all these features, the best of some tries."""
         spent = 0.0
-        if {"hog", "views"} & set(names):
-            pixels = self.pixels(64)[:BATCH]
+        named = {name.removesuffix(CROP) for name in names}
+        if GRADIENTS & named:
+            pixels = self.pixels()[:BATCH]
             spent += fastest(lambda: hog_features(pixels, cell=8))
-        named = {name.removesuffix(CROP) for name in names} - {"hog", "views"}
+        named -= GRADIENTS
         if layers := sorted({CELLS[name][0] for name in named}):
             session, photos = self.session(), np.zeros((BATCH, 224, 224, 3), np.uint8)
             photos[:, ::2] = np.arange(224, dtype=np.uint8)[:, None]
@@ -180,7 +187,7 @@ class Features:
             self._session = onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
         return self._session
 
-    def _encode(self, fit: Literal["pad", "crop"]) -> None:
+    def _encode(self, fit: Fit) -> None:
         """Compute all layers."""
         session = self.session()
         config, found = ImagesConfig(size=224, fit=fit), dict[str, list[np.ndarray]]()
@@ -194,6 +201,11 @@ class Features:
                 found.setdefault(name, []).append(pooled.flatten(1).half().numpy())
         for layer, parts in found.items():
             np.save(self.cache / f"lite0-{layer}{'-crop' if fit == 'crop' else ''}.npy", np.concatenate(parts))
+
+
+def fit_of(name: str) -> Fit:
+    """Return how photos are brought to a square for features of this name."""
+    return "crop" if name.endswith(CROP) else "pad"
 
 
 def fastest(work: Callable[[], object], tries: int = 5) -> float:
@@ -306,9 +318,9 @@ def speed(row: Row, features: Features, known: np.ndarray, seed: int) -> float:
     if not isinstance(row, Trained):
         return features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
     photo_s = features.trained(row, known, seed).photo_s
-    return (
-        1 / photo_s if row.preset.startswith("distilled") else 1 / (photo_s + 1 / features.photos_per_s([row.teacher]))
-    )
+    if row.preset.startswith(STUDENTS):
+        return 1 / photo_s
+    return 1 / (photo_s + 1 / features.photos_per_s([row.teacher]))
 
 
 def slug(name: str) -> str:
@@ -328,13 +340,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]")
-    parser.add_argument("--rows", help="names of ROWS; all by default")
+    parser.add_argument("--rows", help="names of ROWS with semicolons between; all by default")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "folds.json")
     parser.add_argument("--table", action="store_true", help="only print what is in --json")
     asked = parser.parse_args()
-    names = list(ROWS) if asked.rows is None else asked.rows.split(",")
+    names = list(ROWS) if asked.rows is None else asked.rows.split(";")
     if unknown := set(names) - set(ROWS):
         raise SystemExit(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if not asked.table:

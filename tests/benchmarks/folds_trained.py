@@ -107,8 +107,12 @@ def encoded(
     everything = Batch(images, told, features=torch.from_numpy(features))
     taught_on = rows_of(everything, np.flatnonzero(known))
     model.prepare([taught_on])
-    loader = InMemory(taught_on, batch_size=config.train.batch_size, seed=seed)
-    model = Loop(model, loader, config.train.model_copy(update={"balance": False}), labels=names).run()
+    if model.trains:
+        loader = InMemory(taught_on, batch_size=config.train.batch_size, seed=seed)
+        model = Loop(model, loader, config.train.model_copy(update={"balance": False}), labels=names).run()
+    if model.fits:
+        order = np.random.default_rng(seed).permutation(len(taught_on.images))
+        model.eval().fit([rows_of(taught_on, order)])
     if told is not None:
         everything = Batch(images, torch.zeros_like(told), features=everything.features)
     begun = time.process_time()

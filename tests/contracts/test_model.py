@@ -54,6 +54,13 @@ CONFIGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in KINDS} | 
     "moco_gradients": {"kind": "moco", **GRADIENTS, "grey": True},
     # What the training fills in of a teacher whose features are 2 x 2 cells of 3 numbers.
     "distilled": {"kind": "distilled", "teacher": "a" * 64, "numbers": 12, "cells": 2},
+    # Fitted to such features.
+    "ridge": {
+        "kind": "ridge",
+        "teacher": "a" * 64,
+        "numbers": 12,
+        "sees": {"kind": "descriptor", "read_out": {"dims": 20}},
+    },
     "vae_to_features": {"kind": "vae", "target": TO_FEATURES},
     "mae_to_features": {"kind": "mae", "target": {**TO_FEATURES, "loss": "cosine", "scale": "each_photo"}},
     "vqvae2_to_features": {"kind": "vqvae2", "target": TO_FEATURES},
@@ -91,7 +98,7 @@ def _one_thread() -> Iterator[None]:
 def config_of(name: str, size: int = 16) -> ModelConfig:
     """Return the config of a case; a teacher that is held sees photos of `size` pixels."""
     values = CONFIGS[name]
-    if "sees" in values:
+    if values.get("sees", {}).get("kind") == "features":
         values = {**values, "sees": {**values["sees"], "held": {**HELD, "image_size": size}}}
     return MODELS[values["kind"]][0].model_validate(values)
 
@@ -105,7 +112,8 @@ def make(name: str, size: int, seed: int = 0) -> Model:
     if model.prepares:
         model.prepare([Batch(photos(size, 40, seed=100), features=features_of(photos(size, 40, seed=100)))])
     if not model.trains and model.fits:  # ready once it is fitted
-        model.eval().fit([Batch(photos(size, 40, seed=100)), Batch(photos(size, 40, seed=101))])
+        given = [photos(size, 40, seed=100), photos(size, 40, seed=101)]
+        model.eval().fit([batch_of(model, images, None) for images in given])
     return model
 
 

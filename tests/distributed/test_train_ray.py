@@ -137,23 +137,6 @@ def undisturbed(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> str
     return str(first["model_id"])
 
 
-def test_a_killed_worker_costs_no_bit(undisturbed, tmp_path):
-    store = new_store(tmp_path)
-    seen: list[TrainProgress] = []
-    saved: list[int] = []  # the newest checkpoint when the worker was killed
-
-    def kill_one(progress: TrainProgress) -> None:
-        seen.append(progress)
-        if not saved and (complete := complete_steps(store)):
-            saved.append(max(complete))
-            workers()[-1].send_signal(signal.SIGKILL)
-
-    assert train(store, progress=kill_one) == undisturbed
-    [resumed] = {one.resumed_from for one in seen} - {None}
-    assert resumed >= saved[0] > 0  # nothing is lost but the steps since that checkpoint
-    assert seen[-1].step == seen[-1].total_steps == TOTAL
-
-
 PROGRAM = """
 import sys
 import ray
@@ -170,7 +153,7 @@ class Interrupted(Exception):
     """What a handler of SIGTERM raises in the main thread."""
 
 
-def test_a_job_interrupted_and_then_killed_continues_to_the_same_bits(undisturbed, tmp_path):
+def test_an_interrupted_a_killed_job_and_a_killed_worker_cost_no_bit(undisturbed, tmp_path):
     import ray
 
     store = new_store(tmp_path)
@@ -195,9 +178,23 @@ def test_a_job_interrupted_and_then_killed_continues_to_the_same_bits(undisturbe
             assert time.monotonic() < deadline
             time.sleep(0.1)
         job.kill()
+
+    killed = max(complete_steps(store))
     last: list[TrainProgress] = []
-    assert train(store, attempt=3, progress=last.append) == undisturbed
-    assert last[-1].resumed_from > interrupted
+    saved: list[int] = []  # the newest checkpoint when a worker of the third attempt was killed
+
+    def kill_one(progress: TrainProgress) -> None:
+        last.append(progress)
+        if not saved and (newest := max(complete_steps(store))) > killed:
+            saved.append(newest)
+            workers()[-1].send_signal(signal.SIGKILL)
+
+    assert train(store, attempt=3, progress=kill_one) == undisturbed
+    first, *later = dict.fromkeys(one.resumed_from for one in last)
+    assert first >= killed > interrupted  # nothing is lost but the steps since the newest checkpoint
+    assert later
+    assert later[0] >= saved[0]
+    assert last[-1].step == last[-1].total_steps == TOTAL
 
 
 def test_a_diverging_training_ends_with_step_and_parts_and_no_retries(ray_session, tmp_path):

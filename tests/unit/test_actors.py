@@ -240,6 +240,7 @@ def test_a_photo_has_the_same_bits_wherever_it_lies(model: SmallModel) -> None:
 SETTINGS: dict[str, dict[str, Any]] = {
     "descriptor": {"cell": 16, "read_out": {"dims": 8}},
     "distilled": {"teacher": "a" * 64, "numbers": 12, "cells": 2},
+    "ridge": {"teacher": "a" * 64, "numbers": 12, "sees": {"kind": "descriptor", "cell": 16, "read_out": {"dims": 8}}},
     # A fusion names bundles; this one has what the training fills in.
     "fusion": {
         "members": ["a" * 64, "b" * 64],
@@ -258,7 +259,8 @@ def test_the_same_holds_for_the_models_of_the_table(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
     made = build_model(MODELS[kind][0].model_validate({"kind": kind, **SETTINGS.get(kind, {})}), image_size=64)
     if made.fits:
-        made.eval().fit([Batch(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))])
+        images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        made.eval().fit([Batch(images, features=images.float().flatten(1)[:, : made.num_features or None])])
     encoder = Encoder(made, batch_size=32)
     together = encoder(pixels, np.arange(40))
     assert np.ptp(together.mean, axis=0).max() > 0

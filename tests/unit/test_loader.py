@@ -208,10 +208,10 @@ def test_only_living_rows_are_read_from_the_store(store, reader):
 
 
 @pytest.mark.parametrize("asked", [{"threads": 3}, {"for_gpu": True}, {"threads": 3, "for_gpu": True}])
-def test_threads_and_a_gpus_layout_give_the_same_photos(store, reader, asked):
+def test_threads_and_a_gpus_layout_give_the_same_photos(store, reader, tmp_path, asked):
     pixels = write_parts(store, [20, 13, 9, 30], living=0.8)
     plain = loader_over(reader, pixels, batch_size=8)
-    other = loader_over(reader, pixels, batch_size=8, **asked)
+    other = loader_over(PartReader(PartCache(store, tmp_path / "other"), SIZE, **asked), pixels, batch_size=8)
     for left, right in zip(plain.batches(0, 12), other.batches(0, 12), strict=True):
         assert torch.equal(left.images, right.images)
         if asked.get("for_gpu") and len(right.images) > 1:

@@ -59,8 +59,9 @@ def store_of(tmp_path: Path) -> Store:
     [
         ["model.kind=vae", "model.latent_dim=3", f"model.sees={{kind: features, teacher: {TEACHER}, hidden: [8]}}"],
         ["model.kind=distilled", "model.latent_dim=3", "model.channels=[4, 8]", f"model.teacher={TEACHER}"],
+        ["model.kind=ridge", "model.sees={kind: descriptor, read_out: {dims: 5}}", f"model.teacher={TEACHER}"],
     ],
-    ids=["vae_of_features", "distilled"],
+    ids=["vae_of_features", "distilled", "ridge"],
 )
 def test_the_teacher_is_made_first_and_every_photo_has_its_own_features(
     night: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
