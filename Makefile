@@ -5,8 +5,12 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
+IMAGES  ?= cpu reader
+BUILDER ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill install clean
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill cluster-watch cluster-nights install clean image test-schedulers test-pods
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -55,6 +59,27 @@ bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), abou
 
 bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
 	$(BIN)/python tests/benchmarks/bench_kill.py
+
+cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
+	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
+
+image:  ## container images (IMAGES="cpu gpu reader" BUILDER=docker or podman), and what each layer adds
+	@for target in $(IMAGES); do \
+	  $(BUILDER) build --file docker/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION=$$(git rev-parse --short HEAD) $(BUILD_OPTIONS) --tag visual-codebooks-$$target:$(VERSION) . || exit 1; \
+	  echo "visual-codebooks-$$target:$(VERSION), layer by layer:"; \
+	  $(BUILDER) history --format '{{.Size}}|{{.CreatedBy}}' visual-codebooks-$$target:$(VERSION) | grep -v '^0 *B' | cut -c1-110; \
+	done
+
+test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program), about five minutes
+	$(BIN)/python tests/cluster/airflow_nights.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
+
+test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman), about two minutes
+	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
+	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
+
+cluster-watch: $(VENV)/.dev  ## nights told to a real Prometheus and Alertmanager, rules against wrong versions (Debian's prometheus*)
+	$(BIN)/python tests/cluster/watch_chain.py --write
 
 install: $(VENV)/.dev  ## everything into .venv
 

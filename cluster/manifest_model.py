@@ -122,12 +122,26 @@ class Manifests:
                 yield _pod(
                     f"{where} {path}".rstrip(), document, template, {} if path == "spec.template" else _JOB_LABELS
                 )
+        yield from self._argo_pods()
         for cluster in self.ray_clusters():
             for where, group, kind in cluster.groups():
                 name = "headgroup" if kind == "head" else str(group.get("groupName"))
                 labels = {**_RAY_LABELS, "ray.io/node-type": kind, "ray.io/group": name}
                 if isinstance(group.get("template"), dict):
                     yield _pod(f"{where}.template", cluster.owner, group["template"], labels, ray=kind)
+
+    def _argo_pods(self) -> Iterator[Pod]:
+        """Yield the pods of Argo's workflows: one a template, with what the workflow says of all of them."""
+        paths = {"Workflow": "spec", "WorkflowTemplate": "spec", "CronWorkflow": "spec.workflowSpec"}
+        for where, document in self.of_kind(*paths):
+            path = paths[document["kind"]]
+            whole = at(document, path) or {}
+            for number, template in enumerate(listed(whole, "templates")):
+                own = {name: template[name] for name in ("serviceAccountName", "securityContext") if name in template}
+                spec = {**whole, **own, "volumes": [*listed(whole, "volumes"), *listed(template, "volumes")]}
+                spec["containers"] = [template[name] for name in ("container", "script") if name in template]
+                if spec["containers"]:
+                    yield _pod(f"{where} {path}.templates[{number}]", document, {**template, "spec": spec}, {})
 
 
 def _pod(

@@ -118,6 +118,29 @@ def schedules(manifests: Manifests) -> Iterator[Problem]:
             )
 
 
+def workflow_schedules(manifests: Manifests) -> Iterator[Problem]:
+    """The same for Argo, whose words are others, and whose runs end some day."""
+    for where, document in manifests.of_kind("CronWorkflow"):
+        times = at(document, "spec.schedules") or [at(document, "spec.schedule")]
+        for schedule in times:
+            if problem := cron_problem(schedule):
+                yield Problem(where, f"spec.schedules {problem}")
+        if problem := time_zone_problem(at(document, "spec.timezone")):
+            yield Problem(where, f"spec.timezone {problem}")
+        if at(document, "spec.concurrencyPolicy") != "Forbid":
+            yield Problem(
+                where, "spec.concurrencyPolicy is not Forbid: a night longer than a day would meet the next one"
+            )
+        whole = at(document, "spec.workflowSpec") or {}
+        if not isinstance(whole.get("activeDeadlineSeconds"), int):
+            yield Problem(where, "workflowSpec.activeDeadlineSeconds is missing: a stuck night would wait for ever")
+        named = {template.get("name") for template in listed(whole, "templates")}
+        if whole.get("entrypoint") not in named:
+            yield Problem(
+                where, f"entrypoint {whole.get('entrypoint')!r} is none of its templates {sorted(map(str, named))}"
+            )
+
+
 def job_failures(manifests: Manifests) -> Iterator[Problem]:
     """A Job ends some day, and a policy on exit codes is one that the API server takes."""
     paths = {"CronJob": "spec.jobTemplate.spec", "Job": "spec"}

@@ -25,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     manifest_rules_objects.words,
     manifest_rules_objects.names,
     manifest_rules_objects.schedules,
+    manifest_rules_objects.workflow_schedules,
     manifest_rules_objects.job_failures,
     manifest_rules_objects.selectors,
     manifest_rules_objects.disruption_budgets,
@@ -62,32 +63,42 @@ def check(documents: Sequence[Document], *, outside: Sequence[str] = ()) -> list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check one file and return the exit code: 0 nothing is wrong, 2 something is, 3 it cannot be read."""
+    """Check the objects of all files together; return 0 where all is well, 2 where not, 3 where unreadable."""
     parser = argparse.ArgumentParser(prog="python -m cluster.manifests", description=__doc__)
-    parser.add_argument("file", type=Path, help="what `kubectl kustomize` has printed; - for standard input")
-    parser.add_argument("--crds", type=Path, metavar="FOLDER", help="the operator's CustomResourceDefinitions")
+    parser.add_argument("files", type=Path, nargs="+", help="what `kubectl kustomize` printed; - for standard input")
+    parser.add_argument(
+        "--crds",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="CustomResourceDefinitions of operators",
+    )
     parser.add_argument("--kubernetes", metavar="VERSION", help="check Kubernetes' own kinds by its schemas, as 1.32")
     parser.add_argument(
         "--outside", action="append", default=[], metavar="KIND/NAME", help="made elsewhere, as secret/object-store"
     )
     given = parser.parse_args(argv)
     try:
-        text = sys.stdin.read() if str(given.file) == "-" else given.file.read_text()
-        documents = read_documents(text, str(given.file))
+        documents: list[Document] = []
+        for file in given.files:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text()
+            documents += read_documents(text, str(file))
         found = check(documents, outside=given.outside)
-        if given.crds is not None:
-            found += [("operator's schema", each) for each in custom_problems(documents, load_crds(given.crds))]
+        if given.crds:
+            crds = {name: schema for folder in given.crds for name, schema in load_crds(folder).items()}
+            found += [("operator's schema", each) for each in custom_problems(documents, crds)]
         if given.kubernetes is not None:
             found += [("Kubernetes' schema", each) for each in core_problems(documents, given.kubernetes)]
     except CodebooksError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"cannot read {given.file}: {error.strerror}\n")
+        sys.stderr.write(f"cannot read {error.filename}: {error.strerror}\n")
         return InputError.exit_code
     for rule, problem in found:
         sys.stdout.write(f"{problem} ({rule})\n")
-    left_out = [name for name, value in (("--crds", given.crds), ("--kubernetes", given.kubernetes)) if value is None]
+    left_out = [name for name, value in (("--crds", given.crds), ("--kubernetes", given.kubernetes)) if not value]
     note = f"; not looked at without {' and '.join(left_out)}: schemas" if left_out else ""
     sys.stdout.write(f"{len(documents)} objects, {len(RULES)} rules: {len(found) or 'no'} problems{note}\n")
     return ConfigError.exit_code if found else 0

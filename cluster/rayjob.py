@@ -50,11 +50,31 @@ def run_of_job(job: str, zone: str) -> str:
         raise ConfigError(
             f"the Job is called {job!r}, which tells no date; end it with one, as refresh-2026-11-20, or say --run"
         )
+    return _day(datetime.fromtimestamp(int(match[1]) * 60, UTC), zone)
+
+
+def run_of_time(due: str, zone: str) -> str:
+    """Return the run's name for a time at which a night was due: its day; a day alone is taken as it is.
+
+    Raises ConfigError for what is neither, such as a placeholder that a scheduler has not filled.
+    """
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", due):
+        return due
+    try:
+        when = datetime.fromisoformat(due)
+    except ValueError as error:
+        raise ConfigError(f"--due is {due!r}; give a time as 2026-11-21T02:30:00Z, or a day as 2026-11-21") from error
+    if when.tzinfo is None:
+        raise ConfigError(f"--due is {due!r}, without a time zone; end it with Z or an offset")
+    return _day(when, zone)
+
+
+def _day(when: datetime, zone: str) -> str:
     try:
         place = ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise ConfigError(f"the time zone is {zone!r}; write for example Europe/Berlin or Etc/UTC") from error
-    return datetime.fromtimestamp(int(match[1]) * 60, UTC).astimezone(place).strftime("%Y-%m-%d")
+    return when.astimezone(place).strftime("%Y-%m-%d")
 
 
 def made_from(template: Document, *, run: str, number: int, job: Mapping[str, str]) -> Document:
@@ -175,11 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.rayjob", description=__doc__)
     parser.add_argument("template", help="name of the suspended RayJob")
     parser.add_argument("--run", help="the run's name; without it the day on which the Job was due")
+    parser.add_argument("--due", help="when it was due, in place of --run: the run's name is that day in TIME_ZONE")
     given: Any = parser.parse_args(argv)
+    zone = os.environ.get("TIME_ZONE", "Etc/UTC")
     job = {"name": os.environ.get("JOB_NAME", ""), "uid": os.environ.get("JOB_UID", "")}
     with stopping_on_signals(lambda: None):
         try:
-            run = given.run or run_of_job(job["name"], os.environ.get("TIME_ZONE", "Etc/UTC"))
+            due = run_of_time(given.due, zone) if given.due is not None else None
+            run = given.run or due or run_of_job(job["name"], zone)
             check_run_name(run)
             return run_night(KubernetesApi.from_pod(), given.template, run, job=job)
         except KeyboardInterrupt:

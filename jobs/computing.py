@@ -197,7 +197,9 @@ def compute(
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             advance(result.photos)
-            tell(ShardEnded(stage, result.number, result.photos, result.refused, result.reused))
+            told = (result.photos, result.refused, result.reused, result.node, result.seconds, result.said)
+            tell(ended_shard := ShardEnded(stage, result.number, *told))
+            context.progress.shard(ended_shard)
             limits.note(result)
 
         run = run_shards_here if context.here else run_shards

@@ -119,8 +119,12 @@ class JsonLines(io.TextIOBase):
             self._stages.append(event.name)
         elif isinstance(event, ShardEnded):
             text = f"shard {event.number}: {event.photos:,} photos, {event.refused:,} refused"
+            place = {"shard": event.number, "node": event.node or self._node}
             told = {"photos": event.photos, "refused": event.refused, "reused": event.reused}
-            self.say("info", text, **{"shard": event.number, **told})
+            self.say("info", text, **{**place, **told, "seconds": event.seconds})
+            for line in event.said:
+                level = line.partition(" ")[0].lower()
+                self.say(level, line, **place)
         elif isinstance(event, StageEnded):
             said = {"seconds": round(event.seconds, 3), **({"photos": event.photos} if event.photos else {})}
             self.say("info", f"{event.name}: ended after {event.seconds:.1f} s", **said)

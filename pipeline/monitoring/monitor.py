@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 ALREADY = "this run has already published"
 UNCHANGED = "nothing to do"
 _LEAST_WAIT_S = 0.1
+_AGAIN_S = 2.0
 _RETRIED_S = 6 * 3600.0  # how long after a night its scheduler may try it again
 
 
@@ -99,7 +100,11 @@ class Monitor:
         if self._config.webhook.url is not None:
             body = message(standing, store=self._store.url, links=self._config.links)
             work.append(("webhook", lambda left: post(self._config.webhook, body, timeout_s=left)))
+        known = standing.failures
         within(deadline - time.monotonic(), work, self._failed)
+        if self._state.standing().failures != known:  # the metrics say so too, where they can still be told
+            sinks = [job for job in work if job[0] not in ("webhook", *self._warned)]
+            within(_AGAIN_S, sinks, self._failed)
 
     def _success(self, standing: Standing) -> Iterator[Success]:
         """Yield what the channel's series say after a refresh that ended well; nothing leaves them as they are."""

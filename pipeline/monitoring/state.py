@@ -69,7 +69,7 @@ class RunState:
     def note(self, event: Event) -> None:
         """Take an event in."""
         with self._lock:
-            self._now = replace(self._taken(event), updated=time.time())
+            self._now = self._taken(event)
 
     def failed(self, sink: str) -> None:
         """Count one time that a sink could not be told."""
@@ -82,12 +82,17 @@ class RunState:
             self._now = replace(self._now, ended=ended, stage=None, updated=ended.at)
 
     def standing(self) -> Standing:
-        """Return how the run stands now; a stage at work counts with the seconds that it has had so far."""
+        """Return how the run stands now; a stage at work counts with the seconds that it has had so far.
+
+        updated: this moment, until the run has ended. That somebody asks is the sign of life that a killed process
+        does not give.
+        """
         with self._lock:
             seconds = dict(self._now.seconds)
             for stage, began in self._begun.items():
                 seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
-            return replace(self._now, seconds=seconds)
+            updated = self._now.updated if self._now.ended else time.time()
+            return replace(self._now, seconds=seconds, updated=updated)
 
     def _taken(self, event: Event) -> Standing:
         now = self._now

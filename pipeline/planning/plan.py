@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,10 +28,10 @@ from ..catalogue import (
 )
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
-from ..ordering import run_starts
+from ..ordering import as_numpy, ranks, run_starts, take_column
 from ..release import Manifest, Sample, read_manifest
-from ..release.tables import read_table
-from ..schema import PHOTOS, attribute_fields, plan_schema
+from ..release.tables import read_table, write_table
+from ..schema import PART_NAMES, PHOTOS, attribute_fields, held_table, plan_schema
 from ..storage import Files, Store, home_of
 from .asked import category_told
 from .renewal import Renewal, renewal_of
@@ -88,15 +88,13 @@ class Plan:
     def to_bytes(self) -> bytes:
         """Return the plan as one Parquet file, the summary in its metadata."""
         meta = {**(self.rows.schema.metadata or {}), _META: self.summary.model_dump_json().encode()}
-        sink = io.BytesIO()
-        pq.write_table(self.rows.combine_chunks().replace_schema_metadata(meta), sink, compression="zstd")
-        return sink.getvalue()
+        return write_table(self.rows.replace_schema_metadata(meta))
 
     @staticmethod
     def from_bytes(data: bytes) -> Plan:
         """Return the plan that `to_bytes` wrote. Raises IntegrityError on anything else."""
         try:
-            rows = pq.read_table(io.BytesIO(data))
+            rows = held_table(pq.read_table(pa.BufferReader(data), read_dictionary=list(PART_NAMES)))
         except pa.ArrowInvalid as error:
             raise IntegrityError(
                 f"plan.parquet is not a whole Parquet file ({error}); start a run of another name"
@@ -214,15 +212,14 @@ def _drop_missing_pixels(store: Store, rows: pa.Table, *, encode_all: bool, usab
         again = pc.and_(again, pc.is_null(rows["latents_part"]))
     if not pc.any(again).as_py():
         return rows
-    parts = pc.unique(rows["pixels_part"].filter(again)).to_pylist()
-    folders = {name.rsplit("/", 1)[0] + "/" for name in parts if name}
+    codes, names = ranks(rows["pixels_part"])
+    folders = {name.rsplit("/", 1)[0] + "/" for name in names}
     there = {entry.name for folder in folders for entry in store.list(folder)} if usable else set()
-    found = pc.fill_null(pc.is_in(rows["pixels_part"], value_set=pa.array(sorted(there), pa.string())), False)
-    keep = pc.or_(found, pc.invert(again))
+    found = np.array([*(name in there for name in names), False])[codes]
+    lost = as_numpy(again).astype(np.bool_) & ~found
+    kept = pa.array(np.arange(rows.num_rows), mask=lost)
     for name in ("pixels_part", "pixels_row"):
-        column = rows[name]
-        cleared = pc.if_else(keep, column, pa.scalar(None, column.type))
-        rows = rows.set_column(rows.schema.get_field_index(name), name, cleared)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, take_column(rows[name], kept))
     return rows
 
 

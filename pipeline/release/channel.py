@@ -222,7 +222,13 @@ def _read_entry(store: Store, channel: str, number: int) -> ChannelEntry:
     try:
         entry = ChannelEntry.model_validate_json(store.get(name))
     except ValidationError as error:
-        raise IntegrityError(f"{name} is not a channel entry: {error}") from error
+        raise IntegrityError(
+            f"{name} is not a channel entry; restore it from the store's versions or a copy, or delete it: the channel "
+            f"then goes by its other entries, and a rollback --to writes a newest one again ({error})"
+        ) from error
     if entry.number != number:
-        raise IntegrityError(f"{name} says that it is number {entry.number}: the log was copied or edited by hand")
+        raise IntegrityError(
+            f"{name} says that it is number {entry.number}: the log was copied or edited by hand; restore it from the "
+            "store's versions or a copy, or delete it"
+        )
     return entry

@@ -155,7 +155,7 @@ class Machine:
     def kill(self) -> None:
         """Cut its power: SIGKILL to everything on it."""
         for process in self.processes:
-            for child in _children(process.wrapper.pid):
+            for child in children(process.wrapper.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)  # the first process of its namespace: the kernel ends the others
             with contextlib.suppress(ProcessLookupError):
@@ -187,7 +187,8 @@ def wait_until(what: str, seen: Callable[[], Any], *, limit_s: float, every_s: f
     return time.monotonic() - began
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started: of a wrapper the first one of its namespace."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (OSError, ValueError):

@@ -49,9 +49,15 @@ BOTH = {"policy": "DeleteSelf", "condition": {"jobStatus": "FAILED", "jobDeploym
 def base() -> tuple[Document, ...]:
     """Return the objects of the base as they are written, before kustomize."""
     files = [path for path in sorted((KUBERNETES / "base").glob("*.yaml")) if path.stem not in NOT_OBJECTS]
-    return tuple(document for path in files for document in read_documents(path.read_text(), path.name))
+    files.append(ROOT / "cluster" / "schedulers" / "argo.yaml")
+    documents = [document for path in files for document in read_documents(path.read_text(), path.name)]
+    for document in documents:
+        document["metadata"]["namespace"] = "visual-codebooks"  # as an overlay says
+    return tuple(documents)
 
 
+ARGO = "spec.workflowSpec.templates.0"
+FLOW = "codebooks-refresh"
 NOT_OBJECTS = {"kustomization", "references", "shop"}
 
 
@@ -91,6 +97,13 @@ SPOILT: list[tuple[str, str, str, str, Any, str]] = [
     ("schedules", "CronJob", "refresh", "spec.timeZone", GONE, "names no spec.timeZone"),
     ("schedules", "CronJob", "refresh", "spec.startingDeadlineSeconds", 5, "below 10 never"),
     ("schedules", "CronJob", "refresh", "spec.concurrencyPolicy", "Allow", "not Forbid"),
+    ("workflow_schedules", "CronWorkflow", FLOW, "spec.schedules", ["30 2 * * *", "daily"], "'daily' has 1"),
+    ("workflow_schedules", "CronWorkflow", FLOW, "spec.timezone", "Europe/Berln", "no time zone"),
+    ("workflow_schedules", "CronWorkflow", FLOW, "spec.concurrencyPolicy", "Allow", "not Forbid"),
+    ("workflow_schedules", "CronWorkflow", FLOW, "spec.workflowSpec.entrypoint", "nihgt", "none of its"),
+    ("workflow_schedules", "CronWorkflow", FLOW, "spec.workflowSpec.activeDeadlineSeconds", GONE, "for ever"),
+    ("least_rights", "CronWorkflow", FLOW, f"{ARGO}.container.securityContext", {}, "drop: [ALL]"),
+    ("started_templates", "CronWorkflow", FLOW, f"{ARGO}.container.command.3", "x", "RayJob 'x'"),
     ("job_failures", "CronJob", "refresh", "spec.jobTemplate.spec.activeDeadlineSeconds", GONE, "given up"),
     ("job_failures", "CronJob", "refresh", f"{STARTER}.restartPolicy", "OnFailure", "needs restartPolicy: Never"),
     ("job_failures", "CronJob", "refresh", "spec.jobTemplate.spec.podFailurePolicy.rules.1.onExitCodes.values", [0, 4],

@@ -16,7 +16,7 @@ import yaml
 
 from cluster import rayjob
 from cluster.kubernetes_api import KubernetesApi
-from cluster.rayjob import exit_code_of, made_from, run_night, run_of_job
+from cluster.rayjob import exit_code_of, made_from, run_night, run_of_job, run_of_time
 from pipeline.errors import ConfigError, Forbidden, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +96,15 @@ def test_a_runs_name_is_the_day_on_which_it_was_due() -> None:
         run_of_job("refresh-abcde", "Etc/UTC")
     with pytest.raises(ConfigError, match="'Europe/Berln'"):
         run_of_job(f"refresh-{due}", "Europe/Berln")
+
+
+def test_a_time_that_a_scheduler_gives_is_a_day() -> None:
+    assert run_of_time("2026-11-20T23:30:00Z", "Etc/UTC") == "2026-11-20"
+    assert run_of_time("2026-11-20T23:30:00+00:00", "Europe/Berlin") == "2026-11-21"
+    assert run_of_time("2026-11-20", "Europe/Berlin") == "2026-11-20"
+    for wrong in ("{{workflow.scheduledTime}}", "2026-11-20T23:30:00", "", "20.11.2026"):
+        with pytest.raises(ConfigError, match="--due is"):
+            run_of_time(wrong, "Etc/UTC")
 
 
 def test_what_is_made_of_a_template() -> None:

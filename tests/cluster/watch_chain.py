@@ -1,0 +1,348 @@
+"""The whole chain on loopback: a real refresh, Pushgateway, Prometheus, Alertmanager, and our receiver of alerts.
+
+`make cluster-watch` (Debian's prometheus, prometheus-pushgateway, prometheus-alertmanager; about two minutes). What a
+night tells goes through the real programs: `promtool` judges the text format and the rules, every expression of the
+dashboard is sent to the real Prometheus after real nights and has to find data, and an alert arrives as a POST. Known
+wrong versions must fail: each rule with another limit, a metric without help, last success in the run's own group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.server
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.images.render import render_catalogue
+
+ROOT = Path(__file__).resolve().parents[2]
+MONITORING = ROOT / "cluster" / "monitoring"
+RESULTS = ROOT / "tests" / "benchmarks" / "results" / "watch.json"
+NEEDED = ("promtool", "prometheus", "prometheus-pushgateway", "prometheus-alertmanager", "amtool")
+# (alert, what stands in its rule, what makes it wrong): the tests of rules must see every one of them.
+WRONG = [
+    ("CodebooksNoRelease", "26 * 3600", "30 * 3600"),
+    ("CodebooksNoRelease", "max without", "min without"),
+    ("CodebooksNotTold", "for: 2h", "for: 20m"),
+    ("CodebooksGateRefused", "== 0", "== 1"),
+    ("CodebooksGateRefused", "or ignoring (gate) (", "or ("),
+    ("CodebooksRunFailing", "< 4", "< 6"),
+    ("CodebooksRunFailing", '{command="refresh"}', ""),
+    ("CodebooksStillTemporary", "last_over_time(codebooks_run_exit_code{command=\"refresh\"}[1h])",
+     "codebooks_run_exit_code{command=\"refresh\"}"),
+    ("CodebooksRunSilent", "and codebooks_run_in_progress == 1", ""),
+    ("CodebooksRunSilent", "> 900", "> 9000"),
+    ("CodebooksQuarantineAboveBudget", "0.5 *", "0.6 *"),
+    ("CodebooksChannelBehind", "without (instance, job, channel)", "without (instance, job, channel, catalogue)"),
+    ("CodebooksNotDelivered", "> 0", ">= 0"),
+]  # fmt: skip
+# Needs a GPU in the cluster that Prometheus scrapes.
+WITHOUT_DATA_HERE = ("ray_node_gpus_utilization",)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def ask(url: str, timeout_s: float = 10.0) -> Any:
+    with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def until(what: str, found: Callable[[], Any], limit_s: float = 60.0) -> Any:
+    """Return the first true answer. Raises AssertionError after `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if answer := found():
+                return answer
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not after {limit_s:g} s")
+
+
+@contextmanager
+def process(folder: Path, *words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the end of the `with`, its output in a file of the folder."""
+    log = (folder / f"{Path(words[0]).name}.log").open("ab")
+    with log, subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, **environment}) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+            try:
+                running.wait(20)
+            except subprocess.TimeoutExpired:
+                running.kill()
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Take POSTs of JSON: ours at /night, Alertmanager's at /alerts."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            got.append({"path": self.path, "body": body})
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", got
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def promtool(*words: str, stdin: bytes | None = None) -> tuple[int, str]:
+    done = subprocess.run(["promtool", *words], input=stdin, capture_output=True)
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+def check_rules(folder: Path) -> dict[str, Any]:
+    """Test the rules as they are, and each known wrong version of them."""
+    rules, tests = (MONITORING / "alerts.yaml").read_text(), ROOT / "tests/cluster/alerts_test.yaml"
+    seen = []
+    for alert, right, wrong in [("", "", ""), *WRONG]:
+        place = folder / (f"rules-{len(seen)}")
+        place.mkdir()
+        shutil.copy(tests, place / "alerts_test.yaml")
+        text = rules
+        if alert:
+            before, name, after = rules.partition(f"- alert: {alert}\n")
+            own, following, rest = after.partition("\n      - alert: ")
+            assert right in own, f"{alert}: {right!r} is not in its rule"
+            text = before + name + own.replace(right, wrong, 1) + following + rest
+        (place / "alerts.yaml").write_text(text)
+        code, said = promtool("check", "rules", str(place / "alerts.yaml"))
+        assert code == 0, f"{alert}: {said}"
+        code, said = promtool("test", "rules", str(place / "alerts_test.yaml"))
+        assert (code == 0) == (not alert), f"{alert} with {wrong!r} for {right!r}: promtool ended with {code}\n{said}"
+        seen.append(f"{alert}: {right!r} -> {wrong!r}")
+    for name in ("prometheus.yaml", "alertmanager.yaml"):
+        place = folder / "example"
+        shutil.copytree(MONITORING, place, dirs_exist_ok=True)
+        tool = ("promtool", "check", "config") if name == "prometheus.yaml" else ("amtool", "check-config")
+        done = subprocess.run([*tool, str(place / name)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return {"rules": rules.count("- alert:"), "wrong_versions_seen": seen[1:]}
+
+
+def check_metrics(url: str) -> dict[str, Any]:
+    """Let promtool judge what the Pushgateway serves, our own part of it, and a text without help as a control."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    ours = [line for line in lines if line.startswith(("codebooks_", "# HELP codebooks_", "# TYPE codebooks_"))]
+    code, said = promtool("check", "metrics", stdin=("\n".join(ours) + "\n").encode())
+    assert (code, said.strip()) == (0, ""), said
+    bare = [line for line in ours if not line.startswith("# HELP codebooks_run_exit_code")]
+    code, said = promtool("check", "metrics", stdin=("\n".join(bare) + "\n").encode())
+    assert code != 0, "promtool passes a metric without help"
+    return {"families": sum(line.startswith("# TYPE") for line in ours),
+            "series": sum(not line.startswith("#") for line in ours), "control": said.strip()}  # fmt: skip
+
+
+def check_dashboard(url: str) -> dict[str, Any]:
+    """Send every expression of the dashboard to the real Prometheus, and demand data."""
+    board = json.loads((MONITORING / "dashboard.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    empty = []
+    for expression in expressions:
+        asked = expression.replace("$channel", "stable").replace("$command", "refresh")
+        query = urllib.parse.urlencode({"query": asked})
+        found = ask(f"{url}/api/v1/query?{query}")["data"]["result"]
+        if not found:
+            empty.append(asked)
+    missing = [asked for asked in empty if not any(known in asked for known in WITHOUT_DATA_HERE)]
+    assert not missing, f"no data for {missing}"
+    return {"expressions": len(expressions), "without_data_here": empty}
+
+
+def configure(folder: Path, gateway: str, alerts: str, ray_files: str) -> Path:
+    """Write a Prometheus config of our rules, at intervals of a second, and limits that a test can wait for."""
+    rules = (MONITORING / "alerts.yaml").read_text().replace("26 * 3600", "20").replace("for: 5m", "for: 1s")
+    (folder / "alerts.yaml").write_text(rules)
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(folder / "alerts.yaml")],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alerts]}]}]},
+        "scrape_configs": [
+            {"job_name": "codebooks", "honor_labels": True, "static_configs": [{"targets": [gateway]}]},
+            {"job_name": "ray", "file_sd_configs": [{"files": [ray_files], "refresh_interval": "1s"}]},
+        ],
+    }
+    path = folder / "prometheus.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def chain(folder: Path) -> dict[str, Any]:
+    """Run the nights and follow what they tell to its ends."""
+    gateway_port, alert_port, prometheus_port = free_port(), free_port(), free_port()
+    gateway, prometheus = f"http://127.0.0.1:{gateway_port}", f"http://127.0.0.1:{prometheus_port}"
+    ray_folder = folder / "ray"
+    with contextlib.ExitStack() as stack:
+        hook, got = stack.enter_context(receiver())
+        (folder / "alertmanager.yaml").write_text(yaml.safe_dump({
+            "route": {"receiver": "ours", "group_wait": "1s", "group_interval": "1s", "repeat_interval": "1h",
+                      "group_by": ["alertname"]},
+            "receivers": [{"name": "ours", "webhook_configs": [{"url": f"{hook}/alerts", "send_resolved": True}]}],
+        }))  # fmt: skip
+        config = configure(
+            folder,
+            f"127.0.0.1:{gateway_port}",
+            f"127.0.0.1:{alert_port}",
+            f"{ray_folder}/prom_metrics_service_discovery.json",
+        )
+        listen = "--web.listen-address=127.0.0.1"
+        start = [
+            ("prometheus-pushgateway", f"{listen}:{gateway_port}"),
+            ("prometheus-alertmanager", f"--config.file={folder / 'alertmanager.yaml'}", "--cluster.listen-address=",
+             f"--storage.path={folder / 'am'}", f"{listen}:{alert_port}"),
+            ("prometheus", f"--storage.tsdb.path={folder / 'tsdb'}", f"{listen}:{prometheus_port}",
+             f"--config.file={config}"),
+        ]  # fmt: skip
+        for words in start:
+            stack.enter_context(process(folder, *words))
+        until("Prometheus is ready", lambda: ask(f"{prometheus}/api/v1/status/buildinfo"))
+        address = stack.enter_context(ray_cluster(ray_folder))
+        return nights(folder, gateway, prometheus, hook, got, address)
+
+
+@contextmanager
+def ray_cluster(folder: Path) -> Iterator[str]:
+    """Start a head that exports its metrics, as a cluster of several machines does."""
+    folder.mkdir()
+    port = free_port()
+    words = ["start", "--head", f"--port={port}", "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
+             "--object-store-memory=200000000", "--dashboard-host=127.0.0.1", f"--dashboard-port={free_port()}",
+             "--block"]  # fmt: skip
+    ray = str(Path(sys.executable).with_name("ray"))
+    with process(folder, ray, *words, RAY_AUTH_MODE="disabled"):
+        until("Ray lists what is to be scraped", (folder / "prom_metrics_service_discovery.json").exists, 90)
+        yield f"127.0.0.1:{port}"
+
+
+def nights(
+    folder: Path, gateway: str, prometheus: str, hook: str, got: list[dict[str, Any]], address: str
+) -> dict[str, Any]:
+    """A night that publishes, one that a gate refuses; then nothing, until the alert of the age arrives."""
+    catalogue = folder / "catalogue"
+    render_catalogue(catalogue, items=60, seed=0)
+    broken = next(path for path in sorted(catalogue.rglob("*")) if path.suffix in (".jpg", ".png", ".jpeg"))
+    broken.write_bytes(b"no picture")
+    given = [
+        f"store={folder / 'store'}", f"catalogue.source={catalogue / 'catalogue.csv'}", "monitor.metrics.every_s=1",
+        f"monitor.metrics.pushgateway={gateway}", f"monitor.webhook.url={hook}/night", "train.epochs=2",
+    ]  # fmt: skip
+
+    def night(run: str, *words: str, expect: int) -> float:
+        began = time.monotonic()
+        command = [sys.executable, "-m", "jobs", "refresh", "--config", "demo", "--run", run, "--log", "json"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run([*command, *given, *words], capture_output=True, text=True, env=env, timeout=280)
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stderr[-3000:]}"
+        for line in done.stderr.splitlines():
+            json.loads(line)
+        return time.monotonic() - began
+
+    def query(text: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ask(f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': text})}")[
+            "data"
+        ]["result"]
+        return found
+
+    seconds = {"published": night("one", expect=0)}
+    until("the exit code of night one", lambda: query('codebooks_run_exit_code{command="refresh"} == 0'))
+    result: dict[str, Any] = {"dashboard": check_dashboard(prometheus), "metrics": check_metrics(gateway)}
+    success = query("codebooks_last_success_timestamp_seconds")
+    seconds["refused"] = refused_night(catalogue, night)
+    until("the exit code of night two", lambda: query('codebooks_run_exit_code{command="refresh"} == 4'))
+    after = query("codebooks_last_success_timestamp_seconds")
+    assert [each["value"][1] for each in after] == [each["value"][1] for each in success], "the last success is gone"
+    assert query('codebooks_run_gate_passed{gate="min_items"} == 0'), "the gate is not told"
+
+    def arrived(alert: str) -> Any:
+        alerts = [one for each in got if each["path"] == "/alerts" for one in each["body"]["alerts"]]
+        return next((one for one in alerts if one["labels"]["alertname"] == alert and one["status"] == "firing"), None)
+
+    began = time.monotonic()
+    gate = until("the alert of the gate", lambda: arrived("CodebooksGateRefused"))
+    old = until("the alert of the age (20 s here)", lambda: arrived("CodebooksNoRelease"), 90)
+    told = [each["body"] for each in got if each["path"] == "/night"]
+    assert [(each["run"], each["verdict"]) for each in told] == [("one", "published"), ("two", "refused")]
+    assert Path(told[0]["report"]).is_file()
+    return {
+        **result,
+        "night_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "alerts": {one["labels"]["alertname"]: one["annotations"]["summary"] for one in (gate, old)},
+        "seconds_until_both_alerts": round(time.monotonic() - began, 1),
+        "webhook": [each["text"] for each in told],
+    }
+
+
+def refused_night(catalogue: Path, night: Callable[..., float]) -> float:
+    """Run a night on a catalogue of one item less, under a gate that nothing can pass."""
+    lines = (catalogue / "catalogue.csv").read_text().splitlines(keepends=True)
+    (catalogue / "catalogue.csv").write_text("".join(lines[:-1]))
+    return night("two", "gates.min_items=100000", expect=4)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only-rules", action="store_true", help="promtool's part alone, a few seconds")
+    parser.add_argument("--only-chain", action="store_true", help="the nights alone")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    arguments = parser.parse_args()
+    absent = [name for name in NEEDED if shutil.which(name) is None]
+    if absent:
+        sys.stderr.write(f"not installed: {', '.join(absent)}; Debian has prometheus, prometheus-pushgateway, "
+                         "prometheus-alertmanager\n")  # fmt: skip
+        return 2
+    with tempfile.TemporaryDirectory(prefix="watch-") as name:
+        folder = Path(name)
+        found: dict[str, Any] = {} if arguments.only_chain else check_rules(folder)
+        if not arguments.only_rules:
+            found |= chain(folder)
+    versions = subprocess.run(["prometheus", "--version"], capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found |= {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": commit.stdout.strip(),
+        "prometheus": (versions.stdout + versions.stderr).split()[2],
+    }
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    if arguments.write:
+        RESULTS.write_text(text)
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
