@@ -297,7 +297,7 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
     shows = [] if str(weed_binary()).startswith("/usr") else [Path(weed_binary()).parent]
     with Network(5, work, shows=shows) as network:
         shop = Shop(network, redis=redis)
-        _join(shop.desk)
+        join(shop.desk)
         files = subprocess.run(["git", "archive", "HEAD", "pipeline", "jobs", "cluster"], cwd=ROOT, capture_output=True)
         (work / "checkout").mkdir()
         subprocess.run(["tar", "-x", "-C", str(work / "checkout")], input=files.stdout, check=True)
@@ -324,7 +324,7 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
                 mend(shop)
 
 
-def _join(machine: Machine) -> None:
+def join(machine: Machine) -> None:
     """Move this process to a machine's network; what it starts from here on is there too."""
     with Path(f"/run/netns/{machine.space}").open() as space:
         if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), _NEW_NETWORK):
