@@ -9,7 +9,7 @@ from typing import Any
 from jobs.computing import Encoded
 from jobs.config import Config
 from jobs.context import Context
-from pipeline.catalogue import changes_between
+from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict, check_gates
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
@@ -119,7 +119,7 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         built = build_index(latents, config.index)
     context.attempt.check()
     with context.watch.stage("evaluate"):
-        parent_items = read_table(store, parent, "items") if parent else None
+        parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
         parent_quarantine = read_table(store, parent, "quarantine") if parent else None
         quarantine = with_first_seen(encoded.refused, parent_quarantine, context.run.name)
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)
