@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import ray
 from ray.job_submission import JobDetails, JobSubmissionClient
 from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from pipeline.errors import CodebooksError, ConfigError, Conflict, NotFound, Unavailable
 from pipeline.storage.secrets import masked_for_people
@@ -92,12 +93,14 @@ class Dashboard:
                 f"no Ray dashboard answers at {self.address!r} ({_one_line(error)}); is the head up, is this its "
                 "dashboard's port (8265), may this machine reach it?"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, RayStateApiException) as error:
             raise self._meant(error) from error
 
-    def _meant(self, error: RuntimeError) -> CodebooksError:
-        """Return what a RuntimeError of Ray's client says; it is known by its words alone."""
+    def _meant(self, error: Exception) -> CodebooksError:
+        """Return what an error of Ray's clients says; it is known by its words alone."""
         said = _one_line(error)
+        if isinstance(error, RayStateApiException):
+            return Unavailable(f"the Ray dashboard at {self.address!r} does not tell its nodes now: {said}; try again")
         if "already exists" in said:
             return Conflict(said)
         if "status code 404" in said and "does not exist" in said:

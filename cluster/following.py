@@ -19,6 +19,7 @@ from pipeline.storage.secrets import masked_for_people
 
 # What every answer of a command holds (`codebooks COMMAND --json`).
 _ANSWER = {"run", "release", "published", "reason"}
+_LOGGED = '{"time": '
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _SILENCE_S = 180.0  # of a head that does not answer; one with a store of its own is back in less
 _LOOK_S = 10.0
@@ -90,6 +91,8 @@ class Log:
         found = _answer_in(line)
         if found is not None:
             self.answer = found
+        elif line.startswith(_LOGGED):  # of `--log json`: an object already, which ours would only wrap
+            (sys.__stderr__ or sys.stderr).write(line + "\n")
         else:
             self._write(masked_for_people(line) + "\n")
 
@@ -125,7 +128,7 @@ def ending_of(job: Job, answer: Mapping[str, Any]) -> Ending:
     status, code = _status(job), job.driver_exit_code
     said = masked_for_people(" ".join((job.message or "").split()))[:500]
     if status == "SUCCEEDED":
-        return Ending(0, str(answer.get("reason", "done")), answer)
+        return Ending(0, f"the job is done: {answer.get('reason', 'its log has no answer')}", answer)
     if status == "STOPPED":
         return Ending(
             Unavailable.exit_code,
@@ -142,13 +145,13 @@ def ending_of(job: Job, answer: Mapping[str, Any]) -> Ending:
         number = -code if code < 0 else code - _BY_SIGNAL
         return Ending(Unavailable.exit_code, f"the job's process was killed by {_name_of(number)}; try again", answer)
     if code in range(1, 7):
-        return Ending(code, str(answer.get("error") or answer.get("reason") or said), answer)
+        return Ending(code, f"the job ended with exit code {code}: {answer.get('reason', said)}", answer)
     return Ending(CodebooksError.exit_code, f"the job's process ended with {code}: {said}", answer)
 
 
 async def _until_it_ends(dashboard: Watched, submission_id: str, log: Log) -> Any:
     """Show the log and return the job once it has ended; a connection that is lost is made again."""
-    answered = time.monotonic()
+    answered, waits = time.monotonic(), False
     while True:
         try:
             log.restart()
@@ -174,6 +177,9 @@ async def _until_it_ends(dashboard: Watched, submission_id: str, log: Log) -> An
             if _status(job) in _ENDED:
                 log.end()
                 return job
+            if _status(job) == "PENDING" and not waits:
+                waits = True
+                sys.stderr.write(f"job {submission_id} waits for the cluster: {masked_for_people(job.message or '')}\n")
         await asyncio.sleep(_PAUSE_S)
 
 

@@ -119,7 +119,7 @@ def run(arguments: Arguments) -> Outcome:
         run=ending.answer.get("run", asked.run),
         release=ending.answer.get("release"),
         published=bool(ending.answer.get("published", False)),
-        reason=str(answer.pop("reason", "unknown")) if ending.answer else ending.text,
+        reason=str(answer.pop("reason", ending.text)),
         details={**answer, **known, "exit_code": ending.exit_code},
         text=ending.text,
         exit_code=ending.exit_code,
@@ -232,8 +232,8 @@ def _number(submission_id: str, name: str) -> int:
 def _digest(asked: Asked, environment: Mapping[str, str]) -> str:
     """Return what tells a job's settings from another's; of variables only those that are settings."""
     own = {name: value for name, value in environment.items() if name.upper().startswith("CODEBOOKS__")}
-    text = None if asked.config is None else asked.config.read_text(encoding="utf-8")
-    return hashlib.sha256(json.dumps([asked.words, text, own]).encode()).hexdigest()
+    said = json.dumps([asked.words, asked.settings, own], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _settings(arguments: Arguments, *, whole: bool) -> Mapping[str, Any]:

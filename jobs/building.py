@@ -9,11 +9,10 @@ from typing import Any
 from jobs.computing import Encoded
 from jobs.config import Config
 from jobs.context import Context
-from pipeline.catalogue import changes_between
+from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict, check_gates
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
-from pipeline.keys import digest_of
 from pipeline.models import load_bundle
 from pipeline.planning import Plan, release_config
 from pipeline.quality.examining import (
@@ -28,7 +27,7 @@ from pipeline.quality.examining import (
 )
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
-from pipeline.release.tables import read_table, write_table
+from pipeline.release.tables import read_table, table_digest, table_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +57,11 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             measured=context.watch.summary(),
             files=context.files,
         )
-    items_bytes = write_table(found.items)
     settings = release_config(config)
+    items_digest, manifest_format = table_digest(found.items)
     key = release_key(
-        items_digest=digest_of(items_bytes),
+        items_digest=items_digest,
+        manifest_format=manifest_format,
         model_id=model_id,
         index=settings["index"],
         evaluation={},
@@ -72,9 +72,9 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         context.store,
         release_id=release_id(context.run.name, key),
         files={
-            "items": (items_bytes, ".parquet", found.items.num_rows),
-            "quarantine": (write_table(found.quarantine), ".parquet", found.quarantine.num_rows),
-            "changes": (write_table(found.changes), ".parquet", found.changes.num_rows),
+            "items": table_files(found.items),
+            "quarantine": table_files(found.quarantine, looked_up=True),
+            "changes": table_files(found.changes, looked_up=True),
             "index": (found.built.data, ".faiss", found.items.num_rows),
             "report": (page, ".html", None),
         },
@@ -97,7 +97,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         inputs=inputs_of(config, plan),
         **model_files(context.store, model_id, parent),
     )
-    report_name = written.manifest.files["report"].name
+    report_name = written.manifest.file("report").name
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, report_name)
 
 
@@ -119,7 +119,7 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         built = build_index(latents, config.index)
     context.attempt.check()
     with context.watch.stage("evaluate"):
-        parent_items = read_table(store, parent, "items") if parent else None
+        parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
         parent_quarantine = read_table(store, parent, "quarantine") if parent else None
         quarantine = with_first_seen(encoded.refused, parent_quarantine, context.run.name)
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)

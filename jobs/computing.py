@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
 from pipeline.encoding import (
+    HELD_OVER,
     Asked,
     EncodeJob,
     FetchLimits,
@@ -197,7 +198,9 @@ def compute(
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             advance(result.photos)
-            tell(ShardEnded(stage, result.number, result.photos, result.refused, result.reused))
+            told = (result.photos, result.refused, result.reused, result.node, result.seconds, result.said)
+            tell(ended_shard := ShardEnded(stage, result.number, *told))
+            context.progress.shard(ended_shard)
             limits.note(result)
 
         run = run_shards_here if context.here else run_shards
@@ -213,4 +216,4 @@ def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.T
     # Latents of another model cannot stand beside tonight's, nor may those of a model that was told another category.
     if not silent or plan.summary.parent is None or plan.summary.encode_all or category_told(context.config):
         return None
-    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items")
+    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items", columns=HELD_OVER)

@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> Outcome:
         how = replace(how, channel=_OTHER if arguments.limit is None else None)
         other = run_config(second(config), name=f"{name}-{_OTHER}", how=how, until="publish", progress=progress)
     releases = [open_release(config.store.url, release_id=each.release) for each in (outcome, other)]
-    page = (folder / releases[0].manifest.files["report"].name).resolve()
+    page = (folder / releases[0].manifest.file("report").name).resolve()
     both = (folder / _PAGE).resolve()
     manifests = [release.manifest for release in releases]
     text = side_by_side_page(

@@ -194,8 +194,10 @@ def frozen_plan(context: Context, how: How) -> Plan:
         plan = make_plan(
             context.config, context.store, context.files, run=context.run.name, limit=how.limit, channel=how.channel
         )
-        held = context.run.freeze("plan.parquet", plan.to_bytes())
-    plan = Plan.from_bytes(held)
+        data = plan.to_bytes()
+        held = context.run.freeze("plan.parquet", data)
+    if earlier or held is not data:  # else the rows are here already, and another copy of them would be as large
+        plan = Plan.from_bytes(held)
     if plan.summary.limit is not None and plan.summary.sample is None:
         raise ConfigError(
             f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "

@@ -11,7 +11,7 @@ from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import counted_lines, plan_line
 from pipeline.catalogue import CatalogueNotes, prefixes_to_add
-from pipeline.planning import Plan, make_plan, nothing_to_do, pixels_line
+from pipeline.planning import Plan, make_plan, memory_lines, nothing_to_do, pixels_line
 from pipeline.runs import default_run_name
 from pipeline.storage import Store
 
@@ -67,6 +67,7 @@ def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
         *pixels,
         f"catalogue: {catalogue_line(summary.catalogue)}",
         *counted_lines(plan),
+        *memory_lines(summary.memory),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),

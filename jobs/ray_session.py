@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import ConfigError, Unavailable
+from pipeline.errors import Unavailable
 from pipeline.nodes import ClusterConfig, Note, joined_address, local_places, say
 from pipeline.stopping import restore_handlers
-from pipeline.workers import gather_nodes, packages_hook, starting_in_silence, token_refused, use_token_if_any
+from pipeline.workers import gather_nodes, not_joined, packages_hook, starting_in_silence, use_token_if_any
 
 _HOOK = "worker_process_setup_hook"
 
@@ -79,12 +79,8 @@ def _connect(how: Mapping[str, Any]) -> None:
     try:
         with starting_in_silence():
             ray.init(**how, **quiet)
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(token_refused(address, error)) from error
-    except ConnectionError as error:
-        raise Unavailable(
-            f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address"
-        ) from error
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise not_joined(address, error) from error
     except Exception as error:  # Ray raises a bare Exception, known by its words alone
         if "timed out during startup" not in str(error):
             raise

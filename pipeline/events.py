@@ -42,13 +42,19 @@ class StageEnded:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnded:
-    """A shard is done. refused: of its photos; reused: its parts were there already."""
+    """A shard is done. refused: of its photos; reused: its parts were there already.
+
+    node: the machine that it was done on, after so many seconds; said: what its process has logged meanwhile.
+    """
 
     stage: str
     number: int
     photos: int
     refused: int
     reused: bool
+    node: str = ""
+    seconds: float = 0.0
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .events import Trained, tell
+from .events import ShardEnded, Trained, tell
 
 if TYPE_CHECKING:  # importing it loads torch and ray
     from .training import TrainProgress
@@ -48,6 +48,16 @@ class Progress:
         lines = _Lines(name, total, self._every_s, self.note)
         yield lines.advance
         lines.end()
+
+    def shard(self, ended: ShardEnded) -> None:
+        """Show, in a log, where a shard was done and what its process said; a bar has no room for it."""
+        if self._bars or not ended.node:
+            return
+        refused = f", {ended.refused:,} refused" if ended.refused else ""
+        place = f"{ended.stage}: shard {ended.number} on {ended.node}"
+        self.note(f"{place}: {ended.photos:,} photos{refused}, {ended.seconds:.1f} s")
+        for line in ended.said:
+            self.note(f"{place} said: {line}")
 
     def training(self, progress: TrainProgress) -> None:
         """Show how far a training is; called after every few steps."""

@@ -48,6 +48,11 @@ _PIXELS = [
     pa.field("digest", pa.string()),  # sha256 of the photo's bytes as fetched
 ]
 
+# A part's full name on the store. In memory one word a part: its 145 letters, twice a photo, were half of all that is
+# held of a photo. In Parquet plain text (which its own encoding keeps once a row group), so that any reader takes it.
+_PART_NAME = pa.dictionary(pa.int32(), pa.string())
+PART_NAMES = ("latents_part", "pixels_part")
+
 # What a plan adds to PHOTOS. `status`: added | changed | same | refused. A `same` row names where its pixels and
 # latents already lie; `shard` is null where nothing has to be computed; `retried` marks a photo whose fetch was
 # refused in the parent release and is tried again.
@@ -56,9 +61,9 @@ _PLAN = [
     pa.field("shard", pa.int32()),
     pa.field("retried", pa.bool_(), nullable=False),
     pa.field("digest", pa.string()),
-    pa.field("latents_part", pa.string()),
+    pa.field("latents_part", _PART_NAME),
     pa.field("latents_row", pa.int32()),
-    pa.field("pixels_part", pa.string()),
+    pa.field("pixels_part", _PART_NAME),
     pa.field("pixels_row", pa.int32()),
     *REFUSAL,
 ]
@@ -70,9 +75,9 @@ ITEMS = pa.schema(
         pa.field("view", pa.int32(), nullable=False),
         pa.field("token", pa.string(), nullable=False),
         pa.field("digest", pa.string(), nullable=False),
-        pa.field("latents_part", pa.string(), nullable=False),  # full name on the store
+        pa.field("latents_part", _PART_NAME, nullable=False),
         pa.field("latents_row", pa.int32(), nullable=False),
-        pa.field("pixels_part", pa.string()),  # null once the pixels have expired
+        pa.field("pixels_part", _PART_NAME),  # null once the pixels have expired
         pa.field("pixels_row", pa.int32()),
     ]
 )
@@ -172,9 +177,32 @@ def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:
     return _versioned(pa.schema(fields), LATENTS_VERSION)
 
 
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema that a table in memory has in Parquet: part names as plain text."""
+    return _with_part_names(schema, pa.string())
+
+
+def part_name_column(name: str | None, rows: int) -> pa.Array:
+    """Return a column of one part's name, or of nulls."""
+    if name is None:
+        return pa.nulls(rows, _PART_NAME)
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([name], pa.string()))
+
+
+def held_table(table: pa.Table) -> pa.Table:
+    """Return a stored table as it is held in memory: part names as dictionaries."""
+    schema = _with_part_names(table.schema, _PART_NAME)
+    return table if schema.equals(table.schema) else table.cast(schema)
+
+
 def attribute_fields(table: pa.Schema) -> list[pa.Field]:
     """Return the attribute columns of a photos, plan or items schema, in order."""
     return [field for field in table if field.name not in RESERVED]
+
+
+def _with_part_names(schema: pa.Schema, kind: pa.DataType) -> pa.Schema:
+    fields = [field.with_type(kind) if field.name in PART_NAMES else field for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def _versioned(fields: pa.Schema, version: int) -> pa.Schema:

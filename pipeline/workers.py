@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .errors import CodebooksError, Unavailable
+from .errors import CodebooksError, ConfigError, Unavailable
 from .nodes import ClusterConfig, Node, Note, living, local_places, missing, refuse_local_places, wait_for_nodes
 
 # What a mistake in code is raised as, here or while Ray unpacks on a worker what was packed on another machine.
@@ -28,6 +28,7 @@ _CODE_WORDS = re.compile(
     r"\b(ModuleNotFoundError|ImportError|AttributeError|NameError|SyntaxError|TypeError|PicklingError|UnpicklingError)"
     r"\b|No module named|cannot import name|Can't get attribute|raised in its creation task"
 )
+_TOKEN_WORDS = re.compile(r"(?i)unauthenticated|invalid authentication token|authentication is required")
 _START_S = 120.0
 # Names, between spaces, of the environment variables that a submitted job brings to every worker.
 PASSED = "VISUAL_CODEBOOKS_PASSED"
@@ -65,6 +66,43 @@ def packages_hook() -> Callable[[], None]:
         del sys.path[: len(places)]
 
     return use_ours
+
+
+class KeptRecords(logging.Handler):
+    """What this process logs, kept until it is taken to the driver with a result: a worker's own log stays on its node.
+
+    Of our packages all but debugging, of others warnings and worse; beyond the first 50 records they are only counted.
+    """
+
+    MOST = 50
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._kept: list[str] = []
+        self._lost = 0
+        logging.getLogger("pipeline").setLevel(logging.INFO)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record as `LEVEL logger: message`."""
+        if record.levelno < logging.WARNING and record.name.partition(".")[0] != "pipeline":
+            return
+        if len(self._kept) >= self.MOST:
+            self._lost += 1
+            return
+        try:
+            self._kept.append(f"{record.levelname} {record.name}: {self.format(record)}")
+        except Exception:  # noqa: BLE001  as logging itself does: what cannot be logged stops nothing
+            self.handleError(record)
+
+    def taken(self) -> tuple[str, ...]:
+        """Return what was kept since the last time."""
+        self.acquire()
+        try:
+            kept, lost, self._kept, self._lost = self._kept, self._lost, [], 0
+        finally:
+            self.release()
+        return (*kept, *([f"{lost} more records"] if lost else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +208,19 @@ def token_refused(address: str, error: BaseException) -> str:
         f"the Ray cluster at {address!r} wants a token ({said}); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or "
         "RAY_AUTH_TOKEN) to its token, which `ray get-auth-token` shows on its head"
     )
+
+
+def not_joined(address: str, error: BaseException) -> CodebooksError:
+    """Return why a cluster could not be joined; Ray tells a missing node and a wrong token by words alone."""
+    said = [str(found) for found in _chain(error)]
+    if type(error).__name__ == "AuthenticationError" or any(_TOKEN_WORDS.search(text) for text in said):
+        return ConfigError(token_refused(address, error))
+    if any("No node info found" in text for text in said):
+        return ConfigError(
+            f"the Ray cluster at {address!r} has no node on this machine, and only its nodes join it; hand the command "
+            "in with `codebooks submit --address http://HEAD:8265 COMMAND`, or run it on one of them"
+        )
+    return Unavailable(f"no Ray cluster answers at {address!r}: {error}; start it or unset cluster.address")
 
 
 def helper(kind: type, *, restarts: int = 0) -> Any:

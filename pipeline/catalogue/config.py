@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..storage import StorageOptions
 from ..storage.hosts import CONNECTIONS
@@ -29,6 +37,10 @@ class CatalogueConfig(BaseModel):
     attributes: the columns kept beside the key; None keeps every other column that holds plain values.
     rows: `item`: each key once; `photo`: a key may repeat, its photos are viewed in order of appearance.
     version: a column that changes when the photo does; with it no photo is ever listed or asked for its state.
+    inventory: an S3 Inventory of the bucket that holds the photos, with ETags, as CSV or Parquet: the folder of its
+        configuration, of which the newest is taken, or one manifest.json. Photos are then neither listed nor asked for
+        one by one, but those that it lacks or that differ from the last release. What is replaced after it was made is
+        taken up by the night whose inventory shows it. None: photos are listed.
     encoding: of CSV and JSON lines: `auto` (UTF-8, or what a byte order mark says), or any text encoding that Python
         knows: utf-8, cp1252, latin-1, utf-16, ... A byte order mark goes before it.
     delimiter: of CSV: `auto` (a `sep=` line, else the one of comma, semicolon, tab and bar that the first lines agree
@@ -63,6 +75,7 @@ class CatalogueConfig(BaseModel):
     attributes: tuple[str, ...] | None = None
     rows: Literal["item", "photo"] = "item"
     version: str | None = Field(default=None, min_length=1)
+    inventory: str | None = Field(default=None, pattern=r"^(s3|memory)://[^/]+/.|^/")
     encoding: str = "auto"
     delimiter: str = Field(default="auto", min_length=1)
     quoting: Literal["auto", "minimal", "none"] = "auto"
@@ -72,6 +85,12 @@ class CatalogueConfig(BaseModel):
     uri_identity: UriIdentity = "auto"
     host_connections: int = Field(default=CONNECTIONS, ge=1)
     storage: StorageOptions | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that what an earlier version froze is still this config.
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "inventory" or value is not None}
 
     @field_validator("allowed_prefixes")
     @classmethod

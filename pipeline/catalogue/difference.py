@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ..column_types import same_kind, text_column
 from ..ordering import SLICE_ROWS, aligned_slices, as_numpy, sorted_by
 from ..refusals import KEPT
-from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, plan_schema
+from ..schema import ITEMS, PHOTOS, QUARANTINE, REFUSAL, attribute_fields, held_table, plan_schema
 
 COUNTS = ("added", "changed", "same", "refused", "removed", "relabelled", "held")
 CARRIED = ("digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
@@ -59,7 +59,7 @@ def compare(
 
     Tables are cut at the same keys and compared slice by slice, so what is held beside them does not grow with them.
     """
-    items = sorted_by(ITEMS.empty_table() if parent_items is None else parent_items, "item_id")
+    items = held_table(sorted_by(ITEMS.empty_table() if parent_items is None else parent_items, "item_id"))
     refused = sorted_by(QUARANTINE.empty_table() if parent_quarantine is None else parent_quarantine, "item_id")
     photos = sorted_by(_with_refusal(photos), "item_id")
     slices = [

@@ -16,6 +16,7 @@ from ..storage import Files
 from .allowed import Judgement, judge
 from .config import CatalogueConfig
 from .failures import Failure, Failures
+from .inventory import inventory_tokens
 from .listing import list_tokens
 from .notes import NOTES_KEY, catalogue_notes
 
@@ -81,7 +82,8 @@ def resolve_tokens(
     asked_before = _by_address(known, photos.column("uri"), addresses, uris)
     web = pc.starts_with(uris, "https://")
     failures = Failures(files)
-    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures)
+    known_tokens = None if asked_before is None else asked_before.filter(pc.invert(web))["token"]
+    found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures, config.inventory, known_tokens)
     asked, web_cost = _resolve_web(uris.filter(web), files, asked_before, failures)
     resolved = pa.concat_tables([found, asked])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
@@ -177,7 +179,26 @@ def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Arr
     return pa.table({"uri": asked, "token": take_column(known.column("token"), place)})
 
 
-def _resolve_stored(uris: pa.Array, files: Files, failures: Failures) -> tuple[pa.Table, TokenCost]:
+def _resolve_stored(
+    uris: pa.Array, files: Files, failures: Failures, inventory: str | None, known: pa.ChunkedArray | None
+) -> tuple[pa.Table, TokenCost]:
+    """Resolve photos of stores that list, from an inventory as far as one says; known: the tokens of the parent."""
+    if inventory is None or not len(uris):
+        return _resolve_listed(uris, files, failures)
+    said = inventory_tokens(uris, inventory, files)
+    there = pc.is_valid(said.tokens)
+    # One that differs may have been replaced once more since.
+    moved = pa.scalar(False) if known is None else pc.fill_null(pc.not_equal(said.tokens, known), False)
+    told, asked = pc.and_not(there, moved), np.flatnonzero(as_numpy(pc.and_(there, moved)))
+    by_inventory = _from_listing(uris.filter(joined(told)), said.tokens.filter(told), said.sizes.filter(told))
+    answers = _ask(uris, asked, lambda uri: _head(uri, files, failures))
+    rest, cost = _resolve_listed(uris.filter(joined(pc.invert(there))), files, failures)
+    return pa.concat_tables([by_inventory, answers, rest]), TokenCost(
+        said.listed + cost.listed, cost.heads + len(asked)
+    )
+
+
+def _resolve_listed(uris: pa.Array, files: Files, failures: Failures) -> tuple[pa.Table, TokenCost]:
     listing = list_tokens(uris, files)
     lacking = as_numpy(pc.is_null(listing.tokens))
     unlisted = lacking & ~listing.covered

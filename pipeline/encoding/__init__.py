@@ -1,7 +1,7 @@
 """Photos to pixels and latents parts, shard by shard, through Ray Data or without it."""
 
 from .actors import Encoder, ShardWorker, make_encoder, make_worker
-from .answers import Asked, FetchLimits, ask_again, settle
+from .answers import HELD_OVER, Asked, FetchLimits, ask_again, settle
 from .collect import FeaturePart, LivingRows, among, collect_features, collect_pixels, collect_rows
 from .compact import compact, hash_parts
 from .config import EncodeConfig, EncodeJob
@@ -12,6 +12,7 @@ from .shards import PART_BYTES, Shard, ShardResult, Unanswered, assign_shards, b
 from .unfit import NOT_FINITE
 
 __all__ = [
+    "HELD_OVER",
     "NOT_FINITE",
     "PART_BYTES",
     "Asked",

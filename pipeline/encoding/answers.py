@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from ..catalogue import Failed, FailureLimits, homes_of
 from ..errors import IntegrityError
-from ..ordering import Positions, as_numpy, take_rows
+from ..ordering import Positions, as_numpy, take_column, take_rows
 from ..parts import read_part
 from ..refusals import KEPT
 from ..storage import Store, home_of
@@ -29,6 +29,7 @@ Build = Callable[[pa.Table, str], list[Shard]]
 
 _KEYS = ["item_id", "uri"]
 _PLACE = ("token", "digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
+HELD_OVER = (*_KEYS, *_PLACE)  # columns of yesterday's items that a photo may keep
 _OVERTAKEN = "another attempt wrote this photo's part without it; the next one asks for it again"
 
 
@@ -231,10 +232,11 @@ def _held_over(told: pa.Table, yesterday: pa.Table | None) -> pa.Table:
     row_of = {pair: row for row, pair in enumerate(zip(*(near[name].to_pylist() for name in _KEYS), strict=True))}
     pairs = zip(*(told[name].to_pylist() for name in _KEYS), strict=True)
     found = [row_of.get(pair) if quiet else None for pair, quiet in zip(pairs, silent.tolist(), strict=True)]
-    where = pa.array(found, pa.int64())
-    lived = pc.is_valid(where)
-    made = {name: pc.if_else(lived, near[name].take(where), told[name]) for name in _PLACE}
-    made["status"] = pc.if_else(lived, "same", told["status"])
+    lived = np.array([row is not None for row in found])
+    where = np.array([place if row is None else told.num_rows + row for place, row in enumerate(found)], np.int64)
+    both = {name: pa.chunked_array([*told[name].chunks, *near[name].chunks], told[name].type) for name in _PLACE}
+    made = {name: take_column(column, where) for name, column in both.items()}
+    made["status"] = pc.if_else(pa.array(lived), "same", told["status"])
     return pa.Table.from_arrays([made.get(name, told[name]) for name in told.column_names], schema=told.schema)
 
 

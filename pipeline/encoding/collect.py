@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ..errors import IntegrityError
 from ..ordering import Positions, as_numpy, ranks, take_rows
 from ..parts import FoundPart, has_pixels, read_part
-from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema
+from ..schema import ITEMS, QUARANTINE, REFUSAL, attribute_fields, items_schema, part_name_column
 from ..storage import Store
 from .shards import Shard, ShardResult, in_threads, shard_order
 from .unfit import Unfit, read_unfit
@@ -183,9 +183,9 @@ def _answer(store: Store, shard: Shard, made: FoundPart) -> _Answer:
     count, stored = len(live), has_pixels(shard.pixels_name)
     columns = [
         latents["digest"],
-        pa.repeat(pa.scalar(made.name), count),
+        part_name_column(made.name, count),
         pa.array(np.arange(count), pa.int32()),
-        pa.repeat(pa.scalar(shard.pixels_name), count) if stored else pa.nulls(count, pa.string()),
+        part_name_column(shard.pixels_name if stored else None, count),
         pixels_row if stored else pa.nulls(count, pa.int32()),
     ]
     places = pa.Table.from_arrays(columns, schema=pa.schema([pa.field(n, ITEMS.field(n).type) for n in _PLACE]))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import IntegrityError
-from ..ordering import SLICE_ROWS, Positions, as_numpy, ranks, take_rows
+from ..ordering import Positions, as_numpy, ranks, take_rows
 from ..parts import FoundPart, PartFile, hashed_part, latents_part_name, part_key, read_part, write_part
 from ..schema import CATEGORY, LATENTS_VERSION
 from ..storage import Store
@@ -76,7 +76,8 @@ def compact(
         codes[rows] = len(names)
         names.append(part.name)
         places[rows] = np.arange(len(rows))
-    for name, column in (("latents_part", _named(codes, names)), ("latents_row", pa.array(places, pa.int32()))):
+    named = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string()))
+    for name, column in (("latents_part", named), ("latents_row", pa.array(places, pa.int32()))):
         index = items.schema.get_field_index(name)
         items = items.set_column(index, items.schema.field(index), column)
     return items, made
@@ -146,16 +147,6 @@ def _copied(
     # -1 where the pixels have expired
     pixels = pa.array(as_numpy(photos["pixels_row"], missing=-1).astype(np.int32), pa.int32())
     return copied.set_column(copied.schema.get_field_index("pixels_row"), copied.schema.field("pixels_row"), pixels)
-
-
-def _named(codes: Positions, names: Sequence[str]) -> pa.ChunkedArray:
-    """Return a column of part names, in chunks: a name has 145 letters, and an array of texts holds 2 GiB."""
-    words = pa.array(names, pa.string())
-    pieces = [
-        pa.DictionaryArray.from_arrays(pa.array(codes[start : start + SLICE_ROWS]), words).cast(pa.string())
-        for start in range(0, len(codes), SLICE_ROWS)
-    ]
-    return pa.chunked_array(pieces, pa.string())
 
 
 def _labels(photos: pa.Table, category: str) -> list[str | None]:

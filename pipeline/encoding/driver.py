@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import pickle
+import socket
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -20,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeExc
 from ..boards import BeginCounter
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..parts import FoundPart, PartFile
-from ..workers import explained, helper
+from ..workers import KeptRecords, explained, helper
 from .actors import ShardWorker, make_worker
 from .config import EncodeConfig, EncodeJob
 from .shards import Shard, ShardResult, Unanswered
@@ -146,6 +148,7 @@ class _BlockActor:
         self.begins = begins
         self.most_begins = most_begins
         self.worker: ShardWorker | None = None
+        self.said = KeptRecords()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         try:
@@ -154,7 +157,14 @@ class _BlockActor:
                 return _row(suspect=shard.number)
             # Here and not in the constructor: Ray hides what a constructor raises behind the death of its actor.
             self.worker = self.worker or make_worker(self.job)
+            began = time.monotonic()
             result = self.worker(shard)
+            result = replace(
+                result,
+                node=socket.gethostname(),
+                seconds=round(time.monotonic() - began, 3),
+                said=self.said.taken(),
+            )
         except CodebooksError as error:
             # As a row: raised through Ray it would arrive without its class, hence without its exit code.
             error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
@@ -246,5 +256,6 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
     for name in ("pixels", "latents"):
         if (found := fields[name]) is not None:
             fields[name] = (PartFile if "sha256" in found else FoundPart).model_validate(found)
+    fields["said"] = tuple(fields["said"])
     fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
     return ShardResult(**fields)

@@ -79,7 +79,8 @@ class ShardResult:
 
     pixels: None for a shard that was encoded from an existing pixels part, and where no photo was answered. latents:
     None then too, and when no model was asked. refused: photos without latents or pixels, the unanswered ones too.
-    fetched: photos whose bytes were asked for. reused: every wanted part was there already.
+    fetched: photos whose bytes were asked for. reused: every wanted part was there already. node: the machine that did
+    it, in so many seconds; said: what its process has logged since the shard before.
     """
 
     number: int
@@ -90,6 +91,9 @@ class ShardResult:
     fetched: int
     reused: bool
     unanswered: tuple[Unanswered, ...] = ()
+    node: str = ""
+    seconds: float = 0.0
+    said: tuple[str, ...] = ()
 
 
 def assign_shards(
@@ -301,8 +305,8 @@ def _is(status: pa.ChunkedArray, word: str) -> Flags:
 def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
     """Return which carried rows have pixels that can be encoded."""
     prefix = f"pixels/{transform_id}/" if transform_id else "pixels/"
-    usable = as_numpy(pc.fill_null(pc.starts_with(plan["pixels_part"], prefix), False)).astype(np.bool_)
-    return usable & _is(plan["status"], "same")
+    codes, names = ranks(plan["pixels_part"])
+    return np.array([*(name.startswith(prefix) for name in names), False])[codes] & _is(plan["status"], "same")
 
 
 def _rows_of_part(photos: int, pixel_bytes: int, latent_bytes: int) -> int:

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import InputError, IntegrityError
 from ..forks import FreshLock, never_freed, renewed_in_children
-from ..parts import read_rows
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
-from ..schema import ITEMS_VERSION, attribute_fields
 from ..storage import Store
 from ..storage.cache import FileCache
 from .gather import latents_table
 from .groups import GroupHits, nearest_groups
+from .item_files import ItemFiles
 from .items import ItemTable, stored_item_id
 from .latents import LatentArrays, Rows
 from .metrics import METRICS
@@ -51,10 +49,10 @@ class OpenedRelease:
             )
         self.manifest = manifest
         self._store, self._cache = store, cache
-        # The mapped bytes, not the name, which may be evicted from the cache; and no file, which would have a lock.
-        self._items_bytes = pa.memory_map(self._fetch(self._file("items"))).read_buffer()
-        self.items = self._read_items()
-        self.index = open_index(self._fetch(self._file("index")), manifest.metric)
+        files = manifest.files_of("items")
+        self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
+        self.items = ItemTable(self._item_files.described())
+        self.index = open_index(self._fetch(manifest.file("index")), manifest.metric)
         self._absences = Absences(store, cache, manifest)
         self._check()
         self._encoding = FreshLock()
@@ -67,35 +65,19 @@ class OpenedRelease:
             never_freed(self._encoder)
             self._encoder = None
 
-    def _file(self, role: str) -> FileEntry:
-        entry = self.manifest.files.get(role)
-        if entry is None:
-            raise IntegrityError(f"release {self.manifest.release_id} has no file of the role {role!r}")
-        return entry
-
     def _fetch(self, entry: FileEntry) -> str:
         return str(self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256))
-
-    def _read_items(self) -> ItemTable:
-        schema = pq.read_schema(pa.BufferReader(self._items_bytes))
-        version = int((schema.metadata or {}).get(b"schema", b"1"))
-        if version > ITEMS_VERSION:
-            raise InputError(
-                f"{self.manifest.files['items'].name} has the schema version {version}, this version reads up to "
-                f"{ITEMS_VERSION}; upgrade visual-codebooks"
-            )
-        columns = ["item_id", *(field.name for field in attribute_fields(schema))]
-        return ItemTable(pq.read_table(pa.BufferReader(self._items_bytes), columns=columns))
 
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""
         release, rows = self.manifest.release_id, self.items.num_rows
         for role in ("items", "index"):
-            entry = self.manifest.files[role]
+            entries = self.manifest.files_of(role)
+            said = None if any(entry.rows is None for entry in entries) else sum(entry.rows or 0 for entry in entries)
             found = rows if role == "items" else self.index.rows
-            if found != rows or (entry.rows is not None and entry.rows != found):
+            if found != rows or (said is not None and said != found):
                 raise IntegrityError(
-                    f"{entry.name} has {found:,} rows, the manifest says {entry.rows}, the items {rows:,}: release "
+                    f"{entries[0].name} has {found:,} rows, the manifest says {said}, the items {rows:,}: release "
                     f"{release} is damaged; roll the channel back"
                 )
         if rows == 0:
@@ -148,7 +130,7 @@ class OpenedRelease:
         rows = [self.items.rows_of(self.find(item_id)) for item_id in item_ids]
         wanted = np.concatenate([np.empty(0, np.int64), *rows])
         columns = ["item_id", "uri", "view", "latents_part", "latents_row"]
-        places = read_rows(pa.BufferReader(self._items_bytes), wanted, columns)
+        places = self._item_files.rows(wanted, columns)
         return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
 
     def _fetch_part(self, name: str) -> str:

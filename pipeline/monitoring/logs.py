@@ -23,6 +23,8 @@ from ..storage.secrets import masked_for_people
 _OURS = ("pipeline", "jobs", "cluster")
 # How the command line's own text begins where it is bad news; every other line of it is information.
 _LEVELS = (("error", re.compile(r"codebooks: |Traceback ")), ("warning", re.compile(r"(?i)warning\b")))
+# What another process of ours has logged, a job that this one follows: passed on as it is.
+_LINE = re.compile(r'\{"time": "[^\n]*"node": [^\n]*\}')
 _MOST_HELD = 65_536  # characters of a line that nobody ends
 
 
@@ -89,8 +91,12 @@ class JsonLines(io.TextIOBase):
         """Write what is held."""
         with self._lock:
             held, self._held = self._held, ""
-        if message := held.strip("\r\n"):
-            self.say(next((level for level, start in _LEVELS if start.match(message)), "info"), message)
+            message = held.strip("\r\n")
+            if _LINE.fullmatch(message):
+                self._stream.write(message + "\n")
+                self._stream.flush()
+            elif message:
+                self.say(next((level for level, start in _LEVELS if start.match(message)), "info"), message)
 
     def flush(self) -> None:
         """Flush the stream below; half a line stays held."""
@@ -119,8 +125,12 @@ class JsonLines(io.TextIOBase):
             self._stages.append(event.name)
         elif isinstance(event, ShardEnded):
             text = f"shard {event.number}: {event.photos:,} photos, {event.refused:,} refused"
+            place = {"shard": event.number, "node": event.node or self._node}
             told = {"photos": event.photos, "refused": event.refused, "reused": event.reused}
-            self.say("info", text, **{"shard": event.number, **told})
+            self.say("info", text, **{**place, **told, "seconds": event.seconds})
+            for line in event.said:
+                level = line.partition(" ")[0].lower()
+                self.say(level, line, **place)
         elif isinstance(event, StageEnded):
             said = {"seconds": round(event.seconds, 3), **({"photos": event.photos} if event.photos else {})}
             self.say("info", f"{event.name}: ended after {event.seconds:.1f} s", **said)

@@ -37,6 +37,11 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
 
 
+def latent_dim(config: NightSettings, store: Store, model_id: str | None) -> int:
+    """Return how many numbers a photo's mean has. Arguments and errors as of `main_transforms`."""
+    return _model(config, store, model_id).latent_dim
+
+
 def stores_pixels(config: NightSettings) -> bool:
     """Return whether a night stores the pixels of all its photos, beside those that its own training reads.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ..errors import ConfigError, InputError, Unavailable
+from ..errors import ConfigError, InputError, NotFound, Unavailable
 from ..evaluation.folds import ask_fold, deal_folds, refuse_crossing
 from ..evaluation.views_found import ask_items, ask_views
 from ..images import ImagesConfig
 from ..images.augment import ViewsConfig, two_views
 from ..keys import key_of, portable
 from ..models import MODELS, Bundle, Model
+from ..models.bundle import stored_config
 from ..planning import NightSettings
 from ..planning.training_rows import columns_of
 from ..storage import Store
@@ -274,7 +276,7 @@ class _Trial:
             bytes=stored,
             photos_per_s=self.speeds[candidate.name],
             fit_cpu_s=made.fit_cpu_s,
-            licences=licences_of(made.bundle.config.model_dump(mode="json")),
+            licences=licences_of(made.bundle.config.model_dump(mode="json"), made.store),
             model_id=made.bundle.model_id,
         )
 
@@ -314,14 +316,23 @@ def sizes_of(bundle: Bundle) -> list[int]:
     return [ImagesConfig.model_validate(each).size for each in several]
 
 
-def licences_of(config: Any) -> list[str]:
-    """Return every licence that a model's config names, its parts' too, each once; own training has none."""
+def licences_of(config: Any, store: Store | None = None) -> list[str]:
+    """Return every licence that a model's config names, its parts' too, each once; own training has none.
+
+    store: where the bundles of teachers lie, which a student names by their model_id and does not hold: what it learnt
+    is of their licence. A teacher that is gone tells none.
+    """
     if isinstance(config, Mapping):
-        own = [config["licence"]] if isinstance(config.get("licence"), str) else []
-        return list(dict.fromkeys([*own, *(found for value in config.values() for found in licences_of(value))]))
+        found = [config["licence"]] if isinstance(config.get("licence"), str) else []
+        if store is not None and isinstance(teacher := config.get("teacher"), str):
+            with suppress(NotFound):
+                found += licences_of(stored_config(store, teacher)[0].model_dump(mode="json"), store)
+        config = list(config.values())
+    else:
+        found = []
     if isinstance(config, list | tuple):
-        return list(dict.fromkeys(found for value in config for found in licences_of(value)))
-    return []
+        found += [name for value in config for name in licences_of(value, store)]
+    return list(dict.fromkeys(found))
 
 
 def _views(made: Made, asked: NDArray[np.bool_]) -> NDArray[np.float32] | None:

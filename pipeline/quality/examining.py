@@ -13,7 +13,7 @@ from ..errors import GateRefused, InputError, IntegrityError
 from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
-from ..ordering import run_starts, take_rows
+from ..ordering import ranks, run_starts, take_rows
 from ..parts import PartFile
 from ..planning import NightSettings, Plan
 from ..release import FileEntry, Manifest, Sample
@@ -78,7 +78,7 @@ def _not_finite(refused: pa.Table) -> int:
 
 def named_parts(items: pa.Table, known: dict[str, PartFile]) -> tuple[PartFile, ...]:
     """Return the latents parts that items names, in name order."""
-    names = sorted(pc.unique(items["latents_part"]).to_pylist())
+    names = ranks(items["latents_part"])[1]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise IntegrityError(f"items names {len(unknown)} parts that nobody wrote, first {unknown[0]!r}; report this")

@@ -35,7 +35,7 @@ class Space:
 def open_space(store: Store, manifest: Manifest) -> Space:
     """Return a release's space. Meant for releases that fit into memory."""
     items = read_table(store, manifest, "items")
-    index = open_index(read_file(store, manifest.files["index"]), manifest.metric)
+    index = open_index(read_file(store, manifest.file("index")), manifest.metric)
     return Space(manifest, items, gather_latents(store, items), index)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..ordering import take_column, take_rows
+from ..ordering import as_numpy, ranks, take_column, take_rows
 from ..planning import NightSettings
 from ..schema import attribute_fields
 from ..storage import Store
@@ -79,17 +79,14 @@ def sample_photos(
 
 def _candidates(items: pa.Table, category: str | None, seed: int, *, kept: bool = True) -> NDArray[np.int64]:
     """Return the rows that may be drawn: one an item and one a digest, of the parts that are read; kept: of any."""
-    if not kept:
-        items = items.set_column(
-            items.schema.get_field_index("pixels_part"), "pixels_part", pa.repeat(pa.scalar("any"), items.num_rows)
-        )
-    usable = pc.is_valid(items["pixels_part"])
-    if category is not None:
-        usable = pc.and_(usable, pc.is_valid(items[category]))
-    names = sorted(pc.unique(items["pixels_part"].filter(usable)).to_pylist())
-    read = [names[number] for number in np.random.default_rng([seed, 4]).permutation(len(names))[:_PARTS]]
-    usable = pc.and_(usable, pc.is_in(items["pixels_part"], pa.array(read, pa.string())))
-    rows = np.flatnonzero(np.asarray(usable))
+    usable = np.ones(items.num_rows, np.bool_) if category is None else as_numpy(pc.is_valid(items[category]))
+    rows = np.flatnonzero(usable)
+    if kept:
+        parts, _ = ranks(items["pixels_part"])
+        rows = rows[parts[rows] >= 0]
+        named = np.unique(parts[rows])
+        read = named[np.random.default_rng([seed, 4]).permutation(len(named))[:_PARTS]]
+        rows = rows[np.isin(parts[rows], read)]
     for column in ("item_id", "digest"):
         values = np.asarray(take_column(items[column], rows).to_pylist(), np.str_)
         rows = rows[np.sort(np.unique(values, return_index=True)[1])]

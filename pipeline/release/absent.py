@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +19,8 @@ from .manifest import FileEntry, Manifest, read_manifest
 
 _ANCESTORS = 32  # releases looked back through for a removal; one a night, about a month
 _BATCH = 1 << 16  # rows looked at at a time
+_AT_ONCE = 8  # files of changes looked into at once
+_SHORT = 4 << 20  # bytes of a file that is fetched whole
 _SHOWN = 3  # refused photos that a message tells of
 _REFUSAL = ("uri", "stage", "reason", "detail")
 
@@ -23,8 +28,9 @@ _REFUSAL = ("uri", "stage", "reason", "detail")
 class Absences:
     """What a release and those before it say of items it does not hold.
 
-    Their tables are fetched into the cache at the first question and searched there by the file's own statistics,
-    some rows at a time: memory does not grow with the catalogue or its history.
+    Their tables are searched by the files' own statistics, some rows at a time: memory does not grow with the catalogue
+    or its history. Short files are fetched into the cache at the first question; of long ones only the row groups that
+    may hold the item are read, where they lie. Nights that removed nothing are not looked at.
     """
 
     def __init__(self, store: Store, cache: FileCache, manifest: Manifest) -> None:
@@ -47,7 +53,8 @@ class Absences:
             return UnknownItem(f"item {item_id!r} was never seen: no table holds text that is not valid Unicode")
         photos = [
             f"{row['uri']}: {row['stage']}, {row['reason']} ({row['detail']})"
-            for rows in self._rows(_file(self._manifest, "quarantine"), item_id, _REFUSAL)
+            for entry in self._manifest.files_of("quarantine")
+            for rows in self._rows(entry, item_id, _REFUSAL)
             for row in rows.to_pylist()
         ]
         if photos:
@@ -57,15 +64,27 @@ class Absences:
                 f"item {item_id!r} is quarantined in release {release}: none of its photos could be used. {shown}. "
                 "Mend the photo in the catalogue; the next refresh takes it up again"
             )
-        for by, entry in self._history():
-            if self._removed(by, entry, item_id):
-                return UnknownItem(
-                    f"item {item_id!r} is delisted: release {by} removed it, so release {release} does not hold it"
-                )
+        by = self._removed_by(item_id)
+        if by is not None:
+            return UnknownItem(
+                f"item {item_id!r} is delisted: release {by} removed it, so release {release} does not hold it"
+            )
         return UnknownItem(
             f"item {item_id!r} was never seen by release {release} or the {_ANCESTORS} before it: check the spelling, "
             "or refresh if the item is new"
         )
+
+    def _removed_by(self, item_id: str) -> str | None:
+        """Return the newest release that removed an item; several are asked at once, since most wait for the store."""
+        history = self._history()
+        for start in range(0, len(history), _AT_ONCE):
+            asked = history[start : start + _AT_ONCE]
+            with ThreadPoolExecutor(len(asked)) as pool:
+                found = pool.map(lambda night: self._removed(night[0], night[1], item_id), asked)
+                by = next((night[0] for night, removed in zip(asked, found, strict=True) if removed), None)
+            if by is not None:
+                return by
+        return None
 
     def _removed(self, release: str, entry: FileEntry, item_id: str) -> bool:
         try:
@@ -76,7 +95,7 @@ class Absences:
             raise
 
     def _history(self) -> list[tuple[str, FileEntry]]:
-        """Return (release, its table of changes) of this release and its ancestors, newest first."""
+        """Return (release, a file of its table of changes) of this release and its ancestors, newest first."""
         with self._lock:
             if self._changes is None:
                 self._changes = list(self._ancestors())
@@ -85,7 +104,8 @@ class Absences:
     def _ancestors(self) -> Iterator[tuple[str, FileEntry]]:
         manifest = self._manifest
         for _ in range(_ANCESTORS + 1):
-            yield manifest.release_id, _file(manifest, "changes")
+            if manifest.counts.get("removed") != 0:
+                yield from ((manifest.release_id, entry) for entry in manifest.files_of("changes"))
             if manifest.parent is None:
                 return
             try:
@@ -95,8 +115,7 @@ class Absences:
 
     def _rows(self, entry: FileEntry, item_id: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of an item in a release's table, by batches; only row groups that may hold it are read."""
-        path = self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256)
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        with self._opened(entry) as file:
             groups = [group for group in range(file.num_row_groups) if _may_hold(file.metadata, group, item_id)]
             # Read in this thread: decoding ahead in others would hold several row groups at once.
             for batch in file.iter_batches(_BATCH, groups, ["item_id", *columns], use_threads=False):
@@ -104,12 +123,25 @@ class Absences:
                 if found.num_rows:
                     yield pa.table(found)
 
-
-def _file(manifest: Manifest, role: str) -> FileEntry:
-    entry = manifest.files.get(role)
-    if entry is None:
-        raise IntegrityError(f"release {manifest.release_id} has no file of the role {role!r}")
-    return entry
+    @contextmanager
+    def _opened(self, entry: FileEntry) -> Iterator[pq.ParquetFile]:
+        """Open a release's table: a short file from the cache, checked by its digest, a long one where it lies."""
+        if entry.bytes <= _SHORT:
+            path = self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256)
+            with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+                yield file
+            return
+        try:
+            handle = self._store.open(entry.name)
+        except NotFound as error:
+            raise IntegrityError(f"{entry.name} is not on {self._store.url}; roll the channel back") from error
+        with handle, pq.ParquetFile(handle, pre_buffer=False) as file:
+            if handle.seek(0, io.SEEK_END) != entry.bytes or file.metadata.num_rows != entry.rows:
+                raise IntegrityError(
+                    f"{entry.name} has {file.metadata.num_rows:,} rows in {handle.tell():,} bytes, its manifest says "
+                    f"{entry.rows} and {entry.bytes:,}: it was changed after it was published; roll the channel back"
+                )
+            yield file
 
 
 def _may_hold(meta: pq.FileMetaData, group: int, item_id: str) -> bool:

@@ -6,9 +6,10 @@ import json
 
 from ..errors import NotFound
 from ..storage import Store
-from .manifest import FORMAT, check_format, read_document
+from .manifest import check_format, read_document
 
 STORE_NAME = "store.json"
+FORMAT = 1  # of the store's layout: names and channels, not the manifests, each of which has its own
 
 
 def claim_store(store: Store) -> None:
@@ -26,5 +27,6 @@ def check_store(store: Store) -> bool:
         data = store.get(STORE_NAME)
     except NotFound:
         return False
-    check_format(read_document(data, f"{STORE_NAME} on {store.url}"), f"{STORE_NAME} on {store.url}")
+    name = f"{STORE_NAME} on {store.url}"
+    check_format(read_document(data, name), name, newest=FORMAT)
     return True

@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_serializer, model_validator
 
 from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..keys import DIGEST, SHORT, digest_of, key_of, portable
 from ..parts import PartFile
 from ..storage import Store
 
-FORMAT: Final = 1  # of the manifest and of the store's layout; a reader refuses a newer one
+FORMAT: Final = 2  # the newest manifest that this version reads; it writes the oldest that can say what is in one
 RELEASES = "releases/"
 # A run's name, `-` and 12 hex; what schedulers pass as a logical date fits.
 RELEASE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,140}$"
@@ -45,15 +45,17 @@ class Sample(BaseModel):
 class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
-    Every name in it is a full name on the store. files: by role (`items`, `quarantine`, `changes`, `index`, `report`).
-    parts: the latents parts that items names, in name order. encoder, bundle_config: the files of the model's bundle
-    that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before these were listed.
-    counts, measures: by name. inputs: where the catalogue was read from, the train key, and `sample` where it is one.
+    Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read,
+    2 where one has several. files: by role (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in
+    the order of its rows. parts: the latents parts that items names, in name order. encoder, bundle_config: the files
+    of the model's bundle that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before
+    these were listed. counts, measures: by name. inputs: where the catalogue was read from, the train key, and `sample`
+    where it is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = 1
     release_id: str = Field(pattern=RELEASE_ID)
     release_key: str
     run: str
@@ -69,13 +71,47 @@ class Manifest(BaseModel):
     index_parameters: dict[str, int | FiniteFloat | str | bool | None] = {}
     counts: dict[str, int] = {}
     measures: dict[str, FiniteFloat] = {}
-    files: dict[str, FileEntry]
+    files: dict[str, Annotated[tuple[FileEntry, ...], Field(min_length=1)]]
     parts: tuple[PartFile, ...]
     encoder: FileEntry | None = None
     bundle_config: FileEntry | None = None
     config: dict[str, Any] = {}
     code_version: str
     inputs: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_file_a_role(cls, given: Any) -> Any:
+        """In format 1 a role's file stands by itself."""
+        if not isinstance(given, dict) or given.get("format", 1) != 1 or not isinstance(given.get("files"), dict):
+            return given
+        return {**given, "files": {role: _alone(held) for role, held in given["files"].items()}}
+
+    @model_validator(mode="after")
+    def _fits_its_format(self) -> Manifest:
+        several = [role for role, entries in self.files.items() if len(entries) > 1]
+        if self.format == 1 and several:
+            raise ValueError(f"format 1 has one file a role, and there are several of {', '.join(several)}")
+        return self
+
+    @field_serializer("files")
+    def _stored_files(self, files: dict[str, tuple[FileEntry, ...]]) -> dict[str, Any]:
+        dumped = {role: [entry.model_dump(mode="json") for entry in entries] for role, entries in files.items()}
+        return {role: entries[0] for role, entries in dumped.items()} if self.format == 1 else dumped
+
+    def files_of(self, role: str) -> tuple[FileEntry, ...]:
+        """Return the files of a role, in the order of their rows. Raises IntegrityError when there are none."""
+        found = self.files.get(role)
+        if not found:
+            raise IntegrityError(f"release {self.release_id} has no file of the role {role!r}")
+        return found
+
+    def file(self, role: str) -> FileEntry:
+        """Return the one file of a role that has one. Raises IntegrityError when there are none or several."""
+        found = self.files_of(role)
+        if len(found) > 1:
+            raise IntegrityError(f"release {self.release_id} has {len(found)} files of the role {role!r}, expected one")
+        return found[0]
 
     def to_bytes(self) -> bytes:
         """Return the one JSON text of this manifest: sorted keys, no white space, UTF-8."""
@@ -91,6 +127,10 @@ class Manifest(BaseModel):
     def bundle_files(self) -> list[FileEntry]:
         """Return the files of the model's bundle that this manifest lists: two, or none in an older release."""
         return [entry for entry in (self.encoder, self.bundle_config) if entry is not None]
+
+
+def _alone(held: Any) -> Any:
+    return [held] if isinstance(held, FileEntry) or (isinstance(held, dict) and "name" in held) else held
 
 
 def document_bytes(document: BaseModel) -> bytes:
@@ -110,13 +150,15 @@ def release_key(
     evaluation: Mapping[str, Any],
     gates: Mapping[str, Any],
     parent: str | None,
+    manifest_format: Literal[1, 2] = 1,
 ) -> str:
     """Return the key of a release (64 hex): what is in it, not when or by which code it was made.
 
-    items_digest: sha256 of the items file. index, evaluation, gates: those sections of the config as plain JSON values.
+    items_digest, manifest_format: as `tables.table_digest` returns them. index, evaluation, gates: those sections of
+    the config as plain JSON values.
     """
     asked = {
-        "format": FORMAT,
+        "format": manifest_format,
         "items": items_digest,
         "model": model_id,
         "index": dict(index),
@@ -181,11 +223,12 @@ def read_hashed_manifest(store: Store, release: str, *, expect_sha256: str | Non
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
     """Return the manifest that these bytes hold; `name` is for the error text. Raises IntegrityError, InputError."""
-    check_format(read_document(data, name), name)
+    document = read_document(data, name)
+    check_format(document, name)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise IntegrityError(f"{name} is not a manifest of format {FORMAT}: {error}") from error
+        raise IntegrityError(f"{name} is not a manifest of format {document['format']}: {error}") from error
     for what, found in _strays(manifest):
         raise IntegrityError(
             f"{name} names {found!r:.200} as {what}: names must stay inside their folder; no run wrote this manifest, "
@@ -197,9 +240,10 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
 def _strays(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield (what, name) of every file that does not lie where this manifest's files belong."""
     own, bundle = release_folder(manifest.release_id), f"models/{manifest.model_id}/"
-    for role, entry in manifest.files.items():
-        if not entry.name.startswith(own) or not re.fullmatch(PLAIN, entry.name.removeprefix(own)):
-            yield f"its {role}", entry.name
+    for role, entries in manifest.files.items():
+        for entry in entries:
+            if not entry.name.startswith(own) or not re.fullmatch(PLAIN, entry.name.removeprefix(own)):
+                yield f"its {role}", entry.name
     for part in manifest.parts:
         folder = f"latents/{manifest.model_id}/"
         if not part.name.startswith(folder) or not re.fullmatch(PLAIN, part.name.removeprefix(folder)):
@@ -220,13 +264,13 @@ def read_document(data: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def check_format(document: Mapping[str, Any], name: str) -> None:
+def check_format(document: Mapping[str, Any], name: str, *, newest: int = FORMAT) -> None:
     """Raise InputError when a document was written in a newer format than this library knows."""
     found = document.get("format")
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise IntegrityError(f"{name} has the format {found!r}, expected a whole number from 1 to {FORMAT}")
-    if found > FORMAT:
+        raise IntegrityError(f"{name} has the format {found!r}, expected a whole number from 1 to {newest}")
+    if found > newest:
         raise InputError(
-            f"{name} has the format {found}, and this version reads formats up to {FORMAT}; "
+            f"{name} has the format {found}, and this version reads formats up to {newest}; "
             "upgrade visual-codebooks (pip install --upgrade visual-codebooks)"
         )

@@ -1,16 +1,25 @@
-"""Reading a release's tables whole, checked against its manifest."""
+"""A release's tables: as Parquet files of bounded length, and read back, checked against its manifest."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import IntegrityError
-from ..keys import digest_of
+from ..keys import digest_of, key_of
+from ..schema import PART_NAMES, held_table, stored_schema
 from ..storage import Store
 from .manifest import FileEntry, Manifest
+from .write import ReleaseFile
+
+FILE_ROWS = 2_000_000  # of one file: what a task reads whole
+_COARSE = 1 << 20  # rows of a row group where a table is one file, as every version has written it
+_FINE = 1 << 17  # and where it is several: a look-up by item_id reads few of them
 
 
 def read_file(store: Store, entry: FileEntry) -> bytes:
@@ -25,21 +34,63 @@ def read_file(store: Store, entry: FileEntry) -> bytes:
     return data
 
 
-def read_table(store: Store, manifest: Manifest, role: str) -> pa.Table:
+def read_table(
+    store: Store,
+    manifest: Manifest,
+    role: str,
+    *,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    of_items: pa.Array | None = None,
+) -> pa.Table:
     """Return the release's table of this role (`items`, `quarantine`, `changes`).
 
-    Raises IntegrityError when the file's bytes or row count are not those of the manifest.
+    columns: only these; without: all but these; of_items: only the rows of these item_ids. Names of parts come as
+    dictionaries: their texts would be more than half of the table. Its files are read one after the other, so that
+    beside the table one of them is held. Raises IntegrityError when a file's bytes or row count are not those of the
+    manifest.
     """
-    entry = manifest.files[role]
-    table = pq.read_table(io.BytesIO(read_file(store, entry)))
-    if entry.rows is not None and table.num_rows != entry.rows:
-        raise IntegrityError(f"{entry.name} has {table.num_rows:,} rows, its manifest says {entry.rows:,}")
-    return table
+    tables = []
+    for entry in manifest.files_of(role):
+        table = _read_entry(store, entry, columns, without)
+        tables.append(table if of_items is None else table.filter(pc.is_in(table["item_id"], value_set=of_items)))
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
-def write_table(table: pa.Table) -> bytes:
-    """Return a table as the bytes of one Parquet file; equal rows give equal bytes."""
+def _read_entry(store: Store, entry: FileEntry, columns: Sequence[str] | None, without: Sequence[str]) -> pa.Table:
+    data = pa.BufferReader(read_file(store, entry))
+    rows = pq.read_metadata(data).num_rows
+    if entry.rows is not None and rows != entry.rows:
+        raise IntegrityError(f"{entry.name} has {rows:,} rows, its manifest says {entry.rows:,}")
+    names = pq.read_schema(data).names if columns is None else columns
+    wanted = [name for name in names if name not in without]
+    return held_table(pq.read_table(data, columns=wanted, read_dictionary=list(PART_NAMES)))
+
+
+def table_files(table: pa.Table, *, looked_up: bool = False) -> Iterator[ReleaseFile]:
+    """Yield a table as Parquet files of FILE_ROWS rows, each made when it is asked for; an empty one is one file.
+
+    looked_up: by item_id, so that it has short row groups also where it is one file.
+    """
+    group_rows = _FINE if looked_up or table.num_rows > FILE_ROWS else _COARSE
+    for start in range(0, max(1, table.num_rows), FILE_ROWS):
+        piece = table.slice(start, FILE_ROWS)
+        yield ReleaseFile(write_table(piece, group_rows=group_rows), ".parquet", piece.num_rows)
+
+
+def table_digest(table: pa.Table) -> tuple[str, Literal[1, 2]]:
+    """Return the sha256 of a table's one file, or the key of those of its several, and the manifest's format."""
+    digests = [digest_of(file.data) for file in table_files(table)]
+    return (digests[0], 1) if len(digests) == 1 else (key_of(digests), 2)
+
+
+def write_table(table: pa.Table, *, group_rows: int = _COARSE) -> bytes:
+    """Return a table as the bytes of one Parquet file; equal rows give equal bytes. group_rows: of a row group."""
+    schema = stored_schema(table.schema)
     sink = io.BytesIO()
-    # One chunk, one write: the bytes depend on how the rows are chunked.
-    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, max(1, table.num_rows), group_rows):
+            # One chunk, one write: the bytes depend on how the rows are chunked.
+            group = table.slice(start, group_rows).cast(schema).combine_chunks()
+            writer.write_table(group, row_group_size=group_rows)
     return sink.getvalue()

@@ -6,12 +6,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import IntegrityError, NotFound
 from ..keys import digest_of
+from ..ordering import ranks
 from ..parts import PartFile
 from ..storage import Store
 from .manifest import FileEntry, Manifest, read_manifest
@@ -48,7 +49,7 @@ def verify_release(store: Store, release_id: str, *, expect_sha256: str | None =
     manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
     problems: list[str] = []
     size = 0
-    files = [*manifest.files.values(), *manifest.bundle_files()]
+    files = [*(entry for entries in manifest.files.values() for entry in entries), *manifest.bundle_files()]
     named: list[FileEntry | PartFile] = [*files, *manifest.parts]
     for entry in named:
         try:
@@ -81,20 +82,27 @@ def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:
 
 
 def _reference_problems(store: Store, manifest: Manifest) -> Iterator[str]:
-    """Yield what is wrong between the rows of items and the parts they name; columnar, one group a part."""
-    entry = manifest.files.get("items")
-    if entry is None:
+    """Yield what is wrong between the rows of items and the parts they name; columnar, file by file."""
+    if "items" not in manifest.files:
         yield "the manifest names no items file"
         return
-    with store.open(entry.name) as handle:
-        items = pq.read_table(handle, columns=["latents_part", "latents_row"])
-    groups = items.group_by("latents_part").aggregate([("latents_row", "min"), ("latents_row", "max")])
     rows = {part.name: part.rows for part in manifest.parts}
-    for group in groups.to_pylist():
-        part, first, last = group["latents_part"], group["latents_row_min"], group["latents_row_max"]
-        if part not in rows:
-            yield f"items names the part {part}, which the manifest does not list"
-        elif first < 0 or last >= rows[part]:
-            yield f"items names the rows {first} to {last} of {part}, which has {rows[part]:,}"
-    for name in sorted(rows.keys() - set(pc.unique(items.column("latents_part")).to_pylist())):
+    named: set[str] = set()
+    for entry in manifest.files_of("items"):
+        with store.open(entry.name) as handle:
+            items = pq.read_table(handle, columns=["latents_part", "latents_row"], read_dictionary=["latents_part"])
+        codes, names = ranks(items["latents_part"])
+        place = items["latents_row"].to_numpy()
+        order = np.argsort(codes, kind="stable")
+        starts = np.searchsorted(codes[order], np.arange(len(names)))
+        first, last = (
+            reduce.reduceat(place[order], starts) if len(names) else starts for reduce in (np.minimum, np.maximum)
+        )
+        for part, low, high in zip(names, first.tolist(), last.tolist(), strict=True):
+            if part not in rows:
+                yield f"items names the part {part}, which the manifest does not list"
+            elif low < 0 or high >= rows[part]:
+                yield f"items names the rows {low} to {high} of {part}, which has {rows[part]:,}"
+        named.update(names)
+    for name in sorted(rows.keys() - named):
         yield f"the manifest lists the part {name}, which items does not name"

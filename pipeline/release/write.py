@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -30,21 +30,29 @@ class WrittenRelease(NamedTuple):
 
 
 def write_release(
-    store: Store, *, release_id: str, files: Mapping[str, ReleaseFile | tuple[bytes, str, int | None]], **fields: Any
+    store: Store,
+    *,
+    release_id: str,
+    files: Mapping[str, ReleaseFile | tuple[bytes, str, int | None] | Iterator[ReleaseFile]],
+    **fields: Any,
 ) -> WrittenRelease:
     """Write a release's files and then its manifest; when another attempt was first, return that one's release.
 
-    files: by role. fields: every other field of `Manifest`; `created` is now unless given. Raises IntegrityError when
-    a part or a bundle's file that the manifest would name is no longer on the store.
+    files: by role, several as an iterator in the order of their rows, each of which is written before the next is
+    asked for. The manifest is of format 1 where every role has one file. fields: every other field of `Manifest`;
+    `created` is now unless given. Raises IntegrityError when a part or a bundle's file that the manifest would name is
+    no longer on the store.
     """
     claim_store(store)
     found = _find_release(store, release_id)
     if found is not None:
         return found
-    entries = {role: _write_file(store, release_id, role, ReleaseFile(*file)) for role, file in sorted(files.items())}
+    entries = {role: tuple(_write_files(store, release_id, role, held)) for role, held in sorted(files.items())}
     fields.setdefault("created", datetime.now(UTC))
-    manifest = Manifest(release_id=release_id, files=entries, **fields)
-    _check_listed(store, [*manifest.parts, *manifest.bundle_files(), *entries.values()])
+    several = any(len(written) > 1 for written in entries.values())
+    manifest = Manifest(release_id=release_id, format=2 if several else 1, files=entries, **fields)
+    written = [entry for role in entries.values() for entry in role]
+    _check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])
     data = manifest.to_bytes()
     if store.put_if_absent(manifest_name(release_id), data):
         return WrittenRelease(manifest, digest_of(data))
@@ -55,6 +63,13 @@ def _find_release(store: Store, release_id: str) -> WrittenRelease | None:
     if not store.exists(manifest_name(release_id)):
         return None
     return WrittenRelease(*read_hashed_manifest(store, release_id))
+
+
+def _write_files(
+    store: Store, release_id: str, role: str, held: tuple[Any, ...] | Iterator[ReleaseFile]
+) -> Iterator[FileEntry]:
+    for file in [ReleaseFile(*held)] if isinstance(held, tuple) else held:
+        yield _write_file(store, release_id, role, file)
 
 
 def _write_file(store: Store, release_id: str, role: str, file: ReleaseFile) -> FileEntry:

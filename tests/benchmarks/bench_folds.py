@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from bench_refresh import DROPPED
 from bench_refresh import split as old_split
-from folds_trained import Encoded, Trained, asked_by_kl, encoded, texts
+from folds_trained import Encoded, Headed, Trained, asked_by_kl, encoded, headed, purities, texts
 from model_measures import preset_config
 from model_tables import folds_table
 from side_by_side import ROOT, write
@@ -89,7 +89,7 @@ GRID = [
     for dims in (64, 128)
     for share in (2.0, 4.0, 8.0)
 ]
-Row = Fused | Trained | str
+Row = Fused | Trained | Headed | str
 ROWS: dict[str, Row] = {
     FLOOR: Fused(("hog",), (64,)),
     "descriptor_views": Fused(("views",), (64,)),
@@ -105,9 +105,10 @@ ROWS: dict[str, Row] = {
     CHOSEN: CHOSEN,
     "VAE of features": Trained("vae_features_clothing", "hx3 crop", licence=LITE0),
     "VAE of features, KL": Trained("vae_features_clothing", "hx3 crop", space="kl", licence=LITE0),
-    "CVAE of features": Trained("cvae_features_clothing", "hx3 crop", licence=LITE0),
+    "CVAE of features": Trained("cvae_features_clothing", "hx3 crop", more=("train.balance=true",), licence=LITE0),
     "VQ-VAE of features": Trained("vqvae_features_clothing", "hx3 crop", licence=LITE0),
     "VQ-VAE of features, bag of codes": Trained("vqvae_features_clothing", "hx3 crop", space="words", licence=LITE0),
+    "Lite0 head 3x3 of the central square, told categories": Headed("hx3 crop", 128, licence=LITE0),
     "descriptor_views of the central square": Fused(("views crop",), (64,)),
     "student, trained": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
     "student, in closed form": Trained("ridge_clothing", "hx3 crop", licence=LITE0),
@@ -240,6 +241,8 @@ def asking(row: Row, features: Features, seed: int) -> Asked:
             return by_cosine(fused(row, features, known), known)
         if isinstance(row, str):
             return by_cosine(fused(chosen(features, known), features, known), known)
+        if isinstance(row, Headed):
+            return by_cosine(headed(features.along(row.of, row.dims, known).numpy(), shown.labels, known), known)
         found = features.trained(row, known, seed)
         if row.space == "kl":
             return asked_by_kl(found, shown.labels, ~known), found.mean.shape[1]
@@ -309,12 +312,18 @@ def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.nda
         if floor is not None:
             ahead = group_difference(own, floor[measured], shown.groups)
             result |= {f"ahead_{measured}": list(ahead)}
+    if isinstance(row, Trained) and row.space != "kl":
+        trained = features.trained(row, ~shown.old, seed)
+        vectors = texts(trained, ~shown.old) if row.space == "words" else trained.mean
+        result |= purities(vectors, trained.codes, shown.labels, ~shown.old)
     np.savez_compressed(features.cache / f"photos-{slug(name)}-{seed}.npz", **values)
     return result
 
 
 def speed(row: Row, features: Features, known: np.ndarray, seed: int) -> float:
     """Return how many photos a row's latents take one CPU second; decoding is not in it."""
+    if isinstance(row, Headed):
+        return features.photos_per_s([row.of])
     if not isinstance(row, Trained):
         return features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
     photo_s = features.trained(row, known, seed).photo_s
@@ -364,9 +373,9 @@ def main() -> int:
 def run_all(names: Sequence[str], features: Features, seeds: Sequence[int], path: Path) -> None:
     """Measure what is not there yet, the floor first."""
     for name in dict.fromkeys([FLOOR, *names]):
-        for seed in seeds if isinstance(ROWS[name], Trained) else seeds[:1]:
+        for seed in seeds if isinstance(ROWS[name], Trained) else [0]:
             there = read(path)
-            kept = features.cache / f"photos-{slug(FLOOR)}-{seeds[0]}.npz"
+            kept = features.cache / f"photos-{slug(FLOOR)}-0.npz"
             floor = dict(np.load(kept)) if name != FLOOR and kept.exists() else None
             done = any((run["name"], run["digest"], run["seed"]) == (name, digest(name), seed) for run in there)
             if done and (name != FLOOR or kept.exists()):

@@ -76,7 +76,7 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     made = maker.make_release(store, clustered_photos(maker, options.photos, options.dim), index=config)
     release = open_release(store.url, cache_dir=folder / "cache")
     manifest = release.manifest
-    index = faiss.read_index(str(Path(store.url) / manifest.files["index"].name))
+    index = faiss.read_index(str(Path(store.url) / manifest.file("index").name))
     rows = np.random.default_rng(1).permutation(options.photos)[: options.queries]
     keys = [made.photos[row].item_id for row in rows]
     vectors = [index.reconstruct(int(row))[None] for row in rows]

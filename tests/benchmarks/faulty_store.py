@@ -63,14 +63,15 @@ class WeedServer:
         ports = [_free_port() for _ in range(4)]
         self.port, self.url = ports[0], f"s3://{bucket}"
         names = ("s3.port", "master.port", "volume.port", "filer.port")
-        self.process = subprocess.Popen(
-            [
-                weed_binary(), "server", f"-dir={work}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-                f"-s3.config={work / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
-                *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-            ],
-            stdout=(work / "log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        with (work / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    weed_binary(), "server", f"-dir={work}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+                    f"-s3.config={work / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+                    *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+                ],
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         self._make_bucket(bucket)
 
     def _make_bucket(self, bucket: str) -> None:

@@ -1,8 +1,8 @@
 """Rows of `bench_folds` that are trained, anew in every fold: models that see a pretrained network's features, or learn
 to give them.
 
-The trainings are the presets' own, by the real loop, with photos and features in memory; but every photo of the
-training folds is trained on, once an epoch: nothing is held out, and categories are not balanced.
+The trainings are the presets' own, by the real loop, with photos and features in memory; but nothing is held out: every
+photo of the training folds is trained on.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from model_measures import preset_config
 
 from pipeline.evaluation.folds import FOLD_MEASURES
-from pipeline.evaluation.words import fitted_words
+from pipeline.evaluation.words import cluster_quality, fitted_words
 from pipeline.images import ImagesConfig
 from pipeline.models import Batch, Latents, Model, build_model
 from pipeline.models.base import Taught
 from pipeline.models.conditions import FIRST_CATEGORY
 from pipeline.models.descriptor import DescriptorConfig
 from pipeline.training import Loop
+from pipeline.training.row_draws import Balanced, EveryRow, Sampling
 
 BATCH = 64
 Space = Literal["latents", "kl", "words"]
@@ -58,20 +59,26 @@ class Encoded:
 
 
 class InMemory:
-    """One rank's batches of what is in memory, each photo once an epoch but for those that fill the last batch."""
+    """One rank's batches of what is in memory, each photo once an epoch, or each category equally often; but for those
+    that fill the last batch.
+    """
 
     num_held_out = 0
 
-    def __init__(self, batch: Batch, *, batch_size: int, seed: int) -> None:
+    def __init__(self, batch: Batch, *, batch_size: int, seed: int, balance: bool = False) -> None:
         self.batch, self.batch_size, self.seed = batch, batch_size, seed
-        self.photos = len(batch.images)
-        self.steps_per_epoch = -(-self.photos // batch_size)
+        self.sampling: Sampling = EveryRow([len(batch.images)])
+        if balance:
+            assert batch.condition is not None
+            self.sampling = Balanced([batch.condition.numpy().astype(np.int32)], seed=seed)
+        self.steps_per_epoch = -(-self.sampling.total // batch_size)
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Yield the batches of steps start..stop - 1."""
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.photos)
+            places = self.sampling.places(epoch, 0)
+            order = places[np.random.default_rng((self.seed, epoch)).permutation(len(places))]
             order = np.resize(order, self.steps_per_epoch * self.batch_size)
             yield rows_of(self.batch, order[at * self.batch_size : (at + 1) * self.batch_size])
 
@@ -108,8 +115,8 @@ def encoded(
     taught_on = rows_of(everything, np.flatnonzero(known))
     model.prepare([taught_on])
     if model.trains:
-        loader = InMemory(taught_on, batch_size=config.train.batch_size, seed=seed)
-        model = Loop(model, loader, config.train.model_copy(update={"balance": False}), labels=names).run()
+        loader = InMemory(taught_on, batch_size=config.train.batch_size, seed=seed, balance=config.train.balance)
+        model = Loop(model, loader, config.train, labels=names).run()
     if model.fits:
         order = np.random.default_rng(seed).permutation(len(taught_on.images))
         model.eval().fit([rows_of(taught_on, order)])
@@ -167,3 +174,53 @@ def asked_by_kl(found: Encoded, labels: list[str], asked: np.ndarray) -> dict[st
             hits = same[:relevant]
             values["map_at_r"][row] = (np.cumsum(hits) / np.arange(1, relevant + 1) * hits).sum() / relevant
     return values
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A row that knows categories: `dims` components of features `of`, and a line for each category of the known photos
+    (logistic regression, C = 1, of numbers brought to one spread). A photo is what these say of it: an upper yardstick.
+    """
+
+    of: str
+    dims: int
+    licence: str = "-"
+
+
+def headed(vectors: np.ndarray, labels: list[str], known: np.ndarray) -> np.ndarray:
+    """Return what lines fitted on known photos, bool [n], say of all vectors [n, d], float32 [n, categories]."""
+    from sklearn.linear_model import LogisticRegression
+
+    scaled = (vectors - vectors[known].mean(axis=0)) / vectors[known].std()
+    lines = LogisticRegression(C=1.0, max_iter=500).fit(scaled[known], np.asarray(labels)[known])
+    return np.asarray(lines.decision_function(scaled), np.float32)
+
+
+def purities(
+    vectors: np.ndarray, codes: Mapping[str, np.ndarray], labels: list[str], known: np.ndarray
+) -> dict[str, float]:
+    """Return how pure groups and codes are, fitted on known photos, bool [n].
+
+    purity: of known photos in as many groups by k-means as there are categories, beside `purity_chance` and `nmi`.
+    code_purity: share of the other photos whose category is the most frequent one of the known photos with the same
+    code, a mean over codes of a photo, beside `code_chance`, that of the most frequent category.
+    """
+    truth = np.asarray(labels)
+    groups = cluster_quality(vectors[known], truth[known], seed=0)
+    found = {"purity": groups.purity, "purity_chance": groups.chance, "nmi": groups.nmi}
+    shares = []
+    for level in codes.values():
+        for column in level.reshape(len(truth), -1).T:
+            told = {code: _most_frequent(truth[known & (column == code)]) for code in np.unique(column[known])}
+            shares.append(
+                np.mean([told.get(code) == own for code, own in zip(column[~known], truth[~known], strict=True)])
+            )
+    if shares:
+        found |= {"code_purity": float(np.mean(shares)),
+                  "code_chance": float(np.mean(truth[~known] == _most_frequent(truth[known])))}  # fmt: skip
+    return found
+
+
+def _most_frequent(names: np.ndarray) -> str:
+    values, counts = np.unique(names, return_counts=True)
+    return str(values[counts.argmax()])

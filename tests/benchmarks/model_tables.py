@@ -173,3 +173,18 @@ def folds_table(runs: Sequence[Run]) -> str:
                  " / ".join(shown(own, f"old_{key}", 100) for key in keys.values())]  # fmt: skip
         lines.append(line(cells))
     return "\n".join(lines)
+
+
+# --- bench_enlarged.py
+
+
+def enlarged_table(runs: Sequence[Run]) -> str:
+    """Return the table of Fashion-MNIST as a pretrained network sees it, in brackets the intervals."""
+    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
+    lines = headed(["space", "numbers", *keys, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second"])
+    for run in runs:
+        ahead = {key: [100 * value for value in run[f"ahead_{key}"]] for key in AHEAD if f"ahead_{key}" in run}
+        cells = [run["name"], str(run["dims"]), *(with_interval([run], key) for key in keys.values()),
+                 told_ahead(ahead or None), shown([run], "photos_per_cpu_s", digits=0)]  # fmt: skip
+        lines.append(line(cells))
+    return "\n".join(lines)

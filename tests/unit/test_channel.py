@@ -421,7 +421,7 @@ def test_the_reader_catches_a_publisher_that_names_too_early(tmp_path: Path) -> 
     store = open_store(str(tmp_path / "store"))
     publish_new(store, "whole", head=0)
     written = make_release(store, "hasty")
-    index = written.manifest.files["index"].name
+    index = written.manifest.file("index").name
     data = store.get(index)
 
     with Polling(str(tmp_path / "store")) as seen:

@@ -15,12 +15,16 @@ from jobs.__main__ import main
 from jobs.choosing import named_candidates
 from jobs.command import Arguments
 from jobs.config import load_config
+from pipeline.errors import NotFound
 from pipeline.evaluation.folds import group_difference
 from pipeline.images.render import render_catalogue
 from pipeline.models import build_model
 from pipeline.models.descriptor import DescriptorConfig
+from pipeline.models.pretrained import PretrainedConfig
+from pipeline.quality import choosing
 from pipeline.quality.choice_report import choose_among
 from pipeline.quality.choosing import Measured, Photos, licences_of, photos_per_s
+from pipeline.storage import Store, open_store
 
 CANDIDATES = {
     "four": {"model": {"kind": "descriptor", "read_out": {"dims": 4}}},
@@ -161,6 +165,21 @@ def test_the_front_holds_whom_none_beats_at_both_and_the_lead_is_paired() -> Non
     assert [row.front for row in choice.rows] == [True, True, False]
     assert choice.winner.name == "slow"
     assert choice.rows[1].behind == group_difference(good, poor, photos_of(60).groups)
+
+
+def test_a_student_is_of_its_teachers_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = PretrainedConfig(weights="net.pth", recipe="efficientnet_lite0", licence="Apache-2.0")
+
+    def stored(_: Store, model_id: str) -> tuple[PretrainedConfig, dict[str, int]]:
+        if model_id != "a" * 64:
+            raise NotFound(f"there is no {model_id}")
+        return network, {"size": 16}
+
+    monkeypatch.setattr(choosing, "stored_config", stored)
+    student, store = {"kind": "ridge", "teacher": "a" * 64}, open_store("memory://choose-licences")
+    fused = {"kind": "fusion", "parts": [{"model": student}, {"model": {"kind": "descriptor"}}]}
+    assert licences_of(student, store) == licences_of(fused, store) == ["Apache-2.0"]
+    assert licences_of(student) == licences_of({**student, "teacher": "b" * 64}, store) == []
 
 
 def test_licences_are_those_of_all_parts_and_speed_is_of_the_sizes_seen() -> None:

@@ -176,7 +176,7 @@ def test_a_shard_without_a_result_is_an_error(store: Store) -> None:
 def test_a_carried_photo_without_latents_is_an_error(store: Store) -> None:
     plan = make_plan()
     index = plan.schema.get_field_index("latents_part")
-    plan = plan.set_column(index, plan.schema.field(index), pa.nulls(len(PLAN), pa.string()))
+    plan = plan.set_column(index, plan.schema.field(index), pa.nulls(len(PLAN), plan.schema.field(index).type))
     shards, results = encode(store, plan)
     with pytest.raises(IntegrityError, match="first is item 'i0' with status 'same'"):
         collect_rows(store, plan, shards, results)

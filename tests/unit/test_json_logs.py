@@ -126,3 +126,12 @@ def test_times_are_utc_and_what_is_half_said_is_not_lost() -> None:
     assert stream.getvalue().isascii()
     assert json.loads(stream.getvalue())["time"] == "2026-11-30T01:02:03.004Z"
     assert json.loads(stream.getvalue())["message"] == "é without an end"
+
+
+def test_lines_of_another_process_of_ours_are_passed_on_as_they_are() -> None:
+    there, here = io.StringIO(), io.StringIO()
+    JsonLines(there, lambda: "far").write("encode: 5 photos\n")
+    JsonLines(here, lambda: "near").write(there.getvalue())
+    assert here.getvalue() == there.getvalue()
+    JsonLines(here, lambda: "near").write('{"time": "half\n')
+    assert objects(here.getvalue())[-1]["run"] == "near"

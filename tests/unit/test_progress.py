@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from pipeline.events import ShardEnded
 from pipeline.progress import Progress
 from pipeline.training import TrainProgress
 
@@ -80,3 +81,17 @@ def test_a_terminal_gets_bars_unless_it_has_no_width(columns: int, shown: str) -
             time.sleep(0.01)
     os.close(parent)
     assert shown in text
+
+
+def test_a_log_says_where_each_shard_was_done_and_what_its_process_said() -> None:
+    ended = ShardEnded("encode", 3, 10, 1, reused=False, node="node2", seconds=1.25, said=("WARNING pipeline.x: slow",))
+    stream = io.StringIO()
+    Progress(stream).shard(ended)
+    assert stream.getvalue() == (
+        "encode: shard 3 on node2: 10 photos, 1 refused, 1.2 s\n"
+        "encode: shard 3 on node2 said: WARNING pipeline.x: slow\n"
+    )
+    stream = io.StringIO()
+    Progress(stream, bars=True).shard(ended)
+    Progress(stream).shard(dataclasses.replace(ended, node=""))  # done in this process
+    assert stream.getvalue() == ""

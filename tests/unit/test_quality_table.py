@@ -283,7 +283,7 @@ def test_too_few_photos_are_refused(night: SimpleNamespace) -> None:
     gone = night.items.set_column(
         night.items.schema.get_field_index("pixels_part"),
         night.items.schema.field("pixels_part"),
-        pa.array([None] * 100 + ["pixels/t/1.parquet"] * 20, pa.string()),
+        pa.array([None] * 100 + ["pixels/t/1.parquet"] * 20, night.items.schema.field("pixels_part").type),
     )
     with pytest.raises(InputError, match=r"20 items have a photo with kept pixels.*at least 40"):
         sample_photos(night.store, night.config, gone, photos=5000)

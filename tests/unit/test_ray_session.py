@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from jobs.ray_session import ray_session
-from pipeline.errors import Unavailable
+from pipeline.errors import ConfigError, Unavailable
 from pipeline.nodes import ClusterConfig
 
 
@@ -22,6 +22,31 @@ def test_a_machine_too_busy_to_start_ray_is_a_reason_to_try_again(monkeypatch: p
         pytest.raises(Unavailable, match="did not start on this machine in time"),
         ray_session(ClusterConfig(), busy=2),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "says"),
+    [
+        (
+            RuntimeError("No node info found matching attributes: '' when trying"),
+            ConfigError,
+            "codebooks submit --address",
+        ),
+        (RuntimeError("RpcError: Unauthenticated: InvalidAuthToken: Invalid"), ConfigError, "wants a token"),
+        (RuntimeError("RpcError: deadline exceeded"), Unavailable, "no Ray cluster answers at '10.0.0.1:6379'"),
+        (None, Unavailable, "no Ray cluster answers"),
+    ],
+)
+def test_why_a_cluster_was_not_joined(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception | None, kind: type[Exception], says: str
+) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from cause
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(kind, match=says), ray_session(ClusterConfig(address="10.0.0.1:6379"), busy=2):
         pass
 
 

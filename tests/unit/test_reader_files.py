@@ -160,7 +160,7 @@ def test_queries_under_way_finish_on_the_release_they_began_on(maker: Any, store
 @pytest.mark.parametrize("damage", ["flip", "cut", "longer", "gone"])
 def test_a_damaged_file_is_refused(maker: Any, store: Store, tmp_path: Path, role: str, damage: str) -> None:
     made = maker.make_release(store, maker.some_photos(30))
-    name = read_manifest(store, made.release_id).files[role].name
+    name = read_manifest(store, made.release_id).file(role).name
     path = tmp_path / "store" / name
     data = path.read_bytes()
     path.unlink()
@@ -313,7 +313,7 @@ def test_what_was_evicted_from_the_cache_under_a_reader_is_no_loss(maker: Any, s
     for path in [path for path in cache_home.rglob("*") if path.is_file()]:
         path.unlink()
     for role in ("items", "index"):  # nor can they be fetched again
-        store.delete(read_manifest(store, made.release_id).files[role].name)
+        store.delete(read_manifest(store, made.release_id).file(role).name)
     assert release.similar("sku-001") == before
     assert release.latents(["sku-003"])["item_id"][0].as_py() == "sku-003"
 
@@ -337,9 +337,9 @@ def test_the_cache_is_shared_and_read_instead_of_the_store(
     open_release(store.url)
     manifest = read_manifest(store, made.release_id)
     kept = sorted(path.name for path in cache_home.rglob("*") if path.is_file())
-    assert kept == sorted(manifest.files[role].sha256 for role in ("items", "index"))
+    assert kept == sorted(manifest.file(role).sha256 for role in ("items", "index"))
     for role in ("items", "index"):
-        (tmp_path / "store" / manifest.files[role].name).unlink()
+        (tmp_path / "store" / manifest.file(role).name).unlink()
     assert open_release(store.url).similar("sku-001"), "no need of the store's copies"
     elsewhere = tmp_path / "elsewhere"
     with pytest.raises(IntegrityError, match="not on"):

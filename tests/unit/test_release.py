@@ -119,7 +119,7 @@ def test_files_carry_their_digest_and_the_manifest_lists_them(store: Store) -> N
     assert hashlib.sha256(data).hexdigest() == digest
     assert json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() == data
     index = hashlib.sha256(b"faiss bytes").hexdigest()
-    assert manifest.files["index"].name == f"releases/night-abc/index-{index[:12]}.faiss"
+    assert manifest.file("index").name == f"releases/night-abc/index-{index[:12]}.faiss"
     assert json.loads(data)["files"]["index"] == {
         "name": f"releases/night-abc/index-{index[:12]}.faiss",
         "bytes": 11,
@@ -300,7 +300,7 @@ def test_a_missing_release_says_so(store: Store) -> None:
         (b"[]", IntegrityError, "expected an object"),
         (b"{}", IntegrityError, "format None"),
         (b'{"format": true}', IntegrityError, "format True"),
-        (b'{"format": 2, "something": "new"}', InputError, "upgrade visual-codebooks"),
+        (b'{"format": 3, "something": "new"}', InputError, "upgrade visual-codebooks"),
         (b'{"format": 1}', IntegrityError, "not a manifest of format 1"),
     ],
 )
@@ -367,13 +367,15 @@ def test_verify_finds_nothing_in_a_whole_release(store: Store) -> None:
     check = verify_release(store, "night-abc")
     assert check.problems == ()
     assert (check.files, check.parts) == (2, 2)
-    assert check.bytes == sum(entry.bytes for entry in [*manifest.files.values(), *manifest.parts])
+    assert check.bytes == sum(
+        entry.bytes for entry in [*(entry for role in manifest.files.values() for entry in role), *manifest.parts]
+    )
     check.require()
 
 
 def test_verify_names_every_damaged_file(store: Store) -> None:
     manifest, _ = small_release(store)
-    index, part = manifest.files["index"], manifest.parts[0]
+    index, part = manifest.file("index"), manifest.parts[0]
     store.put(index.name, b"faiss bytex")
     store.put(part.name, store.get(part.name)[:-1])
     store.delete(manifest.parts[1].name)

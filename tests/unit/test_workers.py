@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import platform
@@ -27,7 +28,7 @@ from ray.exceptions import (
 )
 
 from pipeline.errors import CodebooksError, Conflict, Unavailable
-from pipeline.workers import code_error, explained, packages_hook, whereabouts
+from pipeline.workers import KeptRecords, code_error, explained, packages_hook, whereabouts
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER_DIED = OwnerDiedError("00" * 28, None, "")
@@ -136,3 +137,20 @@ def test_a_process_says_where_it_runs() -> None:
     assert (here.root, here.python) == (str(ROOT), platform.python_version())
     assert here == whereabouts()
     assert len(here.code) == 64
+
+
+def test_what_a_worker_logs_is_kept_for_the_driver_and_bounded() -> None:
+    kept = KeptRecords()
+    try:
+        logging.getLogger("pipeline.x").info("of %s", "ours")
+        logging.getLogger("theirs").info("not of interest")
+        logging.getLogger("theirs").warning("of interest")
+        assert kept.taken() == ("INFO pipeline.x: of ours", "WARNING theirs: of interest")
+        assert kept.taken() == ()
+        for number in range(KeptRecords.MOST + 3):
+            logging.getLogger("pipeline.x").warning("%d", number)
+        told = kept.taken()
+        assert (len(told), told[-1]) == (KeptRecords.MOST + 1, "3 more records")
+    finally:
+        logging.getLogger().removeHandler(kept)
+        logging.getLogger("pipeline").setLevel(logging.NOTSET)

@@ -1,0 +1,184 @@
+"""Fashion-MNIST seen by a pretrained network: 28 pixels enlarged, by the quality table's split and measures.
+
+60,000 pictures are known and 10,000 asked. Maps of the network are computed once, by `--weights`, an ONNX file of
+uint8 photos [n, SIZE, SIZE, 3] with the output LAYER, and kept in the cache. Components are fitted on the known
+pictures. How a fusion is weighed is chosen on the last 10,000 known ones, asked of the others, never on the asked.
+Intervals: 95 %, bootstrap over queries; differences to HOG + PCA-64 by pairs.
+
+    python tests/benchmarks/bench_enlarged.py --data ../shared/data --weights lite0.onnx [--json enlarged.json]
+        [--table]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from bench_folds import fastest, fitted_model
+from model_tables import enlarged_table
+from side_by_side import ROOT, write
+from table_cells import read
+
+from pipeline.evaluation.baselines import hog_features
+from pipeline.evaluation.knn import knn_labels
+from pipeline.evaluation.quality import QUERIES, paired_difference
+from pipeline.evaluation.retrieval import interval, retrieve
+from pipeline.images import ImagesConfig, decode
+from pipeline.models.components import principal_components
+
+KNOWN, JUDGED = 60_000, 10_000  # of the known ones so many, the last, judge a choice
+SIZE, LAYER, CELLS = 96, "b14", 3
+DIMS, BATCH, FITTED = 64, 32, 20_000  # components are fitted on so many pictures, as a night fits them
+FLOOR, LITE0 = "HOG + PCA-64", "Lite0"
+GRADIENTS = {"HOG": FLOOR, "descriptor_views": "descriptor_views"}
+SHARES = (0.5, 1.0, 2.0)  # of the network beside gradients
+
+
+class Pictures:
+    """The catalogue: pixels uint8 [70000, 28, 28, 3], labels, and features by name, each computed once."""
+
+    def __init__(self, data: Path, cache: Path, weights: Path | None) -> None:
+        self.cache, self.weights = cache, weights
+        parts = [pq.read_table(data / "fashion-mnist" / f"{part}.parquet") for part in ("train", "test")]
+        self.photos = [photo for part in parts for photo in part["image"].to_pylist()]
+        self.labels = np.array([str(label) for part in parts for label in part["category"].to_pylist()])
+        self.known = np.arange(len(self.photos)) < KNOWN
+        self.pixels = self._decoded(slice(None), 28)
+        self.network_s = 0.0
+
+    def space(self, name: str) -> np.ndarray:
+        """Return a space of DIMS numbers, float32 [n, DIMS], its components those of known pictures."""
+        path = self.cache / f"enlarged-space-{name.replace(' ', '_')}.npy"
+        if not path.exists():
+            np.save(path, self._space(name))
+        return np.asarray(np.load(path))
+
+    def _space(self, name: str) -> np.ndarray:
+        if name == "descriptor_views":
+            return fitted_model("descriptor_views_fashion_mnist", self.pixels, self.known, 0)
+        rows = torch.from_numpy(hog_features(self.pixels, cell=4) if name == FLOOR else self.maps())
+        fitted = rows[np.sort(np.random.default_rng(0).permutation(KNOWN)[:FITTED])].float()
+        _, directions = principal_components(fitted, DIMS)
+        centre = fitted.mean(dim=0)
+        return torch.cat([(part.float() - centre) @ directions.float().T for part in rows.split(5000)]).numpy()
+
+    def maps(self) -> np.ndarray:
+        """Return the network's map in CELLS x CELLS cells, float16 [n, D]."""
+        path = self.cache / f"enlarged-{SIZE}-{LAYER}-{CELLS}.npy"
+        if not path.exists():
+            np.save(path, np.concatenate(list(self._encoded())))
+        return np.asarray(np.load(path))
+
+    def _encoded(self) -> Iterator[np.ndarray]:
+        session = self.session()
+        for start in range(0, len(self.photos), BATCH):
+            photos = self._decoded(slice(start, start + BATCH), SIZE)
+            found = torch.from_numpy(session.run([LAYER], {session.get_inputs()[0].name: photos})[0])
+            yield torch.nn.functional.adaptive_avg_pool2d(found, CELLS).flatten(1).half().numpy()
+
+    def session(self) -> Any:
+        """Return the network, on one thread."""
+        if self.weights is None:
+            raise SystemExit(f"give --weights: an ONNX file with the output {LAYER}")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        return onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
+
+    def photos_per_s(self, name: str) -> float:
+        """Return how many pictures one CPU second turns into a space's features."""
+        if name != LITE0:
+            return BATCH / fastest(lambda: hog_features(self.pixels[:BATCH], cell=4))
+        session, photos = self.session(), self._decoded(slice(0, BATCH), SIZE)
+        return BATCH / fastest(lambda: session.run([LAYER], {session.get_inputs()[0].name: photos}))
+
+    def _decoded(self, rows: slice, size: int) -> np.ndarray:
+        config = ImagesConfig(size=size)
+        return np.stack([decode(photo, config) for photo in self.photos[rows]])
+
+
+def side_by_side(first: np.ndarray, second: np.ndarray, share: float, known: np.ndarray) -> np.ndarray:
+    """Return two spaces in one, each less its known mean and to length 1, the first weighed by `share` to 1."""
+    parts = []
+    for space, weight in ((first, share), (second, 1.0)):
+        centred = space - space[known].mean(axis=0)
+        parts.append(centred / np.linalg.norm(centred, axis=1, keepdims=True) * (weight / (share + 1)) ** 0.5)
+    return np.concatenate(parts, axis=1)
+
+
+def asked(vectors: np.ndarray, pictures: Pictures) -> dict[str, np.ndarray]:
+    """Return k-NN, precision and average precision of each asked picture, the last two of a sample, seeded."""
+    known, labels = pictures.known, pictures.labels
+    found = knn_labels(vectors[known], labels[known], vectors[~known])
+    sample = KNOWN + np.sort(np.random.default_rng(0).permutation(int((~known).sum()))[:QUERIES])
+    ranked = retrieve(vectors[known], labels[known], vectors[sample], labels[sample])
+    return {"knn": (found == labels[~known]).astype(float), "precision_at_10": ranked.precision,
+            "map_at_r": ranked.average_precision}  # fmt: skip
+
+
+def best_share(first: np.ndarray, second: np.ndarray, pictures: Pictures) -> tuple[float, float]:
+    """Return the best of SHARES, and its k-NN, by the last JUDGED known pictures asked of the others."""
+    bank, judges = slice(0, KNOWN - JUDGED), slice(KNOWN - JUDGED, KNOWN)
+    labels, scores = pictures.labels, dict[float, float]()
+    for share in SHARES:
+        joined = side_by_side(first, second, share, np.arange(len(labels)) < KNOWN - JUDGED)
+        scores[share] = float((knn_labels(joined[bank], labels[bank], joined[judges]) == labels[judges]).mean())
+    best = max(scores, key=scores.__getitem__)
+    return best, scores[best]
+
+
+def run(pictures: Pictures, path: Path) -> None:
+    """Measure every row and write it when it is there."""
+    spaces = {name: pictures.space(name) for name in (FLOOR, "descriptor_views", LITE0)}
+    rows = {name: (vectors, 1 / pictures.photos_per_s(name), {}) for name, vectors in spaces.items()}
+    for short, name in GRADIENTS.items():
+        share, judged = best_share(spaces[LITE0], spaces[name], pictures)
+        joined = side_by_side(spaces[LITE0], spaces[name], share, pictures.known)
+        chosen = {"share": share, "judged_knn": judged}
+        rows[f"{LITE0} + {short}"] = (joined, rows[LITE0][1] + rows[name][1], chosen)
+    floor: dict[str, np.ndarray] | None = None
+    for name, (vectors, photo_s, more) in rows.items():
+        values = asked(vectors, pictures)
+        result: dict[str, Any] = {"name": name, "catalogue": "fashion_mnist", "seed": 0, "dims": vectors.shape[1],
+                                  "date": dt.datetime.now(dt.UTC).date().isoformat(), "size": SIZE, "layer": LAYER,
+                                  "cells": CELLS, "photos_per_cpu_s": 1 / photo_s, **more}  # fmt: skip
+        for measured, own in values.items():
+            low, high = interval(own)
+            result |= {measured: float(own.mean()), f"{measured}_low": low, f"{measured}_high": high}
+            if floor is not None:
+                result[f"ahead_{measured}"] = list(paired_difference(own, floor[measured], seed=0))
+        floor = floor or values
+        write(path, [*(each for each in read(path) if each["name"] != name), result])
+        print(f"{name}: k-NN {result['knn']:.4f} {more}", flush=True)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--weights", type=Path, help=f"EfficientNet-Lite0 as ONNX, of photos [n, {SIZE}, {SIZE}, 3]")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-enlarged")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "enlarged.json")
+    parser.add_argument("--table", action="store_true", help="only print what is in --json")
+    given = parser.parse_args()
+    if not given.table:
+        if not given.data.exists():
+            print(f"no catalogues at {given.data}: nothing measured; name their folder with --data")
+            return 0
+        torch.set_num_threads(1)
+        given.cache.mkdir(parents=True, exist_ok=True)
+        run(Pictures(given.data, given.cache, given.weights), given.json)
+    print(enlarged_table(read(given.json)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Nights of large catalogues on one machine: seconds and the driver's memory of every step, and how both grow.
+
+The real plan, carry-over, compaction, index and publishing of a refresh run in one process, as in the driver. Only the
+photos are not there: the parts that actors would write are written by this benchmark, with random latents of 8 numbers,
+in a process of its own that is not measured. Night 1 encodes everything, night 2 changes, adds and removes half a per
+cent each, night 3 repeats night 2's catalogue under another index setting, so that a release is made of carried photos.
+
+    python tests/benchmarks/bench_scale.py --photos 1000000 [3000000 ...] --json scale.json --plot scale.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.building import build_candidate
+from jobs.computing import encode_photos
+from jobs.config import Config, photo_files
+from jobs.context import Context
+from jobs.pipeline_run import How, config_text, frozen_plan, publish_candidate
+from pipeline.encoding import Shard
+from pipeline.models import MODELS, build_model, save_bundle
+from pipeline.parts import write_part
+from pipeline.planning import Plan, main_transforms, shard_builder
+from pipeline.planning.standing import look
+from pipeline.progress import Progress
+from pipeline.runs import open_run
+from pipeline.schema import latents_schema, pixels_schema
+from pipeline.storage import open_store
+from pipeline.watch import Watch
+
+DIM = 8
+BATCH = 1_000_000
+CHURN = 200  # one photo in so many is changed, one added, one removed
+
+
+def write_catalogue(path: Path, photos: int, *, night: int) -> None:
+    """Write one row a photo: key, URI, version, category and price; about 60 letters a URI, as shops have them."""
+    first = photos // CHURN if night > 1 else 0
+    with pq.ParquetWriter(path, catalogue_batch(0, 1, night).schema) as writer:
+        for start in range(first, photos + first, BATCH):
+            writer.write_table(catalogue_batch(start, min(start + BATCH, photos + first), night))
+
+
+def catalogue_batch(start: int, end: int, night: int) -> pa.Table:
+    numbers = np.arange(start, end)
+    text = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 10, "0")
+    changed = pa.array((numbers % CHURN == 7) & (night > 1))
+    return pa.table(
+        {
+            "item_id": pc.binary_join_element_wise("sku", text, "-"),
+            "image": pc.binary_join_element_wise("products/2026/front-1600x1600/", text, ".jpg", ""),
+            "v": pc.binary_join_element_wise(text, pc.if_else(changed, "b", "a"), "etag-0123456789abcdef"),
+            "category": pc.if_else(pa.array(numbers % 3 == 0), "Shoes", "Bags"),
+            "price": pa.array(numbers % 977 / 10),
+        }
+    )
+
+
+def settings(folder: Path, night: int) -> Config:
+    values = {
+        "store": {"url": str(folder / "store")},
+        "catalogue": {
+            "source": str(folder / f"catalogue-{min(night, 2)}.parquet"),
+            "version": "v",
+        },
+        "images": {"size": 16, "keep": "never"},
+        "model": {"kind": "autoencoder", "latent_dim": DIM, "channels": [8, 8]},
+        "index": {"kind": "flat", "metric": "l2" if night == 3 else "cosine"},
+        "gates": {"min_recall": None, "max_removed": None},
+    }
+    return Config.model_validate(values)
+
+
+def save_random_model(folder: Path) -> None:
+    """Save a bundle that answers the config's train key; nothing is trained."""
+    config = settings(folder, 1)
+    store = config.store.open()
+    standing = look(config, store, run="night-1", limit=None)
+    if standing.model_id is None:
+        model = build_model(config.model, image_size=config.images.size)
+        save_bundle(store, model, config.model, config.images, train_key=standing.train_key, card={})
+
+
+def write_parts(folder: Path, night: int) -> None:
+    """Write what actors would for the shards of a frozen plan: parts without pixels, and random latents."""
+    config = settings(folder, night)
+    store = open_store(str(folder / "store"))
+    held = open_run(store, f"night-{night}").read_frozen("plan.parquet")
+    assert held is not None
+    plan = Plan.from_bytes(held)
+    transforms = main_transforms(config, store, plan.summary.model_id)
+    build = shard_builder(config, store, transforms, plan.summary.model_id, stores=False)
+    for shard in build(plan.rows, ""):
+        write_shard(store, shard)
+
+
+def write_shard(store: Any, shard: Shard) -> None:
+    rows, generator = shard.photos.num_rows, np.random.default_rng(shard.number)
+    digests = pa.array([generator.bytes(32).hex() for _ in range(rows)])
+    keys = [shard.photos[name] for name in ("item_id", "uri", "token")]
+    none = pa.nulls(rows, pa.string())
+    photos = pa.Table.from_arrays([*keys, digests, none, none, none], schema=pixels_schema())
+    write_part(store, shard.pixels_name, photos, shard.pixels_key)
+    means = pa.FixedSizeListArray.from_arrays(pa.array(generator.normal(size=rows * DIM).astype(np.float32)), DIM)
+    columns = [*keys, digests, pa.array(np.arange(rows), pa.int32()), means]
+    latents = pa.Table.from_arrays(columns, schema=latents_schema(DIM, log_var=False))
+    write_part(store, str(shard.latents_name), latents, str(shard.latents_key))
+
+
+class Steps:
+    """Seconds and peak resident memory of each step of this process; Linux resets the peak on request."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, dict[str, float]] = {}
+        self.base = status("VmRSS")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        Path("/proc/self/clear_refs").write_text("5")
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        peak, left = status("VmHWM"), status("VmRSS")
+        self.measured[name] = {"s": round(seconds, 1), "peak_mib": round(peak), "left_mib": round(left)}
+        print(f"  {name}: {seconds:.1f} s, peak {peak:,.0f} MiB, then {left:,.0f} MiB", file=sys.stderr, flush=True)
+
+
+def status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def night(folder: Path, number: int) -> dict[str, Any]:
+    """Run one night as its driver does, and return what each step took."""
+    config, how = settings(folder, number), How()
+    store = config.store.open()
+    run = open_run(store, f"night-{number}")
+    steps = Steps()
+    with ExitStack() as stack:
+        attempt = stack.enter_context(run.begin(config_text(config, how)))
+        watch = stack.enter_context(Watch())
+        context = Context(config, store, photo_files(config), run, attempt, Progress(), watch)
+        with steps.step("plan"):
+            plan = frozen_plan(context, how)
+        child(["--write-parts", str(folder), "--night", str(number)])
+        with steps.step("encode"):  # everything but fetching and encoding: find parts, collect, compact, hash
+            encoded = encode_photos(context, plan, str(plan.summary.model_id), start_ray)
+        with steps.step("build"):  # index, changes, measures, page, files, manifest
+            candidate = build_candidate(context, plan, str(plan.summary.model_id), encoded)
+        with steps.step("publish"):
+            outcome = publish_candidate(context, plan, candidate)
+    files = {role: [entry.bytes for entry in entries] for role, entries in candidate.manifest.files.items()}
+    return {
+        "photos": encoded.items.num_rows, "counts": plan.summary.counts, "parts": len(candidate.manifest.parts),
+        "format": candidate.manifest.format, "published": outcome.published, "steps": steps.measured,
+        "import_mib": round(steps.base), "seconds": watch.summary()["seconds"],
+        "bytes_a_photo": {
+            "plan rows": round(plan.rows.nbytes / plan.rows.num_rows, 1),
+            "items": round(encoded.items.nbytes / encoded.items.num_rows, 1),
+            "items, files": round(sum(files["items"]) / encoded.items.num_rows, 1),
+            "index, file": round(sum(files["index"]) / encoded.items.num_rows, 1),
+            "plan.parquet": round(len(run.read_frozen("plan.parquet") or b"") / plan.rows.num_rows, 1),
+            "latents parts": round(sum(part.bytes for part in candidate.manifest.parts) / encoded.items.num_rows, 1),
+        },
+    }  # fmt: skip
+
+
+def start_ray() -> None:
+    raise AssertionError("every part is there; nothing may be computed")
+
+
+def child(arguments: Sequence[str]) -> str:
+    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def measure(folder: Path, photos: int) -> dict[str, Any]:
+    assert set(MODELS) >= {"autoencoder"}
+    for number in (1, 2):
+        write_catalogue(folder / f"catalogue-{number}.parquet", photos, night=number)
+    child(["--save-model", str(folder)])
+    found: dict[str, Any] = {"photos": photos}
+    for number in (1, 2, 3):
+        print(f"{photos:,} photos, night {number}", file=sys.stderr, flush=True)
+        found[f"night {number}"] = json.loads(child(["--run-night", str(folder), "--night", str(number)]))
+    return found
+
+
+def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    sizes = [result["photos"] / 1e6 for result in results]
+    for night_name, style in (("night 1", "-"), ("night 2", "--")):
+        for step in ("plan", "encode", "build"):
+            values = [result[night_name]["steps"][step] for result in results]
+            for axis, what, scale in ((axes[0], "s", 1.0), (axes[1], "peak_mib", 1024.0)):
+                axis.plot(
+                    sizes, [value[what] / scale for value in values], style, marker="o", label=f"{night_name}, {step}"
+                )
+    for axis, title in ((axes[0], "seconds"), (axes[1], "peak memory of the driver, GiB")):
+        axis.set(xlabel="million photos", title=title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, nargs="+", default=[100_000, 300_000])
+    parser.add_argument("--folder", type=Path, help="where catalogue and store lie; a temporary one by default")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--night", type=int, default=1, help=argparse.SUPPRESS)
+    for name in ("--save-model", "--write-parts", "--run-night"):
+        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.save_model:
+        save_random_model(options.save_model)
+    elif options.write_parts:
+        write_parts(options.write_parts, options.night)
+    elif options.run_night:
+        print(json.dumps(night(options.run_night, options.night)))
+    else:
+        results = []
+        for photos in options.photos:
+            with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
+                results.append(measure(Path(folder), photos))
+                shutil.rmtree(folder, ignore_errors=True)
+        said = {
+            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+            "commit": commit(),
+            "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+            "results": results,
+        }
+        print(json.dumps(said, indent=1))
+        if options.json:
+            options.json.write_text(json.dumps(said, indent=1) + "\n")
+        if options.plot:
+            plot(results, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
