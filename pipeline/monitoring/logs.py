@@ -61,6 +61,8 @@ class JsonLines(io.TextIOBase):
     `write` ends with a line break is one message, of several lines or not, so a traceback is one object.
     """
 
+    logs_events = True  # `Progress` need not show them as lines too
+
     def __init__(
         self, stream: TextIO, run: Callable[[], str | None], clock: Callable[[], datetime] | None = None
     ) -> None:
