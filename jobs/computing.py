@@ -80,7 +80,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
     rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
     if needed != 0:
         fitting = plan
-        if needed is not None and chosen is None:
+        if needed is not None and chosen is None and needed < plan.rows.num_rows:
             fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
         stage = "teacher" if teacher else "pixels"
         asked, results = compute(context, fitting, start_ray, stage=stage, model_id=teacher)
@@ -167,7 +167,9 @@ def compute(
     config, store = context.config, context.store
     known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     transforms = main_transforms(config, store, known)
-    stores = stores_pixels(config) or (stage != "encode" and config.model.trains_on_pixels)
+    stores = stores_pixels(config, plan.summary.counts["photos"]) or (
+        stage != "encode" and config.model.trains_on_pixels
+    )
     with context.watch.stage(stage):
         asked = ask_again(
             store,

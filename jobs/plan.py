@@ -49,7 +49,9 @@ def run(arguments: Arguments) -> Outcome:
 
 def _pixels(config: Config, store: Store, plan: Plan) -> list[str]:
     fetched = plan.summary.counts["to_fetch"]
-    return [pixels_line(config, store, fetched=fetched, model_id=plan.summary.model_id)] if fetched else []
+    summary = plan.summary
+    photos = summary.counts["photos"]
+    return [pixels_line(config, store, fetched=fetched, model_id=summary.model_id, photos=photos)] if fetched else []
 
 
 def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:

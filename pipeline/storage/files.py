@@ -40,6 +40,7 @@ class Files:
 
     def _begin(self) -> None:
         self._stores: dict[str, Store] = {}
+        self._folder: tuple[str, Store] | None = None  # the last one asked for: photos lie many in one
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,8 +126,11 @@ class Files:
         return self._store(root), urllib.parse.unquote(name) if root.startswith("file:") else name
 
     def _store(self, root: str) -> Store:
-        if scheme_of(root) in {"", "file"}:
-            return open_store(root)  # as many roots as folders: made afresh, which costs nothing
+        if scheme_of(root) in {"", "file"}:  # as many roots as folders: only one is kept
+            last = self._folder
+            if last is None or last[0] != root:
+                last = self._folder = root, open_store(root)
+            return last[1]
         with self._lock:
             found = self._stores.get(root)
             if found is None:

@@ -46,10 +46,10 @@ def night() -> RunState:
     tell_all = [
         StageBegan("plan"),
         StageEnded("plan", 2.0),
-        Planned("stable", {"photos": 10, "added": 4}),
+        Planned({"photos": 10, "added": 4}),
         StageBegan("encode", 4),
-        ShardEnded("encode", 1, 3, 1, reused=False),
-        ShardEnded("encode", 2, 1, 0, reused=False),
+        ShardEnded("encode", 1, 3, 1, reused=False, node="a", seconds=2.0),
+        ShardEnded("encode", 2, 1, 0, reused=False, node="a", seconds=0.5),
         StageEnded("encode", 8.0, 4),
         Trained(20, 20, 1.25, 1000.0),
         Examined(
@@ -94,6 +94,8 @@ def test_a_run_in_the_words_of_prometheus() -> None:
         ("stage_planned_photos", {"stage": "encode"}, 4),
         ("stage_photos_per_second", {"stage": "encode"}, 0.5),
         ("stage_shards", {"stage": "encode"}, 2),
+        ("node_photos", {"stage": "encode", "node": "a"}, 4),
+        ("node_seconds", {"stage": "encode", "node": "a"}, 2.5),
         ("plan", {"counted": "added"}, 4),
         ("quarantined_photos", {"stage": "decode", "reason": ODD}, 1),
         ("measure", {"measure": "recall"}, 0.9),
