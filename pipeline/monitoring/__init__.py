@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .config import MetricsConfig, MonitorConfig, WebhookConfig
 from .logs import json_lines
-from .monitor import ALREADY, monitored
+from .monitor import ALREADY, NO_CHANNEL, monitored
 
-__all__ = ["ALREADY", "MetricsConfig", "MonitorConfig", "WebhookConfig", "json_lines", "monitored"]
+__all__ = ["ALREADY", "NO_CHANNEL", "MetricsConfig", "MonitorConfig", "WebhookConfig", "json_lines", "monitored"]

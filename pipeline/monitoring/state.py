@@ -124,9 +124,8 @@ class RunState:
                 )
             case Trained():
                 return replace(now, training=event)
-            case Planned(channel, counts):
-                named = now.named if channel is None else replace(now.named, channel=channel)
-                return replace(now, named=named, changes=dict(counts))
+            case Planned(counts):
+                return replace(now, changes=dict(counts))
             case Examined(verdicts, refused, measures):
                 return replace(now, verdicts=verdicts, refused=dict(refused), measures=dict(measures))
             case Finished():

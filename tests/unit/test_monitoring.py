@@ -46,7 +46,7 @@ def night() -> RunState:
     tell_all = [
         StageBegan("plan"),
         StageEnded("plan", 2.0),
-        Planned("stable", {"photos": 10, "added": 4}),
+        Planned({"photos": 10, "added": 4}),
         StageBegan("encode", 4),
         ShardEnded("encode", 1, 3, 1, reused=False, node="a", seconds=2.0),
         ShardEnded("encode", 2, 1, 0, reused=False, node="a", seconds=0.5),
