@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -78,10 +79,25 @@ def table_files(table: pa.Table, *, looked_up: bool = False) -> Iterator[Release
         yield ReleaseFile(write_table(piece, group_rows=group_rows), ".parquet", piece.num_rows)
 
 
-def table_digest(table: pa.Table) -> tuple[str, Literal[1, 2]]:
-    """Return the sha256 of a table's one file, or the key of those of its several, and the manifest's format."""
-    digests = [digest_of(file.data) for file in table_files(table)]
-    return (digests[0], 1) if len(digests) == 1 else (key_of(digests), 2)
+@dataclass(frozen=True, slots=True)
+class HashedTable:
+    """A table's files, to be written once, and what names them before: digest: the sha256 of its one file, or the key
+    of those of its several; manifest_format: of the release that holds it."""
+
+    files: Iterator[ReleaseFile]
+    digest: str
+    manifest_format: Literal[1, 2]
+
+
+def hashed_table(table: pa.Table) -> HashedTable:
+    """Return a table as files with its digest; several are made once more when they are written, not held."""
+    digests, last = [], []
+    for file in table_files(table):
+        digests.append(digest_of(file.data))
+        last = [file]
+    if len(digests) == 1:
+        return HashedTable(iter(last), digests[0], 1)
+    return HashedTable(table_files(table), key_of(digests), 2)
 
 
 def write_table(table: pa.Table, *, group_rows: int = _COARSE) -> bytes:

@@ -95,9 +95,10 @@ class Files:
         """Return ("same" | "changed", token) of an https URI, without its bytes where the server gives a token."""
         return self._web.revalidate(uri, token)
 
-    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+    def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
         """Yield (URI, entry) of every file under a folder URI, in name order; an entry's name is relative to the root.
 
+        after: of a folder on a store, only files whose URI comes behind this one.
         Raises NotFound when a local folder or a bucket does not exist, ConfigError for https.
         """
         scheme = scheme_of(uri_prefix)
@@ -112,7 +113,8 @@ class Files:
         else:
             root, folder = split_uri(uri_prefix.rstrip("/") + "/.")
             prefix = folder.removesuffix(".")
-        for entry in self._store(root).list(prefix):
+        behind = after.removeprefix(root).removeprefix("/")
+        for entry in self._store(root).list(prefix, after=behind):
             name = urllib.parse.quote(entry.name) if scheme == "file" else entry.name
             yield f"{root.rstrip('/')}/{name}", entry
 

@@ -133,7 +133,7 @@ def test_photos_that_a_frozen_plan_could_not_have_are_asked_for_again_by_a_later
 )
 def test_a_catalogue_of_which_nothing_answers_is_temporary(config: Config, fault: CodebooksError, files: int) -> None:
     class Failing(Files):
-        def list(self, uri_prefix: str) -> Any:
+        def list(self, uri_prefix: str, *, after: str = "") -> Any:
             raise Forbidden("no listing")
 
         def stat(self, uri: str) -> Any:
