@@ -100,11 +100,12 @@ def test_the_smaller_nights_foretell_the_largest(stage: str) -> None:
     assert told == pytest.approx(largest["seconds"][stage], rel=0.25)
 
 
-def test_a_recorded_night_of_another_catalogue_is_foretold() -> None:
-    """Clothing photos of 2,082 files with two actors: pixels and encode of `results/refresh.json`, start-up and all."""
-    night = result("refresh.json")["results"]["clothing"]
+@pytest.mark.parametrize(("catalogue", "side", "pixels"), [("clothing", 512, 64), ("fashion", 28, 28)])
+def test_recorded_nights_of_other_catalogues_are_foretold(catalogue: str, side: int, pixels: int) -> None:
+    """Pixels and encode of `results/refresh.json` with two actors on Ray, start-up and all: within a factor of two."""
+    night = result("refresh.json")["results"][catalogue]
     recorded = night["seconds"]["pixels"] + night["seconds"]["encode"]
-    shop = Shop(night["plan"]["counts"]["photos"], side=512, first=True, listed=False)
+    shop = Shop(night["plan"]["counts"]["photos"], side=side, pixels=pixels, first=True, listed=False)
     told = next(
         stage for stage in simulate(shop, Place(cores=2, warm=True), 1).stages if stage.name.startswith("fetch")
     )
