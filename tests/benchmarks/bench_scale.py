@@ -46,6 +46,7 @@ from pipeline.watch import Watch
 
 DIM = 8
 BATCH = 1_000_000
+PHOTOS = "memory://shop-photos/"
 CHURN = 200  # one photo in so many is changed, one added, one removed
 
 
@@ -80,7 +81,7 @@ def settings(folder: Path, night: int) -> Config:
         "catalogue": {
             "source": str(folder / f"catalogue-{min(night, 2)}.parquet"),
             "version": "v",
-            "allowed_prefixes": ["memory://shop-photos/"],  # judged as s3:// is, and the page finds no photo there
+            "allowed_prefixes": [PHOTOS],  # judged as s3:// is, and the page finds no photo there
         },
         "images": {"size": 16, "keep": "never"},
         "model": {"kind": "autoencoder", "latent_dim": DIM, "channels": [8, 8]},
