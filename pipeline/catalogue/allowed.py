@@ -80,7 +80,7 @@ def judge(uris: pa.Array, places: Places) -> Judgement:
     local = _Folders(places)
     reasons: dict[int, str] = {}  # by place: few, and two lists of nothing would be as long as the catalogue
     details: dict[int, str] = {}
-    for place in np.flatnonzero(~plain):
+    for place in np.flatnonzero(~plain).tolist():
         uri = uris[place].as_py()
         try:
             _check(uri, places, local)
