@@ -48,6 +48,15 @@ CONFIG = """\
 store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
 images: {size: 32, keep: always}
+model: {kind: descriptor}
+encode: {actors: 3, shard_rows: 8}
+cluster: {min_nodes: 3, wait_s: 240}
+"""
+# A model that is trained, by two workers; a night of it begins with a pass that stores pixels.
+TRAINED = """\
+store: s3://shop/visual
+catalogue: {source: s3://shop/catalogue.csv}
+images: {size: 32, keep: always}
 model: {kind: vae, latent_dim: 8}
 train: {epochs: 12, batch_size: 32, workers: 2, validation: 0, checkpoint_every_s: 2}
 encode: {actors: 3, shard_rows: 8}
@@ -160,7 +169,7 @@ class Shop:
         submit = [] if alone else ["submit", "--address", self.dashboard, "--wait", "--pass", "AWS_*"]
         line = ["codebooks", *submit, "refresh", "--json", "--config", "shop.yaml", "--run", RUN, *words]
         work = self.network.work
-        (work / "shop.yaml").write_text(CONFIG)
+        (work / "shop.yaml").write_text(TRAINED if "-trained" in name else CONFIG)
         return self.desk.start(
             name, "bash", "-c", 'cd /root && exec "$@"', "desk", *line,
             seeds=[(work / "checkout", "/root/checkout"), (work / "shop.yaml", "/root/shop.yaml")],
@@ -243,16 +252,18 @@ def late_node(shop: Shop, name: str, process: Process) -> None:
 NIGHTS: dict[str, Act | None] = {
     "alone": None,
     "clean": None,
-    "pixels": when("pixels/", 8, kill_node),
-    "train": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
-    "encode": when("latents/", 8, kill_node),
-    "index": when("latents/", PHOTOS // 8, kill_node),
-    "cable": when("latents/", 8, pull_cable),
+    "encode": when("latents/", 4, kill_node),
+    "head": when("latents/", 4, lose_head),
+    "cable": when("latents/", 4, pull_cable),
     "late": late_node,
-    "head": when("pixels/", 8, lose_head),
+    "index": when("latents/", PHOTOS // 8, kill_node),
+    "alone-trained": None,
+    "clean-trained": None,
+    "pixels-trained": when("pixels/", 4, kill_node),
+    "train-trained": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
 }
 # Nights of a cluster whose head keeps its state in redis.
-WITH_REDIS = {"redis": when("pixels/", 8, lose_head)}
+WITH_REDIS = {"redis": when("latents/", 4, lose_head)}
 
 
 def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
@@ -262,7 +273,7 @@ def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
         wait_until("the node is gone", lambda: shop.alive() == 2, limit_s=90, every_s=1)
     began, codes, acted_at = time.monotonic(), [], None
     while len(codes) < 3:
-        process = shop.command(f"{name}-{len(codes)}", f"store=s3://shop/{name}/store", alone=name == "alone")
+        process = shop.command(f"{name}-{len(codes)}", f"store=s3://shop/{name}/store", alone=name.startswith("alone"))
         if act is not None and not codes:
             act(shop, name, process)
             acted_at = time.monotonic() - began
@@ -314,7 +325,7 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
         began = time.monotonic()
         shop.start_store()
         for name in names:
-            if name != "alone" and not shop.head.processes:
+            if not name.startswith("alone") and not shop.head.processes:
                 shop.start_head()
                 for number in (1, 2):
                     shop.start_node(number)
@@ -324,13 +335,13 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
                 print(f"no time is left for {name}", flush=True)
                 return
             found = night(shop, name, {**NIGHTS, **WITH_REDIS}[name])
-            if name == "clean":
+            if name.startswith("clean"):
                 found["secret_in_files"] = leaks(shop)
             results = _read(out)
             results["nights"][name] = found
             _write(out, results)
             print(name, json.dumps({k: v for k, v in found.items() if k not in ("items", "index")}), flush=True)
-            if name not in ("alone", "clean", names[-1]):
+            if NIGHTS.get(name) is not None and name != names[-1]:
                 mend(shop)
 
 
@@ -356,7 +367,8 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         found["lost_s"] = round(found["seconds"] - clean["seconds"], 1) if clean else None
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit.strip(), "photos": PHOTOS, "config": CONFIG,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit.strip(), "photos": PHOTOS,
+        "config": CONFIG, "trained": TRAINED,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, all machines on it, others at work beside them",
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
