@@ -48,11 +48,12 @@ CONFIG = """\
 store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
 images: {size: 32, keep: always}
-model: {kind: descriptor}
+model: {kind: descriptor, features: hog, cell: 4}
 encode: {actors: 3, shard_rows: 8}
 cluster: {min_nodes: 3, wait_s: 240}
 """
-# A model that is trained, by two workers; a night of it begins with a pass that stores pixels.
+# A model that is trained, by two workers; a night of it begins with a pass that stores pixels. The other's bundle is made
+# by the first night alone and lies on the store before each later one, as on any but a shop's first.
 TRAINED = """\
 store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
@@ -271,6 +272,10 @@ def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
     if name == "late":
         shop.network.machines[2].kill()
         wait_until("the node is gone", lambda: shop.alive() == 2, limit_s=90, every_s=1)
+    bundles = shop.network.work.with_name(f"{shop.network.work.name}-models")
+    if not name.startswith("alone") and "-trained" not in name:
+        for path in [path for path in bundles.rglob("*") if path.is_file()]:
+            shop.bucket(f"{name}/store/models").put_if_absent(str(path.relative_to(bundles)), path.read_bytes())
     began, codes, acted_at = time.monotonic(), [], None
     while len(codes) < 3:
         process = shop.command(f"{name}-{len(codes)}", f"store=s3://shop/{name}/store", alone=name.startswith("alone"))
@@ -284,6 +289,11 @@ def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
     seconds = time.monotonic() - began
     last = [line for line in process.text().splitlines() if line.startswith("{")]
     answer = json.loads(last[-1]) if last else {}
+    if name == "alone":
+        store = shop.bucket("alone/store/models")
+        for entry in store.list():
+            (bundles / entry.name).parent.mkdir(parents=True, exist_ok=True)
+            (bundles / entry.name).write_bytes(store.get(entry.name))
     if codes[-1]:
         print(process.text()[-6000:], flush=True)
     return {
@@ -357,13 +367,12 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
-    alone, nights = results["nights"].get("alone", {}), results["nights"]
-    compared = ("release", "model", "items", "index")
+    nights, compared = results["nights"], ("release", "model", "items", "index")
     for name, found in nights.items():
-        found["as_alone"] = (
-            {key: found.get(key) == alone.get(key) for key in compared} if alone and name != "alone" else {}
-        )
-        clean = nights.get("clean")
+        like = "-trained" if name.endswith("-trained") else ""
+        alone, clean = nights.get(f"alone{like}"), nights.get(f"clean{like}")
+        if alone is not None:
+            found["as_alone"] = {key: found.get(key) == alone.get(key) for key in compared}
         found["lost_s"] = round(found["seconds"] - clean["seconds"], 1) if clean else None
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {
