@@ -52,7 +52,7 @@ model: {kind: descriptor, features: hog, cell: 4}
 encode: {actors: 3, shard_rows: 8}
 cluster: {min_nodes: 3, wait_s: 240}
 """
-# A model that is trained, by two workers; a night of it begins with a pass that stores pixels. The other one's bundle is
+# A model that is trained, by two workers; a night of it begins with a pass that stores pixels. The other's bundle is
 # made by the night alone and lies on the store before each later night, as on any but a shop's first.
 TRAINED = """\
 store: s3://shop/visual
