@@ -26,6 +26,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,8 +124,8 @@ class Shop:
         wait_until("the object store answers", ready, limit_s=90, every_s=1)
         rows = "".join(f"item-{number:03},photos/{number}.png\n" for number in range(PHOTOS))
         server.put("catalogue.csv", f"item_id,image\n{rows}".encode())
-        for number in range(PHOTOS):
-            server.put(f"photos/{number}.png", picture(number))
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(lambda number: server.put(f"photos/{number}.png", picture(number)), range(PHOTOS)))
 
     def bucket(self, folder: str) -> S3Store:
         url = f"s3://shop/{folder}".rstrip("/")
