@@ -366,6 +366,9 @@ class TestStore:
         ):
             expected = sorted(name for name in names if name.startswith(prefix))
             assert [entry.name for entry in pair.store.list(prefix)] == expected, prefix
+        for prefix, after in (("", "a"), ("a/", "a/b"), ("a/", "a/bb"), ("", "日"), ("b", "a"), ("", "zz")):
+            expected = sorted(name for name in names if name.startswith(prefix) and name > after)
+            assert [entry.name for entry in pair.store.list(prefix, after=after)] == expected, (prefix, after)
         for entry in pair.store.list():
             assert entry == pair.store.stat(entry.name)
             assert entry.size == len(entry.name.encode())
