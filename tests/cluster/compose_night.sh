@@ -1,26 +1,31 @@
 #!/usr/bin/env bash
 # A night on docker/compose.yaml by a Docker engine of its own, which touches nothing outside of a folder; as root.
 #
-#   tests/cluster/compose_night.sh FOLDER COMPOSE CPU_IMAGE.tar READER_IMAGE.tar STORE_IMAGE.tar
+#   tests/cluster/compose_night.sh FOLDER COMPOSE [ARCHIVE.tar ...]
 #
-# COMPOSE: the program of compose v2. The archives are of `podman save`. The engine lives in a network and mount
-# namespace of its own, without a way out, and ends with this script.
+# COMPOSE: the program of compose v2. The archives are of `podman save`, of the images cpu, reader and SeaweedFS. The
+# engine lives in a network and mount namespace of its own, without a way out, and ends with this script; one that
+# DOCKER_HOST names is used as it is, and stays.
 set -euo pipefail
 FOLDER=$(realpath "$1"); COMPOSE=$2; shift 2
 ROOT=$(realpath "$(dirname "$0")/../..")
-export DOCKER_HOST=unix://$FOLDER/docker.sock
 mkdir -p "$FOLDER"
-# A cgroup tree of its own would need systemd; runc takes the mixed one that is there.
-unshare -n -m bash -c '
-  ip link set lo up; mount --make-rprivate /
-  exec dockerd --data-root "$0/data" --exec-root "$0/exec" -H "unix://$0/docker.sock" -p "$0/pid" \
-    --default-ulimit nofile=16384:16384 > "$0/dockerd.log" 2>&1' "$FOLDER" &
-engine=$!
+engine=
+if [ -z "${DOCKER_HOST:-}" ]; then
+  export DOCKER_HOST=unix://$FOLDER/docker.sock
+  unshare -n -m bash -c '
+    ip link set lo up; mount --make-rprivate /
+    exec dockerd --data-root "$0/data" --exec-root "$0/exec" -H "unix://$0/docker.sock" -p "$0/pid" \
+      --default-ulimit nofile=16384:16384 > "$0/dockerd.log" 2>&1' "$FOLDER" &
+  engine=$!
+fi
 compose() { "$COMPOSE" -f "$ROOT/docker/compose.yaml" "$@"; }
 finish() {
   compose down --volumes --timeout 5 > /dev/null 2>&1 || true
-  kill "$(cat "$FOLDER/pid" 2> /dev/null || echo $engine)" 2> /dev/null || true
-  wait $engine 2> /dev/null || true
+  if [ -n "$engine" ]; then
+    kill "$(cat "$FOLDER/pid" 2> /dev/null || echo "$engine")" 2> /dev/null || true
+    wait "$engine" 2> /dev/null || true
+  fi
 }
 trap finish EXIT
 for _ in $(seq 60); do docker version > /dev/null 2>&1 && break; sleep 1; done
