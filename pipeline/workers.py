@@ -239,9 +239,12 @@ def starting_in_silence() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             held.seek(0)
-            os.write(kept, held.read())
+            said = held.read()
+            error.add_note(said.decode(errors="replace"))
+            if not _TOKEN_WORDS.search(said.decode(errors="replace")):  # told in one line, not once a second
+                os.write(kept, said)
             raise
         finally:
             os.dup2(kept, 2)
@@ -269,8 +272,11 @@ def token_refused(address: str, error: BaseException) -> str:
 
 
 def not_joined(address: str, error: BaseException) -> CodebooksError:
-    """Return why a cluster could not be joined; Ray tells a missing node and a wrong token by words alone."""
-    said = [str(found) for found in _chain(error)]
+    """Return why a cluster could not be joined; Ray tells a missing node and a wrong token by words alone.
+
+    The latter only on standard error, while it tries: see `starting_in_silence`.
+    """
+    said = [text for found in _chain(error) for text in (str(found), *getattr(found, "__notes__", ()))]
     if type(error).__name__ == "AuthenticationError" or any(_TOKEN_WORDS.search(text) for text in said):
         return ConfigError(token_refused(address, error))
     if any("No node info found" in text for text in said):

@@ -41,6 +41,7 @@ from .settings import NightSettings
 from .standing import Standing, look
 
 _META = b"plan"
+_GROUP_ROWS = 1 << 17
 _HARDWARE = {"threads": None, "gpu": "auto", "memory_gib": None}  # of the section `index`; their defaults
 
 
@@ -90,7 +91,8 @@ class Plan:
     def to_bytes(self) -> bytes:
         """Return the plan as one Parquet file, the summary in its metadata."""
         meta = {**(self.rows.schema.metadata or {}), _META: self.summary.model_dump_json().encode()}
-        return write_table(self.rows.replace_schema_metadata(meta))
+        # Short row groups: beside the rows one of them is held, with part names as text.
+        return write_table(self.rows.replace_schema_metadata(meta), group_rows=_GROUP_ROWS)
 
     @staticmethod
     def from_bytes(data: bytes) -> Plan:
