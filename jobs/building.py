@@ -9,7 +9,7 @@ from typing import Any
 from jobs.computing import Encoded
 from jobs.config import Config
 from jobs.context import Context
-from pipeline.catalogue import changes_between
+from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict, check_gates
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
@@ -27,7 +27,7 @@ from pipeline.quality.examining import (
 )
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
-from pipeline.release.tables import read_table, table_digest, table_files
+from pipeline.release.tables import hashed_table, read_table, table_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             files=context.files,
         )
     settings = release_config(config)
-    items_digest, manifest_format = table_digest(found.items)
+    items = hashed_table(found.items)
     key = release_key(
-        items_digest=items_digest,
-        manifest_format=manifest_format,
+        items_digest=items.digest,
+        manifest_format=items.manifest_format,
         model_id=model_id,
         index=settings["index"],
         evaluation={},
@@ -72,7 +72,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         context.store,
         release_id=release_id(context.run.name, key),
         files={
-            "items": table_files(found.items),
+            "items": items.files,
             "quarantine": table_files(found.quarantine, looked_up=True),
             "changes": table_files(found.changes, looked_up=True),
             "index": (found.built.data, ".faiss", found.items.num_rows),
@@ -119,7 +119,7 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         built = build_index(latents, config.index)
     context.attempt.check()
     with context.watch.stage("evaluate"):
-        parent_items = read_table(store, parent, "items") if parent else None
+        parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
         parent_quarantine = read_table(store, parent, "quarantine") if parent else None
         quarantine = with_first_seen(encoded.refused, parent_quarantine, context.run.name)
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)

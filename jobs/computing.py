@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
 from pipeline.encoding import (
+    HELD_OVER,
     Asked,
     EncodeJob,
     FetchLimits,
@@ -79,7 +80,7 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
     rows, needed = TrainingRows([], ()), photos_to_learn_from(config, store)
     if needed != 0:
         fitting = plan
-        if needed is not None and chosen is None:
+        if needed is not None and chosen is None and needed < plan.rows.num_rows:
             fitting = replace(plan, rows=first_shards(plan.rows, config.train, needed))
         stage = "teacher" if teacher else "pixels"
         asked, results = compute(context, fitting, start_ray, stage=stage, model_id=teacher)
@@ -166,7 +167,9 @@ def compute(
     config, store = context.config, context.store
     known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
     transforms = main_transforms(config, store, known)
-    stores = stores_pixels(config) or (stage != "encode" and config.model.trains_on_pixels)
+    stores = stores_pixels(config, plan.summary.counts["photos"]) or (
+        stage != "encode" and config.model.trains_on_pixels
+    )
     with context.watch.stage(stage):
         asked = ask_again(
             store,
@@ -215,4 +218,4 @@ def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.T
     # Latents of another model cannot stand beside tonight's, nor may those of a model that was told another category.
     if not silent or plan.summary.parent is None or plan.summary.encode_all or category_told(context.config):
         return None
-    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items")
+    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items", columns=HELD_OVER)

@@ -40,7 +40,7 @@ def ray_starter(context: Context, stack: ExitStack) -> StartRay:
     def start() -> None:
         if not started:
             with context.watch.stage("ray"):
-                busy = max(context.config.encode.actors, context.config.train.workers)
+                busy = max(context.config.encode.least_actors, context.config.train.workers)
                 settings, note = config_values(context.config), context.progress.note
                 stack.enter_context(ray_session(context.config.cluster, busy=busy, settings=settings, note=note))
             started.append(True)

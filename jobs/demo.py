@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> Outcome:
         render_catalogue(catalogue, items=items, seed=0)
     config = load_config(arguments.with_overrides(f"catalogue.source={catalogue / 'catalogue.csv'}"))
     name = arguments.run or default_run_name()
-    with ray_session(config.cluster, busy=max(config.encode.actors, config.train.workers)):
+    with ray_session(config.cluster, busy=max(config.encode.least_actors, config.train.workers)):
         how = How(limit=arguments.limit, retrain=True)
         outcome = run_config(config, name=name, how=how, until="publish", progress=progress)
         progress.note(f"demo: the same photos in a second space, {BEST.title}: {BEST.model}")

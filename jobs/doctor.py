@@ -29,6 +29,7 @@ from pipeline.machine import (
     check_torch,
     installed,
 )
+from pipeline.monitoring import check_told
 from pipeline.release import check_store, read_head
 from pipeline.storage import Files, Store, check_shows_writes, check_write_once, store_clock
 
@@ -160,6 +161,12 @@ def check_catalogue(patient: Patient) -> Iterator[Finding]:
     yield Finding("ok", "catalogue", f"{sample.first}: {what}, columns {', '.join(sample.rows.column_names)}")
 
 
+def check_monitor(patient: Patient) -> Iterator[Finding]:
+    """Those that a run tells how it goes: could they be told?"""
+    if patient.config is not None and isinstance(patient.config.monitor, dict):
+        yield from check_told(patient.config.monitor)
+
+
 def check_pretrained(patient: Patient) -> Iterator[Finding]:
     """A pretrained network's file, and what it says of a test picture beside the vector that the config names."""
     if patient.config is not None and getattr(patient.model, "source", None) is not None:
@@ -174,6 +181,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_the_resources,
     check_the_store,
     check_catalogue,
+    check_monitor,
     check_pretrained,
 )
 

@@ -16,7 +16,7 @@ from jobs.context import Context, ray_starter
 from jobs.ray_session import early_session
 from pipeline.errors import ConfigError, GateRefused
 from pipeline.events import Finished, Planned, tell
-from pipeline.monitoring import ALREADY, monitored
+from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.progress import Progress
 from pipeline.quality.release_page import category_lines
@@ -50,7 +50,8 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     config = load_config(arguments)
     name = arguments.run or default_run_name()
     how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in ("channel", "retrain")})
-    command, channel = "refresh" if until == "publish" else until, how.channel or config.publish.channel
+    command = "refresh" if until == "publish" else until
+    channel = how.channel or (config.publish.channel if how.limit is None else NO_CHANNEL)
     with monitored(config.monitor, config.store, run=name, command=command, channel=channel):
         return run_config(config, name=name, how=how, until=until, progress=Progress())
 
@@ -75,7 +76,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         context = Context(config, store, files, run, attempt, progress, watch)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
-        tell(Planned(plan.summary.channel, plan.summary.counts))
+        tell(Planned(plan.summary.counts))
         for line in (plan_line(plan), *counted_lines(plan)):
             progress.note(line)
         if plan.summary.renewal is not None:
@@ -194,8 +195,10 @@ def frozen_plan(context: Context, how: How) -> Plan:
         plan = make_plan(
             context.config, context.store, context.files, run=context.run.name, limit=how.limit, channel=how.channel
         )
-        held = context.run.freeze("plan.parquet", plan.to_bytes())
-    plan = Plan.from_bytes(held)
+        data = plan.to_bytes()
+        held = context.run.freeze("plan.parquet", data)
+    if earlier or held is not data:  # else the rows are here already, and another copy of them would be as large
+        plan = Plan.from_bytes(held)
     if plan.summary.limit is not None and plan.summary.sample is None:
         raise ConfigError(
             f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "

@@ -11,7 +11,7 @@ from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import counted_lines, plan_line
 from pipeline.catalogue import CatalogueNotes, prefixes_to_add
-from pipeline.planning import Plan, make_plan, nothing_to_do, pixels_line
+from pipeline.planning import Plan, make_plan, memory_lines, nothing_to_do, pixels_line
 from pipeline.runs import default_run_name
 from pipeline.storage import Store
 
@@ -49,7 +49,9 @@ def run(arguments: Arguments) -> Outcome:
 
 def _pixels(config: Config, store: Store, plan: Plan) -> list[str]:
     fetched = plan.summary.counts["to_fetch"]
-    return [pixels_line(config, store, fetched=fetched, model_id=plan.summary.model_id)] if fetched else []
+    summary = plan.summary
+    photos = summary.counts["photos"]
+    return [pixels_line(config, store, fetched=fetched, model_id=summary.model_id, photos=photos)] if fetched else []
 
 
 def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
@@ -67,6 +69,7 @@ def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
         *pixels,
         f"catalogue: {catalogue_line(summary.catalogue)}",
         *counted_lines(plan),
+        *memory_lines(summary.memory),
         f"planning took {summary.seconds:.1f} s; tokens cost {requests}",
         "first photos:",
         *(f"  {row['item_id']}  {row['uri']}  {row['token']}  ({row['status']})" for row in first_photos(plan)),

@@ -69,9 +69,8 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a night has to do. channel: where it may publish; counts: photos and shards by name."""
+    """What a night has to do. counts: photos and shards by name."""
 
-    channel: str | None
     counts: Mapping[str, int]
 
 

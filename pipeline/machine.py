@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .storage.urls import scheme_of
 _GIB = 2**30
 _LEAST_DISK = 5 * _GIB
 _LEAST_MEMORY = 4 * _GIB
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_python() -> Iterator[Finding]:
@@ -130,6 +132,16 @@ def _package_problem(requirement: str, extra: str) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: of the machine, of its affinity, of its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _CGROUP / "cpu.max"
+    with suppress(OSError, ValueError):  # no container, or one of the older kind
+        allowed, _, period = quota.read_text().partition(" ")
+        cores = min(cores, -(-int(allowed) // int(period)))  # "max" is no number
+    return max(1, cores)
 
 
 def installed(name: str) -> Any:

@@ -51,7 +51,7 @@ class Progress:
 
     def shard(self, ended: ShardEnded) -> None:
         """Show, in a log, where a shard was done and what its process said; a bar has no room for it."""
-        if self._bars or not ended.node:
+        if self._bars or not ended.node or getattr(self._stream, "logs_events", False):  # it says so itself
             return
         refused = f", {ended.refused:,} refused" if ended.refused else ""
         place = f"{ended.stage}: shard {ended.number} on {ended.node}"

@@ -1,9 +1,10 @@
-"""The processes that Ray runs for us: whose code they run, where helpers live, and what the loss of one means."""
+"""The processes that Ray runs for us: whose code they run, what room there is for them, what the loss of one means."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import pickle
@@ -13,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +31,8 @@ _CODE_WORDS = re.compile(
 )
 _TOKEN_WORDS = re.compile(r"(?i)unauthenticated|invalid authentication token|authentication is required")
 _START_S = 120.0
+# What Ray calls the types of machines that it only looks at, which no autoscaler has started.
+_ONLY_SEEN = re.compile(r"(node_[0-9a-f]+)?")
 # Names, between spaces, of the environment variables that a submitted job brings to every worker.
 PASSED = "VISUAL_CODEBOOKS_PASSED"
 # Where Ray's exceptions keep another one.
@@ -150,6 +153,61 @@ def ask_a_worker() -> Whereabouts:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a cluster has. machines: that are up; cpus: of all; gpus: of each machine that has some.
+
+    grows: whether an autoscaler may start machines for what is asked and not there.
+    """
+
+    machines: int
+    cpus: float
+    gpus: tuple[float, ...] = ()
+    grows: bool = False
+
+    def places(self, gpus: float) -> int:
+        """Return how many processes of so many GPUs each the machines that are up can hold."""
+        return sum(int(of_machine / gpus + 1e-9) for of_machine in self.gpus)
+
+
+def find_room() -> Room:
+    """Return what the cluster has that this process is connected to."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    gpus = tuple(node["GPU"] for node in nodes if node.get("GPU"))
+    return Room(len(nodes), sum(node.get("CPU", 0.0) for node in nodes), gpus, grows=_grows())
+
+
+def _grows() -> bool:
+    """Return whether the cluster has an autoscaler that starts machines.
+
+    Ray tells it nowhere in public. Its autoscaler, of either version, notes in the head's store of which types the
+    machines are; on a cluster that is only looked at, each machine is a type of its own.
+    """
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    types: set[str] = set()
+    with suppress(ValueError, AttributeError, KeyError, TypeError):
+        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS)).get("autoscaler_report") or {}
+        types |= set(report.get("active_nodes", ())) | set(report.get("pending_launches", ()))
+    return any(not _ONLY_SEEN.fullmatch(kind) for kind in types | _types_of_second_version())
+
+
+def _types_of_second_version() -> set[str]:
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+
+    reply = GetClusterStatusReply()
+    with suppress(RuntimeError, OSError, ray.exceptions.RayError):  # the head does not answer now
+        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    if not reply.autoscaling_state.autoscaler_state_version:
+        return set()
+    return {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}
+
+
 def gather_nodes(cluster: ClusterConfig, settings: Mapping[str, Any], note: Note) -> None:
     """Refuse what only one of several nodes could read, then wait for the nodes that are to be there.
 
@@ -181,9 +239,12 @@ def starting_in_silence() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             held.seek(0)
-            os.write(kept, held.read())
+            said = held.read()
+            error.add_note(said.decode(errors="replace"))
+            if not _TOKEN_WORDS.search(said.decode(errors="replace")):  # told in one line, not once a second
+                os.write(kept, said)
             raise
         finally:
             os.dup2(kept, 2)
@@ -211,8 +272,11 @@ def token_refused(address: str, error: BaseException) -> str:
 
 
 def not_joined(address: str, error: BaseException) -> CodebooksError:
-    """Return why a cluster could not be joined; Ray tells a missing node and a wrong token by words alone."""
-    said = [str(found) for found in _chain(error)]
+    """Return why a cluster could not be joined; Ray tells a missing node and a wrong token by words alone.
+
+    The latter only on standard error, while it tries: see `starting_in_silence`.
+    """
+    said = [text for found in _chain(error) for text in (str(found), *getattr(found, "__notes__", ()))]
     if type(error).__name__ == "AuthenticationError" or any(_TOKEN_WORDS.search(text) for text in said):
         return ConfigError(token_refused(address, error))
     if any("No node info found" in text for text in said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .allowed import NOT_ALLOWED, catalogue_files, check_living, lacking_prefixes, places_of, prefixes_to_add
 from .changes import changes_between
 from .config import CatalogueConfig
-from .difference import Difference, compare, named_in
+from .difference import CARRIED, Difference, compare, named_in
 from .limits import Failed, FailureLimits, homes_of
 from .notes import CatalogueNotes, catalogue_notes
 from .photo_reader import PhotoReader
@@ -13,6 +13,7 @@ from .photos import SOURCES, read_photos
 from .tokens import TokenCost, resolve_tokens
 
 __all__ = [
+    "CARRIED",
     "NOT_ALLOWED",
     "SOURCES",
     "CatalogueConfig",

@@ -78,9 +78,9 @@ def judge(uris: pa.Array, places: Places) -> Judgement:
     plain = as_numpy(pc.and_(plain, pc.invert(pc.match_substring_regex(uris, _ODD))))
     plain &= as_numpy(pc.less_equal(pc.binary_length(uris), MAX_NAME_BYTES))
     local = _Folders(places)
-    reasons: list[str | None] = [None] * len(uris)
-    details: list[str | None] = [None] * len(uris)
-    for place in np.flatnonzero(~plain):
+    reasons: dict[int, str] = {}  # by place: few, and two lists of nothing would be as long as the catalogue
+    details: dict[int, str] = {}
+    for place in np.flatnonzero(~plain).tolist():
         uri = uris[place].as_py()
         try:
             _check(uri, places, local)
@@ -88,7 +88,14 @@ def judge(uris: pa.Array, places: Places) -> Judgement:
             reasons[place], details[place] = NOT_ALLOWED, str(error)
         except (ConfigError, InputError) as error:
             reasons[place], details[place] = "bad_uri", str(error)
-    return Judgement(pa.array(reasons, pa.string()), pa.array(details, pa.string()))
+    return Judgement(_sparse(reasons, len(uris)), _sparse(details, len(uris)))
+
+
+def _sparse(texts: dict[int, str], rows: int) -> pa.Array:
+    """Return a column of these texts at their places, ascending, and of nulls."""
+    mask = np.zeros(rows, dtype=np.bool_)
+    mask[list(texts)] = True
+    return pc.replace_with_mask(pa.nulls(rows, pa.string()), pa.array(mask), pa.array(texts.values(), pa.string()))
 
 
 def prefixes_to_add(details: pa.ChunkedArray | pa.Array) -> dict[str, int]:

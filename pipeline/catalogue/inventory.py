@@ -45,7 +45,7 @@ class _Manifest(BaseModel):
 
     source: str = Field(alias="sourceBucket")
     destination: str = Field(alias="destinationBucket")
-    created: float = Field(alias="creationTimestamp")  # milliseconds
+    created: int = Field(alias="creationTimestamp", ge=0)  # milliseconds
     kind: str = Field(alias="fileFormat")
     columns: str = Field(alias="fileSchema")
     files: list[_File]

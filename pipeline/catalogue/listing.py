@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from ..storage import Files
 NAMES_PER_PHOTO = 4
 NAMES_MORE = 1000
 _LIST_THREADS = 16
+_RANGE = 20_000  # wanted photos of one range of a folder, at least: 20 requests and more
 _FEW_FOLDERS = 64
 _MANY_FOLDERS = 100_000
 _FLUSH = 65_536
@@ -47,7 +49,19 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class _Range:
+    """A folder, or a stretch of its names that one thread lists. group: the folder's place; wanted: photos in it;
+    after, until: URIs between which its names lie, the last one among them; "": from the beginning, to the end."""
+
+    folder: str
+    group: int
+    wanted: int
+    after: str = ""
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
     names: pa.Table
     complete: bool
     listed: int
@@ -60,8 +74,9 @@ def list_tokens(uris: pa.Array, files: Files) -> Listing:
     """List the folders of these distinct URIs (large_string, of stores that list). Raises ClientRefused, ClientStale,
     Misconfigured.
 
-    Folders with few wanted photos each are listed by the folder above them. A listing that returns more than 4 names a
-    wanted photo and 1,000 more is stopped; so is one that may not be made. Their photos are then not `covered`.
+    Folders with few wanted photos each are listed by the folder above them, those with many in ranges at once. A
+    listing that returns more than 4 names a wanted photo and 1,000 more is stopped; so is one that may not be made.
+    Their photos are then not `covered`.
     """
     if not len(uris):
         return _nothing(0)
@@ -71,13 +86,16 @@ def list_tokens(uris: pa.Array, files: Files) -> Listing:
     if len(distinct) > _most_folders(len(uris)):
         return _nothing(len(uris))
     wanted, group = _merged(distinct.to_pylist(), counts)
+    folder_of = pc.index_in(folders, value_set=distinct).to_numpy(zero_copy_only=False)
+    ranges = _ranges(uris, group[folder_of], wanted)
     with ThreadPoolExecutor(_LIST_THREADS) as pool:
-        found = list(pool.map(lambda pair: _list(pair[0], pair[1], files), wanted.items()))
+        found = list(pool.map(lambda part: _list(part, files), ranges))
     names = pa.concat_tables(folder.names for folder in found)
     place = pc.index_in(uris, value_set=names.column("uri"))
     said = take_rows(names.select(["token", "size"]), place)
-    complete = np.array([folder.complete for folder in found], dtype=np.bool_)
-    folder_of = pc.index_in(folders, value_set=distinct).to_numpy(zero_copy_only=False)
+    complete = np.ones(len(wanted), dtype=np.bool_)
+    for part, listed in zip(ranges, found, strict=True):
+        complete[part.group] &= listed.complete
     return Listing(
         tokens=said.column("token"),
         sizes=said.column("size"),
@@ -123,7 +141,26 @@ def _merged(folders: list[str], counts: np.ndarray) -> tuple[dict[str, int], np.
     return wanted, group
 
 
-def _list(folder: str, wanted: int, files: Files) -> _Folder:
+def _ranges(uris: pa.Array, groups: np.ndarray, wanted: dict[str, int]) -> list[_Range]:
+    """Return what is listed: folders, and of a long one on S3 stretches between wanted photos, of as many each.
+
+    A listing gives 1,000 names a request, one after the other; the wanted photos tell where it can be cut.
+    """
+    ranges: list[_Range] = []
+    for group, (folder, count) in enumerate(wanted.items()):
+        pieces = min(_LIST_THREADS, count // _RANGE) if folder.startswith("s3://") else 1
+        if pieces < 2:
+            ranges.append(_Range(folder, group, count))
+            continue
+        members = uris.filter(pa.array(groups == group))
+        places = np.asarray(pc.sort_indices(members))[np.arange(1, pieces) * count // pieces]
+        cuts = ["", *members.take(pa.array(places)).to_pylist(), ""]
+        each = -(-count // pieces)
+        ranges += [_Range(folder, group, each, after, until) for after, until in itertools.pairwise(cuts)]
+    return ranges
+
+
+def _list(part: _Range, files: Files) -> _Listed:
     tables: list[pa.Table] = [_NAMES.empty_table()]
     uris: list[str] = []
     tokens: list[str] = []
@@ -131,9 +168,11 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
     listed = 0
     complete = True
     try:
-        for uri, entry in files.list(folder):
+        for uri, entry in files.list(part.folder, after=part.after) if part.after else files.list(part.folder):
+            if part.until and uri > part.until:
+                break
             listed += 1
-            if listed > NAMES_PER_PHOTO * wanted + NAMES_MORE:
+            if listed > NAMES_PER_PHOTO * part.wanted + NAMES_MORE:
                 complete = False
                 break
             uris.append(uri)
@@ -151,7 +190,7 @@ def _list(folder: str, wanted: int, files: Files) -> _Folder:
     except (Forbidden, InputError, ConfigError, Unavailable):
         complete = False  # a key that may read its photos need not be allowed to list them, and HEADs may be answered
     tables.append(_names(uris, tokens, sizes))
-    return _Folder(pa.concat_tables(tables), complete, listed)
+    return _Listed(pa.concat_tables(tables), complete, listed)
 
 
 def _names(uris: list[str], tokens: list[str], sizes: list[int]) -> pa.Table:

@@ -40,7 +40,9 @@ def absolute_uris(cells: pa.Array, base: str, config: CatalogueConfig) -> Uris:
     joined = pc.binary_join_element_wise(pa.scalar(base), cells, pa.scalar(""))
     uris = _without_dots(_without_data(pc.if_else(absolute, cells, joined)))
     named = identities(uris, config.uri_identity)
-    return Uris(named, pc.if_else(pc.equal(named, uris), pa.scalar(None, pa.string()), uris))
+    longer = pc.not_equal(named, uris)
+    # Not if_else, which keeps room for all texts, also where every one is null.
+    return Uris(named, pc.replace_with_mask(pa.nulls(len(uris), pa.string()), longer, uris.filter(longer)))
 
 
 def shown_rows(rows: np.ndarray, bad: np.ndarray, file: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,80 +14,23 @@ import torch
 from ..errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
 from ..images import transform_id
 from ..index import LatentArrays
-from ..models.base import Model
-from ..models.bundle import load_bundle
+from ..models.base import Model, stored_transforms
+from ..models.bundle import load_bundle, stored_config
 from ..models.conditions import condition_of
 from ..ordering import as_numpy
-from ..parts import FoundPart, PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
+from ..parts import PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
 from ..refusals import KEPT
 from ..schema import CATEGORY, latents_schema, pixels_column
 from ..storage import Store
 from .answers import answered, lacking_in, without
-from .config import EncodeConfig, EncodeJob, Precision
+from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Pixels, pixel_array, without_pixels
+from .encoder import Encoder
+from .opened import Opened
 from .shards import Shard, ShardResult, Unanswered, check_latents
 from .unfit import Unfit, finite_rows, not_finite, with_unfit
 
 _Killers = dict[tuple[str, str], PhotoRefused]
-
-
-class Encoder:
-    """Runs a model over pixels in batches of exactly `batch_size`, so that a photo's bits depend on nothing else.
-
-    The last batch is padded, the memory format is contiguous NCHW and the number of torch threads is fixed: each of
-    these changes the last bits of a convolution.
-    """
-
-    def __init__(
-        self, model: Model, *, batch_size: int, precision: Precision = "fp32", threads: int = 1, device: str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
-        self.batch_size = batch_size
-        self.precision = precision
-        self.threads = threads
-
-    def __call__(
-        self,
-        pixels: Pixels | Sequence[Pixels],
-        rows: npt.NDArray[np.int64],
-        condition: npt.NDArray[np.int64] | None = None,
-    ) -> LatentArrays:
-        """Return the latents of `pixels[rows]`, pixels uint8 RGB [n, size, size, 3], one of each size the model takes.
-
-        condition: of each of `rows`, for a conditional model (see `models.conditions.condition_of`).
-        """
-        model, seen = self.model, [pixels] if isinstance(pixels, np.ndarray) else pixels
-        mean = np.empty((len(rows), model.latent_dim), np.float32)
-        log_var = np.empty_like(mean) if model.has_log_var else None
-        codes = np.empty((len(rows), model.num_latent_codes), np.int32) if model.num_latent_codes else None
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with _torch_threads(self.threads), torch.inference_mode(), autocast:
-            for start in range(0, len(rows), self.batch_size):
-                took = rows[start : start + self.batch_size]
-                batches = tuple(self._batch(each, took) for each in seen)
-                images: Any = batches[0] if len(batches) == 1 else batches
-                latents = model.encode(images, self._padded(condition, start))
-                end = start + len(took)
-                mean[start:end] = latents.mean[: len(took)].float().cpu().numpy()
-                if log_var is not None and latents.log_var is not None:
-                    log_var[start:end] = latents.log_var[: len(took)].float().cpu().numpy()
-                if codes is not None and latents.codes is not None:
-                    codes[start:end] = latents.codes[: len(took)].cpu().numpy()
-        return LatentArrays(mean, log_var, codes)
-
-    def _batch(self, pixels: Pixels, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-        batch[: len(rows)] = pixels[rows]
-        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).contiguous()
-
-    def _padded(self, condition: npt.NDArray[np.int64] | None, start: int) -> torch.Tensor | None:
-        if condition is None:
-            return None
-        took = condition[start : start + self.batch_size]
-        batch = np.zeros(self.batch_size, np.int64)
-        batch[: len(took)] = took
-        return torch.from_numpy(batch).to(self.device)
 
 
 class ShardWorker:
@@ -116,6 +58,14 @@ class ShardWorker:
 
     def __call__(self, shard: Shard) -> ShardResult:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
+        opened = self.open(shard)
+        return self.encode(opened) if isinstance(opened, Opened) else opened
+
+    def open(self, shard: Shard) -> ShardResult | Opened:
+        """Fetch, decode and write a shard's pixels, and return them for `encode`; what became of it where that is all.
+
+        Raises Unavailable, IntegrityError.
+        """
         count, fetched, pixels_file = shard.photos.num_rows, 0, None
         lacking: tuple[Unanswered, ...] = ()
         killers = _by_key(shard)
@@ -125,26 +75,33 @@ class ShardWorker:
             pixels_file, table, fetched, lacking = self._pixels(shard)
             rows = np.flatnonzero(as_numpy(pc.is_null(table["stage"])).astype(np.bool_))
             shard = without(shard, lacking)
-        refused = count - len(rows)
-        latents_file: FoundPart | None = None
-        reused = False
+        refused, latents = count - len(rows), None
         if shard.photos.num_rows and shard.latents_name is not None and shard.latents_key is not None:
-            latents_file = find_part(self.store, shard.latents_name, shard.latents_key)
-            reused = latents_file is not None
-            if latents_file is None:
-                latents_file, again = self._encode(shard, table, rows, killers)
-                fetched += again
-            refused += check_latents(self.store, latents_file, len(rows))
+            latents = find_part(self.store, shard.latents_name, shard.latents_key)
+            if latents is None:
+                result = ShardResult(shard.number, pixels_file, None, count, refused, fetched, False, lacking)
+                return self._opened(shard, table, rows, killers, result)
+            refused += check_latents(self.store, latents, len(rows))
         return ShardResult(
-            number=shard.number,
-            pixels=pixels_file,
-            latents=latents_file,
-            photos=count,
-            refused=refused,
-            fetched=fetched,
-            reused=fetched == 0 and (reused or latents_file is None),
-            unanswered=lacking,
+            shard.number, pixels_file, latents, count, refused, fetched, reused=fetched == 0, unanswered=lacking
         )
+
+    def encode(self, opened: Opened) -> ShardResult:
+        """Encode and write the latents of a shard that `open` returned."""
+        if self.encoder is None:
+            raise ConfigError(
+                f"shard {opened.result.number} asks for latents and this worker was built without a model"
+            )
+        labels = self.encoder.model.labels
+        condition = None if opened.categories is None else condition_of(labels, opened.categories).numpy()
+        arrays = self.encoder(opened.pixels, opened.places, condition)
+        finite = finite_rows((arrays.mean, arrays.log_var))
+        unfit = [*opened.unfit, *(not_finite(int(row)) for row in opened.rows[~finite])]
+        photos = opened.photos.filter(pa.array(finite))
+        latents = with_unfit(_latents_table(photos, opened.rows[finite], arrays.take(finite)), unfit)
+        part = write_part(self.store, opened.latents_name, latents, opened.latents_key)
+        refused = opened.result.refused + check_latents(self.store, part, opened.usable)
+        return replace(opened.result, latents=part, refused=refused)
 
     def rehearse(self, shard: Shard) -> None:
         """Do to a shard's photos all that could kill a process, and write nothing; without photos, to a black one."""
@@ -210,37 +167,33 @@ class ShardWorker:
             )
         return table, rows
 
-    def _encode(
-        self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64], killers: _Killers
-    ) -> tuple[PartFile, int]:
-        """Return the latents part of the rows of a pixels table, and how many photos were fetched again for it."""
-        if self.encoder is None or shard.latents_name is None or shard.latents_key is None:
-            raise ConfigError(f"shard {shard.number} asks for latents and this worker was built without a model")
-        condition = _conditions(shard, rows, self.encoder.model)
+    def _opened(
+        self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64], killers: _Killers, result: ShardResult
+    ) -> Opened:
+        """Return the rows of a pixels table that are to be encoded, fetched again where it has no pixels for that."""
+        usable, told = len(rows), _categories(shard, rows)
         unfit: list[Unfit] = []
         if killers:  # those whose pixels are in the part all the same: it was there before they killed the encoder
             held = table.select(["item_id", "uri"]).take(pa.array(rows)).to_pylist()
             found = {at: killers.get((row["item_id"], row["uri"])) for at, row in enumerate(held)}
             guilty = {at: refusal for at, refusal in found.items() if refusal is not None}
             unfit = [Unfit(int(rows[at]), refusal.reason, refusal.detail) for at, refusal in guilty.items()]
-            condition = None if condition is None else np.delete(condition, list(guilty))
+            told = None if told is None else [label for at, label in enumerate(told) if at not in guilty]
             rows = np.delete(rows, list(guilty))
-        again = 0
         if set(map(pixels_column, self.own)) <= set(table.column_names):
-            arrays = self.encoder(self._arrays(table), rows, condition)
+            pixels, places = self._arrays(table), rows
         else:
-            again = len(rows)
-            seen, refused = self._fetched_again(shard, table, rows)
+            result = replace(result, fetched=result.fetched + len(rows))
+            pixels, refused = self._fetched_again(shard, table, rows)
             unfit += refused
-            usable = ~np.isin(rows, [one.pixels_row for one in refused])
-            condition = None if condition is None else condition[usable]
-            rows = rows[usable]
-            arrays = self.encoder(seen, np.flatnonzero(usable), condition)
-        finite = finite_rows((arrays.mean, arrays.log_var))
-        unfit += [not_finite(int(row)) for row in rows[~finite]]
-        photos = table.take(pa.array(rows[finite])).select(["item_id", "uri", "token", "digest"])
-        latents = with_unfit(_latents_table(photos, rows[finite], arrays.take(finite)), unfit)
-        return write_part(self.store, shard.latents_name, latents, shard.latents_key), again
+            usable_rows = ~np.isin(rows, [one.pixels_row for one in refused])
+            told = None if told is None else [label for label, keep in zip(told, usable_rows, strict=True) if keep]
+            places, rows = np.flatnonzero(usable_rows), rows[usable_rows]
+        photos = table.select(["item_id", "uri", "token", "digest"]).take(pa.array(rows))
+        return Opened(
+            result, str(shard.latents_name), str(shard.latents_key), photos, pixels, places, rows, told, tuple(unfit),
+            usable,
+        )  # fmt: skip
 
     def _fetched_again(
         self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]
@@ -279,16 +232,21 @@ def _by_key(shard: Shard) -> _Killers:
 
 def _conditions(shard: Shard, rows: npt.NDArray[np.int64], model: Model) -> npt.NDArray[np.int64] | None:
     """Return the condition row of each encoded photo; rows: where they lie in the pixels part."""
+    told = _categories(shard, rows)
+    return None if told is None else condition_of(model.labels, told).numpy()
+
+
+def _categories(shard: Shard, rows: npt.NDArray[np.int64]) -> list[str | None] | None:
     if not shard.tells:
         return None
     told = shard.photos[CATEGORY.name]
     # A part made for this shard has its rows; an existing one has others, and all the shard's photos are encoded.
-    categories = told.take(pa.array(rows)) if shard.from_pixels is None else told
-    return condition_of(model.labels, categories.to_pylist()).numpy()
+    categories: list[str | None] = (told.take(pa.array(rows)) if shard.from_pixels is None else told).to_pylist()
+    return categories
 
 
-def make_worker(job: EncodeJob) -> ShardWorker:
-    """Return the worker of a job, with its bundle loaded.
+def make_worker(job: EncodeJob, *, encodes: bool = True) -> ShardWorker:
+    """Return the worker of a job, with its bundle loaded; encodes: False for one that only opens shards, without it.
 
     What the bundle's model sees is decoded beside what the parts store; the limits are the job's.
     """
@@ -296,29 +254,37 @@ def make_worker(job: EncodeJob) -> ShardWorker:
     if job.model_id is None:
         decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
         return ShardWorker(job.store, decoder, None)
-    bundle = load_bundle(job.store, job.model_id)
+    bundle = load_bundle(job.store, job.model_id) if encodes else None
+    seen_by_model = bundle.transforms if bundle else stored_transforms(stored_config(job.store, job.model_id)[1])
     ids, own = [transform_id(each) for each in images], []
-    for each in bundle.transforms:
+    for each in seen_by_model:
         seen = each.under(job.images)
         if transform_id(seen) not in ids:
             images.append(seen)
             ids.append(transform_id(seen))
         own.append(ids.index(transform_id(seen)))
     decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
-    return ShardWorker(job.store, decoder, make_encoder(bundle.model, job.encode), stored=len(job.transforms), own=own)
+    encoder = make_encoder(bundle.model, job.encode) if bundle else None
+    return ShardWorker(job.store, decoder, encoder, stored=len(job.transforms), own=own)
 
 
 def make_encoder(model: Model, config: EncodeConfig) -> Encoder:
     """Return the encoder that `config` describes. Raises ConfigError when it names a GPU and torch sees none."""
     # Not wherever CUDA is: an actor that asked for no GPU may see those of its machine, and others use them.
-    if config.gpus_per_actor and not torch.cuda.is_available():
+    sees = torch.cuda.is_available()
+    if config.gpus_per_actor not in ("auto", 0) and not sees:
         raise ConfigError(
             f"encode.gpus_per_actor is {config.gpus_per_actor} and torch {torch.__version__} sees no CUDA device; "
             "install torch for CUDA on the workers or set it to 0"
         )
-    device = "cuda" if config.gpus_per_actor else "cpu"
+    device = "cuda" if config.gpus_per_actor and sees else "cpu"
     return Encoder(
-        model, batch_size=config.batch_size, precision=config.precision, threads=config.threads, device=device
+        model,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        threads=config.threads,
+        device=device,
+        compiles=config.compile,
     )
 
 
@@ -337,13 +303,3 @@ def _vectors(array: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> pa.Array
 
 def _same(left: pa.Table, right: pa.Table, names: list[str]) -> bool:
     return all(left[name].combine_chunks().equals(right[name].combine_chunks()) for name in names)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

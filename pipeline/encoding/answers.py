@@ -29,6 +29,7 @@ Build = Callable[[pa.Table, str], list[Shard]]
 
 _KEYS = ["item_id", "uri"]
 _PLACE = ("token", "digest", "latents_part", "latents_row", "pixels_part", "pixels_row")
+HELD_OVER = (*_KEYS, *_PLACE)  # columns of yesterday's items that a photo may keep
 _OVERTAKEN = "another attempt wrote this photo's part without it; the next one asks for it again"
 
 

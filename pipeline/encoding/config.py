@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..catalogue import CatalogueConfig, PhotoReader
 from ..images import ImagesConfig
 from ..storage import Files, Store
 
 Precision = Literal["fp32", "bf16"]
+USUAL_BATCH = 256
+
+
+class ActorRange(BaseModel):
+    """From how many actors to how many Ray Data lets the pool grow, as shards wait and the cluster has room."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ActorRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
 
 
 class EncodeConfig(BaseModel):
@@ -19,9 +35,22 @@ class EncodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    batch_size: int = Field(default=256, ge=1, description="photos in each forward pass; the last one is padded")
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="photos in each forward pass; the last one is padded; auto: 256, on a GPU what a probe finds",
+    )
     precision: Precision = Field(default="fp32", description="bf16: autocast, on GPUs that have it")
-    actors: int = Field(default=2, ge=1, description="processes that fetch, decode and encode")
+    actors: Literal["auto"] | Annotated[int, Field(ge=1)] | ActorRange = Field(
+        default="auto",
+        description="processes that fetch, decode and encode; auto: what the photos need, see cluster/README.md",
+    )
+    stages: Literal["auto", "one", "two"] = Field(
+        default="auto",
+        description="two: other processes fetch and decode, the actors only encode; auto: two where actors have GPUs",
+    )
+    decoders: Literal["auto"] | Annotated[int, Field(ge=1)] | ActorRange = Field(
+        default="auto", description="those other processes; auto: what the photos need and the cluster has room for"
+    )
     threads: int = Field(default=1, ge=1, description="decoding and torch threads of one actor")
     fetch_threads: int = Field(default=16, ge=1, description="concurrent requests of one actor")
     shard_rows: int | None = Field(
@@ -31,10 +60,21 @@ class EncodeConfig(BaseModel):
         default=0.7, ge=0.0, le=1.0, description="a latents part of which a smaller share lives is written anew"
     )
     max_parts: int = Field(default=1000, ge=1, description="latents parts that a release names at most")
-    gpus_per_actor: float = Field(default=0.0, ge=0.0, description="0: on CPUs; a fraction shares a GPU")
+    gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0,
+        description="0: on CPUs; a fraction shares a GPU; auto: one where a machine that is up has some, else none",
+    )
+    compile: bool = Field(default=False, description="the encoder by torch.compile, in each actor anew")
     no_progress_s: int = Field(
         default=1800, ge=1, description="seconds without a finished shard after which the stage fails as temporary"
     )
+
+    @property
+    def least_actors(self) -> int:
+        """Return how many actors the config insists on."""
+        if isinstance(self.actors, ActorRange):
+            return self.actors.min
+        return 1 if self.actors == "auto" else self.actors
 
 
 @dataclass(frozen=True, slots=True)

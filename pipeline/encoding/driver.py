@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import pickle
-import socket
-import time
-import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import ray
-from pydantic import BaseModel
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, UserCodeException
+from ray.exceptions import RayError, UserCodeException
 
 from ..boards import BeginCounter
-from ..errors import CodebooksError, ConfigError, Unavailable
-from ..parts import FoundPart, PartFile
-from ..workers import KeptRecords, explained, helper
-from .actors import ShardWorker, make_worker
+from ..errors import CodebooksError, Unavailable
+from ..workers import explained, find_room, helper
 from .config import EncodeConfig, EncodeJob
-from .shards import Shard, ShardResult, Unanswered
+from .opened import result_of
+from .seats import Seats, plan_decoders, plan_seats
+from .shards import Shard, ShardResult
+from .stages import ShardActor, Stage, block_of
 from .suspects import Place, most_killers, settle_suspect
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.data import DataContext  # loaded where it is used: every encoding process imports this module
@@ -37,20 +32,9 @@ _log = logging.getLogger(__name__)
 # for ever, and a photo that crashes the decoder's native code would keep a night busy; so begins are counted. A shard
 # that was begun more often is set aside as a suspect, which harms no innocent photo: see `suspects.settle_suspect`.
 MOST_BEGINS = 2
-# Below this share of a CPU for each of its threads an actor only takes time from the others.
-_LEAST_SHARE = 0.5
-
-_COUNT_S = 30.0  # how long an actor waits for the counter
-_NUMBER = "_shard"
+# Shards at once in an actor: while one is encoded the next is fetched and decoded, and the last one is written.
+_AT_ONCE = 2
 OnResult = Callable[[ShardResult, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Seats:
-    """How many actors run and how many logical CPUs each asks for."""
-
-    actors: int
-    cpus: float
 
 
 def run_shards(
@@ -72,7 +56,13 @@ def run_shards(
     todo = {shard.number: shard for shard in shards}
     if not todo:
         return []
-    seats = plan_seats(job.encode, len(todo), ray.cluster_resources())  # type: ignore[no-untyped-call]
+    photos = sum(shard.photos.num_rows for shard in todo.values())
+    room = find_room()
+    seats = plan_seats(job.encode, len(todo), photos, room)
+    # Photos that are only decoded have no second stage.
+    decoders = plan_decoders(job.encode, seats, len(todo), photos, room) if job.model_id is not None else None
+    # What `auto` came to: the actors have to know.
+    job = replace(job, encode=job.encode.model_copy(update={"gpus_per_actor": seats.gpus}))
     results: dict[int, ShardResult] = {}
     suspects: set[int] = set()
 
@@ -87,15 +77,16 @@ def run_shards(
     from ray.data import DataContext
 
     # closing: when something is raised in here the actors are stopped now, not when the generator is collected.
-    with DataContext.current(_context(job.encode)), closing(_stream(list(todo.values()), job, seats)) as rows:
+    stream = _stream(todo, job, seats, decoders, results)
+    with DataContext.current(_context(job.encode)), closing(stream) as rows:
         for row in rows:
             if row["suspect"] is not None:
                 suspects.add(row["suspect"])
             else:
                 ended(_result_of(row))
-    convicted, most = 0, most_killers(sum(shard.photos.num_rows for shard in todo.values()))
+    convicted, most = 0, most_killers(photos)
     for number in sorted(suspects - results.keys()):
-        result, found = settle_suspect(todo[number], Place(job, seats.cpus, check), most=most - convicted)
+        result, found = settle_suspect(todo[number], Place(job, seats.cpus, seats.gpus, check), most=most - convicted)
         convicted += found
         ended(result)
     if missing := sorted(todo.keys() - results.keys()):
@@ -106,124 +97,59 @@ def run_shards(
     return [results[number] for number in sorted(results)]
 
 
-def plan_seats(config: EncodeConfig, shards: int, resources: dict[str, float]) -> Seats:
-    """Return how many actors to start on a cluster with these `resources` and how many CPUs each asks for.
+def _stream(
+    todo: Mapping[int, Shard], job: EncodeJob, seats: Seats, decoders: Seats | None, done: Collection[int]
+) -> Generator[dict[str, Any]]:
+    """Yield the rows that actors return, as they come.
 
-    At least one CPU (half of a single one) stays free for Ray Data's own tasks: with none it waits for ever and says
-    nothing. Where the actors do not fit, each asks for a part of a CPU, then there are fewer of them. A cluster that
-    reports no CPU yet starts its nodes on demand and is asked for what the config says. Raises ConfigError when it has
-    no GPU for an actor.
+    decoders: who fetches and decodes, None where the encoding actors do. done: the shards that have ended.
     """
-    actors = min(config.actors, shards)
-    if config.gpus_per_actor:
-        gpus = resources.get("GPU", 0.0)
-        fit = math.floor(gpus / config.gpus_per_actor)
-        if fit < 1 and resources.get("CPU"):
-            raise ConfigError(
-                f"encode.gpus_per_actor is {config.gpus_per_actor} and the cluster has {gpus:g} GPUs; "
-                "set it to 0 to encode on CPUs"
-            )
-        actors = min(actors, max(1, fit))
-    cpus = resources.get("CPU", 0.0)
-    if not cpus:
-        return Seats(actors, float(config.threads))
-    free = max(cpus - 1.0, cpus / 2)
-    if actors * config.threads <= free:
-        return Seats(actors, float(config.threads))
-    seated = max(1, min(actors, math.floor(free / (config.threads * _LEAST_SHARE))))
-    share = math.floor(free / seated * 100) / 100
-    _log.info(
-        "encode.actors is %d of %d threads and the cluster has %g CPUs: %d actors of %g CPUs",
-        config.actors, config.threads, cpus, seated, share,
-    )  # fmt: skip
-    return Seats(seated, max(0.01, min(share, float(config.threads))))
-
-
-class _BlockActor:
-    """Unpacks a block into its shard; what it returns is one small row, whatever the shard's size."""
-
-    def __init__(self, job: EncodeJob, headers: dict[int, Shard], begins: Any, most_begins: int) -> None:
-        self.job = job
-        self.headers = headers
-        self.begins = begins
-        self.most_begins = most_begins
-        self.worker: ShardWorker | None = None
-        self.said = KeptRecords()
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        try:
-            shard = self._shard(block)
-            if self._is_suspect(shard):
-                return _row(suspect=shard.number)
-            # Here and not in the constructor: Ray hides what a constructor raises behind the death of its actor.
-            self.worker = self.worker or make_worker(self.job)
-            began = time.monotonic()
-            result = self.worker(shard)
-            result = replace(
-                result,
-                node=socket.gethostname(),
-                seconds=round(time.monotonic() - began, 3),
-                said=self.said.taken(),
-            )
-        except CodebooksError as error:
-            # As a row: raised through Ray it would arrive without its class, hence without its exit code.
-            error.add_note(f"in an encoding actor:\n{traceback.format_exc()}")
-            return _row(error=pickle.dumps(error))
-        except MemoryError:
-            return _row(suspect=shard.number)
-        return _row(result=_text_of(result))
-
-    def _is_suspect(self, shard: Shard) -> bool:
-        try:
-            begun = ray.get(self.begins.begin.remote(shard.number), timeout=_COUNT_S)
-        except (RayActorError, GetTimeoutError):
-            return False  # without the counter it is not known how often, which is no reason to stop
-        return bool(begun > self.most_begins)
-
-    def _shard(self, block: pa.Table) -> Shard:
-        numbers = set(block[_NUMBER].to_pylist())
-        if len(numbers) != 1:
-            raise RuntimeError(f"Ray Data mixed shards {sorted(numbers)} in one block")
-        header = self.headers[numbers.pop()]
-        photos = block.select(header.photos.column_names).cast(header.photos.schema).combine_chunks()
-        return replace(header, photos=photos)
-
-
-def _stream(shards: list[Shard], job: EncodeJob, seats: Seats) -> Generator[dict[str, Any]]:
-    """Yield the rows that actors return, as they come."""
     import ray.data
     from ray.data import ActorPoolStrategy
     from ray.data.exceptions import ExecutionTimeoutError
 
     # Without their photos, which travel as the blocks.
-    headers = {shard.number: replace(shard, photos=shard.photos.schema.empty_table()) for shard in shards}
-    blocks = [
-        shard.photos.append_column(_NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
-        for shard in shards
-    ]
+    headers = {number: replace(shard, photos=shard.photos.schema.empty_table()) for number, shard in todo.items()}
+    blocks = [block_of(shard) for shard in todo.values()]
     begins = helper(BeginCounter, restarts=-1).remote()
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        _BlockActor,
-        fn_constructor_args=(job, headers, begins, MOST_BEGINS),
-        batch_size=None,
-        batch_format="pyarrow",
-        # One shard in flight an actor: a second one would wait behind a slow one while other actors have nothing to do.
-        compute=ActorPoolStrategy(size=seats.actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=seats.cpus,
-        num_gpus=job.encode.gpus_per_actor or None,
-    )
+    # Not `from_arrow`, which has workers look at every block before anything else begins.
+    dataset = ray.data.from_blocks(blocks)
+    stages: list[tuple[Stage, Seats]] = [("whole", seats)]
+    if decoders is not None:
+        stages = [("pixels", decoders), ("latents", seats)]
+    for stage, seat in stages:
+        dataset = dataset.map_batches(
+            ShardActor,
+            fn_constructor_args=(job, stage, headers if stage != "latents" else {}, begins, MOST_BEGINS),
+            batch_size=1,  # a block; Ray asks for a number where there are GPUs
+            batch_format="pyarrow",
+            # As many in flight as an actor works on: one more would wait behind them while others have nothing to do.
+            compute=ActorPoolStrategy(
+                min_size=seat.least,
+                max_size=seat.most,
+                max_tasks_in_flight_per_actor=_AT_ONCE,
+                max_concurrent_calls_per_actor=_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=seat.cpus,
+            num_gpus=seat.gpus or None,
+        )
+    watchdog = Watchdog(begins, todo, done, seats)
+    watchdog.start()
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from cast("pa.Table", batch).to_pylist()
+            yield from cast("pa.Table", batch).drop_columns("opened").to_pylist()
     except ExecutionTimeoutError as error:
         raise Unavailable(
-            f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s): {error}; finished parts are "
-            "kept, run again"
+            f"no shard ended in {job.encode.no_progress_s} seconds (encode.no_progress_s; {watchdog.slowest()}): "
+            f"{error}; finished parts are kept, run again"
         ) from error
     except UserCodeException:  # not a CodebooksError, so a mistake in our own code: as it is, with its traceback
         raise
     except RayError as error:
         raise explained(error, "encoding", stays="finished parts are kept") from error
+    finally:
+        watchdog.stop()
 
 
 def _context(config: EncodeConfig) -> DataContext:
@@ -233,18 +159,11 @@ def _context(config: EncodeConfig) -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = config.no_progress_s
+    context.target_max_block_size = None  # a shard's pixels are one value, however long
+    # A pool in which every actor has its one shard is full; by Ray's own measure it would never grow.
+    context.autoscaling_config = replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=1.0)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return context
-
-
-def _row(*, result: str | None = None, error: bytes | None = None, suspect: int | None = None) -> pa.Table:
-    columns = [pa.array([result], pa.string()), pa.array([error], pa.binary()), pa.array([suspect], pa.int32())]
-    return pa.table(columns, names=["result", "error", "suspect"])
-
-
-def _text_of(result: ShardResult) -> str:
-    fields = {name: getattr(result, name) for name in ShardResult.__slots__}
-    return json.dumps({n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in fields.items()})
 
 
 def _result_of(row: dict[str, Any]) -> ShardResult:
@@ -252,10 +171,4 @@ def _result_of(row: dict[str, Any]) -> ShardResult:
     if row["error"] is not None:
         error: CodebooksError = pickle.loads(row["error"])  # noqa: S301 - written a moment ago by our own actor
         raise error
-    fields = json.loads(row["result"])
-    for name in ("pixels", "latents"):
-        if (found := fields[name]) is not None:
-            fields[name] = (PartFile if "sha256" in found else FoundPart).model_validate(found)
-    fields["said"] = tuple(fields["said"])
-    fields["unanswered"] = tuple(Unanswered(*photo) for photo in fields["unanswered"])
-    return ShardResult(**fields)
+    return result_of(row["result"])

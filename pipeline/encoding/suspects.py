@@ -90,6 +90,7 @@ class Place:
 
     job: EncodeJob
     cpus: float
+    gpus: float = 0.0
     check: Callable[[], None] = lambda: None
 
     def __call__(self, shard: Shard, task: Task) -> Outcome:
@@ -99,9 +100,7 @@ class Place:
         Unavailable, or CodebooksError as `workers.explained`.
         """
         # No retries by Ray: they would hide how the process died.
-        remote = ray.remote(try_shard).options(
-            num_cpus=self.cpus, num_gpus=self.job.encode.gpus_per_actor or None, max_retries=0
-        )
+        remote = ray.remote(try_shard).options(num_cpus=self.cpus, num_gpus=self.gpus or None, max_retries=0)
         for _ in range(_MOST_LOST):
             self.check()
             try:

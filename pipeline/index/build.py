@@ -106,6 +106,7 @@ def build_index(latents: LatentArrays, config: IndexConfig) -> BuiltIndex:
         if kind.tuned is not None and kind.set_parameter is not None:
             found[kind.tuned] = _tune(SearchIndex(index, metric), index, kind.set_parameter, tuning, config)
         data = load_faiss().serialize_index(index).tobytes()
+        del index  # there are two more of it
         reopened = open_index(data, config.metric)  # measured as a reader will open it
         recall = recall_at_k(reopened, measuring, config.k)
     parameters = {"k": config.k, "queries": len(measuring.rows), **_built_with(config), **found}

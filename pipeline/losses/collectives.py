@@ -53,8 +53,10 @@ def pick_rows(rows: Tensor, chosen: Tensor, per_rank: Tensor) -> Tensor:
     rank, _ = rank_and_world()
     local = chosen - per_rank[:rank].sum()
     mine = (local >= 0) & (local < rows.shape[0])
-    picked = rows.new_zeros(len(chosen), rows.shape[1])
-    picked[mine] = rows[local[mine]]
+    if not len(rows):
+        return sum_over_ranks(rows.new_zeros(len(chosen), rows.shape[1]))
+    # By a mask, not by positions of it, which a GPU would have to be waited for.
+    picked = torch.where(mine.unsqueeze(1), rows[local.clamp(0, len(rows) - 1)], rows.new_zeros(()))
     return sum_over_ranks(picked)
 
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from .checking import check_told
 from .config import MetricsConfig, MonitorConfig, WebhookConfig
 from .logs import json_lines
-from .monitor import ALREADY, monitored
+from .monitor import ALREADY, NO_CHANNEL, monitored
 
-__all__ = ["ALREADY", "MetricsConfig", "MonitorConfig", "WebhookConfig", "json_lines", "monitored"]
+__all__ = [
+    "ALREADY",
+    "NO_CHANNEL",
+    "MetricsConfig",
+    "MonitorConfig",
+    "WebhookConfig",
+    "check_told",
+    "json_lines",
+    "monitored",
+]

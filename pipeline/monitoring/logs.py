@@ -23,6 +23,8 @@ from ..storage.secrets import masked_for_people
 _OURS = ("pipeline", "jobs", "cluster")
 # How the command line's own text begins where it is bad news; every other line of it is information.
 _LEVELS = (("error", re.compile(r"codebooks: |Traceback ")), ("warning", re.compile(r"(?i)warning\b")))
+# What another process of ours has logged, a job that this one follows: passed on as it is.
+_LINE = re.compile(r'\{"time": "[^\n]*"node": [^\n]*\}')
 _MOST_HELD = 65_536  # characters of a line that nobody ends
 
 
@@ -59,6 +61,8 @@ class JsonLines(io.TextIOBase):
     `write` ends with a line break is one message, of several lines or not, so a traceback is one object.
     """
 
+    logs_events = True  # `Progress` need not show them as lines too
+
     def __init__(
         self, stream: TextIO, run: Callable[[], str | None], clock: Callable[[], datetime] | None = None
     ) -> None:
@@ -77,6 +81,10 @@ class JsonLines(io.TextIOBase):
         """Return True."""
         return True
 
+    def fileno(self) -> int:
+        """Return the file below, for libraries that ask; what they write to it stays text."""
+        return self._stream.fileno()
+
     def write(self, text: str, /) -> int:
         """Hold a text until it ends a line."""
         with self._lock:
@@ -89,8 +97,12 @@ class JsonLines(io.TextIOBase):
         """Write what is held."""
         with self._lock:
             held, self._held = self._held, ""
-        if message := held.strip("\r\n"):
-            self.say(next((level for level, start in _LEVELS if start.match(message)), "info"), message)
+            message = held.strip("\r\n")
+            if _LINE.fullmatch(message):
+                self._stream.write(message + "\n")
+                self._stream.flush()
+            elif message:
+                self.say(next((level for level, start in _LEVELS if start.match(message)), "info"), message)
 
     def flush(self) -> None:
         """Flush the stream below; half a line stays held."""

@@ -40,6 +40,8 @@ RUN_FAMILIES = (
     Family(f"{_RUN}stage_planned_photos", "Photos that a stage has to do.", ("stage",)),
     Family(f"{_RUN}stage_photos_per_second", "Photos a second of a stage, since it began.", ("stage",)),
     Family(f"{_RUN}stage_shards", "Shards that a stage is done with.", ("stage",)),
+    Family(f"{_RUN}node_photos", "Photos of the shards that a node is done with.", ("stage", "node")),
+    Family(f"{_RUN}node_seconds", "Seconds that these shards took its actors, all together.", ("stage", "node")),
     Family(f"{_RUN}plan", "What the plan counted, by its name for it.", ("counted",)),
     Family(f"{_RUN}quarantined_photos", "Photos of the release that cannot be used, by reason.", ("stage", "reason")),
     Family(f"{_RUN}measure", "What was measured of the release, for example its recall.", ("measure",)),
@@ -139,7 +141,13 @@ def _run_samples(now: Standing) -> Iterator[_Sample]:
     }
     for name, values in by_label.items():
         yield from ((_RUN + name, (label,), value) for label, value in values.items())
-    yield from ((f"{_RUN}quarantined_photos", labels, count) for labels, count in now.refused.items())
+    by_two: dict[str, Mapping[tuple[str, str], float]] = {
+        "quarantined_photos": now.refused,
+        "node_photos": now.node_photos,
+        "node_seconds": now.node_seconds,
+    }
+    for name, pairs in by_two.items():
+        yield from ((_RUN + name, labels, value) for labels, value in pairs.items())
 
 
 def _peak(now: Standing) -> float | None:

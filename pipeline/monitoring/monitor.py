@@ -27,6 +27,7 @@ from .webhook import message, post
 
 _log = logging.getLogger(__name__)
 ALREADY = "this run has already published"
+NO_CHANNEL = "none"  # of a sample, whose end must not stand for the catalogue's
 UNCHANGED = "nothing to do"
 _LEAST_WAIT_S = 0.1
 _AGAIN_S = 2.0
@@ -35,7 +36,10 @@ _RETRIED_S = 6 * 3600.0  # how long after a night its scheduler may try it again
 
 @contextmanager
 def monitored(config: MonitorConfig, store: StoreConfig, *, run: str, command: str, channel: str) -> Iterator[None]:
-    """Tell those that a config names how the run inside goes and how it ended; an error passes on as it is."""
+    """Tell those that a config names how the run inside goes and how it ended; an error passes on as it is.
+
+    channel: where it may publish; known from the beginning, since the first that is told has to be told better later.
+    """
     if config.is_idle:
         yield
         return

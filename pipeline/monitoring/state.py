@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..events import Event, Examined, Finished, Planned, ShardEnded, StageBegan, StageEnded, Trained, Verdict
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A run at one moment. seconds, photos, planned: by stage; refused: photos by (stage, reason)."""
+    """A run at one moment. seconds, photos, planned: by stage; refused: photos by (stage, reason).
+
+    node_photos, node_seconds: of finished shards, by (stage, node).
+    """
 
     named: Named
     began: float
@@ -47,6 +52,8 @@ class Standing:
     photos: Mapping[str, int] = field(default_factory=dict)
     planned: Mapping[str, int] = field(default_factory=dict)
     shards: Mapping[str, int] = field(default_factory=dict)
+    node_photos: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    node_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
     changes: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[tuple[str, str], int] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -107,18 +114,23 @@ class RunState:
                 counted = name in now.shards or not photos
                 done = now.photos if counted else {**now.photos, name: now.planned.get(name, photos)}
                 return replace(now, stage=stage, seconds=_plus(now.seconds, name, seconds), photos=done)
-            case ShardEnded(stage=stage, photos=photos):
-                return replace(now, photos=_plus(now.photos, stage, photos), shards=_plus(now.shards, stage, 1))
+            case ShardEnded(stage=stage, photos=photos, node=node, seconds=seconds):
+                return replace(
+                    now,
+                    photos=_plus(now.photos, stage, photos),
+                    shards=_plus(now.shards, stage, 1),
+                    node_photos=_plus(now.node_photos, (stage, node), photos),
+                    node_seconds=_plus(now.node_seconds, (stage, node), seconds),
+                )
             case Trained():
                 return replace(now, training=event)
-            case Planned(channel, counts):
-                named = now.named if channel is None else replace(now.named, channel=channel)
-                return replace(now, named=named, changes=dict(counts))
+            case Planned(counts):
+                return replace(now, changes=dict(counts))
             case Examined(verdicts, refused, measures):
                 return replace(now, verdicts=verdicts, refused=dict(refused), measures=dict(measures))
             case Finished():
                 return replace(now, finished=event)
 
 
-def _plus(counts: Mapping[str, Any], name: str, more: float) -> dict[str, Any]:
+def _plus(counts: Mapping[K, Any], name: K, more: float) -> dict[K, Any]:
     return {**counts, name: counts.get(name, 0) + more}

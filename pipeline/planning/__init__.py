@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .asked import Asked, category_told
 from .code_rows import ReleasePhotos, release_photos
+from .memory import memory_lines
 from .plan import Plan, PlanSummary, make_plan, nothing_to_do, nothing_usable, release_config
 from .refused import ask_refused_again
 from .renewal import Renewal, renewal_of
@@ -30,6 +31,7 @@ __all__ = [
     "look",
     "main_transforms",
     "make_plan",
+    "memory_lines",
     "nothing_to_do",
     "nothing_usable",
     "photos_to_learn_from",

@@ -34,12 +34,14 @@ from ..release.tables import read_table, write_table
 from ..schema import PART_NAMES, PHOTOS, attribute_fields, held_table, plan_schema
 from ..storage import Files, Store, home_of
 from .asked import category_told
+from .memory import Need, Sizes, check_driver, memory_needs
 from .renewal import Renewal, renewal_of
-from .resolution import latent_bytes
+from .resolution import latent_bytes, latent_dim
 from .settings import NightSettings
-from .standing import look
+from .standing import Standing, look
 
 _META = b"plan"
+_GROUP_ROWS = 1 << 17
 _HARDWARE = {"threads": None, "gpu": "auto", "memory_gib": None}  # of the section `index`; their defaults
 
 
@@ -52,7 +54,7 @@ class PlanSummary(BaseModel):
     model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
     beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the tokens cost (`TokenCost`).
     sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release.
-    seconds: what planning took.
+    memory: what each role takes. seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +77,7 @@ class PlanSummary(BaseModel):
     limit: int | None
     sample: Sample | None = None
     renewal: Renewal | None = None
+    memory: tuple[Need, ...] = ()
     seconds: float
 
 
@@ -88,7 +91,8 @@ class Plan:
     def to_bytes(self) -> bytes:
         """Return the plan as one Parquet file, the summary in its metadata."""
         meta = {**(self.rows.schema.metadata or {}), _META: self.summary.model_dump_json().encode()}
-        return write_table(self.rows.replace_schema_metadata(meta))
+        # Short row groups: beside the rows one of them is held, with part names as text.
+        return write_table(self.rows.replace_schema_metadata(meta), group_rows=_GROUP_ROWS)
 
     @staticmethod
     def from_bytes(data: bytes) -> Plan:
@@ -113,8 +117,8 @@ def make_plan(
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
     limit: take a seeded sample of so many items, which is compared with nothing unless a channel for samples is named.
-    Raises ConfigError for a conditional model without categories and as `look`, InputError when the catalogue cannot be
-    read or is empty, Unavailable on temporary failures.
+    Raises ConfigError for a conditional model without categories, for more photos than this process can hold, and as
+    `look`, InputError when the catalogue cannot be read or is empty, Unavailable on temporary failures.
     """
     began = time.monotonic()
     standing = look(config, store, run=run, limit=limit, channel=channel)
@@ -122,6 +126,7 @@ def make_plan(
     renewal = renewal_of(standing, store)
     told = category_told(config)
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
+    memory = _memory(config, store, photos, standing)
     items = read_table(store, parent, "items") if parent else None
     # What another transform refused, this one may accept.
     comparable = parent is not None and parent.transform_id == transform
@@ -163,9 +168,24 @@ def make_plan(
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
+        memory=memory,
         seconds=round(time.monotonic() - began, 3),
     )
     return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
+
+
+def _memory(config: NightSettings, store: Store, photos: pa.Table, standing: Standing) -> tuple[Need, ...]:
+    """Return what each role will take. Raises ConfigError where this process cannot hold what a driver does."""
+    sizes = Sizes(
+        photos=photos.num_rows,
+        row_bytes=photos.nbytes,
+        latent_dim=latent_dim(config, store, standing.model_id),
+        pixel_bytes=sum(3 * images.size**2 for images in standing.transforms),
+        trains=standing.model_id is None,
+    )
+    needs = memory_needs(config, sizes)
+    check_driver(needs)
+    return needs
 
 
 def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
@@ -179,8 +199,8 @@ def nothing_to_do(plan: Plan, store: Store, config: NightSettings) -> bool:
     if parent.sample != summary.sample or _of_releases(parent.config) != release_config(config):
         return False
     refused = plan.rows.filter(pc.is_valid(plan.rows["reason"]))
-    before = read_table(store, parent, "quarantine")
     names = ["item_id", "uri", "reason"]
+    before = read_table(store, parent, "quarantine", columns=names)
     return _keys(refused, names) == _keys(before, names)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ..catalogue import compare, resolve_tokens
 from ..encoding import assign_shards
-from ..ordering import as_numpy, take_rows
+from ..ordering import as_numpy, take_column, take_rows
 from ..release import read_manifest
 from ..release.tables import read_table
 from ..schema import PHOTOS, attribute_fields
@@ -36,7 +36,8 @@ def ask_refused_again(plan: Plan, config: NightSettings, store: Store, files: Fi
     if not len(positions):
         return plan
     parent = read_manifest(store, summary.parent) if summary.parent else None
-    items = read_table(store, parent, "items") if parent else None
+    named = pc.unique(take_column(rows["item_id"], positions))
+    items = read_table(store, parent, "items", of_items=named) if parent else None
     photos = take_rows(
         rows.select([*PHOTOS.names, *(field.name for field in attribute_fields(rows.schema))]), positions
     )

@@ -125,7 +125,7 @@ def renewal_of(standing: Standing, store: Store) -> Renewal | None:
 
 def _fetched(standing: Standing, store: Store, parent: Manifest) -> int:
     """Return how many of the parent's living photos have no pixels that can be encoded again."""
-    items = read_table(store, parent, "items")
+    items = read_table(store, parent, "items", columns=["pixels_part"])
     return int(items["pixels_part"].null_count if parent.transform_id == standing.transform_id else items.num_rows)
 
 

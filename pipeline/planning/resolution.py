@@ -37,13 +37,20 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
 
 
-def stores_pixels(config: NightSettings) -> bool:
+def latent_dim(config: NightSettings, store: Store, model_id: str | None) -> int:
+    """Return how many numbers a photo's mean has. Arguments and errors as of `main_transforms`."""
+    return _model(config, store, model_id).latent_dim
+
+
+def stores_pixels(config: NightSettings, photos: int) -> bool:
     """Return whether a night stores the pixels of all its photos, beside those that its own training reads.
 
-    By default (`images.keep`) where a model is trained on them.
+    By default (`images.keep`) where a model is trained on them, and on all of the catalogue's `photos`.
     """
     if config.images.keep == "auto":
-        return MODELS[config.model.kind][1].trains and config.model.trains_on_pixels
+        most = config.train.photos
+        trained = MODELS[config.model.kind][1].trains and config.model.trains_on_pixels
+        return trained and (most is None or photos <= most)
     return config.images.keep == "always"
 
 
@@ -53,19 +60,22 @@ def photos_to_learn_from(config: NightSettings, store: Store) -> int | None:
     Raises as `main_transforms`.
     """
     if MODELS[config.model.kind][1].trains:
-        return None
+        return config.train.photos
     return FIT_PHOTOS if _model(config, store, None).fits else 0
 
 
-def pixels_line(config: NightSettings, store: Store, *, fetched: int, model_id: str | None) -> str:
+def pixels_line(
+    config: NightSettings, store: Store, *, fetched: int, model_id: str | None, photos: int | None = None
+) -> str:
     """Return in words what a night stores of the photos it fetches, and what a later encoding of them then costs.
 
-    model_id: the bundle that answers, None where one is made. Raises as `main_transforms`.
+    model_id: the bundle that answers, None where one is made. photos: of the catalogue, None: those fetched. Raises as
+    `main_transforms`.
     """
     sides = [images.size for images in main_transforms(config, store, model_id)]
     each = sum(3 * side * side for side in sides)
     learnt = 0 if model_id is not None else photos_to_learn_from(config, store)
-    stored = fetched if stores_pixels(config) or learnt is None else min(fetched, learnt)
+    stored = fetched if stores_pixels(config, photos or fetched) or learnt is None else min(fetched, learnt)
     line = (
         f"pixels: {' and '.join(map(str, sides))} a side, {each:,} bytes a photo; of {fetched:,} photos to fetch about "
         f"{stored:,} are stored (images.keep={config.images.keep}), {stored * each / 1e6:,.1f} MB before compression"

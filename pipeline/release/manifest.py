@@ -154,7 +154,7 @@ def release_key(
 ) -> str:
     """Return the key of a release (64 hex): what is in it, not when or by which code it was made.
 
-    items_digest, manifest_format: as `tables.table_digest` returns them. index, evaluation, gates: those sections of
+    items_digest, manifest_format: as `tables.hashed_table` returns them. index, evaluation, gates: those sections of
     the config as plain JSON values.
     """
     asked = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import IntegrityError
@@ -33,24 +35,37 @@ def read_file(store: Store, entry: FileEntry) -> bytes:
     return data
 
 
-def read_table(store: Store, manifest: Manifest, role: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the release's table of this role (`items`, `quarantine`, `changes`), or only these columns of it.
+def read_table(
+    store: Store,
+    manifest: Manifest,
+    role: str,
+    *,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    of_items: pa.Array | None = None,
+) -> pa.Table:
+    """Return the release's table of this role (`items`, `quarantine`, `changes`).
 
-    Names of parts come as dictionaries: their texts would be more than half of the table. Its files are read one after
-    the other, so that beside the table one of them is held. Raises IntegrityError when a file's bytes or row count are
-    not those of the manifest.
+    columns: only these; without: all but these; of_items: only the rows of these item_ids. Names of parts come as
+    dictionaries: their texts would be more than half of the table. Its files are read one after the other, so that
+    beside the table one of them is held. Raises IntegrityError when a file's bytes or row count are not those of the
+    manifest.
     """
-    tables = [_read_entry(store, entry, columns) for entry in manifest.files_of(role)]
+    tables = []
+    for entry in manifest.files_of(role):
+        table = _read_entry(store, entry, columns, without)
+        tables.append(table if of_items is None else table.filter(pc.is_in(table["item_id"], value_set=of_items)))
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
-def _read_entry(store: Store, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
+def _read_entry(store: Store, entry: FileEntry, columns: Sequence[str] | None, without: Sequence[str]) -> pa.Table:
     data = pa.BufferReader(read_file(store, entry))
     rows = pq.read_metadata(data).num_rows
     if entry.rows is not None and rows != entry.rows:
         raise IntegrityError(f"{entry.name} has {rows:,} rows, its manifest says {entry.rows:,}")
-    table = pq.read_table(data, columns=None if columns is None else list(columns), read_dictionary=list(PART_NAMES))
-    return held_table(table)
+    names = pq.read_schema(data).names if columns is None else columns
+    wanted = [name for name in names if name not in without]
+    return held_table(pq.read_table(data, columns=wanted, read_dictionary=list(PART_NAMES)))
 
 
 def table_files(table: pa.Table, *, looked_up: bool = False) -> Iterator[ReleaseFile]:
@@ -64,10 +79,25 @@ def table_files(table: pa.Table, *, looked_up: bool = False) -> Iterator[Release
         yield ReleaseFile(write_table(piece, group_rows=group_rows), ".parquet", piece.num_rows)
 
 
-def table_digest(table: pa.Table) -> tuple[str, Literal[1, 2]]:
-    """Return the sha256 of a table's one file, or the key of those of its several, and the manifest's format."""
-    digests = [digest_of(file.data) for file in table_files(table)]
-    return (digests[0], 1) if len(digests) == 1 else (key_of(digests), 2)
+@dataclass(frozen=True, slots=True)
+class HashedTable:
+    """A table's files, to be written once, and what names them before: digest: the sha256 of its one file, or the key
+    of those of its several; manifest_format: of the release that holds it."""
+
+    files: Iterator[ReleaseFile]
+    digest: str
+    manifest_format: Literal[1, 2]
+
+
+def hashed_table(table: pa.Table) -> HashedTable:
+    """Return a table as files with its digest; several are made once more when they are written, not held."""
+    digests, last = [], []
+    for file in table_files(table):
+        digests.append(digest_of(file.data))
+        last = [file]
+    if len(digests) == 1:
+        return HashedTable(iter(last), digests[0], 1)
+    return HashedTable(table_files(table), key_of(digests), 2)
 
 
 def write_table(table: pa.Table, *, group_rows: int = _COARSE) -> bytes:

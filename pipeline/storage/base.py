@@ -81,8 +81,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield every name that begins with `prefix` (a plain string prefix), in name order, never from a cache."""
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
+        """Yield every name that begins with `prefix` (a plain string prefix), in name order, never from a cache.
+
+        after: only names behind this one, which need not be there.
+        """
 
     @abstractmethod
     def stat(self, name: str) -> Entry:

@@ -40,6 +40,7 @@ class Files:
 
     def _begin(self) -> None:
         self._stores: dict[str, Store] = {}
+        self._folder: tuple[str, Store] | None = None  # the last one asked for: photos lie many in one
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,9 +95,10 @@ class Files:
         """Return ("same" | "changed", token) of an https URI, without its bytes where the server gives a token."""
         return self._web.revalidate(uri, token)
 
-    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+    def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
         """Yield (URI, entry) of every file under a folder URI, in name order; an entry's name is relative to the root.
 
+        after: of a folder on a store, only files whose URI comes behind this one.
         Raises NotFound when a local folder or a bucket does not exist, ConfigError for https.
         """
         scheme = scheme_of(uri_prefix)
@@ -111,7 +113,8 @@ class Files:
         else:
             root, folder = split_uri(uri_prefix.rstrip("/") + "/.")
             prefix = folder.removesuffix(".")
-        for entry in self._store(root).list(prefix):
+        behind = after.removeprefix(root).removeprefix("/")
+        for entry in self._store(root).list(prefix, after=behind):
             name = urllib.parse.quote(entry.name) if scheme == "file" else entry.name
             yield f"{root.rstrip('/')}/{name}", entry
 
@@ -123,8 +126,11 @@ class Files:
         return self._store(root), urllib.parse.unquote(name) if root.startswith("file:") else name
 
     def _store(self, root: str) -> Store:
-        if scheme_of(root) in {"", "file"}:
-            return open_store(root)  # as many roots as folders: made afresh, which costs nothing
+        if scheme_of(root) in {"", "file"}:  # as many roots as folders: only one is kept
+            last = self._folder
+            if last is None or last[0] != root:
+                last = self._folder = root, open_store(root)
+            return last[1]
         with self._lock:
             found = self._stores.get(root)
             if found is None:

@@ -84,11 +84,13 @@ class LocalStore(Store):
         with self._aside(data) as aside:
             return retrying(lambda: _link(aside, path), self._retry)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         base, slash, stem = check_prefix(prefix).rpartition("/")
         if slash and "" in base.split("/"):
             return  # no file has an empty part in its name
-        yield from self._walk(base + slash, stem, ())
+        for entry in self._walk(base + slash, stem, ()):
+            if not after or entry.name > check_prefix(after):
+                yield entry
 
     def stat(self, name: str) -> Entry:
         path = self._path(name)

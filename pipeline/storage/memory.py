@@ -70,10 +70,10 @@ class MemoryStore(Store):
         with _LOCK:
             return self._held.setdefault(self._prefix + check_name(name), mine) is mine
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        begin = self._prefix + check_prefix(prefix)
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
+        begin, behind = self._prefix + check_prefix(prefix), self._prefix + check_prefix(after)
         for key in sorted(self._held.copy()):
-            held = self._held.get(key) if key.startswith(begin) else None
+            held = self._held.get(key) if key.startswith(begin) and (not after or key > behind) else None
             if held is not None:
                 yield self._entry(key.removeprefix(self._prefix), held)
 

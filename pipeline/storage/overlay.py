@@ -46,10 +46,11 @@ class Overlay(Store):
             return False
         return self.above.put_if_absent(self._above(name), data)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         """Yield the names of both in name order; names set apart are not listed."""
-        found = {entry.name: entry for entry in self.below.list(prefix) if not self._is_apart(entry.name)}
-        found |= {entry.name: entry for entry in self.above.list(prefix) if not entry.name.startswith("apart/")}
+        below, above = self.below.list(prefix, after=after), self.above.list(prefix, after=after)
+        found = {entry.name: entry for entry in below if not self._is_apart(entry.name)}
+        found |= {entry.name: entry for entry in above if not entry.name.startswith("apart/")}
         yield from (found[name] for name in sorted(found, key=str.encode))
 
     def stat(self, name: str) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -71,13 +72,23 @@ def _file_system(folder: Path) -> str:
     return best[1]
 
 
+def memory_limit() -> int:
+    """Return how much memory this process may come to hold: what its machine has, or less by its control groups."""
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([has, *(most for most, _ in _memory_groups())])
+
+
 def _memory_left() -> int:
     """Return the least memory that a control group above this process has left; a huge number when none is limited."""
-    left = 2**62
+    return min([2**62, *(max(0, most - now) for most, now in _memory_groups())])
+
+
+def _memory_groups() -> Iterator[tuple[int, int]]:
+    """Yield (limit, used) of every limited control group above this process, in bytes."""
     try:
         lines = _CGROUPS.read_text().splitlines()
     except OSError:
-        return left
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -89,8 +100,7 @@ def _memory_left() -> int:
         for group in {root, *_upwards(root, path)}:
             most, now = _number(group / limit), _number(group / used)
             if most is not None and now is not None:
-                left = min(left, max(0, most - now))
-    return left
+                yield most, now
 
 
 def _upwards(root: Path, path: str) -> list[Path]:

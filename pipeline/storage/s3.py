@@ -147,9 +147,11 @@ class S3Store(Store):
             return bool(mark == writer)
         return body is not None and found["ContentLength"] == len(body) and self.get(name) == body
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         begin = self._prefix + check_prefix(prefix)
         asked: dict[str, Any] = {"Bucket": self._bucket, "Prefix": begin, "MaxKeys": self._page}
+        if after:
+            asked["StartAfter"] = self._prefix + check_prefix(after)
         last = ""
         while True:
             page = self._ask(prefix, lambda: s3_client.call(self._fs, "list_objects_v2", **asked))

@@ -1,16 +1,15 @@
-"""The s3fs file systems of this process: one for each way of reaching S3, made on first use."""
+"""The s3fs file systems of this process: one for each way of reaching S3, made on first use.
+
+What they are made of is imported then: half a second of CPU that a process without S3 does not pay.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
-
-import s3fs
-from aiobotocore.session import AioSession
-from botocore.utils import parse_timestamp
-from fsspec.asyn import sync
 
 from ..errors import Misconfigured
 from .options import NO_SECRETS, StorageOptions
@@ -67,6 +66,9 @@ def signer(options: StorageOptions) -> str:
 
 
 def _make(options: StorageOptions, read_timeout_s: float) -> Any:
+    import s3fs
+    from aiobotocore.session import AioSession
+
     endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if holds_user(endpoint):
         raise Misconfigured(f"the endpoint holds a user or password; take it out of AWS_ENDPOINT_URL: {NO_SECRETS}")
@@ -100,14 +102,22 @@ def _timestamp(value: Any) -> datetime:
     except (TypeError, ValueError):  # the date of a header, or of a server with a form of its own
         moment = None
     if moment is None or moment.tzinfo is None:
+        from botocore.utils import parse_timestamp
+
         moment = parse_timestamp(value)
     return moment
 
 
 def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:
     """Return the answer of one S3 request; raises what s3fs raises."""
-    answer: dict[str, Any] = sync(fs.loop, fs._call_s3, method, **arguments)
+    answer: dict[str, Any] = _sync(fs, fs._call_s3, method, **arguments)
     return answer
+
+
+def _sync(fs: Any, request: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(fs.loop, request, *arguments, **named)
 
 
 def read(fs: Any, *, most: int | None = None, **arguments: Any) -> tuple[dict[str, Any], bytes | None]:
@@ -129,7 +139,7 @@ def read(fs: Any, *, most: int | None = None, **arguments: Any) -> tuple[dict[st
                 length += len(piece)
             return answer, b"".join(pieces) if length <= most else None
 
-    answer: tuple[dict[str, Any], bytes | None] = sync(fs.loop, request)
+    answer: tuple[dict[str, Any], bytes | None] = _sync(fs, request)
     return answer
 
 
@@ -147,6 +157,6 @@ def first_byte(fs: Any, **arguments: Any) -> dict[str, Any]:
         answer["Body"].close()  # unread: a server that knows no ranges sends the whole object
         return dict(answer)
 
-    answer: dict[str, Any] = sync(fs.loop, request)
+    answer: dict[str, Any] = _sync(fs, request)
     total = str(answer.get("ContentRange", "")).rpartition("/")[2]
     return {**answer, "ContentLength": int(total)} if total.isdecimal() else answer

@@ -8,10 +8,7 @@ import ssl
 from email.utils import formatdate
 from typing import Any
 
-import aiohttp
 import botocore.exceptions as boto
-from botocore.parsers import ResponseParserError
-from fsspec.asyn import FSTimeoutError
 
 from ..errors import (
     ClientRefused,
@@ -42,13 +39,22 @@ _UNKNOWN_CODES = {
     "NotSignedUp", "UnrecognizedClientException",
 }  # fmt: skip
 _ELSEWHERE_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_BROKEN_CONNECTION = (
-    boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ResponseStreamingError,
-    ResponseParserError, FSTimeoutError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutError, ConnectionError,
-    EOFError,
-)  # fmt: skip
 _NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 _NO_SUCH_PROFILE = (boto.ProfileNotFound, boto.ConfigNotFound, boto.ConfigParseError)
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    # Imported where S3 is asked already: see `s3_client`.
+    import aiohttp
+    from botocore.parsers import ResponseParserError
+    from fsspec.asyn import FSTimeoutError
+
+    return isinstance(
+        error,
+        boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | boto.ResponseStreamingError
+        | ResponseParserError | FSTimeoutError | aiohttp.ClientError | asyncio.TimeoutError | TimeoutError
+        | ConnectionError | EOFError,
+    )  # fmt: skip
 
 
 def response_of(error: BaseException) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def meaning(error: Exception, uri: str, *, who: str = "the credentials in use") 
         )
     if code in _PACE_CODES:
         return Unavailable(f"{uri}: {words}; lower encode.actors and encode.fetch_threads if it lasts")
-    if code in _TEMPORARY_CODES or temporary_status(status) or (not status and isinstance(error, _BROKEN_CONNECTION)):
+    if code in _TEMPORARY_CODES or temporary_status(status) or (not status and _is_broken_connection(error)):
         return Unavailable(f"{uri}: {words}")
     if status == 501 or (isinstance(error, OSError) and error.errno == errno.ENOSYS):
         return ConfigError(f"{uri}: the server does not offer this ({words}); use another S3-compatible server")

@@ -22,9 +22,10 @@ import torch
 
 from ..errors import ConfigError, IntegrityError, NotFound
 from ..storage import Store
-from .ranks import Ranks, random_state, restore_random
+from .ranks import Ranks, random_state, restore_random, seed_rank
 
 _FORMAT = 2
+_WORLD = "world_size"
 
 
 class Checkpoints:
@@ -48,7 +49,7 @@ class Checkpoints:
         self._store = store
         self._folder = folder.rstrip("/")
         self._ranks = ranks
-        self._identity = {**identity, "world_size": ranks.world_size}
+        self._identity = identity
         self._keep = keep
         self._may_prune = may_prune
 
@@ -60,7 +61,7 @@ class Checkpoints:
             self._put(f"{base}/model.pt", state)
         self._ranks.wait_for_all()
         if self._ranks.is_first:
-            note = {"format": _FORMAT, "step": step, "identity": self._identity}
+            note = {"format": _FORMAT, "step": step, "identity": {**self._identity, _WORLD: self._ranks.world_size}}
             self._store.put(f"{base}/complete.json", json.dumps(note, sort_keys=True).encode())
             self._prune()
 
@@ -75,15 +76,20 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """Return what was kept after `step` steps and set this rank's random generators.
 
-        Raises ConfigError when the checkpoint was made by another training, IntegrityError when it cannot be read.
+        Another number of ranks goes on too, with other noise and another order of photos from here on. Raises
+        ConfigError when the checkpoint was made by another training, IntegrityError when it cannot be read.
         """
         base = self._base(step)
-        self._check_identity(f"{base}/complete.json")
+        world = self._checked_world(f"{base}/complete.json")
         state = self._get(f"{base}/model.pt")
-        restore_random(self._get(f"{base}/rank-{self._ranks.rank}.pt"), self._ranks.device)
+        restore_random(self._get(f"{base}/rank-{self._ranks.rank % world}.pt"), self._ranks.device)
+        if world != self._ranks.world_size:
+            # Not where a generator stood: ranks beyond those that saved would draw what another draws.
+            seed_rank(int(torch.randint(2**62, ()).item()), self._ranks.rank)
         return state
 
-    def _check_identity(self, name: str) -> None:
+    def _checked_world(self, name: str) -> int:
+        """Return how many ranks have saved a checkpoint."""
         try:
             note = json.loads(self._store.get(name))
             held = note["identity"] if note["format"] == _FORMAT else {"format": note["format"]}
@@ -91,9 +97,10 @@ class Checkpoints:
             raise IntegrityError(
                 f"{name} is not a checkpoint note ({error}); delete its folder and run again"
             ) from error
+        world = held.pop(_WORLD, 1)
         wanted = json.loads(json.dumps(self._identity))
         if held == wanted:
-            return
+            return int(world)
         differing = [field for field in sorted({*held, *wanted}) if held.get(field) != wanted.get(field)]
         values = "; ".join(f"{field}: {held.get(field)!r} there, {wanted.get(field)!r} now" for field in differing)
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -21,17 +22,29 @@ _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 # Fields of which no key says anything: what they change is when a training runs and how it survives.
 _NOT_IN_KEY = frozenset(
-    {"when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures", "cache_gib"}
-)
+    {
+        "when", "version", "seed", "checkpoint_every_s", "keep_checkpoints", "max_failures", "cache_gib",
+        "least_workers", "gpus_per_worker", "start_timeout_s", "load_threads",
+    }
+)  # fmt: skip
 
 # Where and in which order of sums a training computes: other last bits, or another order of photos, of the same
 # learning. Two trainings that differ only here share a bundle. The keys of earlier versions held these fields; they
 # stand in every key with the values that were their defaults, so that keys made with these answer still.
 _HARDWARE = {"accumulate": 1, "compile": False, "threads": 1, "window_parts": 4, "workers": 1}
+# Weights of some hundred thousand to some million numbers learn no more from further photos; their pixels at 64 px,
+# 25 GB, still lie in a machine's cache.
+DEFAULT_PHOTOS = 2_000_000
+
+# Fields that came later, with the defaults at which no key and no frozen config says anything of them.
+_LATER = {
+    "supervision": "none", "photos": DEFAULT_PHOTOS, "least_workers": None, "gpus_per_worker": 0,
+    "start_timeout_s": 1800, "load_threads": None,
+}  # fmt: skip
 # All that a model without training by steps takes of a training: which photos its read-out is fitted on.
 _OF_A_FIT = ("validation", "split_by", "init_from", "balance")
 
-_NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts", "supervision")
+_NOT_OF_CODES = ("augment", "init_from", "balance", "window_parts", "supervision", "photos")
 
 
 class OlderThan(BaseModel):
@@ -65,9 +78,16 @@ class TrainConfig(BaseModel):
     is multiplied by `gamma`. grad_clip: largest norm of the whole gradient, null for none. ema_decay: the bundle gets a
     moving average of the weights with this decay.
 
-    Where it is computed, which is no part of the train key: workers, each on a GPU where there are some; threads: torch
-    threads per worker; compile: by torch.compile; accumulate: micro-batches in which an optimiser step is computed;
-    window_parts: pixel parts whose rows are shuffled together, of which a worker holds at most two windows in memory.
+    photos: a seeded sample of so many, in whole parts, is trained on where the catalogue has more; null: all of them.
+    Only these are decoded before the training, and their pixels kept.
+
+    Where it is computed, which is no part of the train key: workers; gpus_per_worker: 1 puts each on a GPU, which is
+    waited for where the cluster can start one, 0 on CPUs, whatever the cluster has; threads: torch threads per worker;
+    compile: by torch.compile; accumulate: micro-batches in which an optimiser step is computed; window_parts: pixel
+    parts whose rows are shuffled together, of which a worker holds at most two windows in memory. start_timeout_s: how
+    long workers are waited for, as long as a machine with a GPU takes to boot. least_workers: with how many a training
+    goes on from its checkpoint where machines were lost and no others come; null: with all of them. load_threads: parts
+    of a window that a worker unpacks at once; null: 1, beside a GPU 8.
 
     validation: share of items (or of the values of the column `split_by`, for example a brand or contributor) that
     is held out and measured after every epoch. keep: the bundle gets the `last` epoch's weights, or the `best` by
@@ -107,7 +127,12 @@ class TrainConfig(BaseModel):
     supervision: Literal["none", "category"] = "none"
     augment: Literal["none", "light"] = "none"
     init_from: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    photos: int | None = Field(default=DEFAULT_PHOTOS, ge=1)
     workers: int = Field(default=1, ge=1)
+    least_workers: int | None = Field(default=None, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0
+    start_timeout_s: int = Field(default=1800, ge=1)
+    load_threads: int | None = Field(default=None, ge=1)
     threads: int = Field(default=1, ge=1)
     window_parts: int = Field(default=4, ge=1)
     checkpoint_every_s: float = Field(default=30.0, ge=0)
@@ -116,22 +141,26 @@ class TrainConfig(BaseModel):
     cache_gib: float | None = Field(default=None, ge=0)
 
     @model_serializer(mode="wrap")
-    def _without_no_supervision(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)  # it came later: keys of those without it stay as they were
-        return {name: value for name, value in values.items() if name != "supervision" or value != "none"}
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # keys of those that do not use it stay as they were
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        if self.batch_size % self.workers:
-            below = self.batch_size - self.batch_size % self.workers
-            near = f"{below} or {below + self.workers}" if below else str(self.workers)
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}; try {near}")
+        if self.least_workers is not None and self.least_workers > self.workers:
+            raise ValueError(f"least_workers {self.least_workers} is more than workers {self.workers}")
+        counts = range(self.least_workers or self.workers, self.workers + 1)
+        if any(self.batch_size % workers for workers in counts):
+            step = math.lcm(*counts)
+            below = self.batch_size - self.batch_size % step
+            near = f"{below} or {below + step}" if below else str(step)
+            said = f"workers {self.workers}" if len(counts) == 1 else f"each of {counts[0]} to {counts[-1]} workers"
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of {said}; try {near}")
         return self
 
-    @property
-    def worker_batch_size(self) -> int:
-        """Return the photos per optimiser step of one worker."""
-        return self.batch_size // self.workers
+    def worker_batch_size(self, world_size: int) -> int:
+        """Return the photos per optimiser step of one of so many workers."""
+        return self.batch_size // world_size
 
     def key_values(self, *, by_steps: bool = True) -> dict[str, Any]:
         """Return what goes into the train key: every field that decides what is learned, but seed and version.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,7 @@ from ..boards import ProgressBoard
 from ..errors import CodebooksError, ConfigError, Unavailable
 from ..keys import SHORT
 from ..runs import Lookout
-from ..workers import code_error, helper
+from ..workers import code_error, find_room, helper
 from .config import TrainConfig
 from .progress import TrainProgress
 from .worker import Job, train_worker
@@ -25,6 +27,12 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _STOP_S = 20.0  # how long an interrupted driver waits for the workers' last checkpoint
 _CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never start
+_NOTE_S = 30.0  # how often it is said what is waited for
+_START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray takes workers back that have not started
+
+# On one machine: nobody announces that it will be taken away, which a process of its own would listen for; and workers
+# are asked often how they are, so that the end of a small training is noticed at once.
+_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 ProgressCallback = Callable[[TrainProgress], None]
 
@@ -34,19 +42,23 @@ def train_job(job: Job, *, progress: ProgressCallback | None = None) -> str:
 
     Checkpoints and TensorBoard files lie below its run_dir, and an earlier attempt's newest checkpoint is continued.
     progress is called in this thread. `ray.init` was done by the caller. Raises ConfigError when the cluster cannot
-    hold the workers, Unavailable when workers died more than train.max_failures times, Conflict when a newer attempt of
-    the run has begun, CodebooksError when the training itself failed.
+    hold the workers, Unavailable when workers died more than train.max_failures times or have not started in
+    train.start_timeout_s, Conflict when a newer attempt of the run has begun, CodebooksError when the training itself
+    failed.
     """
     import ray
 
     where = _placement(job.train)
+    for name, value in _ALONE.items() if _machines() == 1 else ():
+        os.environ.setdefault(name, value)
+    os.environ[_START] = str(job.train.start_timeout_s)  # Ray hands it on to the process that starts the workers
     board = helper(ProgressBoard, restarts=-1).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
     name = f"{job.train_key[:SHORT]}-{job.attempt}-{uuid.uuid4().hex[:8]}"
     scratch = tempfile.mkdtemp(prefix="ray-train-")
     try:
         fit = _Fit({"job": ray.put(job), "board": board}, where, job.train, _storage(job, scratch), name)
-        _watch(fit, board, progress, Lookout(job.store, job.run_dir, job.attempt))
+        _watch(fit, board, progress, Lookout(job.store, job.run_dir, job.attempt), _Start(job.train, where).look)
     finally:
         ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -82,7 +94,7 @@ class _Fit(threading.Thread):
             train_worker,  # type: ignore[arg-type]
             train_loop_config=setup,
             torch_config=TorchConfig(backend="nccl" if where["use_gpu"] else "gloo"),
-            scaling_config=ScalingConfig(num_workers=train.workers, **where),
+            scaling_config=ScalingConfig(num_workers=_number(train), **where),  # type: ignore[arg-type]
             run_config=RunConfig(name=name, failure_config=failures, **storage),
         )
         self.error: Exception | None = None
@@ -98,7 +110,52 @@ class _Fit(threading.Thread):
             self.ended.set()
 
 
-def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None, lookout: Lookout) -> None:
+def _number(train: TrainConfig) -> int | tuple[int, int]:
+    """Return how many workers Ray starts: a range has it go on with fewer where others do not come."""
+    return train.workers if train.least_workers is None else (train.least_workers, train.workers)
+
+
+class _Start:
+    """Says what the workers are waited for, and gives up after train.start_timeout_s."""
+
+    def __init__(self, train: TrainConfig, where: dict[str, Any]) -> None:
+        self._train = train
+        self._each = " and ".join(f"{number:g} {kind}" for kind, number in where["resources_per_worker"].items())
+        self._began = self._said = time.monotonic()
+        self._over = False
+
+    def look(self, board: Any) -> None:
+        """Ask the board whether the workers have begun. Raises Unavailable when they have not for too long."""
+        import ray
+
+        if self._over:
+            return
+        self._over = ray.get(board.begun.remote(), timeout=5.0) > 0
+        now = time.monotonic()
+        waited = now - self._began
+        if self._over or min(waited, now - self._said) < _NOTE_S:
+            return
+        room = find_room()
+        lacking = (
+            f"{self._train.workers} training workers, each of {self._each}; the {room.machines} machines that are up "
+            f"have {room.cpus:g} CPU and {sum(room.gpus):g} GPU"
+        )
+        if waited > self._train.start_timeout_s:
+            raise Unavailable(
+                f"after {waited:.0f} s (train.start_timeout_s) there is no room for {lacking}; run again when there "
+                "is, or lower train.workers"
+            )
+        self._said = now
+        _log.warning("train: waiting for %s; %.0f of %d s", lacking, waited, self._train.start_timeout_s)
+
+
+def _watch(
+    fit: _Fit,
+    board: Any,
+    progress: ProgressCallback | None,
+    lookout: Lookout,
+    look_at_start: Callable[[Any], None] = lambda _: None,
+) -> None:
     """Wait for the end of a training, passing on its progress; when interrupted let it write a checkpoint first.
 
     At every poll the lookout is asked, so that a superseded attempt stops its workers.
@@ -114,6 +171,7 @@ def _watch(fit: _Fit, board: Any, progress: ProgressCallback | None, lookout: Lo
             ended = fit.ended.wait(_POLL_S)
             lookout.check()
             try:
+                look_at_start(board)
                 latest, error = ray.get(board.read.remote(), timeout=5.0)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 continue  # without the board there is no progress to show; the training goes on
@@ -160,19 +218,26 @@ def _lost_a_peer(raised: BaseException) -> bool:
 
 
 def _placement(train: TrainConfig) -> dict[str, Any]:
-    """Return use_gpu and resources_per_worker. Raises ConfigError when a cluster of one machine cannot hold them."""
-    import ray
+    """Return use_gpu and resources_per_worker: what is asked for, whatever is up.
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    on_gpu = resources.get("GPU", 0) > 0
-    each = {"GPU": 1, "CPU": 1} if on_gpu else {"CPU": train.threads}
-    alone = _machines() == 1
+    Raises ConfigError when a cluster of one machine, which nothing grows, cannot hold them.
+    """
+    room = find_room()
+    on_gpu = train.gpus_per_worker > 0
+    each = {"GPU": train.gpus_per_worker, "CPU": train.threads} if on_gpu else {"CPU": train.threads}
+    there = {"GPU": sum(room.gpus), "CPU": room.cpus}
+    least = train.least_workers or train.workers
     for kind, number in each.items():
-        if alone and number * train.workers > resources.get(kind, 0):
+        if room.machines == 1 and not room.grows and number * least > there[kind]:
             raise ConfigError(
-                f"train.workers {train.workers} need {number * train.workers} {kind}, this machine's Ray has "
-                f"{resources.get(kind, 0):g}; lower train.workers or train.threads, or start Ray with more"
+                f"train.workers {least} need {number * least} {kind}, this machine's Ray has {there[kind]:g}; lower "
+                f"train.workers, train.threads or train.gpus_per_worker, or start Ray with more"
             )
+    if room.gpus and not on_gpu:
+        _log.warning(
+            "train: on CPUs, and the cluster has %g GPUs; set train.gpus_per_worker to 1 to train on them",
+            sum(room.gpus),
+        )
     return {"use_gpu": on_gpu, "resources_per_worker": each}
 
 

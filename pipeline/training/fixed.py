@@ -15,10 +15,15 @@ _KEPT_BLOCK = 256 * 2**20
 def fix_process(config: TrainConfig, device: torch.device) -> None:
     """Set this process so that a training repeats bit for bit on one kind of CPU: fixed threads, fixed kernels.
 
-    Another kind of processor (AVX2, AVX-512) has other kernels, which round sums in another way.
+    Another kind of processor (AVX2, AVX-512) has other kernels, which round sums in another way. On a GPU, where that
+    is not promised, products are computed in TF32 and the fastest kernels are looked for.
     """
     torch.set_num_threads(config.threads)
     keep_memory()
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling fresh memory would find bugs, not repeat results, and costs time.

@@ -117,19 +117,28 @@ class PixelLoader:
     def _read(self, pixels: Sequence[PartRows], parts: NDArray[np.int64], places: NDArray[np.int32]) -> Batch:
         """Return photos: of each the part's number and which of that part's living rows it is."""
         sizes, reader = (self._reader.image_size, *self._reader.others), self._reader.features
-        seen = [np.empty((len(places), 3, size, size), np.uint8) for size in sizes]
+        seen = [_room_for(len(places), size, for_gpu=self._reader.for_gpu) for size in sizes]
         condition = np.zeros(len(places), np.int64) if self._has_categories else None
         features = np.empty((len(places), reader.numbers), np.float32) if reader else None
-        for number in np.unique(parts):
+
+        def read_part(number: int) -> None:
             at = np.flatnonzero(parts == number)
             part = pixels[number]
             for size, out in enumerate(seen if sizes[0] else []):
-                self._reader.read_into(part.part, part.rows[places[at]], out, at, size)
+                self._reader.read_into(part.part, part.rows[places[at]], out.numpy(), at, size)
             if condition is not None and part.category is not None:
                 condition[at] = part.category[places[at]]
             if reader is not None and features is not None:
                 reader.read_into(*_of_teacher(part, places[at]), features, at)
-        images, *others = map(torch.from_numpy, seen)
+
+        numbers = np.unique(parts).tolist()
+        if self._reader.threads == 1 or len(numbers) == 1:
+            for number in numbers:
+                read_part(number)
+        else:  # unpacking and copying let other threads run
+            with ThreadPoolExecutor(self._reader.threads, thread_name_prefix="parts") as pool:
+                list(pool.map(read_part, numbers))
+        images, *others = seen
         known = [None if values is None else torch.from_numpy(values) for values in (condition, features)]
         return Batch(images, known[0], features=known[1], others=tuple(others))
 
@@ -184,6 +193,14 @@ class PixelLoader:
 
     def _rng(self, epoch: int, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, *stream])
+
+
+def _room_for(photos: int, size: int, *, for_gpu: bool) -> torch.Tensor:
+    """Return memory for photos, uint8 [photos, 3, size, size]."""
+    if not for_gpu:
+        return torch.empty((photos, 3, size, size), dtype=torch.uint8)
+    pinned = torch.cuda.is_available()  # without a GPU only the order of the bytes is that of one
+    return torch.empty((photos, size, size, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
 
 def _side(pixels: Sequence[PartRows], *, held_out: bool) -> list[PartRows]:

@@ -115,20 +115,33 @@ class PartReader:
     """Reads chosen rows of pixel parts into channel-first arrays.
 
     image_size: height and width in pixels, 0 where no pixels are wanted; others: those of the further sizes that the
-    parts hold. features: what reads what a teacher says of the same photos, where they have one.
+    parts hold. features: what reads what a teacher says of the same photos, where they have one. threads: parts that
+    are unpacked at once. for_gpu: photos shall lie in pinned memory with the channels last, as a GPU takes them, so
+    that sending them there is nothing but a copy.
     """
 
     others: tuple[int, ...] = ()
     features: FeatureReader | None = None
+    threads: int = 1
+    for_gpu: bool = False
 
-    def __init__(self, cache: PartCache, image_size: int, *others: int, features: FeatureReader | None = None) -> None:
+    def __init__(
+        self,
+        cache: PartCache,
+        image_size: int,
+        *others: int,
+        features: FeatureReader | None = None,
+        threads: int = 1,
+        for_gpu: bool = False,
+    ) -> None:
         self.image_size, self.others = image_size, others
         self.features = features
+        self.threads, self.for_gpu = threads, for_gpu
         self._cache = cache
 
     def blind(self) -> PartReader:
         """Return a reader of features alone."""
-        return PartReader(self._cache, 0, features=self.features)
+        return PartReader(self._cache, 0, features=self.features, threads=self.threads)
 
     def read_into(
         self, name: str, rows: NDArray[np.int32], out: NDArray[np.uint8], at: NDArray[np.int64], number: int = 0

@@ -59,7 +59,7 @@ class PriorJob:
         codes = read_codes(self.store, self.codes)
         loader = CodesLoader(
             codes,
-            batch_size=self.train.worker_batch_size,
+            batch_size=self.train.worker_batch_size(ranks.world_size),
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=self.train.seed,

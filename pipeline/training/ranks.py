@@ -141,5 +141,5 @@ def restore_random(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:  # a training may go on on a GPU that began without one
         torch.cuda.set_rng_state(state["cuda"], device)

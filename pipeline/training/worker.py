@@ -34,6 +34,7 @@ from .validation import Validation
 
 FIT_PHOTOS = 20_000  # what is fitted after a training sees, at most
 _FIT_BATCH = 256
+_GPU_LOAD_THREADS = 8
 _BOARD_S = 5.0  # how long a worker waits for an answer of the board
 _CARD_CATEGORIES = 5  # of the worst, and as many of the best, on a bundle's card
 
@@ -123,7 +124,7 @@ def run_rank(
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
     )
-    reader = _reader(job, cache)
+    reader = _reader(job, cache, for_gpu=ranks.device.type == "cuda")
     loop = _loop(job, ranks, reader, line) if MODELS[job.model.kind][1].trains else None
     trained = loop.run() if loop else _model(job, ranks, reader, fresh=True)
     ranks.wait_for_all()
@@ -161,7 +162,7 @@ def _loop(job: TrainJob, ranks: Ranks, reader: PartReader, line: Line) -> Loop:
     loader = PixelLoader(
         reader,
         job.pixels,
-        batch_size=job.train.worker_batch_size,
+        batch_size=job.train.worker_batch_size(ranks.world_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=job.train.seed,
@@ -219,14 +220,16 @@ def open_loop(
     )
 
 
-def _reader(job: TrainJob, cache: PartCache) -> PartReader:
+def _reader(job: TrainJob, cache: PartCache, *, for_gpu: bool) -> PartReader:
     """Return what reads the photos: their pixels where the model looks at some, and what its teacher says of them."""
     sizes = [images.size for images in job.transforms]
+    threads = job.train.load_threads or (_GPU_LOAD_THREADS if for_gpu else 1)
     if job.model.taught_by() is None:
-        return PartReader(cache, *sizes)
+        return PartReader(cache, *sizes, threads=threads, for_gpu=for_gpu)
     with torch.random.fork_rng(devices=[]):
         model = build_model(job.model, image_size=sizes[0], labels=job.labels)
-    reader = PartReader(cache, *sizes, features=FeatureReader(cache, model.num_features))
+    features = FeatureReader(cache, model.num_features)
+    reader = PartReader(cache, *sizes, features=features, threads=threads, for_gpu=for_gpu)
     return reader if model.reads == "photos" else reader.blind()
 
 
@@ -320,6 +323,10 @@ class BoardLine:
         """Send progress."""
         self._board.tell.remote(pickle.dumps(progress))
 
+    def begin(self, workers: int) -> None:
+        """Tell that the workers have begun."""
+        self._board.begin.remote(workers)
+
     def fail(self, error: CodebooksError) -> None:
         """Tell an error that a restart of the workers would only meet again."""
         self._answer(self._board.fail.remote(pickle.dumps(error)))
@@ -364,6 +371,7 @@ def train_worker(setup: dict[str, Any]) -> str | None:
     if line.is_over():
         return None  # a restart would only meet the same error again; the driver raises it
     context = ray.train.get_context()
+    line.begin(context.get_world_size())
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     fix_process(job.train, ranks.device)
     first_here = context.get_local_rank() == 0

@@ -14,7 +14,6 @@ import argparse
 import datetime as dt
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from jobs.config import Config, photo_files
 from jobs.context import Context
 from jobs.pipeline_run import How, config_text, frozen_plan, publish_candidate
 from pipeline.encoding import Shard
-from pipeline.models import MODELS, build_model, save_bundle
+from pipeline.models import build_model, save_bundle
 from pipeline.parts import write_part
 from pipeline.planning import Plan, main_transforms, shard_builder
 from pipeline.planning.standing import look
@@ -47,6 +46,7 @@ from pipeline.watch import Watch
 
 DIM = 8
 BATCH = 1_000_000
+PHOTOS = "memory://shop-photos/"
 CHURN = 200  # one photo in so many is changed, one added, one removed
 
 
@@ -65,7 +65,9 @@ def catalogue_batch(start: int, end: int, night: int) -> pa.Table:
     return pa.table(
         {
             "item_id": pc.binary_join_element_wise("sku", text, "-"),
-            "image": pc.binary_join_element_wise("products/2026/front-1600x1600/", text, ".jpg", ""),
+            "image": pc.binary_join_element_wise(
+                "memory://shop-photos/products/2026/front-1600x1600/", text, ".jpg", ""
+            ),
             "v": pc.binary_join_element_wise(text, pc.if_else(changed, "b", "a"), "etag-0123456789abcdef"),
             "category": pc.if_else(pa.array(numbers % 3 == 0), "Shoes", "Bags"),
             "price": pa.array(numbers % 977 / 10),
@@ -79,6 +81,7 @@ def settings(folder: Path, night: int) -> Config:
         "catalogue": {
             "source": str(folder / f"catalogue-{min(night, 2)}.parquet"),
             "version": "v",
+            "allowed_prefixes": [PHOTOS],  # judged as s3:// is, and the page finds no photo there
         },
         "images": {"size": 16, "keep": "never"},
         "model": {"kind": "autoencoder", "latent_dim": DIM, "channels": [8, 8]},
@@ -191,16 +194,16 @@ def child(arguments: Sequence[str]) -> str:
     return done.stdout
 
 
-def measure(folder: Path, photos: int) -> dict[str, Any]:
-    assert set(MODELS) >= {"autoencoder"}
+def measure(folder: Path, photos: int, nights: int) -> Iterator[dict[str, Any]]:
+    """Yield what has been measured after each night."""
     for number in (1, 2):
         write_catalogue(folder / f"catalogue-{number}.parquet", photos, night=number)
     child(["--save-model", str(folder)])
     found: dict[str, Any] = {"photos": photos}
-    for number in (1, 2, 3):
+    for number in range(1, nights + 1):
         print(f"{photos:,} photos, night {number}", file=sys.stderr, flush=True)
         found[f"night {number}"] = json.loads(child(["--run-night", str(folder), "--night", str(number)]))
-    return found
+        yield found
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -210,10 +213,11 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    sizes = [result["photos"] / 1e6 for result in results]
     for night_name, style in (("night 1", "-"), ("night 2", "--")):
+        done = [result for result in results if night_name in result]
+        sizes = [result["photos"] / 1e6 for result in done]
         for step in ("plan", "encode", "build"):
-            values = [result[night_name]["steps"][step] for result in results]
+            values = [result[night_name]["steps"][step] for result in done]
             for axis, what, scale in ((axes[0], "s", 1.0), (axes[1], "peak_mib", 1024.0)):
                 axis.plot(
                     sizes, [value[what] / scale for value in values], style, marker="o", label=f"{night_name}, {step}"
@@ -236,6 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, nargs="+", default=[100_000, 300_000])
     parser.add_argument("--folder", type=Path, help="where catalogue and store lie; a temporary one by default")
+    parser.add_argument("--nights", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--night", type=int, default=1, help=argparse.SUPPRESS)
@@ -249,23 +254,27 @@ def main() -> int:
     elif options.run_night:
         print(json.dumps(night(options.run_night, options.night)))
     else:
-        results = []
+        results: dict[int, dict[str, Any]] = {}
         for photos in options.photos:
             with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
-                results.append(measure(Path(folder), photos))
-                shutil.rmtree(folder, ignore_errors=True)
-        said = {
-            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-            "commit": commit(),
-            "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-            "results": results,
-        }
-        print(json.dumps(said, indent=1))
-        if options.json:
-            options.json.write_text(json.dumps(said, indent=1) + "\n")
-        if options.plot:
-            plot(results, options.plot)
+                for found in measure(Path(folder), photos, options.nights):
+                    results[photos] = {**found, "load": round(os.getloadavg()[0], 1)}
+                    save(list(results.values()), options)
     return 0
+
+
+def save(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what there is so far, so that a run that is stopped leaves its finished nights."""
+    said = {
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} CPUs, {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
+        "results": results,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(said, indent=1) + "\n")
+    if options.plot:
+        plot(results, options.plot)
 
 
 if __name__ == "__main__":

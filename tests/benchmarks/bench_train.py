@@ -113,7 +113,7 @@ def measure(asked: argparse.Namespace, folder: Path, ranks: Ranks) -> np.ndarray
     loader = PixelLoader(
         PartReader(PartCache(open_store(str(folder)), folder / "cache"), asked.size),
         pixels,
-        batch_size=config.worker_batch_size,
+        batch_size=config.worker_batch_size(config.workers),
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=0,

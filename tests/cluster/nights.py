@@ -20,11 +20,13 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +46,16 @@ from pipeline.storage import Retry, S3Store, StorageOptions
 PHOTOS = 160
 RUN = "2026-11-30"
 CONFIG = """\
+store: s3://shop/visual
+catalogue: {source: s3://shop/catalogue.csv}
+images: {size: 32, keep: always}
+model: {kind: descriptor, features: hog, cell: 4}
+encode: {actors: 3, shard_rows: 8}
+cluster: {min_nodes: 3, wait_s: 240}
+"""
+# A model that is trained, by two workers; a night of it begins with a pass that stores pixels. The other's bundle is
+# made by the night alone and lies on the store before each later night, as on any but a shop's first.
+TRAINED = """\
 store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
 images: {size: 32, keep: always}
@@ -112,8 +124,8 @@ class Shop:
         wait_until("the object store answers", ready, limit_s=90, every_s=1)
         rows = "".join(f"item-{number:03},photos/{number}.png\n" for number in range(PHOTOS))
         server.put("catalogue.csv", f"item_id,image\n{rows}".encode())
-        for number in range(PHOTOS):
-            server.put(f"photos/{number}.png", picture(number))
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(lambda number: server.put(f"photos/{number}.png", picture(number)), range(PHOTOS)))
 
     def bucket(self, folder: str) -> S3Store:
         url = f"s3://shop/{folder}".rstrip("/")
@@ -124,7 +136,7 @@ class Shop:
         if self.redis:
             more = {"RAY_REDIS_ADDRESS": f"{self.store.ip}:6379", "RAY_external_storage_namespace": "shop"}
         self._start_node(self.head, "--head", "--dashboard-host=0.0.0.0", "--num-cpus=1", **more)
-        wait_until("the head answers", lambda: self.alive() >= 1, limit_s=120, every_s=1)
+        wait_until("the head takes nodes", lambda: listens(self.head.ip, 6379), limit_s=120)
 
     def start_node(self, number: int) -> None:
         machine = self.network.machines[number]
@@ -159,7 +171,7 @@ class Shop:
         submit = [] if alone else ["submit", "--address", self.dashboard, "--wait", "--pass", "AWS_*"]
         line = ["codebooks", *submit, "refresh", "--json", "--config", "shop.yaml", "--run", RUN, *words]
         work = self.network.work
-        (work / "shop.yaml").write_text(CONFIG)
+        (work / "shop.yaml").write_text(TRAINED if "-trained" in name else CONFIG)
         return self.desk.start(
             name, "bash", "-c", 'cd /root && exec "$@"', "desk", *line,
             seeds=[(work / "checkout", "/root/checkout"), (work / "shop.yaml", "/root/shop.yaml")],
@@ -184,6 +196,15 @@ class Shop:
         files = manifest.model_dump(mode="json")["files"]
         said = {role: json.dumps(file, sort_keys=True) for role, file in files.items() if role in ("items", "index")}
         return {"release": head.release_id, "model": manifest.model_id, **said}
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether a port is open."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def picture(number: int) -> bytes:
@@ -233,16 +254,18 @@ def late_node(shop: Shop, name: str, process: Process) -> None:
 NIGHTS: dict[str, Act | None] = {
     "alone": None,
     "clean": None,
-    "pixels": when("pixels/", 8, kill_node),
-    "train": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
-    "encode": when("latents/", 8, kill_node),
-    "index": when("latents/", PHOTOS // 8, kill_node),
-    "cable": when("latents/", 8, pull_cable),
+    "encode": when("latents/", 4, kill_node),
+    "head": when("latents/", 4, lose_head),
+    "cable": when("latents/", 4, pull_cable),
     "late": late_node,
-    "head": when("pixels/", 8, lose_head),
+    "index": when("latents/", PHOTOS // 8, kill_node),
+    "alone-trained": None,
+    "clean-trained": None,
+    "pixels-trained": when("pixels/", 4, kill_node),
+    "train-trained": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
 }
 # Nights of a cluster whose head keeps its state in redis.
-WITH_REDIS = {"redis": when("pixels/", 8, lose_head)}
+WITH_REDIS = {"redis": when("latents/", 4, lose_head)}
 
 
 def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
@@ -250,9 +273,13 @@ def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
     if name == "late":
         shop.network.machines[2].kill()
         wait_until("the node is gone", lambda: shop.alive() == 2, limit_s=90, every_s=1)
+    bundles = shop.network.work.with_name(f"{shop.network.work.name}-models")
+    if not name.startswith("alone") and "-trained" not in name:
+        for path in [path for path in bundles.rglob("*") if path.is_file()]:
+            shop.bucket(f"{name}/store/models").put_if_absent(str(path.relative_to(bundles)), path.read_bytes())
     began, codes, acted_at = time.monotonic(), [], None
     while len(codes) < 3:
-        process = shop.command(f"{name}-{len(codes)}", f"store=s3://shop/{name}/store", alone=name == "alone")
+        process = shop.command(f"{name}-{len(codes)}", f"store=s3://shop/{name}/store", alone=name.startswith("alone"))
         if act is not None and not codes:
             act(shop, name, process)
             acted_at = time.monotonic() - began
@@ -263,6 +290,11 @@ def night(shop: Shop, name: str, act: Act | None) -> dict[str, Any]:
     seconds = time.monotonic() - began
     last = [line for line in process.text().splitlines() if line.startswith("{")]
     answer = json.loads(last[-1]) if last else {}
+    if name == "alone":
+        store = shop.bucket("alone/store/models")
+        for entry in store.list():
+            (bundles / entry.name).parent.mkdir(parents=True, exist_ok=True)
+            (bundles / entry.name).write_bytes(store.get(entry.name))
     if codes[-1]:
         print(process.text()[-6000:], flush=True)
     return {
@@ -304,23 +336,23 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
         began = time.monotonic()
         shop.start_store()
         for name in names:
-            if name != "alone" and not shop.head.processes:
+            if not name.startswith("alone") and not shop.head.processes:
                 shop.start_head()
                 for number in (1, 2):
                     shop.start_node(number)
-                wait_until("three nodes are alive", lambda: shop.alive() == 3, limit_s=120, every_s=1)
-                print(f"the machines are up, {time.monotonic() - began:.0f} s from the start", flush=True)
+                wait_until("the head answers", lambda: shop.alive() >= 1, limit_s=120, every_s=1)
+                print(f"the head is up, {time.monotonic() - began:.0f} s from the start", flush=True)
             if time.monotonic() > until - 90:
                 print(f"no time is left for {name}", flush=True)
                 return
             found = night(shop, name, {**NIGHTS, **WITH_REDIS}[name])
-            if name == "clean":
+            if name.startswith("clean"):
                 found["secret_in_files"] = leaks(shop)
             results = _read(out)
             results["nights"][name] = found
             _write(out, results)
             print(name, json.dumps({k: v for k, v in found.items() if k not in ("items", "index")}), flush=True)
-            if name not in ("alone", "clean", names[-1]):
+            if NIGHTS.get(name) is not None and name != names[-1]:
                 mend(shop)
 
 
@@ -336,17 +368,17 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
-    alone, nights = results["nights"].get("alone", {}), results["nights"]
-    compared = ("release", "model", "items", "index")
+    nights, compared = results["nights"], ("release", "model", "items", "index")
     for name, found in nights.items():
-        found["as_alone"] = (
-            {key: found.get(key) == alone.get(key) for key in compared} if alone and name != "alone" else {}
-        )
-        clean = nights.get("clean")
+        like = "-trained" if name.endswith("-trained") else ""
+        alone, clean = nights.get(f"alone{like}"), nights.get(f"clean{like}")
+        if alone is not None:
+            found["as_alone"] = {key: found.get(key) == alone.get(key) for key in compared}
         found["lost_s"] = round(found["seconds"] - clean["seconds"], 1) if clean else None
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit.strip(), "photos": PHOTOS, "config": CONFIG,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit.strip(), "photos": PHOTOS,
+        "config": CONFIG, "trained": TRAINED,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, all machines on it, others at work beside them",
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """The whole chain on loopback: a real refresh, Pushgateway, Prometheus, Alertmanager, and our receiver of alerts.
 
-`make cluster-watch` (Debian's prometheus, prometheus-pushgateway, prometheus-alertmanager; about two minutes). What a
-night tells goes through the real programs: `promtool` judges the text format and the rules, every expression of the
-dashboard is sent to the real Prometheus after real nights and has to find data, and an alert arrives as a POST. Known
-wrong versions must fail: each rule with another limit, a metric without help, last success in the run's own group.
+`make cluster-watch` (Debian's prometheus and its pushgateway, alertmanager, node-exporter; some minutes). What a night
+tells goes through the real programs: `promtool` judges the text format and the rules, every expression of the dashboard
+is sent to the real Prometheus after real nights and has to find data, node_exporter reads the textfile, alerts arrive
+as POSTs, and a night that is killed with -9 leaves the last success where it is. Known wrong versions must fail: each
+rule with another limit, a metric without help, half a file.
 """
 
 from __future__ import annotations
@@ -23,37 +24,29 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from watch_rules import MONITORING, ROOT, check_rules, promtool
 
+from pipeline.events import Finished, tell
 from pipeline.images.render import render_catalogue
+from pipeline.monitoring import MonitorConfig, monitored
+from pipeline.storage.config import StoreConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-MONITORING = ROOT / "cluster" / "monitoring"
 RESULTS = ROOT / "tests" / "benchmarks" / "results" / "watch.json"
-NEEDED = ("promtool", "prometheus", "prometheus-pushgateway", "prometheus-alertmanager", "amtool")
-# (alert, what stands in its rule, what makes it wrong): the tests of rules must see every one of them.
-WRONG = [
-    ("CodebooksNoRelease", "26 * 3600", "30 * 3600"),
-    ("CodebooksNoRelease", "max without", "min without"),
-    ("CodebooksNotTold", "for: 2h", "for: 20m"),
-    ("CodebooksGateRefused", "== 0", "== 1"),
-    ("CodebooksGateRefused", "or ignoring (gate) (", "or ("),
-    ("CodebooksRunFailing", "< 4", "< 6"),
-    ("CodebooksRunFailing", '{command="refresh"}', ""),
-    ("CodebooksStillTemporary", "last_over_time(codebooks_run_exit_code{command=\"refresh\"}[1h])",
-     "codebooks_run_exit_code{command=\"refresh\"}"),
-    ("CodebooksRunSilent", "and codebooks_run_in_progress == 1", ""),
-    ("CodebooksRunSilent", "> 900", "> 9000"),
-    ("CodebooksQuarantineAboveBudget", "0.5 *", "0.6 *"),
-    ("CodebooksChannelBehind", "without (instance, job, channel)", "without (instance, job, channel, catalogue)"),
-    ("CodebooksNotDelivered", "> 0", ">= 0"),
-]  # fmt: skip
+NEEDED = (
+    "promtool",
+    "prometheus",
+    "prometheus-pushgateway",
+    "prometheus-alertmanager",
+    "amtool",
+    "prometheus-node-exporter",
+)
 # Needs a GPU in the cluster that Prometheus scrapes.
 WITHOUT_DATA_HERE = ("ray_node_gpus_utilization",)
 
@@ -119,40 +112,6 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.server_close()
 
 
-def promtool(*words: str, stdin: bytes | None = None) -> tuple[int, str]:
-    done = subprocess.run(["promtool", *words], input=stdin, capture_output=True)
-    return done.returncode, (done.stdout + done.stderr).decode()
-
-
-def check_rules(folder: Path) -> dict[str, Any]:
-    """Test the rules as they are, and each known wrong version of them."""
-    rules, tests = (MONITORING / "alerts.yaml").read_text(), ROOT / "tests/cluster/alerts_test.yaml"
-    seen = []
-    for alert, right, wrong in [("", "", ""), *WRONG]:
-        place = folder / (f"rules-{len(seen)}")
-        place.mkdir()
-        shutil.copy(tests, place / "alerts_test.yaml")
-        text = rules
-        if alert:
-            before, name, after = rules.partition(f"- alert: {alert}\n")
-            own, following, rest = after.partition("\n      - alert: ")
-            assert right in own, f"{alert}: {right!r} is not in its rule"
-            text = before + name + own.replace(right, wrong, 1) + following + rest
-        (place / "alerts.yaml").write_text(text)
-        code, said = promtool("check", "rules", str(place / "alerts.yaml"))
-        assert code == 0, f"{alert}: {said}"
-        code, said = promtool("test", "rules", str(place / "alerts_test.yaml"))
-        assert (code == 0) == (not alert), f"{alert} with {wrong!r} for {right!r}: promtool ended with {code}\n{said}"
-        seen.append(f"{alert}: {right!r} -> {wrong!r}")
-    for name in ("prometheus.yaml", "alertmanager.yaml"):
-        place = folder / "example"
-        shutil.copytree(MONITORING, place, dirs_exist_ok=True)
-        tool = ("promtool", "check", "config") if name == "prometheus.yaml" else ("amtool", "check-config")
-        done = subprocess.run([*tool, str(place / name)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return {"rules": rules.count("- alert:"), "wrong_versions_seen": seen[1:]}
-
-
 def check_metrics(url: str) -> dict[str, Any]:
     """Let promtool judge what the Pushgateway serves, our own part of it, and a text without help as a control."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
@@ -183,9 +142,36 @@ def check_dashboard(url: str) -> dict[str, Any]:
     return {"expressions": len(expressions), "without_data_here": empty}
 
 
+def check_textfile(folder: Path) -> dict[str, Any]:
+    """Let the real node_exporter read what a run writes, and a file that is cut off as a control."""
+    files = folder / "textfile"
+    files.mkdir()
+    config = MonitorConfig.model_validate({"metrics": {"textfile": str(files), "labels": {"catalogue": 'a "b" \\ c'}}})
+    with monitored(config, StoreConfig(url=str(folder / "nothing")), run="n", command="refresh", channel="stable"):
+        tell(Finished(None, published=False, reason="evaluated"))
+    port = free_port()
+    words = ("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
+             f"--collector.textfile.directory={files}", f"--web.listen-address=127.0.0.1:{port}")  # fmt: skip
+
+    def lines() -> list[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+
+    with process(folder, *words):
+        found = until("node_exporter answers", lines)
+        ours = [line for line in found if line.startswith("codebooks_")]
+        assert "node_textfile_scrape_error 0" in found
+        assert any(line.startswith("codebooks_run_exit_code{") and line.endswith(" 0") for line in ours), ours
+        written = next(files.glob("*.prom"))
+        written.write_bytes(written.read_bytes()[:-20])
+        assert "node_textfile_scrape_error 1" in lines(), "node_exporter takes half a file"
+    return {"series": len(ours), "files": [path.name for path in sorted(files.iterdir())]}
+
+
 def configure(folder: Path, gateway: str, alerts: str, ray_files: str) -> Path:
     """Write a Prometheus config of our rules, at intervals of a second, and limits that a test can wait for."""
     rules = (MONITORING / "alerts.yaml").read_text().replace("26 * 3600", "20").replace("for: 5m", "for: 1s")
+    rules = rules.replace("> 900", "> 10")
     (folder / "alerts.yaml").write_text(rules)
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -261,11 +247,14 @@ def nights(
         f"monitor.metrics.pushgateway={gateway}", f"monitor.webhook.url={hook}/night", "train.epochs=2",
     ]  # fmt: skip
 
+    def night_words(run: str) -> list[str]:
+        env = {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-m", "jobs", "refresh", "--config", "demo", "--run", run, "--log", "json"]
+        return ["env", *(f"{name}={value}" for name, value in env.items()), *command, *given]
+
     def night(run: str, *words: str, expect: int) -> float:
         began = time.monotonic()
-        command = [sys.executable, "-m", "jobs", "refresh", "--config", "demo", "--run", run, "--log", "json"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-        done = subprocess.run([*command, *given, *words], capture_output=True, text=True, env=env, timeout=280)
+        done = subprocess.run([*night_words(run), *words], capture_output=True, text=True, timeout=280)
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stderr[-3000:]}"
         for line in done.stderr.splitlines():
             json.loads(line)
@@ -294,16 +283,30 @@ def nights(
     began = time.monotonic()
     gate = until("the alert of the gate", lambda: arrived("CodebooksGateRefused"))
     old = until("the alert of the age (20 s here)", lambda: arrived("CodebooksNoRelease"), 90)
+    killed_night(night_words("three"), query)
+    kept = query("codebooks_last_success_timestamp_seconds")
+    assert [each["value"][1] for each in kept] == [each["value"][1] for each in success], "a killed night took it away"
+    silent = until("the alert of silence (10 s here)", lambda: arrived("CodebooksRunSilent"), 90)
     told = [each["body"] for each in got if each["path"] == "/night"]
     assert [(each["run"], each["verdict"]) for each in told] == [("one", "published"), ("two", "refused")]
     assert Path(told[0]["report"]).is_file()
     return {
         **result,
         "night_seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "alerts": {one["labels"]["alertname"]: one["annotations"]["summary"] for one in (gate, old)},
+        "alerts": {one["labels"]["alertname"]: one["annotations"]["summary"] for one in (gate, old, silent)},
         "seconds_until_both_alerts": round(time.monotonic() - began, 1),
         "webhook": [each["text"] for each in told],
     }
+
+
+def killed_night(words: Sequence[str], query: Callable[[str], list[dict[str, Any]]]) -> None:
+    """Kill a night with -9 once Prometheus has seen it; what it told last stays, and that it is at work."""
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        at_work = 'codebooks_run_in_progress{command="refresh"} == 1'
+        until("the third night is seen at work", lambda: query(at_work), 120)
+        running.kill()
+    time.sleep(3)
+    assert query(at_work), "the killed night is forgotten"
 
 
 def refused_night(catalogue: Path, night: Callable[..., float]) -> float:
@@ -315,20 +318,20 @@ def refused_night(catalogue: Path, night: Callable[..., float]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only-rules", action="store_true", help="promtool's part alone, a few seconds")
+    parser.add_argument("--only-rules", action="store_true", help="promtool's part alone, about a minute")
     parser.add_argument("--only-chain", action="store_true", help="the nights alone")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
     absent = [name for name in NEEDED if shutil.which(name) is None]
     if absent:
         sys.stderr.write(f"not installed: {', '.join(absent)}; Debian has prometheus, prometheus-pushgateway, "
-                         "prometheus-alertmanager\n")  # fmt: skip
+                         "prometheus-alertmanager, prometheus-node-exporter\n")  # fmt: skip
         return 2
     with tempfile.TemporaryDirectory(prefix="watch-") as name:
         folder = Path(name)
         found: dict[str, Any] = {} if arguments.only_chain else check_rules(folder)
         if not arguments.only_rules:
-            found |= chain(folder)
+            found |= {"textfile": check_textfile(folder), **chain(folder)}
     versions = subprocess.run(["prometheus", "--version"], capture_output=True, text=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     found |= {

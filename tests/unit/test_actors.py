@@ -22,6 +22,7 @@ from pipeline.encoding import (
     Encoder,
     PhotoDecoder,
     Shard,
+    ShardResult,
     ShardWorker,
     Unanswered,
     actors,
@@ -30,6 +31,7 @@ from pipeline.encoding import (
     decoding,
     make_worker,
 )
+from pipeline.encoding.opened import Opened
 from pipeline.errors import ConfigError, IntegrityError, PhotoRefused, Unavailable
 from pipeline.images import ImagesConfig
 from pipeline.models import MODELS, build_model
@@ -113,8 +115,21 @@ def model() -> SmallModel:
     return SmallModel()
 
 
+@pytest.fixture(params=["one", "two"])
+def stages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one stage, and in two, between which the pixels are packed for another process: nothing tells them apart."""
+    if request.param == "one":
+        return
+
+    def apart(worker: ShardWorker, shard: Shard) -> ShardResult:
+        opened = worker.open(shard)
+        return worker.encode(Opened.unpack(opened.pack()[0])) if isinstance(opened, Opened) else opened
+
+    monkeypatch.setattr(ShardWorker, "__call__", apart)
+
+
 @pytest.fixture
-def worker(store: Store, model: SmallModel) -> Callable[..., ShardWorker]:
+def worker(store: Store, model: SmallModel, stages: None) -> Callable[..., ShardWorker]:
     def make(photos: dict[str, bytes], *, threads: int = 1, at: Store = store, encoder: bool = True) -> ShardWorker:
         decoder = PhotoDecoder(MemoryReader(photos), IMAGES, threads=threads)
         return ShardWorker(at, decoder, Encoder(model, batch_size=4) if encoder else None)
@@ -288,7 +303,7 @@ def test_parts_are_the_same_bytes_for_any_threads_and_stretches(
     shard = make_shard(SEVEN)
     one = worker(seven_photos())(shard)
     monkeypatch.setattr(decoding, "READ_ROWS", 3)
-    again = worker(seven_photos(), threads=3, at=open_store("memory://another"))(shard)
+    again = worker(seven_photos(), threads=3, at=open_store(f"{store.url}-another"))(shard)
     assert (one.pixels, one.latents) == (again.pixels, again.latents)
 
 
@@ -340,25 +355,25 @@ def test_latents_describe_the_winners_pixels(worker: Callable[..., ShardWorker],
     """The rival found photo 4 and lost photo 0; what we fetched ourselves must leave no trace."""
     shard = make_shard(SEVEN)
     theirs = {f"u{n}": png(picture(n + 100)) for n in range(1, 7)}
-    rival = open_store("memory://rival")
+    rival = open_store(f"{store.url}-rival")
     expected = worker(theirs, at=rival)(shard)
     race = RacingStore(store, {shard.pixels_name: rival.get(shard.pixels_name)})
     result = worker(seven_photos(), at=race)(shard)
     assert (result.pixels, result.latents, result.refused) == (expected.pixels, expected.latents, 1)
     assert result.fetched == 7
     # Negative control: undisturbed, our photos give other parts.
-    alone = worker(seven_photos(), at=open_store("memory://alone"))(shard)
+    alone = worker(seven_photos(), at=open_store(f"{store.url}-alone"))(shard)
     assert alone.latents != expected.latents
 
 
 def test_latents_that_came_first_are_used(worker: Callable[..., ShardWorker], store: Store) -> None:
     shard = make_shard(SEVEN)
-    rival = open_store("memory://other-rival")
+    rival = open_store(f"{store.url}-rival")
     worker(seven_photos(), at=rival)(shard)
     table = read_part(rival, str(shard.latents_name))
     shifted = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(20, np.float32)), 5)
     table = table.set_column(5, table.schema.field("mean"), shifted)
-    other = open_store("memory://third-rival")
+    other = open_store(f"{store.url}-other")
     won = write_part(other, str(shard.latents_name), table, str(shard.latents_key))
     race = RacingStore(store, {won.name: other.get(won.name)})
     assert worker(seven_photos(), at=race)(shard).latents == won

@@ -99,6 +99,23 @@ def test_a_folder_and_a_missing_bucket(bucket: str) -> None:
         assert source in str(caught.value)
 
 
+def test_a_long_folder_is_listed_in_ranges_at_once(
+    bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One prefix of 100 million names took 100,000 requests one after the other."""
+    config = CatalogueConfig(source=f"{bucket}/catalogue.csv")
+    plain, cost = resolve_tokens(read_photos(config, Files()), config, Files())
+    monkeypatch.setattr("pipeline.catalogue.listing._RANGE", 10)
+    photos = read_photos(config, Files())
+    s3_server.reset_counts()
+    ranged, again = resolve_tokens(photos, config, Files())
+    assert ranged.equals(plain)
+    assert again == cost
+    asked = [path for _, path in s3_server.requests() if "list-type=2" in path and "prefix=images" in path]
+    assert len(asked) == 4, asked
+    assert sum("start-after=images" in path for path in asked) == 3
+
+
 def test_embedded_photos_and_tar_shards_are_read_by_ranges(bucket: str, s3_server: Any) -> None:
     store = open_store(bucket)
     sink = io.BytesIO()
@@ -126,7 +143,7 @@ def test_embedded_photos_and_tar_shards_are_read_by_ranges(bucket: str, s3_serve
 class Guarded(Files):
     """An S3 client that may not see one folder: moto checks no policies, so the 403 is made here."""
 
-    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+    def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
         raise Forbidden(f"{uri_prefix}: AccessDenied (HTTP 403)")
 
     def stat(self, uri: str) -> Entry:

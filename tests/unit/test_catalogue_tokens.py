@@ -36,7 +36,7 @@ class CountingFiles(Files):
         self.heads: list[str] = []
         self._closed = closed
 
-    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+    def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
         if uri_prefix.startswith(self._closed):
             raise Forbidden(f"{uri_prefix}: ListBucket denied")
         for pair in super().list(uri_prefix):
@@ -152,7 +152,7 @@ def test_missing_photos_are_confirmed_but_not_by_the_thousand() -> None:
 
 def test_a_listing_that_spells_uris_otherwise_proves_nothing() -> None:
     class Odd(CountingFiles):
-        def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+        def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
             for uri, entry in super().list(uri_prefix):
                 yield uri.replace(".jpg", ".JPG"), entry
 
@@ -209,7 +209,7 @@ def test_a_photo_that_does_not_answer_is_refused_and_a_bucket_that_does_not_stop
 
         away = False
 
-        def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+        def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
             if self.away:
                 raise Unavailable(f"{uri_prefix}: HTTP 503")
             return super().list(uri_prefix)

@@ -107,13 +107,30 @@ def test_another_training_is_refused_with_both_values(store):
     with pytest.raises(ConfigError, match="epochs: 3 there, 4 now") as raised:
         checkpoints(store, epochs=4).load(5)
     assert f"{FOLDER}/000000005/complete.json" in str(raised.value)
-    with pytest.raises(ConfigError, match="world_size: 1 there, 2 now"):
-        checkpoints(store, ranks=Ranks(0, 2)).load(5)
     with pytest.raises(ConfigError, match="inputs: None there, 'x' now"):
         checkpoints(store, inputs="x").load(5)
     store.put(f"{FOLDER}/000000005/complete.json", json.dumps({"format": 1}).encode())
     with pytest.raises(ConfigError, match="format: 1 there"):
         checkpoints(store).load(5)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_fewer_or_more_workers_go_on_each_with_numbers_of_its_own(store, monkeypatch, before, after):
+    monkeypatch.setattr(Ranks, "wait_for_all", lambda _: None)
+    for rank in reversed(range(before)):  # rank 0 completes it
+        seed_rank(7, rank)
+        checkpoints(store, ranks=Ranks(rank, before)).save(5, state(5))
+    drawn = []
+    for rank in range(after):
+        assert checkpoints(store, ranks=Ranks(rank, after)).load(5)["model"]["w"].tolist() == [5.0, 5.0]
+        drawn.append(torch.rand(3).tolist())
+    assert len({tuple(numbers) for numbers in drawn}) == after  # else two ranks would augment alike
+    expected = []
+    for rank in range(after):
+        seed_rank(7, rank)
+        expected.append(torch.rand(3).tolist())
+    assert (drawn == expected) == (before == after)  # as many as before go on to the same bits
 
 
 def test_damaged_files_are_named(store):

@@ -88,7 +88,7 @@ def shop(three_nights: tuple[Path, list[str]], commands_here: Any, stages_here: 
 
 def test_a_lost_file_of_the_current_release(shop: Shop) -> None:
     manifest = read_manifest(shop.store, shop.releases[-1])
-    shop.path(manifest.files["index"].name).unlink()
+    shop.path(manifest.file("index").name).unlink()
     with pytest.raises(IntegrityError, match="open another release"):
         open_release(str(shop.folder / "store"), cache_dir=shop.cache)
     # A night on which nothing changed does not look, so waiting for it does not help.
@@ -104,7 +104,7 @@ def test_a_lost_file_of_the_current_release(shop: Shop) -> None:
 def test_a_lost_table_or_manifest_stops_the_night_and_a_rollback_mends_it(shop: Shop, role: str) -> None:
     name = f"releases/{shop.releases[-1]}/manifest.json"
     if role == "items":
-        name = read_manifest(shop.store, shop.releases[-1]).files["items"].name
+        name = read_manifest(shop.store, shop.releases[-1]).file("items").name
     shop.path(name).unlink()
     refused = shop.night("four", 15, expect=3)
     assert shop.releases[-1] in refused["error"]
@@ -137,6 +137,13 @@ def test_a_bad_release_is_rolled_back_and_not_published_again_by_a_retry(shop: S
     assert shop.current() == shop.releases[1]
     assert shop.command("rollback", "--to", shop.releases[2])["release"] == shop.releases[2]  # undone
     assert shop.current() == shop.releases[2]
+
+
+def test_a_refused_release_is_put_live_by_a_person_who_judged_it(shop: Shop) -> None:
+    refused = shop.night("four", 15, "gates.min_items=1000", expect=4)
+    assert shop.current() == shop.releases[2]
+    assert shop.command("rollback", "--to", refused["release"])["release"] == refused["release"]
+    assert shop.current() == refused["release"]
 
 
 def test_a_damaged_newest_entry_is_deleted_and_written_again(shop: Shop) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.losses import commitment
 from pipeline.models import Batch, Step, build_model
 from pipeline.models.quantizers import EMAConfig, EMAQuantizer
+from pipeline.models.quantizers.following import FollowingQuantizer
+from pipeline.models.quantizers.gradient import GradientQuantizer
 from pipeline.models.readout import pooling_matrix
 from pipeline.models.vqvae import VQVAEConfig
 
@@ -183,7 +186,9 @@ def test_a_loaded_state_is_looked_at_again() -> None:
     assert quantizer.codebook.mean() > 90
 
 
-def test_a_restart_resets_code_count_and_sum_together() -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_restart_resets_code_count_and_sum_together(on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EMAQuantizer, "_waits_for_nothing", on_device)
     codebook = torch.cat([torch.zeros(1, CODE_DIM), torch.full((3, CODE_DIM), 50.0)])
     quantizer = quantizer_at(codebook, decay=0.5, restart_threshold=0.3)
     vectors = torch.randn(64, CODE_DIM)
@@ -205,6 +210,42 @@ def test_a_restart_resets_code_count_and_sum_together() -> None:
     quantizer(vectors)
     quantizer.update()
     assert quantizer.codebook.abs().max() < 10
+
+
+@pytest.mark.parametrize("kind", [EMAQuantizer, GradientQuantizer])
+def test_on_a_gpu_a_step_asks_the_device_for_nothing(
+    kind: type[FollowingQuantizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "_waits_for_nothing", True)
+    quantizer = kind(NUM_CODES, CODE_DIM, decay=0.5, restart_threshold=0.3)
+    quantizer(torch.randn(64, CODE_DIM))
+    quantizer.update()  # the first has to look what was loaded
+
+    def waits(_: Tensor, *given: Any) -> Any:
+        raise AssertionError("the device was waited for")
+
+    with torch.no_grad():
+        quantizer.codebook[3:] += 50.0  # nothing chooses these any more
+    kept = quantizer.codebook[:3].detach().clone()
+    quantizer.scalars()
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "nonzero", "__bool__", "__float__", "__int__"):
+            patch.setattr(Tensor, name, waits)
+        for _ in range(4):
+            vectors = torch.randn(64, CODE_DIM)
+            quantizer(vectors)
+            quantizer.update()
+    assert quantizer.codebook[3:].abs().max() < 10
+    assert int(quantizer.updates.item()) == 5
+    if kind is GradientQuantizer:
+        assert torch.equal(quantizer.codebook[:3], kept), "living codes are the optimiser's"
+    assert quantizer.scalars()["codebook/restarted"] >= NUM_CODES - 3
+    # The control: the way of a CPU asks.
+    monkeypatch.setattr(kind, "_waits_for_nothing", False)
+    monkeypatch.setattr(Tensor, "item", waits)
+    quantizer(vectors)
+    with pytest.raises(AssertionError, match="waited for"):
+        quantizer.update()
 
 
 def test_scalars_measure_what_was_chosen_since_the_last_call() -> None:

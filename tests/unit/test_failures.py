@@ -41,7 +41,7 @@ class Listing(Files):
         self.away = away
         self.listings = 0
 
-    def list(self, uri_prefix: str) -> Iterator[tuple[str, Entry]]:
+    def list(self, uri_prefix: str, *, after: str = "") -> Iterator[tuple[str, Entry]]:
         self.listings += 1
         if self.away:
             raise Unavailable(f"{uri_prefix}: no route")

@@ -101,14 +101,17 @@ def resolved(shop: str, inventory: str | None, known: pa.Table | None = None) ->
 
 
 def listings(server: Any, shop: str) -> int:
-    return sum("list-type=2" in path and shop.removeprefix("s3:/") in path for _, path in server.count_gets())
+    asked = [path for _, path in server.requests() if path.startswith(shop.removeprefix("s3:/"))]
+    return sum("list-type=2" in path and "prefix=images" in path for path in asked)
 
 
 @pytest.mark.parametrize("kind", ["CSV", "Parquet"])
 def test_tokens_are_those_of_a_listing_and_the_bucket_is_not_listed(
     s3_server: Any, shop: str, lists: Store, kind: str
 ) -> None:
+    s3_server.reset_counts()
     listed, _ = resolved(shop, None)
+    assert listings(s3_server, shop) == 1
     folder = take_inventory(shop, lists, kind=kind)
     s3_server.reset_counts()
     found, cost = resolved(shop, folder)

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,7 +48,8 @@ def test_everything_that_is_said_is_an_object(fake: Any, capsys: pytest.CaptureF
         sys.stderr.write("a line\n")
         print("what a library prints")
         tell(StageBegan("encode", 10))
-        tell(ShardEnded("encode", 3, 10, 1, reused=False))
+        tell(ended := ShardEnded("encode", 3, 10, 1, reused=False, node="far", seconds=2.0))
+        progress.shard(ended)
         logging.getLogger("pipeline.x").info("of %s", "ours")
         logging.getLogger("theirs").info("not of interest")
         logging.getLogger("theirs").warning("theirs, https://me:hunter2hunter2@host/x")
@@ -66,7 +68,7 @@ def test_everything_that_is_said_is_an_object(fake: Any, capsys: pytest.CaptureF
     said = objects(err)
     messages = {each["message"]: each for each in said}
     assert {each["run"] for each in said} == {"n"}
-    assert {each["node"] for each in said} == {platform.node()}
+    assert {each["node"] for each in said if each["shard"] is None} == {platform.node()}
     assert messages["index: flat"]["stage"] is None
     assert "half a line" in messages
     assert "what a library prints" in messages
@@ -76,7 +78,8 @@ def test_everything_that_is_said_is_an_object(fake: Any, capsys: pytest.CaptureF
     assert messages["theirs, https://***@host/x"]["level"] == "warning"
     assert messages["UserWarning: old"]["level"] == "warning"
     shard = messages["shard 3: 10 photos, 1 refused"]
-    assert (shard["shard"], shard["stage"], shard["photos"]) == (3, "encode", 10)
+    assert (shard["shard"], shard["stage"], shard["photos"], shard["node"]) == (3, "encode", 10, "far")
+    assert sum("shard 3" in each["message"] for each in said) == 1
     assert messages["encode: ended after 2.0 s"]["seconds"] == 2.0
     assert messages["line one\nline two"]["stage"] is None
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", each["time"]) for each in said)
@@ -126,3 +129,20 @@ def test_times_are_utc_and_what_is_half_said_is_not_lost() -> None:
     assert stream.getvalue().isascii()
     assert json.loads(stream.getvalue())["time"] == "2026-11-30T01:02:03.004Z"
     assert json.loads(stream.getvalue())["message"] == "é without an end"
+
+
+def test_lines_of_another_process_of_ours_are_passed_on_as_they_are() -> None:
+    there, here = io.StringIO(), io.StringIO()
+    JsonLines(there, lambda: "far").write("encode: 5 photos\n")
+    JsonLines(here, lambda: "near").write(there.getvalue())
+    assert here.getvalue() == there.getvalue()
+    JsonLines(here, lambda: "near").write('{"time": "half\n')
+    assert objects(here.getvalue())[-1]["run"] == "near"
+
+
+def test_libraries_that_ask_for_the_file_below_get_it(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        lines = JsonLines(file, lambda: None)
+        assert lines.fileno() == file.fileno()
+        assert not lines.isatty()
+        assert lines.writable()

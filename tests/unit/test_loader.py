@@ -207,6 +207,22 @@ def test_only_living_rows_are_read_from_the_store(store, reader):
     assert seen == {(part, int(row)) for part, living in enumerate(pixels) for row in living.rows}
 
 
+@pytest.mark.parametrize("asked", [{"threads": 3}, {"for_gpu": True}, {"threads": 3, "for_gpu": True}])
+def test_threads_and_a_gpus_layout_give_the_same_photos(store, reader, tmp_path, asked):
+    pixels = write_parts(store, [20, 13, 9, 30], living=0.8)
+    plain = loader_over(reader, pixels, batch_size=8)
+    other = loader_over(PartReader(PartCache(store, tmp_path / "other"), SIZE, **asked), pixels, batch_size=8)
+    for left, right in zip(plain.batches(0, 12), other.batches(0, 12), strict=True):
+        assert torch.equal(left.images, right.images)
+        if asked.get("for_gpu") and len(right.images) > 1:
+            lies = right.images.is_contiguous(memory_format=torch.channels_last)
+            assert lies or right.images.is_contiguous(), "joined of two windows"
+    assert any(
+        batch.images.is_contiguous(memory_format=torch.channels_last) == bool(asked.get("for_gpu"))
+        for batch in other.batches(0, 1)
+    )
+
+
 def test_a_local_store_is_read_in_place_and_gives_the_same_batches(store, reader, tmp_path):
     local = open_store(str(tmp_path / "store"))
     write_parts(local, [30, 5, 16])

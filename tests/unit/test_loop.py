@@ -123,7 +123,7 @@ def loop_over(store: Store, train: TrainConfig, ranks: Ranks | None = None, **op
     loader = PixelLoader(
         reader,
         pixels,
-        batch_size=train.worker_batch_size,
+        batch_size=train.worker_batch_size(ranks.world_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=train.seed,

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import shutil
 import subprocess
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cluster.manifests import RULES, check, main, read_documents
 from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline.errors import InputError
+from pipeline.planning.memory import Sizes, memory_needs
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "cluster" / "kubernetes"
@@ -298,6 +300,23 @@ def test_a_schema_is_closed_where_it_should_be() -> None:
 def test_the_configs_that_are_mounted_are_valid(name: str) -> None:
     config = load_config(Arguments(config=str(KUBERNETES / name / "shop.yaml")), {})
     assert config.store.url == "s3://shop/visual"
+
+
+@pytest.mark.parametrize("job", ["refresh", "train"])
+def test_the_memory_asked_for_is_what_a_plan_says(job: str) -> None:
+    config = load_config(Arguments(config=str(KUBERNETES / "base" / "shop.yaml")), {})
+    photos, size = 5_000_000, config.images.size
+    sizes = Sizes(photos=photos, row_bytes=110 * photos, latent_dim=32, pixel_bytes=3 * size * size, trains=True)
+    need = {each.role: Decimal(each.bytes) for each in memory_needs(config, sizes)}
+    own = 2 * Decimal(2**30)  # of Ray's processes on a node
+    (found,) = (each for each in base() if (each["kind"], each["metadata"]["name"]) == ("RayJob", job))
+    cluster = found["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        asked = {name: quantity(value) for name, value in container["resources"]["requests"].items()}
+        actors = asked["cpu"] * need["each actor"] + Decimal("0.3") * asked["memory"]  # and Ray's object store
+        wanted = actors if "groupName" in group else need["driver"]
+        assert asked["memory"] >= wanted + own, (group.get("groupName", "head"), wanted / 2**30)
 
 
 @pytest.mark.parametrize("name", ["aws", "on-premise"])

@@ -47,6 +47,8 @@ def test_nights_as_they_are_told(commands_here: Any, stages_here: Any, receiving
         (shop / "catalogue.csv").write_text(f"item_id,image\n{rows}item-12,0.png\n")
         refused = commands_here.run("refresh", "--run", "three", *given, "gates.min_items=1000", expect=4)
         three = samples(textfile)
+        commands_here.run("refresh", "--run", "sample", "--limit", "5", *given)
+        sampled = samples(textfile)
         # The same night again, told otherwise: whom it tells is not a part of what a run has frozen.
         again = commands_here.run("refresh", "--run", "one", *given, "monitor.timeout_s=2")
     lines = [json.loads(line) for line in first["text"].splitlines()]
@@ -70,9 +72,13 @@ def test_nights_as_they_are_told(commands_here: Any, stages_here: Any, receiving
     assert three["codebooks_run_gate_limit"][("min_items",)] == 1000
     assert three["codebooks_last_success_timestamp_seconds"] == two["codebooks_last_success_timestamp_seconds"]
 
+    # A sample is told of under a channel of its own: it ends no alert of the catalogue's.
+    assert (textfile / "codebooks_refresh_none.prom").exists()
+    assert sampled["codebooks_last_success_timestamp_seconds"] == two["codebooks_last_success_timestamp_seconds"]
     told = [json.loads(body) for *_, body in receiver.got]
     assert [(each["run"], each["verdict"], each["exit_code"]) for each in told] == [
-        ("one", "published", 0), ("two", "unchanged", 0), ("three", "refused", 4), ("one", "published", 0),
+        ("one", "published", 0), ("two", "unchanged", 0), ("three", "refused", 4), ("sample", "finished", 0),
+        ("one", "published", 0),
     ]  # fmt: skip
     assert told[0]["report"] == f"{tmp_path / 'store'}/{first['report']}"
     assert Path(told[0]["report"]).is_file()

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from jobs.__main__ import main
 from pipeline.ends import failure_of
-from pipeline.errors import Conflict, GateRefused, InputError, Unavailable
+from pipeline.errors import ConfigError, Conflict, GateRefused, InputError, Unavailable
 from pipeline.evaluation import GateVerdict
 from pipeline.events import Examined, Finished, Planned, ShardEnded, StageBegan, StageEnded, Trained, listening, tell
-from pipeline.monitoring import MonitorConfig, WebhookConfig, monitored
+from pipeline.monitoring import MonitorConfig, WebhookConfig, check_told, monitored
 from pipeline.monitoring.metrics import CHANNEL_FAMILIES, RUN_FAMILIES, Success, channel_metrics, run_metrics, text_of
 from pipeline.monitoring.monitor import within
 from pipeline.monitoring.sinks import Textfile, textfile_name
@@ -46,10 +46,10 @@ def night() -> RunState:
     tell_all = [
         StageBegan("plan"),
         StageEnded("plan", 2.0),
-        Planned("stable", {"photos": 10, "added": 4}),
+        Planned({"photos": 10, "added": 4}),
         StageBegan("encode", 4),
-        ShardEnded("encode", 1, 3, 1, reused=False),
-        ShardEnded("encode", 2, 1, 0, reused=False),
+        ShardEnded("encode", 1, 3, 1, reused=False, node="a", seconds=2.0),
+        ShardEnded("encode", 2, 1, 0, reused=False, node="a", seconds=0.5),
         StageEnded("encode", 8.0, 4),
         Trained(20, 20, 1.25, 1000.0),
         Examined(
@@ -94,6 +94,8 @@ def test_a_run_in_the_words_of_prometheus() -> None:
         ("stage_planned_photos", {"stage": "encode"}, 4),
         ("stage_photos_per_second", {"stage": "encode"}, 0.5),
         ("stage_shards", {"stage": "encode"}, 2),
+        ("node_photos", {"stage": "encode", "node": "a"}, 4),
+        ("node_seconds", {"stage": "encode", "node": "a"}, 2.5),
         ("plan", {"counted": "added"}, 4),
         ("quarantined_photos", {"stage": "decode", "reason": ODD}, 1),
         ("measure", {"measure": "recall"}, 0.9),
@@ -375,3 +377,31 @@ def test_a_message_has_numbers_that_json_knows() -> None:
 def test_whoever_listens_can_stop_nothing() -> None:
     with listening(lambda _: 1 / 0):
         tell(Finished(None, published=False, reason="done"))
+
+
+def test_doctor_says_who_could_not_be_told(
+    receiving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with receiving(200) as there, receiving(503) as busy:
+        hook = f"{there.url}/SECRETPATH"
+        well = {"metrics": {"textfile": str(tmp_path), "pushgateway": there.url}, "webhook": {"url": hook}}
+        assert [(found.level, found.name) for found in check_told(well)] == [
+            ("ok", "textfile"), ("ok", "pushgateway"), ("ok", "webhook"),
+        ]  # fmt: skip
+        assert [path for _, path, *_ in there.got] == ["/-/ready"]  # a webhook is not called for a look
+        ill = {
+            "metrics": {"textfile": str(tmp_path / "absent"), "pushgateway": busy.url},
+            "webhook": {"url": "https://127.0.0.1:9/SECRETPATH", "authorization_env": None},
+        }
+        found = {each.name: each for each in check_told(ill)}
+        assert {each.level for each in found.values()} == {"warn"}
+        assert "HTTP 503" in found["pushgateway"].text
+        assert main(["doctor", f"store={tmp_path / 'store'}", f"monitor.webhook.url={hook}"]) == 0
+    said = capsys.readouterr().err
+    assert "webhook: 127.0.0.1:" in said
+    assert "SECRETPATH" not in said + repr(found)
+    with pytest.raises(ConfigError, match=r"monitor.webhook.url: .* must be https"):
+        list(check_told({"webhook": {"url": "http://hooks.example/SECRETPATH"}}))
+    monkeypatch.delenv("HOOK_AUTH", raising=False)
+    (absent,) = check_told({"webhook": {"url": hook, "authorization_env": "HOOK_AUTH"}})
+    assert "HOOK_AUTH is not set" in absent.text

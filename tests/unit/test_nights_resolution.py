@@ -189,6 +189,18 @@ def test_a_training_night_stores_its_pixels_and_encodes_from_them(night: Callabl
     assert night("2", *tiny, "model.beta=2.0")["reads"] == {}
 
 
+def test_a_training_on_a_sample_decodes_and_stores_no_more_than_that(night: Callable[..., Any], store: Store) -> None:
+    tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
+    first = night("1", *tiny, "train.photos=15")
+    assert first["reads"] == ONCE
+    transform = transform_id(ImagesConfig(size=16))
+    assert (parts(store, "pixels"), parts(store, "photos")) == ({transform: 2}, {transform: 2})
+    assert "| photos | 20 |" in store.get(f"models/{first['model_id']}/card.md").decode()
+    # Of a catalogue that has no more the sample is all of it, under a key of its own.
+    whole = [night(name, *tiny, f"train.photos={most}")["model_id"] for name, most in (("2", 40), ("3", "null"))]
+    assert whole[0] == whole[1] != first["model_id"]
+
+
 def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., Any], store: Store, shop: Path) -> None:
     tiny = ["model.kind=vae", "model.latent_dim=3", "model.channels=[4, 8]", "train.epochs=1", "images.size=16"]
     ids = [

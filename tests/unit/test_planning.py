@@ -133,7 +133,7 @@ def test_photos_that_a_frozen_plan_could_not_have_are_asked_for_again_by_a_later
 )
 def test_a_catalogue_of_which_nothing_answers_is_temporary(config: Config, fault: CodebooksError, files: int) -> None:
     class Failing(Files):
-        def list(self, uri_prefix: str) -> Any:
+        def list(self, uri_prefix: str, *, after: str = "") -> Any:
             raise Forbidden("no listing")
 
         def stat(self, uri: str) -> Any:
@@ -196,7 +196,7 @@ def yesterday(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Store], None
         for module in (planning, standing):
             monkeypatch.setattr(module, "read_manifest", lambda *_: manifest)
         monkeypatch.setattr(
-            planning, "read_table", lambda _s, _m, role: items if role == "items" else QUARANTINE.empty_table()
+            planning, "read_table", lambda _s, _m, role, **_: items if role == "items" else QUARANTINE.empty_table()
         )
         monkeypatch.setattr(standing, "find_bundle", lambda *_: "m")
 
@@ -262,7 +262,7 @@ def test_what_a_model_could_not_encode_is_asked_of_another_model_and_not_of_the_
     )
     for module in (planning, renewal):
         monkeypatch.setattr(
-            module, "read_table", lambda _s, _m, role: items.slice(2) if role == "items" else quarantine
+            module, "read_table", lambda _s, _m, role, **_: items.slice(2) if role == "items" else quarantine
         )
     same = plan_of(config, "night-2").rows.slice(0, 2)
     assert same.select(["status", "reason"]).to_pylist() == [
@@ -271,6 +271,7 @@ def test_what_a_model_could_not_encode_is_asked_of_another_model_and_not_of_the_
     ]
     monkeypatch.setattr(standing, "find_bundle", lambda *_: "another")
     monkeypatch.setattr(planning, "latent_bytes", lambda *_: 64)
+    monkeypatch.setattr(planning, "latent_dim", lambda *_: 16)
     other = plan_of(config, "night-3").rows.slice(0, 2)
     assert other.select(["status", "reason", "retried"]).to_pylist() == [
         {"status": "added", "reason": None, "retried": False},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import ray
 
@@ -48,6 +50,22 @@ def test_why_a_cluster_was_not_joined(
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(kind, match=says), ray_session(ClusterConfig(address="10.0.0.1:6379"), busy=2):
         pass
+
+
+def test_a_token_that_is_refused_on_standard_error_alone_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As Ray 2.60 does: a line a second, then the error of a cluster that is not there."""
+
+    def init(**_: object) -> None:
+        os.write(2, b"gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: missing or incorrect\n" * 15)
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match="wants a token"), ray_session(ClusterConfig(address="10.0.0.1:6379"), busy=2):
+        pass
+    assert "gcs_client" not in capfd.readouterr().err
 
 
 def test_any_other_error_of_starting_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,7 +26,7 @@ from pipeline.release import (
     write_table,
 )
 from pipeline.release.manifest import check_format
-from pipeline.release.tables import table_digest, table_files
+from pipeline.release.tables import hashed_table, table_files
 from pipeline.schema import ITEMS, stored_schema
 from pipeline.storage import LocalStore, Store, open_store
 
@@ -98,6 +99,9 @@ def test_a_small_release_is_of_format_1_and_a_long_one_of_format_2(
     assert after["uri"].to_pylist() == before["uri"].to_pylist() == [photo.uri for photo in long.photos]
     assert after.schema.field("latents_part").type == ITEMS.field("latents_part").type
     assert read_table(store, manifest, "items", columns=["view"]).column_names == ["view"]
+    assert read_table(store, manifest, "items", without=after.column_names[1:]).column_names == ["item_id"]
+    some = read_table(store, manifest, "items", of_items=pa.array(["sku-003", "sku-050", "other"]))
+    assert some.equals(after.filter(pc.is_in(after["item_id"], value_set=pa.array(["sku-003", "sku-050"]))))
     assert verify_release(store, long.release_id).problems == ()
     with pytest.raises(IntegrityError, match="files of the role 'items', expected one"):
         manifest.file("items")
@@ -105,12 +109,14 @@ def test_a_small_release_is_of_format_1_and_a_long_one_of_format_2(
 
 def test_the_digest_of_a_table_is_that_of_its_one_file(maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     table = maker.changes_table([f"i{n}" for n in range(30)])
-    assert table_digest(table) == (tables.digest_of(write_table(table)), 1)
+    one = hashed_table(table)
+    assert (one.digest, one.manifest_format) == (tables.digest_of(write_table(table)), 1)
+    assert [file.data for file in one.files] == [write_table(table)]
     monkeypatch.setattr(tables, "FILE_ROWS", 20)
-    digest, number = table_digest(table)
-    assert number == 2
-    assert digest != table_digest(table.slice(0, 29))[0]
-    assert [file.rows for file in table_files(table)] == [20, 10]
+    several = hashed_table(table)
+    assert several.manifest_format == 2
+    assert several.digest != hashed_table(table.slice(0, 29)).digest
+    assert [file.rows for file in several.files] == [20, 10]
     assert [file.rows for file in table_files(table.slice(0, 0))] == [0]
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.encoding import EncodeConfig, assign_shards, build_shards, split_done
-from pipeline.encoding.driver import Seats, plan_seats
-from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.encoding import assign_shards, build_shards, split_done
+from pipeline.errors import InputError, IntegrityError
 from pipeline.ordering import ranks, take_rows
 from pipeline.parts import FoundPart, find_part, hashed_part, write_part
 from pipeline.schema import PHOTOS, latents_schema, pixels_schema, plan_schema
@@ -304,28 +303,3 @@ def test_rows_are_taken_and_ranked_as_plain_python_does() -> None:
     assert taken.to_pylist() == [{"w": words[n], "n": n} for n in (5, 0, 0, 4)]
     assert taken.schema == table.schema
     assert take_rows(table, np.array([], np.int64)).schema == table.schema
-
-
-@pytest.mark.parametrize(
-    ("config", "shards", "resources", "seats"),
-    [
-        ({"actors": 2}, 64, {"CPU": 6.0}, Seats(2, 1.0)),
-        ({"actors": 2}, 1, {"CPU": 6.0}, Seats(1, 1.0)),
-        ({"actors": 2}, 64, {"CPU": 2.0}, Seats(2, 0.5)),  # one CPU stays free
-        ({"actors": 4}, 64, {"CPU": 2.0}, Seats(2, 0.5)),
-        ({"actors": 1}, 64, {"CPU": 1.0}, Seats(1, 0.5)),
-        ({"actors": 8, "threads": 4}, 64, {"CPU": 16.0}, Seats(7, 2.14)),
-        ({"actors": 8}, 64, {}, Seats(8, 1.0)),  # nodes start on demand
-        ({"actors": 8, "gpus_per_actor": 0.5}, 64, {"CPU": 16.0, "GPU": 2.0}, Seats(4, 1.0)),
-    ],
-)
-def test_actors_leave_a_cpu_free(
-    config: dict[str, Any], shards: int, resources: dict[str, float], seats: Seats
-) -> None:
-    assert plan_seats(EncodeConfig(**config), shards, resources) == seats
-    assert not resources or seats.actors * seats.cpus <= resources["CPU"] - min(1.0, resources["CPU"] / 2)
-
-
-def test_a_cluster_without_gpus_is_refused() -> None:
-    with pytest.raises(ConfigError, match="gpus_per_actor"):
-        plan_seats(EncodeConfig(gpus_per_actor=1), 3, {"CPU": 8.0})

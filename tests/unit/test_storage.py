@@ -282,7 +282,7 @@ def test_a_store_that_overwrites_is_found_out(space: str) -> None:
 
 def test_a_store_that_does_not_show_what_it_holds_is_found_out(space: str) -> None:
     class Forgetful(MemoryStore):
-        def list(self, prefix: str = "") -> Iterator[Entry]:
+        def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
             return iter(())
 
     class Stale(MemoryStore):

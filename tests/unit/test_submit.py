@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +18,13 @@ from typing import Any
 import pytest
 
 import cluster.submit
+import pipeline.stopping
 from cluster.following import Log, ending_of, follow
 from cluster.shipping import JobFile, pack, passed_variables
 from cluster.submit import asked_command, job_name, runtime_environment
 from jobs.__main__ import main
 from pipeline.errors import ConfigError, Conflict, NotFound, Unavailable
+from pipeline.stopping import stopping_on_signals
 from pipeline.workers import PASSED, packages_hook
 
 REFRESH = ["refresh", "store=s3://shop/visual", "catalogue.source=s3://shop/c.csv", "model.kind=vae"]
@@ -377,3 +382,38 @@ def test_what_the_dashboard_says_becomes_an_error_of_ours() -> None:
     ):
         with pytest.raises(kind):
             raising(error)()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_leaves_the_job_at_work(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command line runs it: our own handlers of both signals stand, one question is asked for Ctrl-C alone."""
+    monkeypatch.setattr(pipeline.stopping, "LIMIT_S", 1e6)  # after which SIGTERM ends this very process
+    dashboard = FakeDashboard()
+    dashboard.add("night", "RUNNING")
+    asked: list[str] = []
+
+    async def quiet(_: str) -> AsyncIterator[str]:
+        yield "begun\n"
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(30)
+
+    dashboard.tail_job_logs = quiet  # type: ignore[method-assign]
+
+    def ask(question: str) -> bool:
+        time.sleep(0.1)  # a person is slow, and no timer may end the process meanwhile
+        asked.append(question)
+        return False
+
+    began = time.monotonic()
+    with stopping_on_signals(lambda: None):
+        if number == signal.SIGINT:
+            assert "goes on at" in follow(dashboard, "night", ask=ask).text
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                follow(dashboard, "night", ask=ask)
+    assert time.monotonic() - began < 10
+    assert len(asked) == (number == signal.SIGINT)
+    assert dashboard.job("night").status.value == "RUNNING"
+    assert ("goes on at http://head:8265" in capsys.readouterr().err) is (number == signal.SIGTERM)

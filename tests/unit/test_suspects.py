@@ -294,7 +294,7 @@ def test_a_superseded_attempt_tries_nothing_more(
     job = make_job()
     fake = FakeRay(monkeypatch, [Outcome()])
     with pytest.raises(Conflict):
-        Place(job, 0.5, check)(only_shard(job, make_plan(folder)), "write")
+        Place(job, 0.5, check=check)(only_shard(job, make_plan(folder)), "write")
     assert len(fake.answers) == 1
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from pipeline.errors import CodebooksError, Conflict, Unavailable
+from pipeline.errors import CodebooksError, ConfigError, Conflict, Unavailable
+from pipeline.training import TrainConfig
 from pipeline.training.driver import _explained
 
 pytest.importorskip("ray")
@@ -78,3 +81,63 @@ def test_an_error_of_the_controller_is_worth_another_try():
     from ray.train.v2.api.exceptions import ControllerError
 
     assert type(_explained(ControllerError(RuntimeError("no workers started")))) is Unavailable
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Set what the cluster has."""
+    from pipeline.training import driver
+    from pipeline.workers import Room
+
+    def has(machines, cpus, *gpus, grows=False):
+        monkeypatch.setattr(driver, "find_room", lambda: Room(machines, cpus, gpus, grows=grows))
+
+    return has
+
+
+def test_gpus_are_asked_for_and_never_inferred(room, caplog):
+    from pipeline.training.driver import _placement
+
+    room(1, 8.0, 2.0)
+    assert _placement(TrainConfig()) == {"use_gpu": False, "resources_per_worker": {"CPU": 1}}
+    assert "set train.gpus_per_worker to 1" in caplog.text
+    asked = {"use_gpu": True, "resources_per_worker": {"GPU": 1, "CPU": 1}}
+    assert _placement(TrainConfig(gpus_per_worker=1, workers=2)) == asked
+    with pytest.raises(ConfigError, match=r"train.workers 4 need 4 GPU, this machine's Ray has 2"):
+        _placement(TrainConfig(gpus_per_worker=1, workers=4))
+    assert _placement(TrainConfig(gpus_per_worker=1, workers=4, least_workers=2, batch_size=240)) == asked
+    # A group at zero is waited for, not inferred away.
+    for machines, grows in ((1, True), (3, False)):
+        room(machines, 2.0, grows=grows)
+        assert _placement(TrainConfig(gpus_per_worker=1, workers=4)) == asked
+
+
+def test_workers_that_do_not_start_are_told_of_and_given_up(room, caplog, monkeypatch):
+    import ray
+
+    from pipeline.training import driver
+
+    clock, begun = [0.0], [0]
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
+    board = SimpleNamespace(begun=SimpleNamespace(remote=lambda: begun[0]))
+    room(2, 16.0, grows=True)
+    train = TrainConfig(gpus_per_worker=1, workers=4, start_timeout_s=100)
+    start = driver._Start(train, driver._placement(train))
+    for second in (5, 20):
+        clock[0] = second
+        start.look(board)
+    assert not caplog.records
+    clock[0] = 45
+    start.look(board)
+    said = caplog.records[0].getMessage()
+    assert "4 training workers, each of 1 GPU and 1 CPU; the 2 machines that are up have 16 CPU and 0 GPU" in said
+    clock[0] = 101
+    with pytest.raises(Unavailable, match=r"after 101 s .train.start_timeout_s. there is no room for 4") as gone:
+        start.look(board)
+    assert gone.value.exit_code == 6
+    begun[0] = 4  # and of workers that have begun nothing is said, however long they work
+    started = driver._Start(train, driver._placement(train))
+    for second in (102, 10_000):
+        clock[0] = second
+        started.look(board)

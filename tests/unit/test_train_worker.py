@@ -120,7 +120,7 @@ def test_a_fresh_training_begins_with_the_convolutions_asked_for(surrounded, tmp
     store, source = surrounded
     job = surrounded_job(store, source, "night")
     learnt = load_bundle(store, source).model.state_dict()
-    reader = _reader(job, PartCache(store, tmp_path))
+    reader = _reader(job, PartCache(store, tmp_path), for_gpu=False)
     began, continued = (_model(job, Ranks(), reader, fresh=fresh).state_dict() for fresh in (True, False))
     copied = {name for name, tensor in began.items() if name in learnt and torch.equal(tensor, learnt[name])}
     kept = {name for name, tensor in began.items() if torch.equal(tensor, continued[name])}

@@ -51,6 +51,13 @@ class EMAQuantizer(FollowingQuantizer):
         smoothed = (self.code_count + self.epsilon) / (mass + self.num_codes * self.epsilon) * mass
         self.codebook.copy_(self.scaled(self.code_sum / smoothed.unsqueeze(1)))
 
+    def place_where(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
+        """Do what `place` does with a row for every code, [K, d], of which those of `which` are taken."""
+        wide = which.unsqueeze(1)
+        self.codebook.copy_(torch.where(wide, rows, self.codebook))
+        self.code_count.copy_(torch.where(which, count, self.code_count))
+        self.code_sum.copy_(torch.where(wide, rows * count, self.code_sum))
+
     def place(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
         """Let codes, bool [K], begin anew as rows [number, d]: code, count and sum say the same."""
         self.codebook[which] = rows

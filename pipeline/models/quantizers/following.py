@@ -14,7 +14,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from ...losses.collectives import rank_and_world, sum_over_ranks
+from ...losses.collectives import from_first, pick_rows, rank_and_world, rows_per_rank, sum_over_ranks
 from ..compiling import uncompiled
 from .base import CodebookQuantizer, GradientPath
 from .rank_draws import replacements, sample, sample_centres
@@ -75,7 +75,8 @@ class FollowingQuantizer(CodebookQuantizer):
         self.register_buffer("code_count", torch.ones(num_codes))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
-        self._known_initialised = False  # spares the device a wait in every step
+        self._known_initialised = False  # spares the device a wait in every step, and so does the next
+        self._known_updates: int | None = None
         self._seen: _Seen | None = None
         self.register_load_state_dict_post_hook(_forget_initialised)  # type: ignore[no-untyped-call]
 
@@ -86,6 +87,10 @@ class FollowingQuantizer(CodebookQuantizer):
     @abstractmethod
     def move(self, statistics: Tensor) -> None:
         """Take a step's statistics, [K, s], summed over micro-batches and ranks, into the averages."""
+
+    @abstractmethod
+    def place_where(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
+        """Do what `place` does with a row for every code, [K, d], of which those of `which` are taken."""
 
     @abstractmethod
     def place(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
@@ -131,11 +136,17 @@ class FollowingQuantizer(CodebookQuantizer):
                 return
             seen = self._nothing()
         statistics = sum_over_ranks(seen.statistics)
-        if float(statistics[:, 0].sum().item()) == 0:
+        # A rank that saw something need not ask its device whether any did.
+        if not len(seen.rows) and float(statistics[:, 0].sum().item()) == 0:
             return
         self.updates += 1
+        self._known_updates = None if self._known_updates is None else self._known_updates + 1
         self.move(statistics)
-        if self.restart_threshold > 0:
+        if self.restart_threshold <= 0:
+            return
+        if self._waits_for_nothing:
+            self._restart_dead_on_device(seen.rows)
+        else:
             self._restart_dead(seen.rows)
 
     def _nothing(self) -> _Seen:
@@ -156,8 +167,30 @@ class FollowingQuantizer(CodebookQuantizer):
             self.place(dead, fresh, enough)
             self.measures.note_restarts(len(fresh))
 
+    @property
+    def _waits_for_nothing(self) -> bool:
+        return self.codebook.is_cuda
+
+    def _restart_dead_on_device(self, rows: Tensor) -> None:
+        """Do what `_restart_dead` does, without a wait for the device: every code draws, and only dead ones take it.
+
+        So two dead codes may draw one vector; the next step's draw parts them, as one of the two stays dead. Every rank
+        draws the same.
+        """
+        if self._known_updates is None:
+            self._known_updates = int(self.updates.item())
+        per_rank = rows_per_rank(rows)
+        generator = torch.Generator().manual_seed(self._known_updates)
+        shares = torch.rand(self.num_codes, generator=generator, dtype=torch.float64).to(rows.device, non_blocking=True)
+        chosen = (shares * per_rank.sum()).long()
+        enough = self.restart_threshold * self.code_count.mean()
+        dead = from_first((self.code_count < enough).to(torch.uint8)).bool()
+        self.place_where(dead, pick_rows(rows, chosen, per_rank), enough)
+        self.measures.note_restarts(dead.sum())
+
 
 def _forget_initialised(quantizer: nn.Module, _: object) -> None:
     """Look at the loaded state again before believing that the codebook was initialised."""
     if isinstance(quantizer, FollowingQuantizer):
         quantizer._known_initialised = False
+        quantizer._known_updates = None

@@ -35,6 +35,11 @@ class GradientQuantizer(FollowingQuantizer):
         """Move the average counts by a step's counts, [K, 1]; the codes are the optimiser's."""
         self.code_count.lerp_(statistics[:, 0], 1.0 - self.decay)
 
+    def place_where(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
+        """Do what `place` does with a row for every code, [K, d], of which those of `which` are taken."""
+        self.codebook.copy_(torch.where(which.unsqueeze(1), rows, self.codebook))
+        self.code_count.copy_(torch.where(which, count, self.code_count))
+
     def place(self, which: Tensor, rows: Tensor, count: Tensor) -> None:
         """Let codes, bool [K], begin anew as rows [number, d]; the optimiser's moments of a dead code have faded."""
         self.codebook[which] = rows

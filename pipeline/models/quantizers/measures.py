@@ -24,7 +24,7 @@ class CodebookMeasures:
     def __init__(self, num_codes: int) -> None:
         self.num_codes = num_codes
         self._totals: Tensor | None = None  # float64 [K + 1] of this rank: uses of every code, sum of squared errors
-        self._restarted = 0
+        self._restarted: int | Tensor = 0
 
     def note(self, codes: Tensor, squared_error: Tensor) -> None:
         """Take note of codes chosen, int64 [N], and the sum of their vectors' squared distances to them, []."""
@@ -34,9 +34,9 @@ class CodebookMeasures:
         self._totals.index_add_(0, codes, ones)
         self._totals[-1] += squared_error
 
-    def note_restarts(self, number: int) -> None:
-        """Take note of codes that began anew on every rank."""
-        self._restarted += number
+    def note_restarts(self, number: int | Tensor) -> None:
+        """Take note of codes that began anew on every rank; a number on a device is not waited for."""
+        self._restarted = self._restarted + number
 
     def collect(self, codebook: Tensor) -> dict[str, float]:
         """Return the measures since the last call over all ranks, and begin again; every rank must call it.
