@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from ..ordering import as_numpy, run_starts
+from ..ordering import as_numpy, ranks, run_starts
 from .knn import label_knn
 from .probe import linear_probe
 from .retrieval import interval, retrieve
@@ -37,7 +37,7 @@ def category_knn(items: pa.Table, vectors: ArrayLike, category: str, *, seed: in
     rows, labels = first_photos(items, category)
     if len(labels) < 2:
         return None
-    return label_knn(np.asarray(vectors)[rows], labels, seed=seed)
+    return label_knn(_taken(vectors, rows), labels, seed=seed)
 
 
 def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, float]:
@@ -52,7 +52,7 @@ def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, see
     rows, labels = first_photos(items, category)
     if len(labels) < 2:
         return {}
-    matrix = np.asarray(vectors)[rows]
+    matrix = _taken(vectors, rows)
     found = {"category_knn": label_knn(matrix, labels, seed=seed)}
     values = {**_retrieved(matrix, labels, seed), **_probed(matrix, labels, seed)}
     for name, numbers in values.items():
@@ -62,12 +62,17 @@ def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, see
 
 
 def first_photos(items: pa.Table, category: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return the rows [a] of items' first photos that have a category, and the categories as text [a]."""
+    """Return the rows [a] of items' first photos that have a category, and its number [a] among the texts in order."""
     if not items.num_rows:
-        return np.empty(0, np.int64), np.empty(0, np.str_)
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     known = run_starts(items["item_id"]) & as_numpy(pc.is_valid(items[category])).astype(np.bool_)
-    labels = np.asarray(items[category].filter(pa.array(known)).cast(pa.string()).to_pylist(), np.str_)
-    return np.flatnonzero(known), labels
+    return np.flatnonzero(known), ranks(items[category].filter(pa.array(known)).cast(pa.string()))[0]
+
+
+def _taken(vectors: ArrayLike, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return these rows of a matrix, without a copy where they are all of them."""
+    matrix = np.asarray(vectors)
+    return matrix if len(rows) == len(matrix) else np.asarray(matrix[rows])
 
 
 def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:

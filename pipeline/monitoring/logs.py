@@ -81,6 +81,10 @@ class JsonLines(io.TextIOBase):
         """Return True."""
         return True
 
+    def fileno(self) -> int:
+        """Return the file below, for libraries that ask; what they write to it stays text."""
+        return self._stream.fileno()
+
     def write(self, text: str, /) -> int:
         """Hold a text until it ends a line."""
         with self._lock:

@@ -26,8 +26,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.manifest_model import Pod
 from cluster.manifests import Manifests, read_documents
 from cluster.rayjob import RUN_LABEL, TEMPLATE_LABEL
@@ -35,24 +33,24 @@ from cluster.rayjob import RUN_LABEL, TEMPLATE_LABEL
 ROOT = Path(__file__).resolve().parents[2]
 PODMAN = ["podman", "--runtime", "runc"]
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-MARK = "--- "
+MARK = "== "
 # Run inside of a Ray container in place of the operator's `ray start`: it is who it should be, writes where it should
 # alone, has our caches' limits, and a Ray node with its probe comes up in a login shell, as the operator starts one.
 PROBE = """
-echo "--- id $(id -u):$(id -g)"
-touch /x 2>/dev/null && echo "--- root written" || echo "--- root read-only"
-touch /tmp/x && echo "--- tmp written"
-grep -q 'CapEff:.*0000000000000000' /proc/self/status && echo "--- no capabilities"
-grep -q 'NoNewPrivs:.*1' /proc/self/status && echo "--- no new privileges"
-echo "--- caches $CODEBOOKS_TRAIN_CACHE_GIB $CODEBOOKS_READER_CACHE_GIB $XDG_CACHE_HOME"
-if [ -r /etc/codebooks/shop.yaml ]; then echo "--- config $(head -c 6 /etc/codebooks/shop.yaml)"; fi
+echo "== id $(id -u):$(id -g)"
+touch /x 2>/dev/null && echo "== root written" || echo "== root read-only"
+touch /tmp/x && echo "== tmp written"
+grep -q 'CapEff:.*0000000000000000' /proc/self/status && echo "== no capabilities"
+grep -q 'NoNewPrivs:.*1' /proc/self/status && echo "== no new privileges"
+echo "== caches $CODEBOOKS_TRAIN_CACHE_GIB $CODEBOOKS_READER_CACHE_GIB $XDG_CACHE_HOME"
+if [ -r /etc/codebooks/shop.yaml ]; then echo "== config $(head -c 6 /etc/codebooks/shop.yaml)"; fi
 ray start --head --num-cpus=0 --disable-usage-stats > /tmp/ray.log 2>&1 || cat /tmp/ray.log
 probe() { wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz 2> /dev/null | grep -q success; }
 for n in $(seq 60); do probe && break; sleep 1; done
-probe && echo "--- raylet answers its probe"
-codebooks --version > /tmp/v && echo "--- $(cat /tmp/v)"
+probe && echo "== raylet answers its probe"
+codebooks --version > /tmp/v && echo "== $(cat /tmp/v)"
 ray stop > /dev/null 2>&1
-echo "--- end"
+echo "== end"
 """
 
 
@@ -92,11 +90,9 @@ def ran(manifests: Manifests, pod: Pod, images: str) -> dict[str, Any]:
 
 def _ray_pod(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[str, Any]:
     spec, replaced = localised(manifests, pod, images)
-    spec["containers"][0]["command"] = [
-        "/bin/bash",
-        "-lc",
-        PROBE if pod.ray else PROBE.split("ray start")[0] + MARKED_END,
-    ]
+    script = PROBE if pod.ray else PROBE.split("ray start")[0] + MARKED_END
+    # Podman 4.3 writes what it has read anew, wrongly where a text begins with an empty line.
+    spec["containers"][0]["command"] = ["/bin/bash", "-lc", script.strip()]
     code, said, seconds = played(manifests, pod, spec, folder)
     wanted = ["id 1000:1000", "root read-only", "tmp written", "no capabilities", "no new privileges"]
     if pod.ray:
@@ -110,7 +106,7 @@ def _ray_pod(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[
     return result if right else {**result, "said": said[-3000:]}
 
 
-MARKED_END = "\necho '--- end'\n"
+MARKED_END = "\necho '== end'\n"
 
 
 def _starter(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[str, Any]:
@@ -184,7 +180,7 @@ def played(
             found = manifests.find("ConfigMap", pod.namespace, volume["configMap"]["name"])
             configs += [{**found, "metadata": {"name": found["metadata"]["name"]}}] if found else []
     documents = [*configs, *(more or []), {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
-    (folder / "pod.yaml").write_text(yaml.safe_dump_all(documents))
+    (folder / "pod.yaml").write_text("\n---\n".join(map(json.dumps, documents)))
     subprocess.run([*PODMAN, "pod", "rm", "-f", "-t", "0", "tried"], capture_output=True)
     started = time.monotonic()
     command = [*PODMAN, "play", "kube", "--network", "host", str(folder / "pod.yaml")]

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -137,3 +138,11 @@ def test_lines_of_another_process_of_ours_are_passed_on_as_they_are() -> None:
     assert here.getvalue() == there.getvalue()
     JsonLines(here, lambda: "near").write('{"time": "half\n')
     assert objects(here.getvalue())[-1]["run"] == "near"
+
+
+def test_libraries_that_ask_for_the_file_below_get_it(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        lines = JsonLines(file, lambda: None)
+        assert lines.fileno() == file.fileno()
+        assert not lines.isatty()
+        assert lines.writable()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,6 +99,9 @@ def test_a_small_release_is_of_format_1_and_a_long_one_of_format_2(
     assert after["uri"].to_pylist() == before["uri"].to_pylist() == [photo.uri for photo in long.photos]
     assert after.schema.field("latents_part").type == ITEMS.field("latents_part").type
     assert read_table(store, manifest, "items", columns=["view"]).column_names == ["view"]
+    assert read_table(store, manifest, "items", without=after.column_names[1:]).column_names == ["item_id"]
+    some = read_table(store, manifest, "items", of_items=pa.array(["sku-003", "sku-050", "other"]))
+    assert some.equals(after.filter(pc.is_in(after["item_id"], value_set=pa.array(["sku-003", "sku-050"]))))
     assert verify_release(store, long.release_id).problems == ()
     with pytest.raises(IntegrityError, match="files of the role 'items', expected one"):
         manifest.file("items")
