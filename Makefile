@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-scale cluster-watch cluster-nights install clean image test-schedulers test-pods
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-scale bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -62,6 +62,13 @@ bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about t
 
 bench-scale: $(VENV)/.dev  ## nights of 100,000 to 1,000,000 photos without photos: seconds and the driver's memory, ten minutes
 	$(BIN)/python tests/benchmarks/bench_scale.py --photos 100000 300000 1000000 --json scale.json --plot scale.png
+
+bench-encode: $(VENV)/.dev  ## encoding on Ray against as many plain processes and against Ray's documented pipeline, ten minutes
+	$(BIN)/python tests/benchmarks/bench_encode.py --count 20000 --pairs 3 --documented
+	$(BIN)/python tests/benchmarks/bench_encode.py --count 5000 --slow-s 0.45
+
+cluster-growing: $(VENV)/.dev  ## 400 actors and a GPU asked of a cluster that grows from one small node (root, about four minutes)
+	$(BIN)/python tests/cluster/autoscaled_encoding.py --out tests/benchmarks/results/growing.json
 
 cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
 	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json

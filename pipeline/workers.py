@@ -201,7 +201,7 @@ def _types_of_second_version() -> set[str]:
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 
     reply = GetClusterStatusReply()
-    with suppress(RuntimeError, OSError):  # the head does not answer now
+    with suppress(RuntimeError, OSError, ray.exceptions.RayError):  # the head does not answer now
         reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
     if not reply.autoscaling_state.autoscaler_state_version:
         return set()

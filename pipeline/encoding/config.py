@@ -42,7 +42,7 @@ class EncodeConfig(BaseModel):
     precision: Precision = Field(default="fp32", description="bf16: autocast, on GPUs that have it")
     actors: Literal["auto"] | Annotated[int, Field(ge=1)] | ActorRange = Field(
         default="auto",
-        description="processes that fetch, decode and encode; auto: what the photos need, as `seats.plan_seats` says",
+        description="processes that fetch, decode and encode; auto: what the photos need, see cluster/README.md",
     )
     stages: Literal["auto", "one", "two"] = Field(
         default="auto",

@@ -19,7 +19,7 @@ from .config import EncodeConfig, EncodeJob
 from .opened import result_of
 from .seats import Seats, plan_decoders, plan_seats
 from .shards import Shard, ShardResult
-from .stages import NUMBER, ShardActor, Stage
+from .stages import ShardActor, Stage, block_of
 from .suspects import Place, most_killers, settle_suspect
 from .watchdog import Watchdog
 
@@ -110,10 +110,7 @@ def _stream(
 
     # Without their photos, which travel as the blocks.
     headers = {number: replace(shard, photos=shard.photos.schema.empty_table()) for number, shard in todo.items()}
-    blocks = [
-        shard.photos.append_column(NUMBER, pa.array([shard.number] * shard.photos.num_rows, pa.int32()))
-        for shard in todo.values()
-    ]
+    blocks = [block_of(shard) for shard in todo.values()]
     begins = helper(BeginCounter, restarts=-1).remote()
     # Not `from_arrow`, which has workers look at every block before anything else begins.
     dataset = ray.data.from_blocks(blocks)
@@ -124,7 +121,7 @@ def _stream(
         dataset = dataset.map_batches(
             ShardActor,
             fn_constructor_args=(job, stage, headers if stage != "latents" else {}, begins, MOST_BEGINS),
-            batch_size=None,
+            batch_size=1,  # a block; Ray asks for a number where there are GPUs
             batch_format="pyarrow",
             # As many in flight as an actor works on: one more would wait behind them while others have nothing to do.
             compute=ActorPoolStrategy(

@@ -60,18 +60,12 @@ class Opened:
             "usable": self.usable,
             "sides": [pixels.shape[1] for pixels in self.pixels],
         }
-        table = pa.table(columns).replace_schema_metadata({_META: json.dumps(said).encode()})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        data = sink.getvalue()
-        offsets = pa.py_buffer(np.array([0, data.size], np.int64))
-        return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+        return pack_table(pa.table(columns).replace_schema_metadata({_META: json.dumps(said).encode()}))
 
     @staticmethod
     def unpack(packed: pa.Scalar) -> Opened:
         """Return what `pack` packed; its pixels lie where the value does, without a copy."""
-        table = pa.ipc.open_stream(packed.as_buffer()).read_all().combine_chunks()
+        table = unpack_table(packed)
         said = json.loads(table.schema.metadata[_META])
         pixels = [_pixels(table[pixels_column(number)], side) for number, side in enumerate(said["sides"])]
         categories = table[CATEGORY.name].to_pylist() if CATEGORY.name in table.column_names else None
@@ -87,6 +81,20 @@ class Opened:
             unfit=tuple(Unfit(*one) for one in said["unfit"]),
             usable=said["usable"],
         )
+
+
+def pack_table(table: pa.Table) -> pa.Array:
+    """Return a table as an array of one value, large_binary [1]."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    data = sink.getvalue()
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, data.size], np.int64)), data])
+
+
+def unpack_table(packed: pa.Scalar) -> pa.Table:
+    """Return the table that `pack_table` packed, where the value lies."""
+    return pa.ipc.open_stream(packed.as_buffer()).read_all().combine_chunks()
 
 
 def text_of(result: ShardResult) -> str:

@@ -1,7 +1,7 @@
 """What runs in the processes of Ray Data: a shard's whole work in one, or its pixels in one and its latents in another.
 
-One shard = one block = one part. Between the two stages a shard is one value of a block, so nothing cuts or mixes it,
-and goes from process to process, never through the driver.
+One shard = one block of one row = one part. Its photos, and between the two stages its pixels, are one value of the
+row, so nothing cuts or mixes them; pixels go from process to process, never through the driver.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from ..errors import CodebooksError
 from ..workers import KeptRecords
 from .actors import ShardWorker, make_worker
 from .config import EncodeJob
-from .opened import Opened, text_of
+from .opened import Opened, pack_table, text_of, unpack_table
 from .shards import Shard, ShardResult
 
-NUMBER = "_shard"
 _COUNT_S = 30.0  # how long an actor waits for the counter
 Stage = Literal["whole", "pixels", "latents"]
 
@@ -50,12 +49,9 @@ class ShardActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return one row."""
-        if self._stage == "latents":
-            if block["opened"].null_count:
-                return block
-            number = block["number"][0].as_py()
-        else:
-            number = _only(block[NUMBER].to_pylist())
+        number = _only(block["number"].to_pylist())
+        if self._stage == "latents" and block["opened"].null_count:
+            return block
         try:
             if self._is_suspect(number):
                 return row(number, suspect=number)
@@ -96,16 +92,18 @@ class ShardActor:
         return bool(begun > self._most_begins)
 
     def _shard(self, number: int, block: pa.Table) -> Shard:
-        header = self._headers[number]
-        photos = block.select(header.photos.column_names).cast(header.photos.schema).combine_chunks()
-        return replace(header, photos=photos)
+        return replace(self._headers[number], photos=unpack_table(block["photos"][0]))
+
+
+def block_of(shard: Shard) -> pa.Table:
+    """Return the block that a shard travels as."""
+    return pa.table({"number": pa.array([shard.number], pa.int32()), "photos": pack_table(shard.photos)})
 
 
 def _only(numbers: list[int]) -> int:
-    found = set(numbers)
-    if len(found) != 1:
-        raise RuntimeError(f"Ray Data mixed shards {sorted(found)} in one block")
-    return found.pop()
+    if len(numbers) != 1:
+        raise RuntimeError(f"Ray Data mixed shards {numbers} in one block")
+    return numbers[0]
 
 
 def row(

@@ -30,6 +30,10 @@ _CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never 
 _NOTE_S = 30.0  # how often it is said what is waited for
 _START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray takes workers back that have not started
 
+# On one machine: nobody announces that it will be taken away, which a process of its own would listen for; and workers
+# are asked often how they are, so that the end of a small training is noticed at once.
+_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+
 ProgressCallback = Callable[[TrainProgress], None]
 
 
@@ -45,6 +49,8 @@ def train_job(job: Job, *, progress: ProgressCallback | None = None) -> str:
     import ray
 
     where = _placement(job.train)
+    for name, value in _ALONE.items() if _machines() == 1 else ():
+        os.environ.setdefault(name, value)
     os.environ[_START] = str(job.train.start_timeout_s)  # Ray hands it on to the process that starts the workers
     board = helper(ProgressBoard, restarts=-1).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.

@@ -8,9 +8,11 @@ of its middle half. An execution on Ray costs some seconds before its first phot
 the rate of what follows is given too, the marginal rate: a shard has `--rows` photos, and the first result of each
 actor is not counted. A plain process reads, decodes, encodes and saves arrays of its share with one torch thread; its
 imports are not counted. `--documented` adds the pipeline that Ray Data's documentation shows (read_images, map_batches
-with a class, write_parquet). `--get-ms` has every photo come so much later, as from an object store. The table of
-stages is of one worker in this process, without Ray, and `cpu` says which processes worked beside the actors. Without a
-folder, JPEGs of 400 x 533 pixels are made here; they are linked under as many names as asked.
+with a class, write_parquet). `--get-ms` has every photo come so much later, as from an object store. `--slow-s` instead
+has one encoder sleep so long a batch, as a GPU at work, and tells its share of busy time in one stage and in two. The
+table of stages is of one worker in this process, without Ray; `cpu_s` are CPU seconds after start-up by process, which
+other work on the machine does not disturb. Without a folder, JPEGs of 400 x 533 pixels are made here; they are linked
+under as many names as asked.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import pyarrow as pa
 import ray
 import torch
 from encode_accounts import CpuBeside, stages_of
-from encode_photos import SlowFiles, make_photos
+from encode_photos import SlowEncoding, SlowFiles, busy_share, make_photos
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -47,11 +49,15 @@ from pipeline.storage import Files, open_store
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds: a whole run. steady: photos per second after every actor has given its first result."""
+    """seconds: a whole run. steady: photos per second after every actor has given its first result.
+
+    cpu: seconds by process, photos: of that time.
+    """
 
     seconds: float
     steady: float
     cpu: dict[str, float]
+    photos: int
 
 
 def one_plain(uris: list[str], job: EncodeJob, folder: Path, number: int, ready: Any, spans: Any) -> None:
@@ -62,7 +68,7 @@ def one_plain(uris: list[str], job: EncodeJob, folder: Path, number: int, ready:
     pixels = np.empty((len(uris), size, size, 3), np.uint8)
     means = []
     ready.wait()
-    began = time.time()
+    began, cpu = time.time(), time.process_time()
     with torch.inference_mode():
         for start in range(0, len(uris), batch):
             for n, uri in enumerate(uris[start : start + batch], start):
@@ -72,7 +78,7 @@ def one_plain(uris: list[str], job: EncodeJob, folder: Path, number: int, ready:
             means.append(model.encode(images).mean.numpy())
     np.save(folder / f"pixels-{number}.npy", pixels)
     np.save(folder / f"means-{number}.npy", np.concatenate(means))
-    spans.put((began, time.time()))
+    spans.put((began, time.time(), time.process_time() - cpu))
 
 
 def plain(uris: list[str], job: EncodeJob, folder: Path, processes: int) -> Timing:
@@ -88,8 +94,8 @@ def plain(uris: list[str], job: EncodeJob, folder: Path, processes: int) -> Timi
     ends = [spans.get() for _ in started]
     for process in started:
         process.join()
-    seconds = max(end for _, end in ends) - min(begin for begin, _ in ends)
-    return Timing(seconds, len(uris) / seconds, {})
+    seconds = max(end for _, end, _ in ends) - min(begin for begin, _, _ in ends)
+    return Timing(seconds, len(uris) / seconds, {"plain": sum(cpu for _, _, cpu in ends)}, len(uris))
 
 
 def through_ray(plan: pa.Table, job: EncodeJob, actors: int) -> Timing:
@@ -110,7 +116,7 @@ def through_ray(plan: pa.Table, job: EncodeJob, actors: int) -> Timing:
     run_shards(shards, job, on_result=on_result)
     seconds = time.perf_counter() - began
     rest = sum(photos for _, photos in came[actors:])
-    return Timing(seconds, rest / max(came[-1][0] - came[actors - 1][0], 1e-9), beside.shares())
+    return Timing(seconds, rest / max(came[-1][0] - came[actors - 1][0], 1e-9), beside.spent(), rest)
 
 
 class DocumentedEncoder:
@@ -137,7 +143,18 @@ def documented(uris: list[str], job: EncodeJob, folder: Path, actors: int) -> Ti
         compute=ray.data.ActorPoolStrategy(size=actors),
     ).write_parquet(str(out))  # fmt: skip
     seconds = time.perf_counter() - began
-    return Timing(seconds, len(uris) / seconds, {})
+    return Timing(seconds, len(uris) / seconds, {}, len(uris))
+
+
+def slowed(plan: pa.Table, job: EncodeJob, folder: Path, batch_s: float) -> dict[str, object]:
+    """Return the share of its time that one slow encoder works, in one stage and in two."""
+    found: dict[str, object] = {"photos": plan.num_rows, "sleep_s": batch_s}
+    for stages in ("one", "two"):
+        encode = job.encode.model_copy(update={"stages": stages, "actors": 1, "decoders": 1})
+        slow = replace(job, encode=encode, files=SlowEncoding(batch_s, folder))
+        run = through_ray(plan, slow, 1)
+        found[stages] = {"busy": round(busy_share(folder), 3), "photos_per_s": round(run.steady)}
+    return found
 
 
 def spread(values: list[float]) -> list[float]:
@@ -165,6 +182,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     schema = plan_schema([])
     columns = [pa.array(given.get(field.name, [None] * count), field.type) for field in schema]
     plan = assign_shards(pa.Table.from_arrays(columns, schema=schema), image_size=images.size, shard_rows=options.rows)
+    if options.slow_s:
+        return slowed(plan, job, folder, options.slow_s)
     pairs = [
         (through_ray(plan, job, options.actors), plain(uris, job, folder, options.actors)) for _ in range(options.pairs)
     ]
@@ -176,7 +195,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "plain_per_s": round(float(np.median([b.steady for _, b in pairs]))),
         "ratio": spread([b.seconds / a.seconds for a, b in pairs]),
         "steady_ratio": spread([a.steady / b.steady for a, b in pairs]),
-        "cpu": pairs[-1][0].cpu,
+        "cpu_s": pairs[-1][0].cpu,
+        "cpu_ms_a_photo": {
+            name: round(float(np.median([1000 * sum(run.cpu.values()) / run.photos for run in runs])), 3)
+            for name, runs in (("ray, all processes", [a for a, _ in pairs]), ("plain", [b for _, b in pairs]))
+        },
     }  # fmt: skip
     if options.documented:
         theirs = [documented(uris, job, folder, options.actors) for _ in range(min(3, options.pairs))]
@@ -198,6 +221,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--model", choices=sorted(MODELS), default="vae")
     parser.add_argument("--get-ms", type=float, default=0.0)
+    parser.add_argument("--slow-s", type=float, default=0.0)
     parser.add_argument("--documented", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -215,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     ray.shutdown()
-    if options.json:
+    if options.json or options.slow_s:
         print(json.dumps(result))
         return
     whole, steady = result["ratio"], result["steady_ratio"]
@@ -228,7 +252,8 @@ def main() -> None:
     if "documented_per_s" in result:
         print(f"as documented: {result['documented_per_s']:,}/s; ours is {result['ratio_to_documented'][0]} times that")
     print("ms a photo of one worker:", result["stages_ms_a_photo"])
-    print("cores in use after start-up:", result["cpu"])
+    print("CPU seconds after start-up:", result["cpu_s"])
+    print("CPU ms a photo:", result["cpu_ms_a_photo"])
 
 
 if __name__ == "__main__":

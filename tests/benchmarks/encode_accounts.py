@@ -26,21 +26,19 @@ class CpuBeside:
     def __init__(self) -> None:
         self._before: dict[tuple[int, str], float] = {}
         self._after: dict[tuple[int, str], float] = {}
-        self._began = self._ended = 0.0
 
     def begin(self) -> None:
-        self._before, self._began = _cpu_seconds(), time.perf_counter()
+        self._before = _cpu_seconds()
 
     def end(self) -> None:
-        self._after, self._ended = _cpu_seconds(), time.perf_counter()
+        self._after = _cpu_seconds()
 
-    def shares(self) -> dict[str, float]:
-        """Return how many cores each kind of process kept busy."""
+    def spent(self) -> dict[str, float]:
+        """Return the CPU seconds of each kind of process, those of a hundredth of a second and more."""
         spent: Counter[str] = Counter()
         for who, seconds in self._after.items():
             spent[who[1]] += seconds - self._before.get(who, 0.0)
-        wall = max(self._ended - self._began, 1e-9)
-        return {name: round(seconds / wall, 3) for name, seconds in spent.most_common() if seconds / wall >= 0.002}
+        return {name: round(seconds, 2) for name, seconds in spent.most_common() if seconds >= 0.01}
 
 
 def _cpu_seconds() -> dict[tuple[int, str], float]:

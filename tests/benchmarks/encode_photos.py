@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pipeline.encoding import Encoder
 from pipeline.storage import Body, Files
 
 
@@ -24,9 +25,51 @@ class SlowFiles(Files):
         super().__init__()
         self.delay = delay
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "delay": self.delay}
+
     def fetch(self, uri: str, **wanted: Any) -> Body:
         time.sleep(self.delay)
         return super().fetch(uri, **wanted)
+
+
+class SlowEncoding(Files):
+    """Files that make the encoder of each process they are sent to slow, as a GPU that is busy: it sleeps a batch long.
+
+    Every process writes down when its encoder was at work, in a file of its own in `folder`.
+    """
+
+    def __init__(self, batch_s: float, folder: Path) -> None:
+        super().__init__()
+        self.batch_s, self.folder = batch_s, folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "batch_s": self.batch_s, "folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        real = Encoder._encoded
+        if getattr(real, "slow", False):
+            return
+
+        def slow(encoder: Encoder, *given: Any) -> Any:
+            began = time.time()
+            time.sleep(self.batch_s)
+            found = real(encoder, *given)
+            with (self.folder / f"busy-{os.getpid()}").open("a") as file:
+                file.write(f"{began} {time.time()}\n")
+            return found
+
+        slow.slow = True  # type: ignore[attr-defined]
+        Encoder._encoded = slow  # type: ignore[method-assign]
+
+
+def busy_share(folder: Path) -> float:
+    """Return which share of the time between its first and its last batch the one encoder was at work."""
+    (path,) = folder.glob("busy-*")
+    spans = np.array([[float(word) for word in line.split()] for line in path.read_text().splitlines()])
+    path.unlink()
+    return float((spans[:, 1] - spans[:, 0]).sum() / (spans[-1, 1] - spans[0, 0]))
 
 
 def make_photos(folder: Path, source: Path | None, count: int) -> list[str]:

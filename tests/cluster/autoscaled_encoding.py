@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +232,11 @@ def main() -> None:
     )  # fmt: skip
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        result = {"autoscaler": 2 if options.second_version else 1}
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        result: dict[str, Any] = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "commit": commit.stdout.strip(), "autoscaler": 2 if options.second_version else 1,
+        }  # fmt: skip
         result |= on_a_growing_cluster(Path(folder), second_version=options.second_version)
         result["fixed"] = on_a_fixed_cluster(Path(folder))
     text = json.dumps(result, indent=1)

@@ -19,7 +19,7 @@ from pipeline.boards import BeginCounter
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeConfig, EncodeJob, Shard, assign_shards, build_shards, make_worker, stages
 from pipeline.encoding.opened import result_of
-from pipeline.encoding.stages import NUMBER, ShardActor, Stage
+from pipeline.encoding.stages import ShardActor, Stage, block_of
 from pipeline.errors import Unavailable
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models import MODELS, build_model, save_bundle
@@ -77,10 +77,6 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def block_of(shard: Shard) -> pa.Table:
-    return shard.photos.append_column(NUMBER, pa.array([shard.number] * PHOTOS, pa.int32()))
-
-
 def test_one_stage_and_two_answer_alike_and_write_the_same_parts(job: EncodeJob, actor: Any, tmp_path: Path) -> None:
     shard = shard_of(job, tmp_path)
     first = actor(job, "pixels", shard)
@@ -133,6 +129,6 @@ def test_each_stage_counts_its_own_begins(job: EncodeJob, actor: Any, tmp_path: 
 
 def test_a_block_of_two_shards_is_a_mistake(job: EncodeJob, actor: Any, tmp_path: Path) -> None:
     shard = shard_of(job, tmp_path)
-    mixed = shard.photos.append_column(NUMBER, pa.array([0, 0, 1, 1, 1], pa.int32()))
+    two = pa.concat_tables([block_of(shard), block_of(replace(shard, number=1))])
     with pytest.raises(RuntimeError, match=r"mixed shards \[0, 1\]"):
-        actor(job, "whole", shard)(mixed)
+        actor(job, "whole", shard)(two)
