@@ -20,6 +20,9 @@ from pipeline.workers import token_refused, use_token_if_any
 T = TypeVar("T")
 
 _ANSWER_S = 30.0
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging",
+)  # fmt: skip
 # Either of them would win over the address that is given to Ray's client.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -47,8 +50,8 @@ class Dashboard:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        # Ray tells on standard error what it thinks of addresses without a scheme, and when a log ends.
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        # Of addresses without a scheme, of folders that are packed, of a log that ends.
+        for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         use_token_if_any()
         self.client: JobSubmissionClient = self._asked(lambda: _Client(address))

@@ -17,9 +17,12 @@ from ..index import estimate_bytes
 from ..storage.room import memory_limit
 from .settings import NightSettings
 
-_BASE = 800 << 20  # of a process with torch, Ray, Arrow and FAISS loaded, and some room
-_PLAN = 3.0  # tables of the catalogue's size, as it was read, that planning holds at most at once
-_BUILD = 3.0  # and that the steps from encoded photos to a release hold
+_BASE = 850 << 20  # of a process with torch, Ray, Arrow and FAISS loaded (647 MiB measured), and some room
+_SLICES = 600 << 20  # of the slices and row groups that are at work at once, where there are enough photos for them
+_SLICE_BYTES = 630  # of each photo in them
+# Times the catalogue's rows with their places, which a driver holds at most at once, by the peaks that bench_scale.py
+# printed of 0.3 to 3 million photos, whose rows took 316 bytes each.
+_PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
 _COPIES = 3  # of an index: as it is built, as a file, and opened as readers do
@@ -57,11 +60,14 @@ def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
     rows = sizes.row_bytes + sizes.photos * _PLACES
     index = estimate_bytes(sizes.photos, sizes.latent_dim, config.index)
     latents = 4 * sizes.photos * sizes.latent_dim
-    planning, building = _BASE + int(_PLAN * rows), _BASE + int(_BUILD * rows) + 2 * latents + _COPIES * index
+    base = _BASE + min(_SLICES, _SLICE_BYTES * sizes.photos)
+    planning, collecting = base + int(_PLAN * rows), _BASE + int(_COLLECT * rows)
+    building = base + int(_BUILD * rows) + 2 * latents + _COPIES * index
     photos = f"{sizes.photos:,} photos of {rows / max(1, sizes.photos):,.0f} bytes"
     said = [
-        ("driver", max(planning, building), f"{photos}: it plans, and it builds the index"),
-        ("driver while planning", planning, f"{_PLAN:g} times what it holds of the photos"),
+        ("driver", max(planning, collecting, building), f"{photos}: it plans, collects, and builds the index"),
+        ("driver while it plans", planning, "the catalogue, the last release, the plan"),
+        ("driver while it collects", collecting, "the plan, and what became of each photo"),
         ("driver as index builder", building, f"{sizes.latent_dim} numbers a photo, index.kind {config.index.kind}"),
         ("each actor", _BASE + 3 * PART_BYTES, "one part of pixels, as it is made and written"),
     ]

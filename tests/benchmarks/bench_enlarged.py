@@ -34,7 +34,7 @@ from pipeline.images import ImagesConfig, decode
 from pipeline.models.components import principal_components
 
 KNOWN, JUDGED = 60_000, 10_000  # of the known ones so many, the last, judge a choice
-SIZE, LAYER, CELLS = 96, "b14", 3
+SIZE, LAYER, CELLS = 96, "b10", 3  # the end of the fifth of seven stages, 112 channels
 DIMS, BATCH, FITTED = 64, 32, 20_000  # components are fitted on so many pictures, as a night fits them
 FLOOR, LITE0 = "HOG + PCA-64", "Lite0"
 GRADIENTS = {"HOG": FLOOR, "descriptor_views": "descriptor_views"}
@@ -61,10 +61,12 @@ class Pictures:
         return np.asarray(np.load(path))
 
     def _space(self, name: str) -> np.ndarray:
+        chosen = np.zeros(len(self.photos), np.bool_)
+        chosen[np.random.default_rng(0).permutation(KNOWN)[:FITTED]] = True
         if name == "descriptor_views":
-            return fitted_model("descriptor_views_fashion_mnist", self.pixels, self.known, 0)
+            return fitted_model("descriptor_views_fashion_mnist", self.pixels, chosen, 0)
         rows = torch.from_numpy(hog_features(self.pixels, cell=4) if name == FLOOR else self.maps())
-        fitted = rows[np.sort(np.random.default_rng(0).permutation(KNOWN)[:FITTED])].float()
+        fitted = rows[torch.from_numpy(chosen)].float()
         _, directions = principal_components(fitted, DIMS)
         centre = fitted.mean(dim=0)
         return torch.cat([(part.float() - centre) @ directions.float().T for part in rows.split(5000)]).numpy()

@@ -18,6 +18,7 @@ from typing import Any
 from claim_experiments import tables as claim_tables
 from model_tables import (
     by_name,
+    enlarged_table,
     folds_table,
     labels_table,
     models_table,
@@ -193,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "search": search,
     "train": train,
     "folds clothing": lambda: folds_table(runs_of("folds")),
+    "enlarged fashion_mnist": lambda: enlarged_table(runs_of("enlarged")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }
 for _name in CATALOGUES:
