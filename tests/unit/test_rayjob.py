@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -17,6 +19,8 @@ import yaml
 from cluster import rayjob
 from cluster.kubernetes_api import KubernetesApi
 from cluster.rayjob import exit_code_of, made_from, run_night, run_of_job, run_of_time
+from jobs.__main__ import COMMANDS
+from jobs.parser import parse_arguments
 from pipeline.errors import ConfigError, Forbidden, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +126,20 @@ def test_what_is_made_of_a_template() -> None:
     assert len(names) == 4  # runs that differ stay different, within the operator's 47 letters
     assert max(map(len, names)) <= 47
     assert "'a b'" in made_from(TEMPLATE, run="a b", number=1, job={})["spec"]["entrypoint"]  # quoted for the shell
+
+
+@pytest.mark.parametrize("name", ["refresh", "train"])
+def test_the_commands_of_our_templates_are_understood(name: str) -> None:
+    template = yaml.safe_load((ROOT / "cluster" / "kubernetes" / "base" / f"{name}.yaml").read_text())
+    made = made_from(template, run="2026-11-21", number=1, job={})
+    program, *words = shlex.split(made["spec"]["entrypoint"])
+    command = COMMANDS[words[0]]
+    arguments = parse_arguments(words, command.help, command.options, import_module(command.module))
+    assert (program, words[0]) == ("codebooks", name)
+    assert arguments is not None
+    assert arguments.run == {"refresh": "2026-11-21", "train": "train-2026-11-21"}[name]
+    mounted = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert any(str(arguments.config).startswith(f"{mount['mountPath']}/") for mount in mounted)
 
 
 def test_an_unfit_template_is_refused() -> None:
