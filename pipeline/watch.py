@@ -62,8 +62,8 @@ class Watch:
         }
 
     def _sample(self) -> None:
-        own = psutil.Process()
-        while not self._over.wait(_SAMPLE_S):
+        own, over = psutil.Process(), False
+        while not over:  # the first time at once: a night may take less than a second
             total = 0
             for process in [own, *own.children(recursive=True)]:
                 try:
@@ -72,3 +72,4 @@ class Watch:
                 except psutil.Error:  # it has ended since it was listed
                     continue
             self.peak_memory_bytes = max(self.peak_memory_bytes, total)
+            over = self._over.wait(_SAMPLE_S)

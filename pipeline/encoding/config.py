@@ -52,7 +52,9 @@ class EncodeConfig(BaseModel):
         default="auto", description="those other processes; auto: what the photos need and the cluster has room for"
     )
     threads: int = Field(default=1, ge=1, description="decoding and torch threads of one actor")
-    fetch_threads: int = Field(default=16, ge=1, description="concurrent requests of one actor")
+    fetch_threads: int = Field(
+        default=16, ge=1, description="concurrent requests of one actor; a disk needs 4, which cost it less"
+    )
     shard_rows: int | None = Field(
         default=None, ge=1, description="photos in a part at most; null: from their number and size"
     )

@@ -20,9 +20,9 @@ from .settings import NightSettings
 _BASE = 850 << 20  # of a process with torch, Ray, Arrow and FAISS loaded (647 MiB measured), and some room
 _SLICES = 600 << 20  # of the slices and row groups that are at work at once, where there are enough photos for them
 _SLICE_BYTES = 630  # of each photo in them
-# Times the catalogue's rows with their places, which a driver holds at most at once: bench_scale.py's growth between 1
-# and 3 million photos, of which it printed 801, 879 and 746 bytes a photo (rows of 316 bytes).
-_PLAN, _COLLECT, _BUILD = 2.6, 2.8, 1.9
+# Times the catalogue's rows with their places, which a driver holds at most at once, by the peaks that bench_scale.py
+# printed of 0.3 to 3 million photos, whose rows took 316 bytes each.
+_PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
 _COPIES = 3  # of an index: as it is built, as a file, and opened as readers do

@@ -172,7 +172,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     job = EncodeJob(
         store=store, files=SlowFiles(options.get_ms / 1000) if options.get_ms else Files(),
         catalogue=CatalogueConfig(source=str(folder)), images=images,
-        encode=EncodeConfig(actors=options.actors), model_id=model_id, transform_id=transform_id(images),
+        encode=EncodeConfig(actors=options.actors, batch_size=256), model_id=model_id,
+        transform_id=transform_id(images),
     )  # fmt: skip
     count = len(uris)
     given = {

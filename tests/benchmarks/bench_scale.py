@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
 
 from jobs.building import build_candidate
 from jobs.computing import encode_photos
@@ -47,6 +48,7 @@ from pipeline.watch import Watch
 DIM = 8
 BATCH = 1_000_000
 PHOTOS = "memory://shop-photos/"
+COLOURS = {"plan": ("#1f4e9c", "#7fb0ff"), "encode": ("#1c7a2e", "#74d68a"), "build": ("#a0341f", "#ff9d85")}
 CHURN = 200  # one photo in so many is changed, one added, one removed
 
 
@@ -207,28 +209,41 @@ def measure(folder: Path, photos: int, nights: int) -> Iterator[dict[str, Any]]:
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
+    """Draw how seconds and memory grow, a line a step and night, with their last values."""
+    image = Image.new("RGB", (1200, 460), "white")
+    draw = ImageDraw.Draw(image)
+    for number, (title, key, scale) in enumerate((("seconds", "s", 1.0), ("driver's peak, GiB", "peak_mib", 1024.0))):
+        lines = {
+            f"night {at}, {step}": [
+                (result["photos"] / 1e6, result[f"night {at}"]["steps"][step][key] / scale)
+                for result in results
+                if f"night {at}" in result
+            ]
+            for at in (1, 2)
+            for step in COLOURS
+        }
+        draw_panel(draw, 60 + 590 * number, title, {name: line for name, line in lines.items() if line})
+    image.save(path)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for night_name, style in (("night 1", "-"), ("night 2", "--")):
-        done = [result for result in results if night_name in result]
-        sizes = [result["photos"] / 1e6 for result in done]
-        for step in ("plan", "encode", "build"):
-            values = [result[night_name]["steps"][step] for result in done]
-            for axis, what, scale in ((axes[0], "s", 1.0), (axes[1], "peak_mib", 1024.0)):
-                axis.plot(
-                    sizes, [value[what] / scale for value in values], style, marker="o", label=f"{night_name}, {step}"
-                )
-    for axis, title in ((axes[0], "seconds"), (axes[1], "peak memory of the driver, GiB")):
-        axis.set(xlabel="million photos", title=title)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[tuple[float, float]]]) -> None:
+    top, width, height = 40, 380, 350
+    points = [point for line in lines.values() for point in line]
+    right, most = max(x for x, _ in points), max(y for _, y in points)
+    draw.text((left, top - 25), f"{title}, by million photos", fill="black")
+    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
+    for share in (0.0, 0.5, 1.0):
+        draw.text((left - 45, top + height * (1 - share) - 6), f"{most * share:.3g}", fill="black")
+        draw.text((left + width * share - 8, top + height + 8), f"{right * share:.3g}", fill="black")
+    free = top - 14.0  # labels never cover each other: from the top, each below the last
+    for name, line in sorted(lines.items(), key=lambda pair: -pair[1][-1][1]):
+        places = [(left + width * x / right, top + height * (1 - y / most)) for x, y in line]
+        colour = COLOURS[name.split(", ")[1]][int(name[6]) - 1]
+        draw.line(places, fill=colour, width=2)
+        for x, y in places:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        free = max(places[-1][1] - 6, free + 14)
+        draw.text((places[-1][0] + 8, free), f"{name}: {line[-1][1]:.3g}", fill=colour)
 
 
 def commit() -> str:
