@@ -59,8 +59,9 @@ class Dashboard:
     def nodes(self) -> list[str]:
         """Return the addresses of the living nodes."""
         server = str(self.client._address)
-        found = self._asked(lambda: list_nodes(address=server, filters=[("state", "=", "ALIVE")], limit=10_000))
-        return sorted(str(node.node_ip) for node in found)
+        # Without Ray's own filter, which takes every dead node for one that it could not tell of, and raises.
+        found = self._asked(lambda: list_nodes(address=server, limit=10_000, raise_on_missing_output=False))
+        return sorted(str(node.node_ip) for node in found if node.state == "ALIVE")
 
     def jobs(self) -> list[JobDetails]:
         """Return every job that the cluster knows."""

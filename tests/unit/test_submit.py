@@ -358,6 +358,22 @@ def test_the_address_of_the_command_wins_over_the_environment(monkeypatch: pytes
         named_address("ray://head:10001")
 
 
+def test_dead_nodes_neither_count_nor_make_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's filter on the state raises on a cluster that has lost a node, as seen on a real one."""
+    import cluster.dashboard
+
+    def list_nodes(*, filters: Any = None, raise_on_missing_output: bool = True, **_: Any) -> list[Any]:
+        assert not raise_on_missing_output
+        assert filters is None
+        states = {"10.0.0.2": "ALIVE", "10.0.0.3": "DEAD", "10.0.0.1": "ALIVE"}
+        return [SimpleNamespace(node_ip=ip, state=state) for ip, state in states.items()]
+
+    monkeypatch.setattr(cluster.dashboard, "list_nodes", list_nodes)
+    dashboard = object.__new__(cluster.dashboard.Dashboard)
+    dashboard.address, dashboard.client = "http://head:8265", SimpleNamespace(_address="http://head:8265")
+    assert dashboard.nodes() == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_what_the_dashboard_says_becomes_an_error_of_ours() -> None:
     import requests
 
