@@ -64,7 +64,7 @@ def trainings() -> Iterator[list[int]]:
     started: list[int] = []
 
     @contextlib.contextmanager
-    def no_ray(_cluster: Any, *, busy: int) -> Iterator[None]:
+    def no_ray(_cluster: Any, *, busy: int, settings: object) -> Iterator[None]:
         started.append(busy)
         yield
 
