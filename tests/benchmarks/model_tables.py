@@ -188,3 +188,13 @@ def enlarged_table(runs: Sequence[Run]) -> str:
                  told_ahead(ahead or None), shown([run], "photos_per_cpu_s", digits=0)]  # fmt: skip
         lines.append(line(cells))
     return "\n".join(lines)
+
+
+def tuned_table(runs: Sequence[Run]) -> str:
+    """Return the table of a pretrained network that learns on, one fold, in brackets the intervals."""
+    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
+    lines = headed(["network", *keys, "CPU seconds of training"])
+    for run in runs:
+        cells = [run["name"], *(with_interval([run], key) for key in keys.values()), f"{run['train_cpu_s']:,.0f}"]
+        lines.append(line(cells))
+    return "\n".join(lines)

@@ -331,9 +331,10 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
     with Network(5, work, shows=shows) as network:
         shop = Shop(network, redis=redis)
         join(shop.desk)
-        files = subprocess.run(["git", "archive", "HEAD", "pipeline", "jobs", "cluster"], cwd=ROOT, capture_output=True)
+        files = _git("archive", "HEAD", "pipeline", "jobs", "cluster")
+        commit = _git("rev-parse", "--short", "HEAD").decode().strip()
         (work / "checkout").mkdir()
-        subprocess.run(["tar", "-x", "-C", str(work / "checkout")], input=files.stdout, check=True)
+        subprocess.run(["tar", "-x", "-C", str(work / "checkout")], input=files, check=True)
         began = time.monotonic()
         shop.start_store()
         for name in names:
@@ -346,7 +347,7 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
             if time.monotonic() > until - 90:
                 print(f"no time is left for {name}", flush=True)
                 return
-            found = night(shop, name, {**NIGHTS, **WITH_REDIS}[name])
+            found = {"commit": commit, **night(shop, name, {**NIGHTS, **WITH_REDIS}[name])}
             if name.startswith("clean"):
                 found["secret_in_files"] = leaks(shop)
             results = _read(out)
@@ -364,6 +365,10 @@ def join(machine: Machine) -> None:
             raise OSError(ctypes.get_errno(), "setns")
 
 
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True).stdout
+
+
 def _read(out: Path) -> dict[str, Any]:
     return json.loads(out.read_text()) if out.exists() else {"nights": {}}
 
@@ -376,14 +381,12 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         if alone is not None:
             found["as_alone"] = {key: found.get(key) == alone.get(key) for key in compared}
         found["lost_s"] = round(found["seconds"] - clean["seconds"], 1) if clean else None
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit.strip(), "photos": PHOTOS,
-        "config": CONFIG, "trained": TRAINED,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "photos": PHOTOS, "config": CONFIG, "trained": TRAINED,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, all machines on it, others at work beside them",
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**about, **results}, indent=1) + "\n")
+    out.write_text(json.dumps({**results, **about}, indent=1) + "\n")
 
 
 def main() -> None:

@@ -1,0 +1,112 @@
+"""Clothing photos by a pretrained network whose last blocks learn on: SimCLR without labels, and told categories.
+
+One fold by contributor of `bench_folds`, one seed, photos of 128 pixels: a training passes 2 views of every photo through
+the network each epoch, which takes minutes. The row that learns nothing is the same network, read in the same way.
+
+    python tests/benchmarks/bench_tuned.py --data ../shared/data --weights lite0.pth [--epochs 2] [--json tuned.json]
+        [--table]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_folds import Shown, shown_photos
+from folds_trained import InMemory, rows_of
+from model_measures import preset_config
+from model_tables import tuned_table
+from side_by_side import ROOT, write
+from table_cells import read
+
+from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_mean
+from pipeline.images import ImagesConfig, decode
+from pipeline.models import Batch, Model, build_model
+from pipeline.models.conditions import FIRST_CATEGORY
+from pipeline.training import Loop
+
+SIZE, FOLD = 128, 0
+ROWS = {"as it is": None, "fine-tuned, no labels": "none", "fine-tuned, told categories": "category"}
+BATCH = 64
+
+
+def settings(weights: Path, supervision: str, epochs: int) -> Any:
+    """Return the config: Lite0's last two blocks and a new projector, read out as the map in 3 x 3 cells, 64 numbers."""
+    backbone = (
+        f"{{recipe: efficientnet_lite0, weights: {weights}, train_last: 2, preprocessing: {{size: {SIZE}, fit: crop}}}}"
+    )
+    model = (
+        f"{{kind: simclr, backbone: {backbone}, views: {{min_area: 0.5}}, read_out: {{pool: map, cells: 3, dims: 64, invariant_to: null}}}}"
+    )
+    more = [f"images={{size: {SIZE}, fit: crop}}", f"model={model}", "train.learning_rate=0.0001", "train.batch_size=128",
+            "train.validation=0", f"train.supervision={supervision}"]  # fmt: skip
+    return preset_config("simclr_clothing", epochs, more)
+
+
+def vectors_of(model: Model, images: torch.Tensor) -> np.ndarray:
+    """Return the latents of photos uint8 [n, 3, SIZE, SIZE], float32 [n, 64]."""
+    with torch.inference_mode():
+        return torch.cat([model.encode(part).mean for part in images.split(BATCH)]).numpy()
+
+
+def measure(shown: Shown, images: torch.Tensor, weights: Path, supervision: str | None, epochs: int) -> dict[str, Any]:
+    """Return a row: FOLD_MEASURES of the asked fold, and the CPU seconds of the training."""
+    asked = deal_folds(shown.groups, FOLDS) == FOLD
+    config = settings(weights, supervision or "none", epochs)
+    names = sorted(set(shown.labels))
+    torch.manual_seed(0)
+    model = build_model(config.model, image_size=SIZE)
+    model.use_file(weights.read_bytes(), str(weights))
+    told = torch.tensor([FIRST_CATEGORY + names.index(label) for label in shown.labels])
+    known = rows_of(Batch(images, told), np.flatnonzero(~asked))
+    begun = time.process_time()
+    if supervision is not None:
+        model.supervised = supervision == "category"
+        loader = InMemory(known, batch_size=config.train.batch_size, seed=0)
+        model = Loop(model, loader, config.train, labels=tuple(names)).run()
+    spent = time.process_time() - begun
+    with torch.inference_mode():
+        model.eval().fit(Batch(part) for part in known.images.split(BATCH))
+    values = ask_fold(vectors_of(model, images), shown.labels, shown.groups, asked)
+    result: dict[str, Any] = {"photos": int(asked.sum()), "train_cpu_s": round(spent, 1), "dims": 64}
+    for measured in FOLD_MEASURES:
+        found = group_mean(values[measured], shown.groups)
+        result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high}
+    return result
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as .pth")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "tuned.json")
+    parser.add_argument("--table", action="store_true", help="only print what is in --json")
+    given = parser.parse_args()
+    if not given.table:
+        if not given.data.exists() or given.weights is None:
+            print(f"nothing measured: it takes the catalogues ({given.data}) and --weights, a .pth of EfficientNet-Lite0")
+            return 0
+        torch.set_num_threads(1)
+        shown = shown_photos(given.data)
+        config = ImagesConfig(size=SIZE, fit="crop")
+        pixels = np.stack([decode(file.read_bytes(), config) for file in shown.files])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        for name, supervision in ROWS.items():
+            facts = {"name": name, "epochs": given.epochs, "date": dt.datetime.now(dt.UTC).date().isoformat()}
+            result = {**facts, **measure(shown, images, given.weights, supervision, given.epochs)}
+            write(given.json, [*(run for run in read(given.json) if run["name"] != name), result])
+            print(f"{name}: k-NN {result['knn']:.4f}, {result['train_cpu_s']} CPU s", flush=True)
+    print(tuned_table(read(given.json)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
