@@ -1,7 +1,7 @@
 """Clothing photos by a pretrained network whose last blocks learn on: SimCLR without labels, and told categories.
 
-One fold by contributor of `bench_folds`, one seed, photos of 128 pixels: a training passes 2 views of every photo through
-the network each epoch, which takes minutes. The row that learns nothing is the same network, read in the same way.
+One fold by contributor of `bench_folds`, one seed, photos of 128 pixels: each epoch passes two views of every photo
+through the network, which takes minutes. The row that learns nothing is the same network, read in the same way.
 
     python tests/benchmarks/bench_tuned.py --data ../shared/data --weights lite0.pth [--epochs 2] [--json tuned.json]
         [--table]
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import json
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from model_tables import tuned_table
 from side_by_side import ROOT, write
 from table_cells import read
 
+from jobs.config import Config
 from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_mean
 from pipeline.images import ImagesConfig, decode
 from pipeline.models import Batch, Model, build_model
@@ -36,16 +38,21 @@ ROWS = {"as it is": None, "fine-tuned, no labels": "none", "fine-tuned, told cat
 BATCH = 64
 
 
-def settings(weights: Path, supervision: str, epochs: int) -> Any:
-    """Return the config: Lite0's last two blocks and a new projector, read out as the map in 3 x 3 cells, 64 numbers."""
-    backbone = (
-        f"{{recipe: efficientnet_lite0, weights: {weights}, train_last: 2, preprocessing: {{size: {SIZE}, fit: crop}}}}"
-    )
-    model = (
-        f"{{kind: simclr, backbone: {backbone}, views: {{min_area: 0.5}}, read_out: {{pool: map, cells: 3, dims: 64, invariant_to: null}}}}"
-    )
-    more = [f"images={{size: {SIZE}, fit: crop}}", f"model={model}", "train.learning_rate=0.0001", "train.batch_size=128",
-            "train.validation=0", f"train.supervision={supervision}"]  # fmt: skip
+def settings(weights: Path, supervision: str, epochs: int) -> Config:
+    """Return the config: Lite0's last two blocks and a new projector, its map read out in 3 x 3 cells, 64 numbers."""
+    images = {"size": SIZE, "fit": "crop"}
+    model = {
+        "kind": "simclr",
+        "backbone": {
+            "recipe": "efficientnet_lite0", "weights": str(weights), "train_last": 2, "preprocessing": images,
+        },
+        "views": {"min_area": 0.5},
+        "read_out": {"pool": "map", "cells": 3, "dims": 64, "invariant_to": None},
+    }  # fmt: skip
+    more = [
+        f"images={json.dumps(images)}", f"model={json.dumps(model)}", "train.learning_rate=0.0001",
+        "train.batch_size=128", "train.validation=0", f"train.supervision={supervision}",
+    ]  # fmt: skip
     return preset_config("simclr_clothing", epochs, more)
 
 
@@ -92,7 +99,9 @@ def main() -> int:
     given = parser.parse_args()
     if not given.table:
         if not given.data.exists() or given.weights is None:
-            print(f"nothing measured: it takes the catalogues ({given.data}) and --weights, a .pth of EfficientNet-Lite0")
+            print(
+                f"nothing measured: it takes the catalogues ({given.data}) and --weights, a .pth of EfficientNet-Lite0"
+            )
             return 0
         torch.set_num_threads(1)
         shown = shown_photos(given.data)

@@ -24,6 +24,7 @@ from model_tables import (
     models_table,
     moves_table,
     nuisance_table,
+    tuned_table,
     words_table,
     yardsticks_table,
 )
@@ -195,6 +196,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "train": train,
     "folds clothing": lambda: folds_table(runs_of("folds")),
     "enlarged fashion_mnist": lambda: enlarged_table(runs_of("enlarged")),
+    "tuned clothing": lambda: tuned_table(runs_of("tuned")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }
 for _name in CATALOGUES:
