@@ -109,7 +109,12 @@ def main() -> int:
         pixels = np.stack([decode(file.read_bytes(), config) for file in shown.files])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         for name, supervision in ROWS.items():
-            facts = {"name": name, "seed": 0, "epochs": given.epochs, "date": dt.datetime.now(dt.UTC).date().isoformat()}
+            facts = {
+                "name": name,
+                "seed": 0,
+                "epochs": given.epochs,
+                "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            }
             result = {**facts, **measure(shown, images, given.weights, supervision, given.epochs)}
             write(given.json, [*(run for run in read(given.json) if run["name"] != name), result])
             print(f"{name}: k-NN {result['knn']:.4f}, {result['train_cpu_s']} CPU s", flush=True)
