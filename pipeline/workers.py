@@ -338,9 +338,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.append(found)
         yield found
-        inside = [found.__cause__]
-        inside += [
-            getattr(found, name, None) for name in ("cause", "controller_failure", "health_check_failure", "_base_exc")
-        ]
+        inside = [found.__cause__, *(getattr(found, name, None) for name in _INSIDE)]
         inside += list(getattr(found, "worker_failures", {}).values())
         todo += [inner for inner in inside if isinstance(inner, BaseException)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -159,12 +159,7 @@ def make_plan(
         encode_all=standing.encode_all,
         counts=_counts(difference, rows, parent),
         catalogue=notes,
-        listed=cost.listed,
-        heads=cost.heads,
-        revalidated=cost.revalidated,
-        reads=cost.reads,
-        read_bytes=cost.read_bytes,
-        slowed=cost.slowed,
+        **asdict(cost),
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
