@@ -146,7 +146,7 @@ def load_part(store: Store, name: str, key: str) -> tuple[PartFile, pa.Table] | 
         return None
     rows = _checked(name, data, key).num_rows
     part = PartFile(name=name, bytes=len(data), rows=rows, sha256=digest_of(data))
-    return part, pq.read_table(io.BytesIO(data))
+    return part, pq.read_table(pa.BufferReader(data))
 
 
 def hashed_part(store: Store, part: FoundPart) -> PartFile:
@@ -175,9 +175,19 @@ def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> 
     """Return a part's table (only `columns` where given). Raises NotFound, IntegrityError."""
     try:
         with store.open(check_part_name(name)) as handle:
-            return pq.read_table(handle, columns=None if columns is None else list(columns))
+            return read_whole(handle, columns)
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+
+
+def read_whole(handle: Any, columns: Sequence[str] | None = None, *, dictionaries: Sequence[str] = ()) -> pa.Table:
+    """Return the table of an open file, in this thread alone; columns: only these, dictionaries: these as dictionaries.
+
+    `pq.read_table` hands Python's file to threads of Arrow's, which may let go of it when the interpreter is already
+    ending: the process then dies by SIGABRT ("terminate called without an active exception"), its work done.
+    """
+    with pq.ParquetFile(handle, read_dictionary=list(dictionaries), pre_buffer=False) as file:
+        return file.read(None if columns is None else list(columns), use_threads=False)
 
 
 def part_columns(store: Store, name: str) -> list[str]:
@@ -210,7 +220,9 @@ def read_rows(source: Any, rows: npt.NDArray[np.int64], columns: Sequence[str] |
         starts = np.cumsum([0, *(meta.row_group(group).num_rows for group in range(meta.num_row_groups))])
         holding = np.searchsorted(starts, rows, side="right") - 1
         groups = np.unique(holding)
-        table = file.read_row_groups(groups.tolist(), columns=None if columns is None else list(columns))
+        table = file.read_row_groups(
+            groups.tolist(), columns=None if columns is None else list(columns), use_threads=False
+        )  # see read_whole
     # Where each read group begins in `table`.
     offsets = np.concatenate([[0], np.cumsum(starts[groups + 1] - starts[groups])[:-1]]) if len(groups) else groups
     return table.take(pa.array(rows - starts[holding] + offsets[np.searchsorted(groups, holding)]))

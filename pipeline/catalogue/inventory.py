@@ -6,7 +6,6 @@ Format: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import time
 import urllib.parse
@@ -133,7 +132,8 @@ def _objects(uri: str, file: _File, manifest: _Manifest, files: Files) -> pa.Tab
 
 def _of_csv(data: bytes, columns: Sequence[str]) -> pa.Table:
     wanted = [name for name in columns if name in _PARQUET]
-    stream = pa.CompressedInputStream(io.BytesIO(data), "gzip") if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
+    plain = pa.BufferReader(data)
+    stream = pa.CompressedInputStream(plain, "gzip") if data[:2] == b"\x1f\x8b" else plain
     return pacsv.read_csv(
         stream,
         read_options=pacsv.ReadOptions(column_names=list(columns)),
@@ -149,11 +149,11 @@ def _of_csv(data: bytes, columns: Sequence[str]) -> pa.Table:
 
 
 def _of_parquet(data: bytes, uri: str) -> pa.Table:
-    there = set(pq.read_schema(io.BytesIO(data)).names)
+    there = set(pq.read_schema(pa.BufferReader(data)).names)
     if lacking := {"bucket", "key", "e_tag"} - there:
         raise InputError(f"{uri} has no {', '.join(sorted(lacking))}; add the optional field ETag to the inventory")
     wanted = {name: column for name, column in _PARQUET.items() if column in there}
-    table = pq.read_table(io.BytesIO(data), columns=list(wanted.values()))
+    table = pq.read_table(pa.BufferReader(data), columns=list(wanted.values()))
     return table.select(list(wanted.values())).rename_columns(list(wanted))
 
 

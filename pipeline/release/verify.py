@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ..errors import IntegrityError, NotFound
 from ..keys import digest_of
 from ..ordering import ranks
-from ..parts import PartFile
+from ..parts import PartFile, read_whole
 from ..storage import Store
 from .manifest import FileEntry, Manifest, read_manifest
 
@@ -90,7 +90,7 @@ def _reference_problems(store: Store, manifest: Manifest) -> Iterator[str]:
     named: set[str] = set()
     for entry in manifest.files_of("items"):
         with store.open(entry.name) as handle:
-            items = pq.read_table(handle, columns=["latents_part", "latents_row"], read_dictionary=["latents_part"])
+            items = read_whole(handle, ["latents_part", "latents_row"], dictionaries=["latents_part"])
         codes, names = ranks(items["latents_part"])
         place = items["latents_row"].to_numpy()
         order = np.argsort(codes, kind="stable")
