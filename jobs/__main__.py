@@ -83,6 +83,9 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
+    "recommend": Command(
+        "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
+    ),
     "prior": Command(
         "Ask a release",
         "jobs.prior",
