@@ -84,6 +84,8 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
+    "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
+    "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "prior": Command(

@@ -6,7 +6,7 @@ import argparse
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
-from pipeline.release import check_store, history, history_text, live_at, parse_moment
+from pipeline.release import check_store, history, history_text, holders, live_at, parse_moment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,9 @@ def run(arguments: Arguments) -> Outcome:
     check_store(store)
     channel = options.channel or config.publish.channel
     if options.at is not None:
-        found = live_at(store, channel, parse_moment(options.at))
+        found = live_at(store, channel, parse_moment(options.at), holders=holders(store))
     else:
-        found = history(store, channel, last=options.last)
+        found = history(store, channel, last=options.last, holders=holders(store))
     if not found.told:
         text = f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
         return Outcome(reason="no releases", details={"channel": channel, "releases": []}, text=text)

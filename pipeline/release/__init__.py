@@ -16,6 +16,7 @@ from .config import PublishConfig
 from .diff import ReleaseDiff, diff_releases, diff_text
 from .format import check_store, claim_store
 from .history import History, history, history_text, live_at, parse_moment
+from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
@@ -24,8 +25,11 @@ from .write import ReleaseFile, WrittenRelease, write_release
 __all__ = [
     "ChannelEntry",
     "FileEntry",
+    "HeldLease",
     "History",
+    "Lease",
     "Manifest",
+    "Pin",
     "PublishConfig",
     "ReleaseCheck",
     "ReleaseDiff",
@@ -40,9 +44,11 @@ __all__ = [
     "diff_text",
     "history",
     "history_text",
+    "holders",
     "live_at",
     "manifest_name",
     "parse_moment",
+    "pin",
     "promotable",
     "promote",
     "publish",
@@ -55,6 +61,8 @@ __all__ = [
     "release_id",
     "release_key",
     "rollback",
+    "take_lease",
+    "unpin",
     "verify_release",
     "write_release",
     "write_table",

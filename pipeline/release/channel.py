@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +15,9 @@ from ..keys import DIGEST
 from ..storage import Store
 from .config import CHANNEL_NAME
 from .format import check_store
+from .holds import kept_while_appending
 from .manifest import RELEASE_ID, document_bytes, read_hashed_manifest, read_manifest
+from .write import check_listed
 
 CHANNELS = "channels/"
 _ENTRY = re.compile(r"(\d{12})\.json")
@@ -119,8 +122,11 @@ def publish(
             f"channel {channel!r} has no entry {expected_head}, so {name} would leave a gap; "
             "was the log deleted or is this another store? Run again under a new name"
         )
-    if store.put_if_absent(name, document_bytes(entry)):
-        return entry
+    with kept_while_appending(store, manifest):
+        # What an expiry took since the manifest was written must not become current.
+        check_listed(store, [*manifest.parts, *manifest.bundle_files(), *chain.from_iterable(manifest.files.values())])
+        if store.put_if_absent(name, document_bytes(entry)):
+            return entry
     winner = _read_entry(store, channel, number)
     if (winner.release_id, winner.manifest_sha256) == (release_id, manifest_sha256):
         return winner
