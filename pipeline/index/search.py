@@ -16,7 +16,7 @@ from .features_file import Source, read_features
 from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metrics import METRICS, Metric
-from .planner import Planner
+from .planner import Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
 
@@ -50,8 +50,10 @@ class SearchIndex:
     which the index stores (flat, or a graph over a flat storage) or which lie in a file beside it (codes).
     """
 
-    def __init__(self, index: Any, metric: Metric, features: Float32 | None = None, *, wider: float = 1.0) -> None:
-        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; wider: see `Planner`.
+    def __init__(
+        self, index: Any, metric: Metric, features: Float32 | None = None, *, spare: Spare | None = None
+    ) -> None:
+        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; spare: see `Planner`.
 
         Raises IntegrityError when the index does not fit the metric, or has no features or others'.
         """
@@ -64,7 +66,7 @@ class SearchIndex:
             )
         self.metric = metric
         self._index = index
-        self.planner = Planner(index, features, wider)
+        self.planner = Planner(index, features, spare)
         self.features: Float32 = self.planner.features
 
     @property
@@ -166,5 +168,5 @@ def open_index(
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
     held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
     said = parameters or {}
-    wider = float(said["candidates"]) / float(said["k"]) if "candidates" in said else 1.0
-    return SearchIndex(index, METRICS[metric], held, wider=wider)
+    spare = Spare.of(int(said["candidates"]), int(said["k"])) if "candidates" in said else None
+    return SearchIndex(index, METRICS[metric], held, spare=spare)
