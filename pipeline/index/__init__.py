@@ -15,13 +15,15 @@ from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
 from .latents import LatentArrays
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import MASKED, METRICS, fitted_metric, metric_named
 from .search import Hits, SearchIndex, open_index
 from .where import matching_rows
 
 __all__ = [
     "FUSIONS",
     "KINDS",
+    "MASKED",
     "METRICS",
     "RRF_K",
     "BuiltIndex",
@@ -36,9 +38,11 @@ __all__ = [
     "SearchIndex",
     "build_index",
     "estimate_bytes",
+    "fitted_metric",
     "gather_latents",
     "load_faiss",
     "matching_rows",
+    "metric_named",
     "nearest_exact",
     "nearest_groups",
     "open_index",

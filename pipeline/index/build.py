@@ -14,7 +14,8 @@ from .exact import nearest_exact
 from .faiss_module import faiss_threads, load_faiss
 from .gpu import cloned_to_cpu, cloned_to_gpu
 from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import fitted_metric
 from .search import SearchIndex, open_index
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
@@ -86,8 +87,11 @@ KINDS: Mapping[str, Kind] = {
 
 
 def estimate_bytes(rows: int, dim: int, config: IndexConfig) -> int:
-    """Return the estimated size of an index over rows of `dim` features, in memory and as a file, in bytes."""
-    return KINDS[config.kind].bytes(rows, dim, config)
+    """Return the estimated size of an index over rows of `dim` latents, in memory and as a file, in bytes."""
+    zeros = np.zeros((1, dim), np.float32)
+    one = LatentArrays(mean=zeros, log_var=zeros)  # equal variances: a mask keeps all, the most there can be
+    width = fitted_metric(config.metric, config.mask, one).item_features(one).shape[1]
+    return KINDS[config.kind].bytes(rows, width, config)
 
 
 def build_index(latents: LatentArrays, config: IndexConfig) -> BuiltIndex:
@@ -96,8 +100,9 @@ def build_index(latents: LatentArrays, config: IndexConfig) -> BuiltIndex:
     Raises InputError for latents that are missing or not finite, ConfigError when the index would not fit
     `memory_gib`.
     """
-    metric, kind = METRICS[config.metric], KINDS[config.kind]
-    features = _item_features(latents, metric)
+    _check_latents(latents, config)
+    metric, kind = fitted_metric(config.metric, config.mask, latents), KINDS[config.kind]
+    features = metric.item_features(latents)
     _check_memory(features, config)
     with faiss_threads(config.threads):
         index = _filled(features, metric, kind, config)
@@ -107,7 +112,7 @@ def build_index(latents: LatentArrays, config: IndexConfig) -> BuiltIndex:
             found[kind.tuned] = _tune(SearchIndex(index, metric), index, kind.set_parameter, tuning, config)
         data = load_faiss().serialize_index(index).tobytes()
         del index  # there are two more of it
-        reopened = open_index(data, config.metric)  # measured as a reader will open it
+        reopened = open_index(data, metric.name)  # measured as a reader will open it
         recall = recall_at_k(reopened, measuring, config.k)
     parameters = {"k": config.k, "queries": len(measuring.rows), **_built_with(config), **found}
     return BuiltIndex(index=reopened, data=data, recall=recall, parameters=parameters)
@@ -151,24 +156,24 @@ def recall_at_k(index: SearchIndex, truth: Truth, k: int) -> float:
     return float(good.sum() / (truth.neighbours * len(truth.rows)))
 
 
-def _item_features(latents: LatentArrays, metric: Metric) -> Float32:
-    missing = latents.missing(metric.needs)
+def _check_latents(latents: LatentArrays, config: IndexConfig) -> None:
+    missing = latents.missing(config.needs)
     if missing:
+        masked = "" if config.mask == "none" else f" with the mask {config.mask!r}"
         raise InputError(
-            f"the metric {metric.name!r} needs {', '.join(missing)}, which these latents do not have; "
+            f"the metric {config.metric!r}{masked} needs {', '.join(missing)}, which these latents do not have; "
             "choose another index.metric or a model that yields them"
         )
-    bad = latents.not_finite(metric.needs)
+    bad = latents.not_finite(config.needs)
     if len(bad):
         raise InputError(
             f"{len(bad)} of {len(latents)} latents hold NaN or infinity (first: row {bad[0]}); "
             "the model has diverged: train again with a lower train.learning_rate"
         )
-    return metric.item_features(latents)
 
 
 def _check_memory(features: Float32, config: IndexConfig) -> None:
-    need = estimate_bytes(features.shape[0], features.shape[1], config)
+    need = KINDS[config.kind].bytes(features.shape[0], features.shape[1], config)
     if config.memory_gib is not None and need > config.memory_gib * _GIB:
         raise ConfigError(
             f"a {config.kind} index of {features.shape[0]} rows x {features.shape[1]} features needs about "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .metrics import MASKED, METRICS
+
+_LATER = {"mask": "none"}  # what releases from before did not have
 
 
 class IndexConfig(BaseModel):
     """How an index is built and how good it must be.
 
-    metric: how two photos are compared. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
+    metric: how two photos are compared; all but `l2` and `cosine` need a model that yields log_var. mask: which latents
+    count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
+    whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos. m, ef_construction: links a node and candidates looked at while the graph is built (hnsw only).
     target_recall: recall@k that ef_search is tuned to, as a share; max_ef_search: where tuning gives up (the
     measured recall is then what the gate sees). k, queries, seed: neighbours, sampled queries and their seed for
@@ -20,7 +26,8 @@ class IndexConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    metric: Literal["l2", "cosine"] = "cosine"
+    metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2"] = "cosine"
+    mask: Literal["none", "query_median", "catalogue_median"] = "none"
     kind: Literal["flat", "hnsw"] = "flat"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
@@ -32,3 +39,25 @@ class IndexConfig(BaseModel):
     memory_gib: float | None = Field(default=None, gt=0.0)
     threads: int | None = Field(default=None, ge=1)
     gpu: Literal["auto", "never"] = "auto"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The latents that an index is built from."""
+        return METRICS[self.metric].needs if self.mask == "none" else ("mean", "log_var")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> IndexConfig:
+        if self.mask not in MASKED[self.metric]:
+            allowed = ", ".join(MASKED[self.metric])
+            raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
+        if self.kind == "hnsw" and (self.mask == "query_median" or METRICS[self.metric].cancels):
+            raise ValueError(
+                f"kind hnsw does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of its inner "
+                "product loses most neighbours; take kind flat, or metric w2, l2 or cosine without query_median"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # keys of those that do not use it stay as they were
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InputError, IntegrityError
+from ..errors import ConfigError, InputError, IntegrityError
 from ..forks import FreshLock, never_freed, renewed_in_children
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
@@ -19,7 +19,7 @@ from .groups import GroupHits, nearest_groups
 from .item_files import ItemFiles
 from .items import ItemTable, stored_item_id
 from .latents import LatentArrays, Rows
-from .metrics import METRICS
+from .metrics import metric_named
 from .photo import PhotoEncoder
 from .search import RowFilter, open_index
 
@@ -42,11 +42,12 @@ class OpenedRelease:
                 f"{expect_model}: vectors of two models must not be compared; open a release of that model, or encode "
                 "your vectors anew"
             )
-        if manifest.metric not in METRICS:
+        try:
+            metric_named(manifest.metric)
+        except ConfigError as error:
             raise InputError(
-                f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
-                f"{', '.join(METRICS)}; upgrade visual-codebooks"
-            )
+                f"release {manifest.release_id} cannot be read: {error}; upgrade visual-codebooks"
+            ) from error
         self.manifest = manifest
         self._store, self._cache = store, cache
         files = manifest.files_of("items")
@@ -82,11 +83,13 @@ class OpenedRelease:
                 )
         if rows == 0:
             return
-        sample = self.index.latents(np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64))
-        again = self.index.metric.item_features(sample)
-        if sample.mean.shape[1] != self.manifest.latent_dim or not np.allclose(again, sample.mean, atol=1e-5):
+        chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
+        stored = self.index.features[chosen]
+        fits = self.index.latent_dim == self.manifest.latent_dim
+        again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
+        if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):
             raise IntegrityError(
-                f"the index of release {release} holds {sample.mean.shape[1]} features that are not those of "
+                f"the index of release {release} holds {stored.shape[1]} features that are not those of "
                 f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
             )
 

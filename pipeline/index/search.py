@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, IntegrityError
 from .faiss_module import load_faiss
 from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import metric_named
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
 _FEW = 1 / 16  # below this share of allowed rows, only they are visited, one by one
+_SPARE = 16  # rows looked at beyond k where float32 may have put a nearer one behind, and
+_WIDER = 4  # how much further when these were not enough
 _GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
 
 
@@ -94,6 +97,8 @@ class SearchIndex:
                 f"{metric.geometry} (type {wanted}); the manifest and the index do not belong together"
             )
         self.metric = metric
+        # Also what is not there yet has a width: an empty index refuses queries of another.
+        self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
         self._storage = _flat_storage(index)
         self._graph = self._storage is not index
@@ -112,7 +117,7 @@ class SearchIndex:
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
-        For `l2` the means themselves, for `cosine` the means at length 1.
+        For `cosine` the means at length 1, otherwise the latents themselves; those that a mask leaves out are 0.
         """
         return self.metric.recover(self.features[rows])
 
@@ -138,29 +143,52 @@ class SearchIndex:
         ceilings = np.full(len(queries), -np.inf, np.float64)
         if count <= 0 or len(queries) == 0:
             return BoundedHits(ids, scores, ceilings)
-        values, found = self._candidates(features, count, allowed)
-        if count < (self.rows if allowed is None else len(allowed)):
-            ceilings = self.metric.ceiling(values[:, -1].astype(np.float64), queries, features)
-        step = max(1, _PAIR_BLOCK // (count * self.dim))
+        most = self.rows if allowed is None else len(allowed)
+        fetch = min(most, count + _SPARE) if self.metric.cancels else count
+        pending = np.arange(len(queries))
+        while len(pending):
+            hits, behind = self._fetched(queries.take(pending), features[pending], fetch, count, allowed)
+            ids[pending, :count], scores[pending, :count], ceilings[pending] = hits.ids, hits.scores, hits.ceilings
+            if not self.metric.cancels or fetch == most or self._walks(fetch, allowed):
+                break
+            pending = pending[behind > hits.scores[:, -1]]
+            fetch = min(most, _WIDER * fetch)
+        return BoundedHits(ids, scores, ceilings)
+
+    def _fetched(
+        self, queries: LatentArrays, features: Float32, fetch: int, count: int, allowed: RowFilter | None
+    ) -> tuple[BoundedHits, Float64]:
+        """Return the `count` best of `fetch` candidates, and the highest score [q] of a row that is no candidate."""
+        values, found = self._candidates(features, fetch, allowed)
+        ids, scores = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
+        behind = np.full(len(queries), -np.inf)
+        if fetch < (self.rows if allowed is None else len(allowed)):
+            behind = self.metric.ceiling(values[:, -1].astype(np.float64), queries, features)
+        ceilings = behind.copy()
+        step = max(1, _PAIR_BLOCK // (fetch * self.dim))
         for start in range(0, len(queries), step):
             block = np.s_[start : start + step]
             near, exact = self._ordered(queries.take(block), found[block])
-            ids[block, :count], scores[block, :count] = near, exact
-        return BoundedHits(ids, scores, ceilings)
+            ids[block], scores[block] = near[:, :count], exact[:, :count]
+            if count < fetch:
+                ceilings[block] = np.maximum(behind[block], exact[:, count])
+        return BoundedHits(ids, scores, ceilings), behind
 
     def _query_features(self, queries: LatentArrays) -> Float32:
         missing = queries.missing(self.metric.needs)
         if missing:
-            raise ConfigError(f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack")
+            raise ConfigError(
+                f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack; ask with "
+                "LatentArrays that hold it, or by item_id"
+            )
         if len(queries.not_finite(self.metric.needs)):
             raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
-        features = self.metric.query_features(queries)
-        if features.shape[1] != self.dim:
+        if queries.mean.shape[1] != self.latent_dim:
             raise ConfigError(
-                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.dim} features a row; "
+                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.latent_dim} features a row; "
                 "pass rows [q, d] of the release's own model's latents"
             )
-        return features
+        return self.metric.query_features(queries)
 
     def _candidates(self, features: Float32, count: int, allowed: RowFilter | None) -> tuple[Float32, Rows]:
         faiss = load_faiss()
@@ -168,8 +196,7 @@ class SearchIndex:
         scan = faiss.SearchParameters(sel=selector) if selector is not None else None
         if not self._graph:
             return _searched(self._index, features, count, scan)
-        share = 1.0 if allowed is None else len(allowed) / self.rows
-        if share < _GRAPH_SHARE or count > self.rows * _GRAPH_SHARE:
+        if not self._walks(count, allowed):
             return _searched(self._storage, features, count, scan)
         ef = max(count, int(self._index.hnsw.efSearch))
         walk = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
@@ -178,6 +205,11 @@ class SearchIndex:
         if len(short):  # the graph did not reach enough rows: scan rather than return fewer than there are
             values[short], found[short] = _searched(self._storage, features[short], count, scan)
         return values, found
+
+    def _walks(self, count: int, allowed: RowFilter | None) -> bool:
+        """Return whether a search for `count` rows goes through the graph, which may miss some."""
+        share = 1.0 if allowed is None else len(allowed) / self.rows
+        return self._graph and share >= _GRAPH_SHARE and count <= self.rows * _GRAPH_SHARE
 
     def _ordered(self, queries: LatentArrays, found: Rows) -> tuple[Rows, Float64]:
         exact = self.metric.pair_scores(queries.take(np.s_[:, None]), self.latents(found))
@@ -188,11 +220,11 @@ class SearchIndex:
 def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str) -> SearchIndex:
     """Return an index from its serialised bytes, or from a local file, which is then mapped and not read.
 
-    Raises ConfigError for an unknown metric, IntegrityError when the bytes are no index or do not fit the metric.
+    metric: its name, as a manifest has it. Raises ConfigError for an unknown one, IntegrityError when the bytes are no
+    index or do not fit the metric.
     """
     faiss = load_faiss()
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; one of {', '.join(METRICS)}")
+    known = metric_named(metric)
     try:
         if isinstance(source, bytes | memoryview):
             index = faiss.deserialize_index(np.frombuffer(source, np.uint8))
@@ -200,7 +232,7 @@ def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str)
             index = faiss.read_index(os.fspath(Path(source)), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError, ValueError) as error:
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
-    return SearchIndex(index, METRICS[metric])
+    return SearchIndex(index, known)
 
 
 def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:

@@ -49,7 +49,7 @@ def report_page(
     """
     items, counts = found.items, found.counts
     shown = choose_queries(items, seed=config.train.seed)
-    index = open_index(found.built.data, config.index.metric)
+    index = open_index(found.built.data, found.built.index.metric.name)
     near = [neighbours_of(row, items, found.latents, index) for row in shown]
     wanted = sorted({*shown, *(row for pairs in near for row, _ in pairs)})
     images = bundle.transforms[0].under(config.images)
