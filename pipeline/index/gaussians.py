@@ -63,7 +63,8 @@ def below_median(values: Float64) -> NDArray[np.bool_]:
 
 
 def _shares(weights: Float64) -> Float64:
-    return (weights / weights.sum())[:, None]
+    shares: Float64 = (weights / weights.sum())[:, None]
+    return shares
 
 
 def matched_moments(latents: LatentArrays, weights: Float64) -> LatentArrays:
