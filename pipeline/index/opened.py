@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ..errors import InputError, IntegrityError
+from ..errors import ConfigError, InputError, IntegrityError
 from ..forks import FreshLock, never_freed, renewed_in_children
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
@@ -22,6 +23,9 @@ from .latents import LatentArrays, Rows
 from .metrics import METRICS
 from .photo import PhotoEncoder
 from .search import RowFilter, open_index
+from .sids import FACT, SidTable
+
+SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
 
 
 class OpenedRelease:
@@ -55,7 +59,8 @@ class OpenedRelease:
         self.index = open_index(self._fetch(manifest.file("index")), manifest.metric)
         self._absences = Absences(store, cache, manifest)
         self._check()
-        self._encoding = FreshLock()
+        self._encoding, self._reading = FreshLock(), FreshLock()
+        self._sids: SidTable | None = None
         self._encoder: PhotoEncoder | None = None
         renewed_in_children(self)
 
@@ -115,10 +120,41 @@ class OpenedRelease:
         exclude: Sequence[int] = (),
     ) -> list[GroupHits]:
         """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`."""
-        allowed: RowFilter | None = self.items.filter(where) if where else None
+        allowed = self._allowed(where) if where else None
         return nearest_groups(
             self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=np.asarray(exclude, np.int64)
         )
+
+    def _allowed(self, where: Mapping[str, Any]) -> RowFilter:
+        """Return the rows that fit `where`; `sid_prefix` asks for the first codes, where no attribute has this name."""
+        if SID_PREFIX not in where or SID_PREFIX in self.items.attributes.names:
+            return self.items.filter(where)
+        inside = np.zeros(len(self.items), np.bool_)
+        inside[self.sids().items(where[SID_PREFIX])] = True
+        others = {name: condition for name, condition in where.items() if name != SID_PREFIX}
+        return RowFilter(inside[self.items.groups.numbers] & self.items.fitting(others))
+
+    def sids(self) -> SidTable:
+        """Return the semantic IDs of all items, read at the first call. Raises ConfigError where there are none."""
+        with self._reading:
+            if self._sids is None:
+                paths = [self._fetch(entry) for entry in self._table("semantic_ids")]
+                self._sids = SidTable(paths, self.manifest.inputs[FACT], self.items.item_ids())
+            return self._sids
+
+    def table(self, role: str) -> pa.Table:
+        """Return one of the release's further tables (`vectors`, `sid_map`, ...). Raises ConfigError without it."""
+        paths = [self._fetch(entry) for entry in self._table(role)]
+        return pa.concat_tables(pq.read_table(pa.memory_map(path)) for path in paths)
+
+    def _table(self, role: str) -> tuple[FileEntry, ...]:
+        if role not in self.manifest.files:
+            asked = "semantic_ids" if role.startswith(("sid_", "semantic")) else f"tables.{role}"
+            raise ConfigError(
+                f"release {self.manifest.release_id} has no table {role}; whoever runs the refresh switches it on with "
+                f"{asked}"
+            )
+        return self.manifest.files[role]
 
     def named(self, answer: GroupHits) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """Yield (item_id, score, attributes) of an answer's items."""
