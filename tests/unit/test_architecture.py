@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"index"},
     {"tables"},
     {"machine", "models"},
-    {"training", "encoding", "evaluation"},
+    {"training", "encoding", "evaluation", "recommending"},
     {"monitoring", "planning", "progress"},
     {"quality"},
     {"reader"},
