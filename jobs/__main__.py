@@ -83,6 +83,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
+    "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "prior": Command(
         "Ask a release",
         "jobs.prior",
@@ -155,7 +156,8 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
             raise
         raise ConfigError(
             f"`codebooks {words[0]}` needs {error.name!r}, which is not installed; "
-            "run `pip install 'visual-codebooks[run,cpu]'` (or [run,gpu] on a machine with CUDA)"
+            f"run `pip install 'visual-codebooks[{'serve' if words[0] == 'serve' else 'run'},cpu]'` (on a machine with "
+            "CUDA gpu in the place of cpu)"
         ) from error
     arguments = parse_arguments(words, command.help, command.options, module)
     if arguments is None:
