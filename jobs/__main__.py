@@ -80,10 +80,18 @@ COMMANDS: dict[str, Command] = {
     "releases": Command(
         "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
     ),
+    "promote": Command("Releases", "jobs.promote", "take a checked release from one channel to another", CONFIG),
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
+    "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
+    "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
+    "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
+    "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
+    "recommend": Command(
+        "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
+    ),
     "prior": Command(
         "Ask a release",
         "jobs.prior",

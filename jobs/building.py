@@ -75,7 +75,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             "items": items.files,
             "quarantine": table_files(found.quarantine, looked_up=True),
             "changes": table_files(found.changes, looked_up=True),
-            "index": (found.built.data, ".faiss", found.items.num_rows),
+            **found.built.files(),
             "report": (page, ".html", None),
         },
         release_key=key,
@@ -87,7 +87,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         latent_dim=bundle.model.latent_dim,
         transform_id=plan.summary.transform_id,
         metric=config.index.metric,
-        index_kind=config.index.kind,
+        index_kind=found.built.kind,
         index_parameters=found.built.parameters,
         counts=found.counts,
         measures=found.measures,
@@ -116,7 +116,8 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items)
-        built = build_index(latents, config.index)
+        before = None if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
+        built = build_index(latents, config.index, before=before)
     context.attempt.check()
     with context.watch.stage("evaluate"):
         parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None

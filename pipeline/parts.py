@@ -185,8 +185,11 @@ def read_whole(handle: Any, columns: Sequence[str] | None = None, *, dictionarie
 
     `pq.read_table` hands Python's file to threads of Arrow's, which may let go of it when the interpreter is already
     ending: the process then dies by SIGABRT ("terminate called without an active exception"), its work done.
+    Raises pa.ArrowInvalid for what is no Parquet file or lacks a column.
     """
     with pq.ParquetFile(handle, read_dictionary=list(dictionaries), pre_buffer=False) as file:
+        if lacking := [name for name in columns or () if name not in file.schema_arrow.names]:
+            raise pa.ArrowInvalid(f"it has no column {', '.join(lacking)}, only {', '.join(file.schema_arrow.names)}")
         return file.read(None if columns is None else list(columns), use_threads=False)
 
 

@@ -132,6 +132,11 @@ class Release:
         """The model whose latents the release holds."""
         return self._now().manifest.model_id
 
+    @property
+    def opened(self) -> OpenedRelease:
+        """The files of the release that queries now run on, for rooms of this library; `refresh` leaves them be."""
+        return self._now()
+
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self._now().items)

@@ -6,7 +6,7 @@ Pure functions of arrays; nothing here knows of Ray, releases or channels. `fais
 
 from __future__ import annotations
 
-from .build import KINDS, BuiltIndex, Kind, build_index, estimate_bytes
+from .build import BuiltIndex, build_index
 from .config import IndexConfig
 from .exact import nearest_exact
 from .faiss_module import load_faiss
@@ -14,6 +14,7 @@ from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
+from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes
 from .latents import LatentArrays
 from .metrics import METRICS, Metric
 from .search import Hits, SearchIndex, open_index
@@ -35,7 +36,9 @@ __all__ = [
     "Metric",
     "SearchIndex",
     "build_index",
+    "check_readable",
     "estimate_bytes",
+    "estimate_features_bytes",
     "gather_latents",
     "load_faiss",
     "matching_rows",

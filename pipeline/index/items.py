@@ -19,9 +19,9 @@ from ..errors import ConfigError
 from ..forks import FreshLock, renewed_in_children
 from ..keys import digest_of
 from ..schema import RESERVED
+from .filters import RowFilter
 from .groups import Grouping
 from .latents import Rows
-from .search import RowFilter
 from .where import matching_rows
 
 FILTER_BYTES = 64 << 20  # of `where` conditions that are kept, all together

@@ -19,14 +19,16 @@ from ..release.absent import Absences
 from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
+from .filters import RowFilter
 from .gather import latents_table
 from .groups import GroupHits, nearest_groups
 from .item_files import ItemFiles
 from .items import ItemTable, stored_item_id
+from .kinds import check_readable
 from .latents import LatentArrays, Rows
 from .metrics import METRICS
 from .photo import PhotoEncoder
-from .search import RowFilter, open_index
+from .search import open_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,18 @@ class OpenedRelease:
                 f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
                 f"{', '.join(METRICS)}; upgrade visual-codebooks"
             )
+        check_readable(manifest.index_kind, manifest.release_id)
         self.manifest = manifest
         self._store, self._cache = store, cache
         files = manifest.files_of("items")
         self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
         self.items = ItemTable(self._item_files.described())
-        self.index = open_index(self._fetch(manifest.file("index")), manifest.metric)
+        self.index = open_index(
+            self._fetch(manifest.file("index")),
+            manifest.metric,
+            features=self._fetch(manifest.file("features")) if "features" in manifest.files else None,
+            parameters=manifest.index_parameters,
+        )
         self._absences = Absences(store, cache, manifest)
         self._check()
         self._encoding = FreshLock()
@@ -86,7 +94,7 @@ class OpenedRelease:
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""
         release, rows = self.manifest.release_id, self.items.num_rows
-        for role in ("items", "index"):
+        for role in ("items", "index", *(["features"] if "features" in self.manifest.files else [])):
             entries = self.manifest.files_of(role)
             said = None if any(entry.rows is None for entry in entries) else sum(entry.rows or 0 for entry in entries)
             found = rows if role == "items" else self.index.rows

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError, IntegrityError
 from .faiss_module import load_faiss
+from .features_file import Source, read_features
+from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metrics import METRICS, Metric
+from .planner import Planner
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
-_FEW = 1 / 16  # below this share of allowed rows, only they are visited, one by one
-_GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
 
 
 class Hits(NamedTuple):
@@ -42,50 +43,18 @@ class BoundedHits:
     ceilings: Float64
 
 
-class RowFilter:
-    """The rows a search may return, as FAISS tests them; build one and use it for many searches.
-
-    Held is what the selector points into: few rows as a list, many as a bitmap, never more than half a byte a row.
-    """
-
-    def __init__(self, mask: NDArray[np.bool_]) -> None:
-        """mask: bool [n], true where a row may be returned."""
-        self.size = len(mask)
-        self._count = int(np.count_nonzero(mask))
-        self._few = self._count < self.size * _FEW
-        self._held = np.flatnonzero(mask) if self._few else np.packbits(mask, bitorder="little")
-
-    @classmethod
-    def of_rows(cls, rows: Rows, size: int) -> RowFilter:
-        """Return the filter that allows these row numbers of an index of `size` rows."""
-        mask = np.zeros(size, np.bool_)
-        mask[rows] = True
-        return cls(mask)
-
-    def __len__(self) -> int:
-        """Return the number of allowed rows."""
-        return self._count
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it holds."""
-        return int(self._held.nbytes)
-
-    def selector(self) -> Any:
-        """Return the FAISS selector; it points into this object's arrays."""
-        faiss = load_faiss()
-        return faiss.IDSelectorArray(self._held) if self._few else faiss.IDSelectorBitmap(self._held)
-
-
 class SearchIndex:
     """A FAISS index and its metric; safe to search from several threads at once.
 
-    Row i of the index is row i of the latents it was built from. The index must store its features (flat, or a
-    graph over a flat storage), from which the exact scores are computed.
+    Row i of the index is row i of the latents it was built from. The exact scores are computed from its features,
+    which the index stores (flat, or a graph over a flat storage) or which lie in a file beside it (codes).
     """
 
-    def __init__(self, index: Any, metric: Metric) -> None:
-        """index: a CPU FAISS index. Raises IntegrityError when it does not fit the metric or stores no features."""
+    def __init__(self, index: Any, metric: Metric, features: Float32 | None = None, *, wider: float = 1.0) -> None:
+        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; wider: see `Planner`.
+
+        Raises IntegrityError when the index does not fit the metric, or has no features or others'.
+        """
         faiss = load_faiss()
         wanted = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
         if index.metric_type != wanted:
@@ -95,9 +64,8 @@ class SearchIndex:
             )
         self.metric = metric
         self._index = index
-        self._storage = _flat_storage(index)
-        self._graph = self._storage is not index
-        self.features: Float32 = _stored_features(index, self._storage)
+        self.planner = Planner(index, features, wider)
+        self.features: Float32 = self.planner.features
 
     @property
     def rows(self) -> int:
@@ -138,14 +106,18 @@ class SearchIndex:
         ceilings = np.full(len(queries), -np.inf, np.float64)
         if count <= 0 or len(queries) == 0:
             return BoundedHits(ids, scores, ceilings)
-        values, found = self._candidates(features, count, allowed)
-        if count < (self.rows if allowed is None else len(allowed)):
-            ceilings = self.metric.ceiling(values[:, -1].astype(np.float64), queries, features)
-        step = max(1, _PAIR_BLOCK // (count * self.dim))
+        found = self.planner.find(features, count, allowed)
+        step = max(1, _PAIR_BLOCK // max(1, found.rows.shape[1] * self.dim))
         for start in range(0, len(queries), step):
             block = np.s_[start : start + step]
-            near, exact = self._ordered(queries.take(block), found[block])
-            ids[block, :count], scores[block, :count] = near, exact
+            near, exact = self._ordered(queries.take(block), found.rows[block])
+            ids[block, :count], scores[block, :count] = near[:, :count], exact[:, :count]
+        if count < (self.rows if allowed is None else len(allowed)):
+            ceilings = scores[:, count - 1].copy()
+            if found.exact:
+                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), queries, features)
+                more = found.rows.shape[1] > count  # candidates that were scored and are not returned
+                ceilings = np.maximum(beyond, ceilings) if more else beyond
         return BoundedHits(ids, scores, ceilings)
 
     def _query_features(self, queries: LatentArrays) -> Float32:
@@ -162,33 +134,25 @@ class SearchIndex:
             )
         return features
 
-    def _candidates(self, features: Float32, count: int, allowed: RowFilter | None) -> tuple[Float32, Rows]:
-        faiss = load_faiss()
-        selector = None if allowed is None else allowed.selector()
-        scan = faiss.SearchParameters(sel=selector) if selector is not None else None
-        if not self._graph:
-            return _searched(self._index, features, count, scan)
-        share = 1.0 if allowed is None else len(allowed) / self.rows
-        if share < _GRAPH_SHARE or count > self.rows * _GRAPH_SHARE:
-            return _searched(self._storage, features, count, scan)
-        ef = max(count, int(self._index.hnsw.efSearch))
-        walk = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
-        values, found = _searched(self._index, features, count, walk)
-        short = np.flatnonzero(found[:, -1] < 0)
-        if len(short):  # the graph did not reach enough rows: scan rather than return fewer than there are
-            values[short], found[short] = _searched(self._storage, features[short], count, scan)
-        return values, found
-
     def _ordered(self, queries: LatentArrays, found: Rows) -> tuple[Rows, Float64]:
         exact = self.metric.pair_scores(queries.take(np.s_[:, None]), self.latents(found))
+        exact = np.where(found >= 0, exact, -np.inf)
         order = np.lexsort((found, -exact), axis=-1)
         return np.take_along_axis(found, order, axis=1), np.take_along_axis(exact, order, axis=1)
 
 
-def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str) -> SearchIndex:
+def open_index(
+    source: Source,
+    metric: str,
+    *,
+    features: Source | Float32 | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> SearchIndex:
     """Return an index from its serialised bytes, or from a local file, which is then mapped and not read.
 
-    Raises ConfigError for an unknown metric, IntegrityError when the bytes are no index or do not fit the metric.
+    features: the same of the features' file that was written with an index of codes, or its rows; parameters: what the
+    manifest says of how it was built. Raises ConfigError for an unknown metric, IntegrityError when the bytes are no
+    index or do not fit the metric.
     """
     faiss = load_faiss()
     if metric not in METRICS:
@@ -200,39 +164,7 @@ def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str)
             index = faiss.read_index(os.fspath(Path(source)), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError, ValueError) as error:
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
-    return SearchIndex(index, METRICS[metric])
-
-
-def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
-    # Whoever imports faiss.contrib.torch_utils in this process, as some libraries do, gets a `search` without `params`.
-    search = getattr(index, "search_numpy", index.search)
-    values, found = search(features, count, params=parameters)
-    return values, found
-
-
-class _Memory:
-    """What NumPy asks for memory that FAISS owns; an array made of it keeps the index alive."""
-
-    def __init__(self, index: Any, interface: dict[str, Any]) -> None:
-        self.index = index
-        self.__array_interface__ = interface
-
-
-def _stored_features(index: Any, storage: Any) -> Float32:
-    """Return the features [n, f] as FAISS stores them, without a copy; read only."""
-    rows, dim = int(index.ntotal), int(index.d)
-    if rows * dim == 0:
-        return np.empty((rows, dim), np.float32)
-    interface = load_faiss().rev_swig_ptr(storage.get_xb(), rows * dim).__array_interface__
-    features = np.asarray(_Memory(index, interface)).reshape(rows, dim)
-    features.flags.writeable = False  # a mapped file cannot be written, and the graph would no longer fit
-    return features
-
-
-def _flat_storage(index: Any) -> Any:
-    """Return the flat index that holds the features: the index itself, or what its graph is built over."""
-    faiss = load_faiss()
-    storage = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
-    if not isinstance(storage, faiss.IndexFlat):
-        raise IntegrityError(f"a {type(index).__name__} does not store its features; use an index over a flat storage")
-    return storage
+    held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
+    said = parameters or {}
+    wider = float(said["candidates"]) / float(said["k"]) if "candidates" in said else 1.0
+    return SearchIndex(index, METRICS[metric], held, wider=wider)

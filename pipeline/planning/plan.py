@@ -211,8 +211,13 @@ def release_config(config: NightSettings) -> dict[str, Any]:
 
 
 def _of_releases(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a release's config with what of `index` is the machine's as by default, as earlier keys had it."""
-    return {**config, "index": {**config.get("index", {}), **_HARDWARE}}
+    """Return a release's config with what of `index` is the machine's as by default, as earlier keys had it.
+
+    The memory that `auto` may take is a part of what it chooses by.
+    """
+    index = config.get("index", {})
+    hardware = {name: value for name, value in _HARDWARE.items() if name != "memory_gib" or index.get("kind") != "auto"}
+    return {**config, "index": {**index, **hardware}}
 
 
 def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:

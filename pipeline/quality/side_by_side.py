@@ -35,7 +35,10 @@ class Space:
 def open_space(store: Store, manifest: Manifest) -> Space:
     """Return a release's space. Meant for releases that fit into memory."""
     items = read_table(store, manifest, "items")
-    index = open_index(read_file(store, manifest.file("index")), manifest.metric)
+    beside = read_file(store, manifest.file("features")) if "features" in manifest.files else None
+    index = open_index(
+        read_file(store, manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
+    )
     return Space(manifest, items, gather_latents(store, items), index)
 
 

@@ -1,8 +1,22 @@
 """Releases and the channel logs that say which one is current; knows files and bytes only."""
 
-from .channel import ChannelEntry, check_takes_samples, promote, publish, read_head, read_log, rollback
+from .channel import (
+    ChannelEntry,
+    channel_names,
+    check_takes_samples,
+    promotable,
+    promote,
+    publish,
+    published_digest,
+    read_head,
+    read_log,
+    rollback,
+)
 from .config import PublishConfig
+from .diff import ReleaseDiff, diff_releases, diff_text
 from .format import check_store, claim_store
+from .history import History, history, history_text, live_at, parse_moment
+from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
@@ -11,18 +25,34 @@ from .write import ReleaseFile, WrittenRelease, write_release
 __all__ = [
     "ChannelEntry",
     "FileEntry",
+    "HeldLease",
+    "History",
+    "Lease",
     "Manifest",
+    "Pin",
     "PublishConfig",
     "ReleaseCheck",
+    "ReleaseDiff",
     "ReleaseFile",
     "Sample",
     "WrittenRelease",
+    "channel_names",
     "check_store",
     "check_takes_samples",
     "claim_store",
+    "diff_releases",
+    "diff_text",
+    "history",
+    "history_text",
+    "holders",
+    "live_at",
     "manifest_name",
+    "parse_moment",
+    "pin",
+    "promotable",
     "promote",
     "publish",
+    "published_digest",
     "read_file",
     "read_head",
     "read_log",
@@ -31,6 +61,8 @@ __all__ = [
     "release_id",
     "release_key",
     "rollback",
+    "take_lease",
+    "unpin",
     "verify_release",
     "write_release",
     "write_table",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +15,9 @@ from ..keys import DIGEST
 from ..storage import Store
 from .config import CHANNEL_NAME
 from .format import check_store
+from .holds import kept_while_appending
 from .manifest import RELEASE_ID, document_bytes, read_hashed_manifest, read_manifest
+from .write import check_listed
 
 CHANNELS = "channels/"
 _ENTRY = re.compile(r"(\d{12})\.json")
@@ -49,8 +52,34 @@ def read_head(store: Store, channel: str) -> ChannelEntry | None:
 
 def read_log(store: Store, channel: str, *, last: int | None = None) -> list[ChannelEntry]:
     """Return the entries of a channel, oldest first; the last one is current. last: only the newest so many."""
-    numbers = sorted(_numbers(store, channel))
-    return [_read_entry(store, channel, number) for number in (numbers if last is None else numbers[-last:])]
+    numbers = log_numbers(store, channel)
+    return read_entries(store, channel, numbers if last is None else numbers[-last:])
+
+
+def log_numbers(store: Store, channel: str) -> list[int]:
+    """Return the numbers of a channel's entries, oldest first, from a listing alone."""
+    return sorted(_numbers(store, channel))
+
+
+def read_entries(store: Store, channel: str, numbers: Iterable[int]) -> list[ChannelEntry]:
+    """Return the entries of these numbers, in this order. Raises IntegrityError for one that is damaged."""
+    return [_read_entry(store, channel, number) for number in numbers]
+
+
+def channel_names(store: Store) -> list[str]:
+    """Return the names of the store's channels."""
+    found = {entry.name.removeprefix(CHANNELS).partition("/")[0] for entry in store.list(CHANNELS)}
+    return sorted(name for name in found if re.fullmatch(CHANNEL_NAME, name))
+
+
+def published_digest(store: Store, release: str) -> str | None:
+    """Return the sha256 that some channel's log has of a release's manifest, None when none names it."""
+    for channel in channel_names(store):
+        for number in reversed(log_numbers(store, channel)):
+            entry = _read_entry(store, channel, number)
+            if entry.release_id == release:
+                return entry.manifest_sha256
+    return None
 
 
 def publish(
@@ -93,8 +122,11 @@ def publish(
             f"channel {channel!r} has no entry {expected_head}, so {name} would leave a gap; "
             "was the log deleted or is this another store? Run again under a new name"
         )
-    if store.put_if_absent(name, document_bytes(entry)):
-        return entry
+    with kept_while_appending(store, manifest):
+        # What an expiry took since the manifest was written must not become current.
+        check_listed(store, [*manifest.parts, *manifest.bundle_files(), *chain.from_iterable(manifest.files.values())])
+        if store.put_if_absent(name, document_bytes(entry)):
+            return entry
     winner = _read_entry(store, channel, number)
     if (winner.release_id, winner.manifest_sha256) == (release_id, manifest_sha256):
         return winner
@@ -154,15 +186,15 @@ def rollback(store: Store, channel: str, *, to: str | None = None) -> ChannelEnt
     )
 
 
-def promote(store: Store, from_channel: str, to_channel: str) -> ChannelEntry:
-    """Make the current release of one channel the current one of another, and return that one's head.
+def promote(store: Store, from_channel: str, to_channel: str, *, release: str | None = None) -> ChannelEntry:
+    """Make a release of one channel the current one of another, and return that one's head.
 
-    When it is current there already, nothing is written. Raises NotFound when `from_channel` is empty, Conflict when
-    `to_channel` moved meanwhile, ConfigError for a sample where `to_channel` is empty or has one of a whole catalogue.
+    release: one that is in the log of `from_channel`; None: its current one. When it is current there already, nothing
+    is written. Only presence is looked at here: `verify_release` reads the bytes. Raises NotFound when `from_channel`
+    is empty or never had the release, Conflict when `to_channel` moved meanwhile, ConfigError for a sample where
+    `to_channel` is empty or has one of a whole catalogue.
     """
-    source = read_head(store, from_channel)
-    if source is None:
-        raise NotFound(f"channel {from_channel!r} on {store.url} has no releases to promote")
+    source = promotable(store, from_channel, release)
     head = read_head(store, to_channel)
     if head is not None and head.release_id == source.release_id:
         return head
@@ -180,6 +212,21 @@ def promote(store: Store, from_channel: str, to_channel: str) -> ChannelEntry:
         run=source.run,
         attempt=source.attempt,
         reason="promote",
+    )
+
+
+def promotable(store: Store, channel: str, release: str | None = None) -> ChannelEntry:
+    """Return the newest entry of a channel's log that names a release, None: its head. Raises NotFound."""
+    numbers = log_numbers(store, channel)
+    if not numbers:
+        raise NotFound(f"channel {channel!r} on {store.url} has no releases to promote")
+    for number in reversed(numbers):
+        entry = _read_entry(store, channel, number)
+        if release in (None, entry.release_id):
+            return entry
+    raise NotFound(
+        f"channel {channel!r} on {store.url} never had the release {release!r}; `codebooks releases --channel {channel}"
+        "` lists those it had. Only what passed a channel's gates is promoted"
     )
 
 

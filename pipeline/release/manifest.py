@@ -124,6 +124,11 @@ class Manifest(BaseModel):
         found = self.inputs.get("sample")
         return None if found is None else Sample.model_validate(found)
 
+    def names(self) -> list[str]:
+        """Return the name of every file that a reader of this release may open, its manifest aside."""
+        own = [entry.name for entries in self.files.values() for entry in entries]
+        return [*own, *(part.name for part in self.parts), *(entry.name for entry in self.bundle_files())]
+
     def bundle_files(self) -> list[FileEntry]:
         """Return the files of the model's bundle that this manifest lists: two, or none in an older release."""
         return [entry for entry in (self.encoder, self.bundle_config) if entry is not None]

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import IntegrityError, NotFound
+from ..errors import ConfigError, IntegrityError, NotFound
 from ..keys import digest_of
 from ..ordering import ranks
 from ..parts import PartFile, read_whole
 from ..storage import Store
 from .manifest import FileEntry, Manifest, read_manifest
 
+_AT_ONCE = 4  # files that are read and hashed at a time
+
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCheck:
     """What a check of a release found.
 
-    files (those of the bundle too), parts, bytes: how many were read; problems: one sentence each.
+    files (those of the bundle too), parts, bytes: how many were read; problems: one sentence each; listed: files that
+    were not read, only looked up.
     """
 
     release_id: str
@@ -30,6 +37,7 @@ class ReleaseCheck:
     parts: int
     bytes: int
     problems: tuple[str, ...]
+    listed: int = 0
 
     def require(self) -> None:
         """Raise IntegrityError with all problems, when there are any."""
@@ -40,28 +48,60 @@ class ReleaseCheck:
             )
 
 
-def verify_release(store: Store, release_id: str, *, expect_sha256: str | None = None) -> ReleaseCheck:
+def verify_release(
+    store: Store, release_id: str, *, expect_sha256: str | None = None, share: float = 1.0, seed: int = 0
+) -> ReleaseCheck:
     """Read every file and part of a release and compare bytes, sha256 and rows with its manifest.
 
-    Also checks that each row of items names a part of the manifest and a row inside it. Problems are returned, all of
-    them; only a missing or unreadable manifest is raised (NotFound, IntegrityError, InputError).
+    Also checks that each row of items names a part of the manifest and a row inside it. share: only so many of its
+    files and parts, drawn by the seed, one at least; the others' presence and size are then looked up. Problems are
+    returned, all of them; only a missing or unreadable manifest is raised (NotFound, IntegrityError, InputError).
     """
     manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
-    problems: list[str] = []
-    size = 0
     files = [*(entry for entries in manifest.files.values() for entry in entries), *manifest.bundle_files()]
     named: list[FileEntry | PartFile] = [*files, *manifest.parts]
-    for entry in named:
-        try:
-            data = store.get(entry.name)
-        except NotFound:
-            problems.append(f"{entry.name} is missing")
-            continue
-        size += len(data)
-        problems.extend(_file_problems(entry, data))
-    if not problems:
+    chosen = _drawn(len(named), share, seed)
+    problems = list(_listing_problems(store, [entry for entry, read in zip(named, chosen, strict=True) if not read]))
+    size = 0
+    read = [entry for entry, wanted in zip(named, chosen, strict=True) if wanted]
+    # Several at once, since most of it is waiting; few, since each is held whole.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(read), _AT_ONCE):
+            for entry_size, found in pool.map(partial(_examined, store), read[start : start + _AT_ONCE]):
+                size += entry_size
+                problems.extend(found)
+    if not problems and share >= 1.0:
         problems.extend(_reference_problems(store, manifest))
-    return ReleaseCheck(release_id, len(files), len(manifest.parts), size, tuple(problems))
+    examined = sum(chosen[: len(files)].tolist())
+    return ReleaseCheck(release_id, examined, len(read) - examined, size, tuple(problems), len(named) - len(read))
+
+
+def _drawn(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which of so many files are read."""
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"the share to read is {share!r}; give one above 0 and at most 1, for example 0.05")
+    chosen = np.zeros(count, np.bool_)
+    chosen[np.random.default_rng(seed).permutation(count)[: max(1, math.ceil(share * count))]] = True
+    return chosen
+
+
+def _examined(store: Store, entry: FileEntry | PartFile) -> tuple[int, list[str]]:
+    try:
+        data = store.get(entry.name)
+    except NotFound:
+        return 0, [f"{entry.name} is missing"]
+    return len(data), list(_file_problems(entry, data))
+
+
+def _listing_problems(store: Store, entries: Sequence[FileEntry | PartFile]) -> Iterator[str]:
+    """Yield what listings say of files that are not read."""
+    folders = sorted({entry.name.rpartition("/")[0] + "/" for entry in entries})
+    sizes = {found.name: found.size for folder in folders for found in store.list(folder)}
+    for entry in entries:
+        if entry.name not in sizes:
+            yield f"{entry.name} is missing"
+        elif sizes[entry.name] != entry.bytes:
+            yield f"{entry.name} has {sizes[entry.name]:,} bytes, the manifest says {entry.bytes:,}"
 
 
 def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:
@@ -74,7 +114,7 @@ def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:
         return
     try:
         rows = pq.read_metadata(io.BytesIO(data)).num_rows
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # a damaged footer is either
         yield f"{entry.name} is not a readable Parquet file: {error}"
         return
     if rows != entry.rows:

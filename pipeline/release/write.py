@@ -52,7 +52,7 @@ def write_release(
     several = any(len(written) > 1 for written in entries.values())
     manifest = Manifest(release_id=release_id, format=2 if several else 1, files=entries, **fields)
     written = [entry for role in entries.values() for entry in role]
-    _check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])
+    check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])
     data = manifest.to_bytes()
     if store.put_if_absent(manifest_name(release_id), data):
         return WrittenRelease(manifest, digest_of(data))
@@ -80,8 +80,8 @@ def _write_file(store: Store, release_id: str, role: str, file: ReleaseFile) -> 
     return FileEntry(name=name, bytes=len(file.data), sha256=digest, rows=file.rows)
 
 
-def _check_listed(store: Store, wanted: Iterable[PartFile | FileEntry]) -> None:
-    """Raise IntegrityError when a file is gone or has another size, just before a manifest would name it.
+def check_listed(store: Store, wanted: Iterable[PartFile | FileEntry]) -> None:
+    """Raise IntegrityError when a file is gone or has another size, just before a manifest or a log would name it.
 
     Expiry deletes parts that no release names, so a run that took longer than half the grace period may have lost some.
     """
@@ -92,7 +92,7 @@ def _check_listed(store: Store, wanted: Iterable[PartFile | FileEntry]) -> None:
     if gone:
         raise IntegrityError(
             f"{len(gone)} of {len(sizes)} files are no longer on {store.url}, first {gone[0]!r}: expiry or someone "
-            "else deleted them while this run was alive; run again under a new name"
+            "else deleted them; run again under a new name"
         )
     for name, size in sorted(sizes.items()):
         if listed[name] != size:

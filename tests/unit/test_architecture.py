@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"losses", "catalogue", "images", "report"},
     {"index"},
     {"machine", "models"},
-    {"training", "encoding", "evaluation"},
+    {"training", "encoding", "evaluation", "recommending"},
     {"monitoring", "planning", "progress"},
     {"quality"},
     {"reader"},

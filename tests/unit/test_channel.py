@@ -27,6 +27,8 @@ from pipeline.release import (
     rollback,
     write_release,
 )
+from pipeline.release.channel import entry_name
+from pipeline.release.manifest import document_bytes
 from pipeline.schema import items_schema
 from pipeline.storage import Store, open_store
 
@@ -423,13 +425,20 @@ def test_the_reader_catches_a_publisher_that_names_too_early(tmp_path: Path) -> 
     written = make_release(store, "hasty")
     index = written.manifest.file("index").name
     data = store.get(index)
+    line = read_log(store, "stable")[0].model_copy(
+        update={"release_id": "hasty", "manifest_sha256": written.manifest_sha256}
+    )
+    store.delete(index)
+    with pytest.raises(IntegrityError, match=index):
+        publish(store, "stable", expected_head=1, release_id="hasty",
+                manifest_sha256=written.manifest_sha256, run="night", attempt=1)  # fmt: skip
 
     with Polling(str(tmp_path / "store")) as seen:
         for head in range(1, 1000):
             store.delete(index)
-            if head % 2:
-                publish(store, "stable", expected_head=head, release_id="hasty",
-                        manifest_sha256=written.manifest_sha256, run="night", attempt=1)  # fmt: skip
+            if head % 2:  # as a publisher would do that does not look first
+                hasty = line.model_copy(update={"number": head + 1})
+                assert store.put_if_absent(entry_name("stable", head + 1), document_bytes(hasty))
             else:
                 rollback(store, "stable", to="whole")
             time.sleep(0.05)  # the upload of a large index takes longer

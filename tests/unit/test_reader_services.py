@@ -319,5 +319,5 @@ def test_was_it_ever_seen_does_not_read_history_into_memory(maker: Any, store: S
     whole = peak(lambda: read_table(store, read_manifest(store, first.release_id), "changes"))
     assert whole > 20_000_000, "negative control: the table as a whole"
     assert peak(lambda: ask("nobody", "never seen")) < 100_000, "no row group can hold it: none is read"
-    assert peak(lambda: ask(many[0], "n2-0123456789ab removed")) < whole / 3
-    assert peak(lambda: ask(many[-1], "n1-0123456789ab removed")) < whole / 3
+    assert peak(lambda: ask(many[0], "n2-0123456789ab removed")) < 10_000_000, "a row group of it"
+    assert peak(lambda: ask(many[-1], "n1-0123456789ab removed")) < 10_000_000, "a row group of it"

@@ -1,0 +1,37 @@
+"""Make a release of one channel the current one of another, once its bytes are checked."""
+
+from __future__ import annotations
+
+import argparse
+
+from jobs.command import Arguments, Outcome
+from jobs.place import load_light
+from pipeline.release import check_store, promotable, promote, read_head, verify_release
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `promote`."""
+    parser.add_argument("source", metavar="SOURCE_CHANNEL", help="the channel that has the release, as `canary`")
+    parser.add_argument("target", metavar="TARGET_CHANNEL", help="the channel that is to have it, as `stable`")
+    parser.add_argument("--release", metavar="RELEASE_ID", help="one of the source's log; by default its current one")
+    parser.add_argument("--sample", metavar="SHARE", type=float, default=1.0, help="read only this share of the files")
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Verify the release and append it to the other channel's log; a later rollback can undo it."""
+    options = arguments.options
+    store = load_light(arguments).store.open()
+    check_store(store)
+    before = read_head(store, options.target)
+    asked = promotable(store, options.source, options.release)
+    details = {"channel": options.target, "source": options.source, "before": before and before.release_id}
+    if before is not None and before.release_id == asked.release_id:
+        text = f"{asked.release_id} is the current release of channel {options.target} already; nothing was changed"
+        return Outcome(release=asked.release_id, reason="nothing to do", details=details, text=text)
+    verify_release(store, asked.release_id, expect_sha256=asked.manifest_sha256, share=options.sample).require()
+    entry = promote(store, options.source, options.target, release=asked.release_id)
+    text = f"channel {options.target} is at {entry.release_id} (number {entry.number}), promoted from {options.source}"
+    if before is not None:
+        text += f". Undo with: codebooks rollback --channel {options.target} --to {before.release_id}"
+    details["number"] = entry.number
+    return Outcome(release=entry.release_id, published=True, reason="promoted", details=details, text=text)
