@@ -110,6 +110,11 @@ class ItemTable:
         ids: list[str] = self._ids.to_pylist()
         return ids
 
+    def item_ids_from(self, prefix: str, limit: int) -> list[str]:
+        """Return the first keys that begin with a prefix, in order, `limit` at most."""
+        place = bisect_left(self._ids, prefix, key=lambda scalar: scalar.as_py())
+        return [text for text in self._ids[place : place + limit].to_pylist() if text.startswith(prefix)]
+
     def rows_of(self, item: int) -> Rows:
         """Return an item's rows, in table order."""
         return self._rows[self._starts[item] : self._starts[item + 1]]

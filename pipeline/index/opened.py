@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError, IntegrityError
+from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..forks import FreshLock, never_freed, renewed_in_children
+from ..parts import read_part_rows
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
+from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
 from .filters import RowFilter
@@ -28,6 +33,16 @@ from .search import open_index
 from .sids import FACT, SidTable
 
 SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPhoto:
+    """One photo of an item. pixels_part, pixels_row: where its pixels are kept, None where they are not."""
+
+    uri: str
+    view: int
+    pixels_part: str | None
+    pixels_row: int | None
 
 
 class OpenedRelease:
@@ -176,6 +191,28 @@ class OpenedRelease:
         columns = ["item_id", "uri", "view", "latents_part", "latents_row"]
         places = self._item_files.rows(wanted, columns)
         return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
+
+    def photos(self, item_id: Any) -> list[StoredPhoto]:
+        """Return an item's photos, in the order of its rows. Raises UnknownItem, ConfigError."""
+        columns = [field.name for field in fields(StoredPhoto)]
+        found = self._item_files.rows(self.items.rows_of(self.find(item_id)), columns)
+        return [StoredPhoto(**row) for row in found.to_pylist()]
+
+    def pixels(self, item_id: Any) -> NDArray[np.uint8] | None:
+        """Return the first of an item's photos that is kept, uint8 RGB [size, size, 3]. Raises UnknownItem."""
+        for photo in self.photos(item_id):
+            if photo.pixels_part is None or photo.pixels_row is None:
+                continue
+            try:
+                row = np.array([photo.pixels_row], np.int64)
+                kept = read_part_rows(self._store, photo.pixels_part, row, [pixels_column(0)])
+            except NotFound:  # pixels live by age, and not as long as releases do
+                continue
+            data = np.frombuffer(kept[pixels_column(0)][0].as_py() or b"", np.uint8)
+            size = math.isqrt(len(data) // 3)
+            if size:
+                return data.reshape(size, size, 3)
+        return None
 
     def _fetch_part(self, name: str) -> str:
         part = next((part for part in self.manifest.parts if part.name == name), None)
