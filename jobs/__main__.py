@@ -88,6 +88,7 @@ COMMANDS: dict[str, Command] = {
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
+    "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "recommend": Command(
         "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
     ),
@@ -163,7 +164,8 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
             raise
         raise ConfigError(
             f"`codebooks {words[0]}` needs {error.name!r}, which is not installed; "
-            "run `pip install 'visual-codebooks[run,cpu]'` (or [run,gpu] on a machine with CUDA)"
+            f"run `pip install 'visual-codebooks[{'serve' if words[0] == 'serve' else 'run'},cpu]'` (on a machine with "
+            "CUDA gpu in the place of cpu)"
         ) from error
     arguments = parse_arguments(words, command.help, command.options, module)
     if arguments is None:
