@@ -12,9 +12,9 @@ from .latents import Float64
 # rrf: ranks of the separate answers are summed (serves mixed baskets). min: the score to the nearest of the items.
 # barycentre: one query in the middle of the items; for items of one kind only.
 FUSIONS = ("rrf", "min", "barycentre")
-# Cormack, Clarke and Buettcher 2009 take 60, for several rankings of one question, which should agree. Items of a basket
-# are several questions: with 60 an item that two lists name far below beats the first of one, so the denser of two tastes
-# has nearly all places (measured: tests/benchmarks/bench_baskets.py).
+# Cormack, Clarke and Buettcher 2009 take 60, for several rankings of one question, which should agree. Items of a
+# basket are several questions: with 60 an item that two lists name far below beats the first of one, so the denser of
+# two tastes has nearly all places (measured: tests/benchmarks/bench_baskets.py).
 RRF_K = 5
 
 

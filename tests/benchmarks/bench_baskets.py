@@ -1,8 +1,8 @@
 """Baskets of two categories: what fusion, the barycentre and the centroid of their products find among the nearest 20.
 
-Customers are made up: each has had three products of one category and one to three of another. A release of their
-catalogue is asked as any reader asks it: by `similar_to_many` of each kind, and, as many do by hand, by one `search` with
-the mean of the products' latents. Latents are real photos' PCA of 64 numbers, of pixels and of gradients (HOG).
+Customers are made up: each has had three products of one category and one or three of another. A release of their
+catalogue is asked as any reader asks it: by `similar_to_many` of each kind, and, as many do by hand, by one `search`
+with the mean of the products' latents. Latents are real photos' PCA of 64 numbers, of pixels and of gradients (HOG).
 
     python tests/benchmarks/bench_baskets.py [--photos 3000] [--baskets 150] [--write]
 """
@@ -46,7 +46,7 @@ WAYS: dict[str, Callable[[Release, list[str]], list[Neighbour]]] = {
     "rrf with 60": lambda release, basket: _with_constant(release, basket, 60),
     "min": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="min"),
     "barycentre": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="barycentre"),
-    "centroid": lambda release, basket: _of_centroid(release, basket),
+    "centroid": lambda release, basket: _of_centroid(release, basket),  # noqa: PLW0108  it stands below
 }
 
 
@@ -96,7 +96,8 @@ def measure(shop: Shop, latents: NDArray[np.float32], asked: list[tuple[str, str
     """Return a row for each size of basket and way.
 
     first, second: mean share of the category of three and of the other in the top 20; least: of the rarer of the two,
-    basket by basket, with its standard error; third: of all others; both: share of baskets of which either category has at least two products.
+    basket by basket, with its standard error; third: of all others; both: share of baskets of which either category
+    has at least two products.
     """
     maker = _maker()
     rows = []

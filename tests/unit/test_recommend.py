@@ -179,7 +179,9 @@ def test_a_mixed_basket_is_fused_and_its_middle_is_another_taste(
     path = write_events(tmp_path / "events.parquet", rows, "customer", "item")
     found, _ = asked(capsys, f"store={store.url}", "--events", str(path))
     offered = [item[0] for item, _ in table_of(found, "customer_items")["mixed"]]
-    assert {name: offered.count(name) for name in "abm"} == {"a": 10, "b": 10, "m": 0}
+    assert len(offered) == 20
+    assert min(offered.count("a"), offered.count("b")) >= 8
+    assert "m" not in offered
     assert table_of(found, "customer_customers")["mixed"][0][0] == "mixed too"
     release = open_release(store.url)
     basket = [item for customer, item in rows if customer == "mixed"]
