@@ -114,7 +114,7 @@ def test_bytes_that_are_no_index_are_refused() -> None:
             open_index(wrong, "cosine")
     with pytest.raises(IntegrityError, match="not a FAISS index"):
         open_index("/nowhere/at/all", "cosine")
-    with pytest.raises(ConfigError, match="unknown metric 'dot'; one of l2, cosine"):
+    with pytest.raises(ConfigError, match="unknown metric 'dot'; one of l2, l2/query_median"):
         open_index(data, "dot")
 
 
