@@ -278,7 +278,7 @@ class Release:
         return self._now().sids()
 
     def table(self, role: str) -> pa.Table:
-        """Return a further table of the release, whole: `vectors`, `sid_items`, `sid_retired`, `sid_map`.
+        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
 
         Raises ConfigError where the release has no such table.
         """

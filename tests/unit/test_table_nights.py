@@ -160,6 +160,26 @@ def test_a_reader_asks_by_item_and_by_prefix(shop: Shop, tmp_path: Path) -> None
         release.sid("item-00")
 
 
+def test_neighbours_are_the_readers_answers(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tables.neighbours.FILE_ROWS", 20)  # five items a file
+    monkeypatch.setattr("pipeline.tables.neighbours._ASKED", 3)
+    made = shop.night("one", list(range(16)), "tables={neighbours: 4}")
+    release = open_release(str(shop.folder / "store"), cache_dir=tmp_path / "cache")
+    assert len(release.manifest.files_of("neighbours")) == 4
+    assert verify_release(shop.store, made["release"]).problems == ()
+    rows = release.table("neighbours").to_pylist()
+    assert [(row["item_id"], row["rank"]) for row in rows] == [
+        (f"item-{number:02d}", rank) for number in range(16) for rank in range(1, 5)
+    ]
+    for item in release.item_ids():
+        mine = [(row["neighbour_id"], row["score"]) for row in rows if row["item_id"] == item]
+        assert mine == [(near.item_id, near.score) for near in release.similar(item, k=4)]
+    few = shop.night("two", [1, 2, 3], "tables={neighbours: 4}", "gates.max_removed=1")
+    release.refresh()
+    assert release.release_id == few["release"]
+    assert release.table("neighbours").num_rows == 3 * 2
+
+
 def test_another_model_begins_another_epoch_with_a_map(shop: Shop) -> None:
     one = shop.night("one", list(range(16)), SIDS)
     two = shop.night("two", list(range(17)), SIDS, "model.read_out={dims: 5}", "--retrain")
