@@ -89,7 +89,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         model_kind=config.model.kind,
         latent_dim=bundle.model.latent_dim,
         transform_id=plan.summary.transform_id,
-        metric=config.index.metric,
+        metric=found.built.index.metric.name,
         index_kind=found.built.kind,
         index_parameters=found.built.parameters,
         counts=found.counts,
@@ -118,7 +118,7 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
     config, store, items = context.config, context.store, encoded.items
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
-        latents = gather_latents(store, items)
+        latents = gather_latents(store, items, columns=config.index.needs)
         before = None if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
         built = build_index(latents, config.index, before=before)
     context.attempt.check()

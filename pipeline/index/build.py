@@ -14,7 +14,8 @@ from .features_file import SUFFIX, features_bytes
 from .gpu import cloned_to_cpu, cloned_to_gpu
 from .kinds import KINDS, candidate_kinds, cells_of, estimate_bytes, faiss_version, training_rows
 from .latents import Float32, LatentArrays
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import fitted_metric
 from .recall import Truth, recall_at_k, sampled
 from .search import SearchIndex, open_index
 from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
@@ -63,8 +64,9 @@ def build_index(latents: LatentArrays, config: IndexConfig, *, before: Mapping[s
     Raises InputError for latents that are missing or not finite, ConfigError when the index would not fit
     `memory_gib`, or when no kind of codes reaches `target_recall` and `latency_p99_ms`.
     """
-    metric = METRICS[config.metric]
-    features = _item_features(latents, metric)
+    _check_latents(latents, config)
+    metric = fitted_metric(config.metric, config.mask, latents)
+    features = metric.item_features(latents)
     _check_memory(features, config)
     with faiss_threads(config.threads):
         tuning, measuring = sampled(latents, metric, config)
@@ -154,20 +156,20 @@ def _chosen(work: _Work) -> BuiltIndex:
     return BuiltIndex(made.opened, made.data, kind, choice.point.recall, parameters, features, tuple(points))
 
 
-def _item_features(latents: LatentArrays, metric: Metric) -> Float32:
-    missing = latents.missing(metric.needs)
+def _check_latents(latents: LatentArrays, config: IndexConfig) -> None:
+    missing = latents.missing(config.needs)
     if missing:
+        masked = "" if config.mask == "none" else f" with the mask {config.mask!r}"
         raise InputError(
-            f"the metric {metric.name!r} needs {', '.join(missing)}, which these latents do not have; "
+            f"the metric {config.metric!r}{masked} needs {', '.join(missing)}, which these latents do not have; "
             "choose another index.metric or a model that yields them"
         )
-    bad = latents.not_finite(metric.needs)
+    bad = latents.not_finite(config.needs)
     if len(bad):
         raise InputError(
             f"{len(bad)} of {len(latents)} latents hold NaN or infinity (first: row {bad[0]}); "
             "the model has diverged: train again with a lower train.learning_rate"
         )
-    return metric.item_features(latents)
 
 
 def _check_memory(features: Float32, config: IndexConfig) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import ConfigError, InputError
 from .config import IndexConfig
 from .faiss_module import load_faiss
-from .latents import Float32
+from .latents import Float32, LatentArrays
+from .metrics import fitted_metric
 
 _TRAINED_ON = 64  # rows a cell (or a codeword) that a trained part is fitted to
 _LEAST_TRAINED_ON = 1 << 14
@@ -142,6 +143,13 @@ KINDS: Mapping[str, Kind] = {
         tuned=("candidates", "nprobe"),
     ),
 }
+
+
+def feature_width(latent_dim: int, config: IndexConfig) -> int:
+    """Return how many features an index holds of a row of `latent_dim` latents; under a mask the most there can be."""
+    zeros = np.zeros((1, latent_dim), np.float32)
+    one = LatentArrays(mean=zeros, log_var=zeros)  # equal variances: a mask keeps all
+    return int(fitted_metric(config.metric, config.mask, one).item_features(one).shape[1])
 
 
 def estimate_bytes(rows: int, dim: int, config: IndexConfig) -> int:

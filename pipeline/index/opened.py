@@ -27,7 +27,7 @@ from .item_files import ItemFiles
 from .items import ItemTable, stored_item_id
 from .kinds import check_readable
 from .latents import LatentArrays, Rows
-from .metrics import METRICS
+from .metrics import metric_named
 from .photo import PhotoEncoder
 from .search import open_index
 from .sids import FACT, SidTable
@@ -63,11 +63,12 @@ class OpenedRelease:
                 f"{expect_model}: vectors of two models must not be compared; open a release of that model, or encode "
                 "your vectors anew"
             )
-        if manifest.metric not in METRICS:
+        try:
+            metric_named(manifest.metric)
+        except ConfigError as error:
             raise InputError(
-                f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
-                f"{', '.join(METRICS)}; upgrade visual-codebooks"
-            )
+                f"release {manifest.release_id} cannot be opened: {error}; upgrade visual-codebooks"
+            ) from error
         check_readable(manifest.index_kind, manifest.release_id)
         self.manifest = manifest
         self._store, self._cache = store, cache
@@ -110,11 +111,13 @@ class OpenedRelease:
                 )
         if rows == 0:
             return
-        sample = self.index.latents(np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64))
-        again = self.index.metric.item_features(sample)
-        if sample.mean.shape[1] != self.manifest.latent_dim or not np.allclose(again, sample.mean, atol=1e-5):
+        chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
+        stored = self.index.features[chosen]
+        fits = self.index.latent_dim == self.manifest.latent_dim
+        again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
+        if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):
             raise IntegrityError(
-                f"the index of release {release} holds {sample.mean.shape[1]} features that are not those of "
+                f"the index of release {release} holds {stored.shape[1]} features that are not those of "
                 f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
             )
 

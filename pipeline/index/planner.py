@@ -68,10 +68,11 @@ class Planner:
         """The number of cells of an inverted file, 1 for any other index."""
         return int(self._inner.nlist) if self._cells else 1
 
-    def all_exact(self, count: int) -> bool:
-        """Return whether a search without a filter for `count` rows scores every row, and so misses none."""
+    def all_exact(self, count: int, allowed: RowFilter | None = None) -> bool:
+        """Return whether a search for `count` rows scores every row that is allowed, and so misses none."""
         rows = int(self._index.ntotal)
-        return rows == 0 or self._scans(1.0, rows, self._asked(count, rows))
+        there = rows if allowed is None else len(allowed)
+        return rows == 0 or self._scans(there / rows, rows, self._asked(count, there))
 
     def set_effort(self, name: str, value: float) -> None:
         """Set what trades recall for time: `ef_search`, `nprobe`, or `wider`, the candidates for each row asked for."""

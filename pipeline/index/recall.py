@@ -9,7 +9,7 @@ import numpy as np
 from .config import IndexConfig
 from .exact import nearest_exact
 from .latents import Float64, LatentArrays, Rows
-from .metrics import Metric
+from .metric import Metric
 from .search import SearchIndex
 
 # Work of the brute-force truth, in products: a catalogue of millions gets fewer queries rather than a slow night.
