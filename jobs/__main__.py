@@ -92,6 +92,7 @@ COMMANDS: dict[str, Command] = {
     "recommend": Command(
         "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
     ),
+    "export": Command("Ask a release", "jobs.export", "vectors, semantic IDs, points: a file for another tool", CONFIG),
     "prior": Command(
         "Ask a release",
         "jobs.prior",

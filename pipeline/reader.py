@@ -21,6 +21,7 @@ from .forks import FreshLock
 from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.latents import Float32, Float64, Rows
 from .index.opened import OpenedRelease, StoredPhoto
+from .index.sids import SemanticId, SidTable
 from .release import ChannelEntry, Manifest, check_store, read_head
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
@@ -182,7 +183,7 @@ class Release:
     ) -> list[Neighbour]:
         """Return the k items nearest to several items together, none of these among them.
 
-        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (60 + rank), which serves
+        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (5 + rank), which serves
         mixed baskets; `min` takes an item's best score to any of them; `barycentre` asks once with the weighted middle
         of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
@@ -258,6 +259,30 @@ class Release:
         UnknownItem.
         """
         return self._now().latents(_listed(item_ids))
+
+    def sid(self, item_id: ItemKey) -> SemanticId:
+        """Return an item's semantic ID. Raises UnknownItem; ConfigError where the release has no semantic IDs."""
+        opened = self._now()
+        return opened.sids().of(opened.find(item_id))
+
+    def items(self, prefix: Sequence[int]) -> list[str]:
+        """Return the items whose codes begin with these, in the order of their semantic IDs; [] is all of them.
+
+        The same as a condition of a question: where={"sid_prefix": prefix}. Errors as `sid`.
+        """
+        opened = self._now()
+        return [opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()]
+
+    def sids(self) -> SidTable:
+        """Return the semantic IDs of all items, for other tools: `matrix`, `ordered`, `words`. Errors as `sid`."""
+        return self._now().sids()
+
+    def table(self, role: str) -> pa.Table:
+        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
+
+        Raises ConfigError where the release has no such table.
+        """
+        return self._now().table(role)
 
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.

@@ -108,7 +108,7 @@ def make_release(
         "model_kind": "vae",
         "latent_dim": DIM,
         "transform_id": "cd" * 8,
-        "metric": config.metric,
+        "metric": built.index.metric.name,
         "index_kind": built.kind,
         "index_parameters": built.parameters,
         "parts": tuple(parts),

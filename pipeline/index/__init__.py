@@ -14,15 +14,17 @@ from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
-from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes
+from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes, feature_width
 from .latents import LatentArrays
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import MASKED, METRICS, fitted_metric, metric_named
 from .search import Hits, SearchIndex, open_index
 from .where import matching_rows
 
 __all__ = [
     "FUSIONS",
     "KINDS",
+    "MASKED",
     "METRICS",
     "RRF_K",
     "BuiltIndex",
@@ -39,9 +41,12 @@ __all__ = [
     "check_readable",
     "estimate_bytes",
     "estimate_features_bytes",
+    "feature_width",
+    "fitted_metric",
     "gather_latents",
     "load_faiss",
     "matching_rows",
+    "metric_named",
     "nearest_exact",
     "nearest_groups",
     "open_index",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .metrics import MASKED, METRICS
 
 
 class IndexConfig(BaseModel):
     """How an index is built and how good it must be.
 
-    metric: how two photos are compared. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
+    metric: how two photos are compared; all but `l2` and `cosine` need a model that yields log_var. mask: which latents
+    count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
+    whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos; `flat_codes`, `flat_eden4`, `ivf_sq8` and `ivf_pq` hold codes in memory, whose candidates are scored by the
     exact features in a mapped file beside them; `auto` builds all that fit `memory_gib` and takes by what they
     measure. m, ef_construction: links a node and candidates looked at while the graph is built (hnsw only).
@@ -25,7 +29,8 @@ class IndexConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    metric: Literal["l2", "cosine"] = "cosine"
+    metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2"] = "cosine"
+    mask: Literal["none", "query_median", "catalogue_median"] = "none"
     kind: Literal["flat", "hnsw", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
@@ -40,7 +45,24 @@ class IndexConfig(BaseModel):
     gpu: Literal["auto", "never"] = "auto"
 
     # Fields that came later: at their default they are in no dump, and so in no release's key.
-    quiet: ClassVar[tuple[str, ...]] = ("latency_p99_ms",)
+    quiet: ClassVar[tuple[str, ...]] = ("latency_p99_ms", "mask")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The latents that an index is built from."""
+        return METRICS[self.metric].needs if self.mask == "none" else ("mean", "log_var")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> IndexConfig:
+        if self.mask not in MASKED[self.metric]:
+            allowed = ", ".join(MASKED[self.metric])
+            raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
+        if self.kind == "hnsw" and (self.mask == "query_median" or METRICS[self.metric].cancels):
+            raise ValueError(
+                f"kind hnsw does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of its "
+                "inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without query_median"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _without_quiet_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

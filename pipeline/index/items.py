@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..column_types import stored_column, value_of
 from ..errors import ConfigError
@@ -130,10 +131,7 @@ class ItemTable:
             if key in self._filters:
                 self._filters.move_to_end(key)
                 return self._filters[key]
-        mask = matching_rows(self._attributes, where)
-        if self.num_rows:
-            mask = mask[self._rows[self._starts[:-1]]][self.groups.numbers]  # an item fits by its first row, whole
-        made = RowFilter(mask)
+        made = RowFilter(self.fitting(where))
         with self._lock:
             if key not in self._filters:  # else another thread has just kept the same
                 self._filters[key] = made
@@ -142,6 +140,11 @@ class ItemTable:
                 _, dropped = self._filters.popitem(last=False)
                 self._filter_bytes -= dropped.nbytes + _FILTER_COST
         return made
+
+    def fitting(self, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return bool [rows]: the rows of the items that fit `where`; an item fits by its first row, whole."""
+        mask = matching_rows(self._attributes, where)
+        return mask[self._rows[self._starts[:-1]]][self.groups.numbers] if self.num_rows else mask
 
 
 def _keyed(value: Any) -> Any:

@@ -15,10 +15,13 @@ from .faiss_module import load_faiss
 from .features_file import Source, read_features
 from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import METRICS, Metric
-from .planner import Planner
+from .metric import Metric
+from .metrics import metric_named
+from .planner import Found, Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
+_SPARE = 16  # rows looked at beyond k where float32 may have put a nearer one behind, and
+_WIDER = 4  # how much further when these were not enough
 
 
 class Hits(NamedTuple):
@@ -50,8 +53,10 @@ class SearchIndex:
     which the index stores (flat, or a graph over a flat storage) or which lie in a file beside it (codes).
     """
 
-    def __init__(self, index: Any, metric: Metric, features: Float32 | None = None, *, wider: float = 1.0) -> None:
-        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; wider: see `Planner`.
+    def __init__(
+        self, index: Any, metric: Metric, features: Float32 | None = None, *, spare: Spare | None = None
+    ) -> None:
+        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; spare: see `Planner`.
 
         Raises IntegrityError when the index does not fit the metric, or has no features or others'.
         """
@@ -63,8 +68,10 @@ class SearchIndex:
                 f"{metric.geometry} (type {wanted}); the manifest and the index do not belong together"
             )
         self.metric = metric
+        # Also what is not there yet has a width: an empty index refuses queries of another.
+        self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
-        self.planner = Planner(index, features, wider)
+        self.planner = Planner(index, features, spare)
         self.features: Float32 = self.planner.features
 
     @property
@@ -80,7 +87,7 @@ class SearchIndex:
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
-        For `l2` the means themselves, for `cosine` the means at length 1.
+        For `cosine` the means at length 1, otherwise the latents themselves; those that a mask leaves out are 0.
         """
         return self.metric.recover(self.features[rows])
 
@@ -106,33 +113,52 @@ class SearchIndex:
         ceilings = np.full(len(queries), -np.inf, np.float64)
         if count <= 0 or len(queries) == 0:
             return BoundedHits(ids, scores, ceilings)
-        found = self.planner.find(features, count, allowed)
+        most = self.rows if allowed is None else len(allowed)
+        fetch = min(most, count + _SPARE) if self.metric.cancels else count
+        pending = np.arange(len(queries))
+        while len(pending):
+            asked = queries.take(pending)
+            found = self.planner.find(features[pending], fetch, allowed)
+            near = self._best(asked, found, count)
+            ids[pending, :count], scores[pending, :count] = near
+            worst = near.scores[:, -1]
+            beyond = worst
+            if found.exact and found.rows.shape[1] < most:
+                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), asked, features[pending])
+            if count < most:
+                # Candidates that were scored and are not returned score no higher than the last that is.
+                ceilings[pending] = beyond if found.rows.shape[1] == count else np.maximum(beyond, worst)
+            if not (self.metric.cancels and fetch < most and self.planner.all_exact(fetch, allowed)):
+                break
+            pending = pending[beyond > worst]
+            fetch = min(most, _WIDER * fetch)
+        return BoundedHits(ids, scores, ceilings)
+
+    def _best(self, queries: LatentArrays, found: Found, count: int) -> Hits:
+        """Return the `count` best of every query's candidates, by their exact scores."""
+        ids, scores = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
         step = max(1, _PAIR_BLOCK // max(1, found.rows.shape[1] * self.dim))
         for start in range(0, len(queries), step):
             block = np.s_[start : start + step]
             near, exact = self._ordered(queries.take(block), found.rows[block])
-            ids[block, :count], scores[block, :count] = near[:, :count], exact[:, :count]
-        if count < (self.rows if allowed is None else len(allowed)):
-            ceilings = scores[:, count - 1].copy()
-            if found.exact:
-                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), queries, features)
-                more = found.rows.shape[1] > count  # candidates that were scored and are not returned
-                ceilings = np.maximum(beyond, ceilings) if more else beyond
-        return BoundedHits(ids, scores, ceilings)
+            ids[block], scores[block] = near[:, :count], exact[:, :count]
+        return Hits(ids, scores)
 
     def _query_features(self, queries: LatentArrays) -> Float32:
         missing = queries.missing(self.metric.needs)
         if missing:
-            raise ConfigError(f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack")
+            raise ConfigError(
+                f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack; ask with "
+                "LatentArrays that hold it, or by item_id"
+            )
         if len(queries.not_finite(self.metric.needs)):
             raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
-        features = self.metric.query_features(queries)
-        if features.shape[1] != self.dim:
+        if queries.mean.shape[1] != self.latent_dim:
             raise ConfigError(
-                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.dim} features a row; "
+                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.latent_dim} features a row; "
                 "pass rows [q, d] of the release's own model's latents"
             )
-        return features
+        return self.metric.query_features(queries)
 
     def _ordered(self, queries: LatentArrays, found: Rows) -> tuple[Rows, Float64]:
         exact = self.metric.pair_scores(queries.take(np.s_[:, None]), self.latents(found))
@@ -150,13 +176,12 @@ def open_index(
 ) -> SearchIndex:
     """Return an index from its serialised bytes, or from a local file, which is then mapped and not read.
 
-    features: the same of the features' file that was written with an index of codes, or its rows; parameters: what the
-    manifest says of how it was built. Raises ConfigError for an unknown metric, IntegrityError when the bytes are no
-    index or do not fit the metric.
+    metric: its name, as a manifest has it. features: the same of the features' file that was written with an index of
+    codes, or its rows; parameters: what the manifest says of how it was built. Raises ConfigError for an unknown
+    metric, IntegrityError when the bytes are no index or do not fit the metric.
     """
     faiss = load_faiss()
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; one of {', '.join(METRICS)}")
+    known = metric_named(metric)
     try:
         if isinstance(source, bytes | memoryview):
             index = faiss.deserialize_index(np.frombuffer(source, np.uint8))
@@ -166,5 +191,5 @@ def open_index(
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
     held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
     said = parameters or {}
-    wider = float(said["candidates"]) / float(said["k"]) if "candidates" in said else 1.0
-    return SearchIndex(index, METRICS[metric], held, wider=wider)
+    spare = Spare.of(int(said["candidates"]), int(said["k"])) if "candidates" in said else None
+    return SearchIndex(index, known, held, spare=spare)

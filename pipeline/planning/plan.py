@@ -206,8 +206,17 @@ def release_config(config: NightSettings) -> dict[str, Any]:
             "index": config.index.model_dump(mode="json"),
             "gates": config.gates.model_dump(mode="json"),
             "encode": {"precision": config.encode.precision},
+            **table_settings(config),
         }
     )
+
+
+def table_settings(config: NightSettings) -> dict[str, Any]:
+    """Return the sections `tables` and `semantic_ids` where they ask for something, as plain values."""
+    asked: dict[str, Any] = {"tables": config.tables.model_dump(mode="json")} if config.tables.asked else {}
+    if config.semantic_ids is not None:
+        asked["semantic_ids"] = config.semantic_ids.model_dump(mode="json")
+    return asked
 
 
 def _of_releases(config: Mapping[str, Any]) -> dict[str, Any]:

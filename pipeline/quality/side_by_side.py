@@ -39,7 +39,7 @@ def open_space(store: Store, manifest: Manifest) -> Space:
     index = open_index(
         read_file(store, manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
     )
-    return Space(manifest, items, gather_latents(store, items), index)
+    return Space(manifest, items, gather_latents(store, items, columns=index.metric.needs), index)
 
 
 def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int, category: str | None) -> bytes:

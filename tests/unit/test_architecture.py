@@ -23,6 +23,7 @@ LEVELS: list[set[str]] = [
     {"release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},
+    {"tables"},
     {"machine", "models"},
     {"training", "encoding", "evaluation", "recommending"},
     {"monitoring", "planning", "progress"},
