@@ -47,7 +47,7 @@ class PhotoEncoder:
             self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a dozen types of its own for what it cannot load
             raise IntegrityError(
-                f"the encoder in {folder} on {store.url} cannot be loaded ({str(error)[:300]}): the bundle is damaged, or "
+                f"the encoder in {folder} on {store.url} cannot be loaded ({str(error)[:300]}): it is damaged or "
                 "made by a newer version; query by item_id or by vector, or open another release"
             ) from error
         inputs = [given.name for given in self._session.get_inputs()]
