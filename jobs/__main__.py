@@ -92,6 +92,9 @@ COMMANDS: dict[str, Command] = {
     "recommend": Command(
         "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
     ),
+    "compare-metrics": Command(
+        "Ask a release", "jobs.compare_metrics", "every metric and mask on its latents: k-NN, P@10, MAP@R", CONFIG
+    ),
     "prior": Command(
         "Ask a release",
         "jobs.prior",
@@ -134,7 +137,7 @@ def overview() -> str:
     ]
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<11}{command.help}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<16}{command.help}" for name, command in COMMANDS.items() if command.group == group]
     lines += [
         "",
         "Examples:",

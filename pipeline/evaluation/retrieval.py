@@ -2,7 +2,7 @@
 
 Names apart, since the field mixes them: precision@k is a share of what is shown, hit rate@k whether anything fits at
 all, R-precision and MAP@R look as deep as the gallery holds fitting items, so that a large category cannot look good
-by its size. Cosine, exact. The query's own item is left out by its id, never by its rank.
+by its size. Exact, by cosine or any metric of `index`. The query's own item is left out by its id, never by its rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, InputError
-from ..index import METRICS, LatentArrays
+from ..index import METRICS, LatentArrays, Metric
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -59,7 +59,34 @@ def retrieve(
     table that is sorted by category would answer for a model that tells nothing apart. Raises InputError for arrays
     that do not fit together or when nothing in the gallery fits any query.
     """
-    items, asked = (METRICS["cosine"].item_features(LatentArrays(mean=_matrix(side))) for side in (gallery, queries))
+    items, asked = (LatentArrays(mean=_matrix(side)) for side in (gallery, queries))
+    return retrieve_by(
+        METRICS["cosine"],
+        items,
+        gallery_labels,
+        asked,
+        labels,
+        gallery_ids=gallery_ids,
+        query_ids=query_ids,
+        k=k,
+        seed=seed,
+    )
+
+
+def retrieve_by(
+    metric: Metric,
+    gallery: LatentArrays,
+    gallery_labels: ArrayLike,
+    queries: LatentArrays,
+    labels: ArrayLike,
+    *,
+    gallery_ids: ArrayLike | None = None,
+    query_ids: ArrayLike | None = None,
+    k: int = 10,
+    seed: int = 0,
+) -> Retrieval:
+    """Return `retrieve` by another metric, of latents that have what it needs."""
+    items, asked = metric.item_features(gallery), metric.query_features(queries)
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
     if (gallery_ids is None) != (query_ids is None):
@@ -81,7 +108,7 @@ def retrieve(
     step = max(1, _BLOCK // max(1, len(items)))
     for start in range(0, len(order), step):
         rows = order[start : start + step]
-        near = asked[rows] @ items.T
+        near = _near(metric, asked[rows], items)
         mine, copies = np.nonzero(asking[rows][:, None] == own)
         gains, totals, left = _ranked(near, kinds, wanted[:, rows], (mine, copies), k)
         found.note(rows, gains, totals, np.minimum(k, left), k)
@@ -173,7 +200,7 @@ class _Values:
 
 
 def _ranked(
-    near: NDArray[np.float32], kinds: Int64, wanted: Int64, own: tuple[Int64, Int64], k: int
+    near: NDArray[Any], kinds: Int64, wanted: Int64, own: tuple[Int64, Int64], k: int
 ) -> tuple[NDArray[np.int64], Int64, Int64]:
     """Return gains in rank order [q, ranks], fitting items [levels, q] and items [q], all without the query's own.
 
@@ -201,6 +228,15 @@ def _ranked(
         gains[:, :ranks] += kind[picked] == want[:, None]
     gains[:, :ranks][np.isinf(apart)] = 0  # the query itself, where there are fewer items than ranks
     return gains, totals, left
+
+
+def _near(metric: Metric, asked: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[Any]:
+    """Return what orders items as the metric does, larger is nearer, [q, n]."""
+    if metric.geometry == "l2":
+        return np.asarray(2.0 * asked @ items.T - np.sum(items * items, axis=1))
+    if metric.cancels:
+        return np.asarray(asked.astype(np.float64) @ items.T.astype(np.float64))
+    return np.asarray(asked @ items.T)
 
 
 def _levels(gallery: ArrayLike, queries: ArrayLike) -> tuple[Int64, Int64]:
