@@ -95,6 +95,7 @@ COMMANDS: dict[str, Command] = {
     "compare-metrics": Command(
         "Ask a release", "jobs.compare_metrics", "every metric and mask on its latents: k-NN, P@10, MAP@R", CONFIG
     ),
+    "export": Command("Ask a release", "jobs.export", "vectors, semantic IDs, points: a file for another tool", CONFIG),
     "prior": Command(
         "Ask a release",
         "jobs.prior",

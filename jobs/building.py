@@ -135,6 +135,7 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             metric=config.index.metric,
             items=items,
             latents=latents,
+            index=built.index,
             changes=changes,
             parent=parent,
             category=config.catalogue.category,

@@ -183,7 +183,7 @@ class Release:
     ) -> list[Neighbour]:
         """Return the k items nearest to several items together, none of these among them.
 
-        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (60 + rank), which serves
+        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (5 + rank), which serves
         mixed baskets; `min` takes an item's best score to any of them; `barycentre` asks once with the weighted middle
         of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
@@ -279,7 +279,7 @@ class Release:
         return self._now().sids()
 
     def table(self, role: str) -> pa.Table:
-        """Return a further table of the release, whole: `vectors`, `sid_items`, `sid_retired`, `sid_map`.
+        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
 
         Raises ConfigError where the release has no such table.
         """

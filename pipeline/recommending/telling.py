@@ -42,7 +42,7 @@ def told(done: Recommended) -> str:
 
 
 _TABLES = {
-    "customer_items": "what to offer a customer; score: sum of share / (60 + rank)",
+    "customer_items": "what to offer a customer; score: sum of share / (5 + rank)",
     "customer_customers": "who is like a customer; score: cosine, 0 to 1",
     "item_items": "the items nearest to an item; score: the release's metric",
 }

@@ -1,4 +1,4 @@
-"""The tables that a release has beside its items: one vector an item, semantic IDs, and the way back from these."""
+"""The tables that a release has beside its items: vectors, nearest items, semantic IDs and the way back from these."""
 
 from __future__ import annotations
 
