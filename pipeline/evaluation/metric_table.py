@@ -18,7 +18,7 @@ from ..release.tables import read_table
 from ..storage import Store
 from .category import GALLERY, QUERIES, first_photos
 from .knn import elected
-from .retrieval import interval, retrieve_by
+from .retrieval import interval, retrieve_rows
 
 _K = 10
 Interval = tuple[float, float, float]
@@ -125,10 +125,7 @@ def _of_labels(
     queries = known.take(asked)
     near, scores = nearest_exact(metric, known, queries, _K, exclude=asked)
     correct = (elected(labels[near], scores, None) == labels[asked]).astype(np.float64)
-    ids = np.arange(len(known))
-    found = retrieve_by(
-        metric, known, labels, queries, labels[asked], gallery_ids=ids, query_ids=ids[asked], k=_K, seed=seed
-    )
+    found = retrieve_rows(metric, known, labels, asked, k=_K, seed=seed)
     return _told(correct, seed), _told(found.precision, seed), _told(found.average_precision, seed)
 
 

@@ -59,45 +59,43 @@ def retrieve(
     table that is sorted by category would answer for a model that tells nothing apart. Raises InputError for arrays
     that do not fit together or when nothing in the gallery fits any query.
     """
-    items, asked = (LatentArrays(mean=_matrix(side)) for side in (gallery, queries))
-    return retrieve_by(
-        METRICS["cosine"],
-        items,
-        gallery_labels,
-        asked,
-        labels,
-        gallery_ids=gallery_ids,
-        query_ids=query_ids,
-        k=k,
-        seed=seed,
-    )
-
-
-def retrieve_by(
-    metric: Metric,
-    gallery: LatentArrays,
-    gallery_labels: ArrayLike,
-    queries: LatentArrays,
-    labels: ArrayLike,
-    *,
-    gallery_ids: ArrayLike | None = None,
-    query_ids: ArrayLike | None = None,
-    k: int = 10,
-    seed: int = 0,
-) -> Retrieval:
-    """Return `retrieve` by another metric, of latents that have what it needs."""
-    items, asked = metric.item_features(gallery), metric.query_features(queries)
+    cosine = METRICS["cosine"]
+    items, asked = (cosine.item_features(LatentArrays(mean=_matrix(side))) for side in (gallery, queries))
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
     if (gallery_ids is None) != (query_ids is None):
         raise InputError("ids are given for one side only; give those of the gallery and of the queries, or none")
-    kinds, wanted = _levels(gallery_labels, labels)
-    if kinds.shape[1] != len(items) or wanted.shape[1] != len(asked) or items.shape[1] != asked.shape[1]:
+    levels = _levels(gallery_labels, labels)
+    if levels[0].shape[1] != len(items) or levels[1].shape[1] != len(asked) or items.shape[1] != asked.shape[1]:
         raise InputError(
-            f"a gallery of {list(items.shape)} with {kinds.shape[1]} labels and queries of {list(asked.shape)} with "
-            f"{wanted.shape[1]} labels do not fit"
+            f"a gallery of {list(items.shape)} with {levels[0].shape[1]} labels and queries of {list(asked.shape)} "
+            f"with {levels[1].shape[1]} labels do not fit"
         )
-    own, asking = _numbers(gallery_ids, query_ids, len(items), len(asked))
+    return _measured(cosine, (items, asked), levels, _numbers(gallery_ids, query_ids, len(items), len(asked)), k, seed)
+
+
+def retrieve_rows(
+    metric: Metric, latents: LatentArrays, labels: ArrayLike, rows: Int64, *, k: int = 10, seed: int = 0
+) -> Retrieval:
+    """Return how well these rows [q] of latents [n] with labels [n] find others of their kind, by any metric.
+
+    metric: one whose needs the latents have. Labels, measures and errors otherwise as of `retrieve`.
+    """
+    known = np.asarray(labels)
+    features = metric.item_features(latents), metric.query_features(latents.take(rows))
+    return _measured(metric, features, _levels(known, known[rows]), (np.arange(len(latents)), rows), k, seed)
+
+
+def _measured(
+    metric: Metric,
+    features: tuple[NDArray[np.float32], NDArray[np.float32]],
+    levels: tuple[Int64, Int64],
+    numbers: tuple[Int64, Int64],
+    k: int,
+    seed: int,
+) -> Retrieval:
+    """Return the measures from features, levels of labels and numbers of ids, each of the gallery and of the queries."""
+    (items, asked), (kinds, wanted), (own, asking) = features, levels, numbers
     # A stream of its own: callers choose rows by the same seed, and those must not stand together in this order.
     mixed = np.random.default_rng([seed, _STREAM]).permutation(len(items))
     items, kinds, own = items[mixed], kinds[:, mixed], own[mixed]
