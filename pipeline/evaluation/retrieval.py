@@ -94,7 +94,7 @@ def _measured(
     k: int,
     seed: int,
 ) -> Retrieval:
-    """Return the measures from features, levels of labels and numbers of ids, each of the gallery and of the queries."""
+    """Return the measures from features, levels of labels and numbers of ids, each of the gallery and the queries."""
     (items, asked), (kinds, wanted), (own, asking) = features, levels, numbers
     # A stream of its own: callers choose rows by the same seed, and those must not stand together in this order.
     mixed = np.random.default_rng([seed, _STREAM]).permutation(len(items))
