@@ -74,7 +74,7 @@ cluster-growing: $(VENV)/.dev  ## 400 actors and a GPU asked of a cluster that g
 cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
 	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
 
-image:  ## container images (IMAGES="cpu gpu reader" BUILDER=docker or podman), and what each layer adds
+image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or podman), and what each layer adds
 	@for target in $(IMAGES); do \
 	  $(BUILDER) build --file docker/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \
 	    --build-arg REVISION=$$(git rev-parse --short HEAD) $(BUILD_OPTIONS) --tag visual-codebooks-$$target:$(VERSION) . || exit 1; \
@@ -99,10 +99,10 @@ clean:  ## remove the environment and the demo's folder
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run]'
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,serve]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,serve,dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps lightly  # oracle of losses; MIT; its trainer is not needed
 	touch $@

@@ -90,6 +90,11 @@ COMMANDS: dict[str, Command] = {
     "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
+    "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
+    "recommend": Command(
+        "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
+    ),
+    "export": Command("Ask a release", "jobs.export", "vectors, semantic IDs, points: a file for another tool", CONFIG),
     "prior": Command(
         "Ask a release",
         "jobs.prior",
@@ -162,7 +167,8 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
             raise
         raise ConfigError(
             f"`codebooks {words[0]}` needs {error.name!r}, which is not installed; "
-            "run `pip install 'visual-codebooks[run,cpu]'` (or [run,gpu] on a machine with CUDA)"
+            f"run `pip install 'visual-codebooks[{'serve' if words[0] == 'serve' else 'run'},cpu]'` (on a machine with "
+            "CUDA gpu in the place of cpu)"
         ) from error
     arguments = parse_arguments(words, command.help, command.options, module)
     if arguments is None:

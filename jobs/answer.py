@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 from jobs.command import Outcome
 from pipeline.ends import EXIT_CODES
 from pipeline.errors import Unavailable
+from pipeline.keys import plain_json
 from pipeline.stopping import STOPPING
 from pipeline.storage.secrets import masked_for_people
 
@@ -67,14 +67,3 @@ class Answer:
             if lost := getattr(self._stdout, "lost", None):
                 sys.stderr.write(f"codebooks: the JSON object could not be written to standard output ({lost})\n")
         self._as_json = False  # exactly one object, whatever happens after it
-
-
-def plain_json(value: Any) -> Any:
-    """Return a value with what JSON has no word for, NaN and infinity, as null, and every name as text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): plain_json(member) for name, member in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(member) for member in value]
-    return value

@@ -10,24 +10,25 @@ from jobs.computing import Encoded
 from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import CARRIED, changes_between
-from pipeline.evaluation import GateVerdict, check_gates
+from pipeline.evaluation import GateVerdict
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
 from pipeline.models import load_bundle
-from pipeline.planning import Plan, release_config
+from pipeline.planning import Plan, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
     count,
-    gates_of,
     measure,
     model_files,
     named_parts,
     refused_by_reason,
+    verdicts_on,
     with_first_seen,
 )
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
+from pipeline.tables import Night, further_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Candidate:
 def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encoded) -> Candidate:
     """Build the index over the items and write the release; the first attempt to write its manifest wins."""
     parent = read_manifest(context.store, plan.summary.parent) if plan.summary.parent else None
-    found = examine(context, plan, encoded, parent)
+    found = examine(context, plan, model_id, encoded, parent)
     bundle = load_bundle(context.store, model_id)
     config = context.config
     with context.watch.stage("report"):
@@ -67,6 +68,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         evaluation={},
         gates=settings["gates"],
         parent=plan.summary.parent,
+        tables=table_settings(config),
     )
     written = write_release(
         context.store,
@@ -75,8 +77,9 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             "items": items.files,
             "quarantine": table_files(found.quarantine, looked_up=True),
             "changes": table_files(found.changes, looked_up=True),
-            "index": (found.built.data, ".faiss", found.items.num_rows),
+            **found.built.files(),
             "report": (page, ".html", None),
+            **found.further.files,
         },
         release_key=key,
         run=context.run.name,
@@ -86,15 +89,15 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         model_kind=config.model.kind,
         latent_dim=bundle.model.latent_dim,
         transform_id=plan.summary.transform_id,
-        metric=config.index.metric,
-        index_kind=config.index.kind,
+        metric=found.built.index.metric.name,
+        index_kind=found.built.kind,
         index_parameters=found.built.parameters,
         counts=found.counts,
         measures=found.measures,
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs=inputs_of(config, plan),
+        inputs={**inputs_of(config, plan), **found.further.inputs},
         **model_files(context.store, model_id, parent),
     )
     report_name = written.manifest.file("report").name
@@ -109,14 +112,15 @@ def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:
     return inputs
 
 
-def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | None) -> Findings:
+def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, parent: Manifest | None) -> Findings:
     """Build the index over the items, and measure what the gates look at."""
     context.attempt.check()
     config, store, items = context.config, context.store, encoded.items
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
-        latents = gather_latents(store, items)
-        built = build_index(latents, config.index)
+        latents = gather_latents(store, items, columns=config.index.needs)
+        before = None if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
+        built = build_index(latents, config.index, before=before)
     context.attempt.check()
     with context.watch.stage("evaluate"):
         parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
@@ -125,6 +129,19 @@ def examine(context: Context, plan: Plan, encoded: Encoded, parent: Manifest | N
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)
         counts = count(items, quarantine, changes, plan)
         measures = measure(config, items, latents, built, counts)
-        verdicts = tuple(check_gates(measures, gates_of(config.gates, plan.summary.sample)))
+        night = Night(
+            run=context.run.name,
+            model_id=model_id,
+            metric=config.index.metric,
+            items=items,
+            latents=latents,
+            index=built.index,
+            changes=changes,
+            parent=parent,
+            category=config.catalogue.category,
+        )
+        further = further_tables(store, night, config.tables, config.semantic_ids)
+        measures |= further.measures
+        verdicts = verdicts_on(measures, config.gates, plan.summary.sample)
         tell(Examined(verdicts, refused_by_reason(quarantine), measures))
-    return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts)
+    return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts, further)

@@ -23,6 +23,7 @@ from pipeline.release import PublishConfig
 from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.storage.config import StoreConfig, absolute
+from pipeline.tables import SemanticIdsConfig, TablesConfig
 from pipeline.training import TrainConfig
 
 
@@ -42,6 +43,8 @@ class Config(BaseModel):
     prior: AnyPriorSection = DEFAULT_PRIOR
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
     index: IndexConfig = Field(default_factory=IndexConfig)
+    tables: TablesConfig = TablesConfig()
+    semantic_ids: SemanticIdsConfig | None = None
     gates: GatesConfig = Field(default_factory=GatesConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -70,6 +73,9 @@ def config_values(config: Config) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"monitor"})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
+    for section, switched_off in (("tables", not config.tables.asked), ("semantic_ids", config.semantic_ids is None)):
+        if switched_off:  # a run's frozen config is then what it was before there were such sections
+            del values[section]
     return values
 
 

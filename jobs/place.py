@@ -34,6 +34,8 @@ class LightConfig(BaseModel):
     gates: Any = None
     cluster: Any = None
     monitor: Any = None
+    tables: Any = None
+    semantic_ids: Any = None
 
 
 def load_light(arguments: Arguments) -> LightConfig:

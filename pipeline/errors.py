@@ -120,6 +120,19 @@ class NotReconstructing(CodebooksError):
     """`decode` was called on a model that has no decoder to pixels."""
 
 
+class RequestRefused(CodebooksError):
+    """A request over HTTP that is not answered as asked. status: the HTTP status that says why."""
+
+    exit_code = 2
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type[RequestRefused], tuple[int, str]]:
+        return (type(self), (self.status, str(self)))
+
+
 class PhotoRefused(CodebooksError):
     """One photo cannot be used; it becomes a row of the quarantine table, never a crash.
 

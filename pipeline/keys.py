@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 SHORT = 12  # hex digits of a digest that go into a file name
@@ -27,6 +29,17 @@ def portable(value: Any) -> Any:
         return {str(name): portable(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [portable(member) for member in value]
+    return value
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value with what JSON has no word for, NaN and infinity, as null, and every name as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain_json(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(member) for member in value]
     return value
 
 

@@ -175,9 +175,13 @@ def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> 
     """Return a part's table (only `columns` where given). Raises NotFound, IntegrityError."""
     try:
         with store.open(check_part_name(name)) as handle:
-            return read_whole(handle, columns)
+            table = read_whole(handle, columns)
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+    missing = [column for column in columns or () if column not in table.column_names]  # Arrow leaves them out
+    if missing:
+        raise IntegrityError(f"{name} has no column {', '.join(missing)}: its model does not yield it")
+    return table
 
 
 def read_whole(handle: Any, columns: Sequence[str] | None = None, *, dictionaries: Sequence[str] = ()) -> pa.Table:

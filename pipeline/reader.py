@@ -14,13 +14,14 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, NotFound
 from .forks import FreshLock
 from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.latents import Float32, Float64, Rows
-from .index.opened import OpenedRelease
+from .index.opened import OpenedRelease, StoredPhoto
+from .index.sids import SemanticId, SidTable
 from .release import ChannelEntry, Manifest, check_store, read_head
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
@@ -132,6 +133,11 @@ class Release:
         """The model whose latents the release holds."""
         return self._now().manifest.model_id
 
+    @property
+    def opened(self) -> OpenedRelease:
+        """The files of the release that queries now run on, for rooms of this library; `refresh` leaves them be."""
+        return self._now()
+
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self._now().items)
@@ -143,6 +149,10 @@ class Release:
     def item_ids(self) -> list[str]:
         """Return every item's key, in order."""
         return self._now().items.item_ids()
+
+    def item_ids_from(self, prefix: str, limit: int) -> list[str]:
+        """Return the first keys that begin with a prefix, in order, `limit` at most."""
+        return self._now().items.item_ids_from(prefix, limit)
 
     def attributes(self, item_id: ItemKey) -> dict[str, Any]:
         """Return an item's attributes. Raises UnknownItem."""
@@ -173,7 +183,7 @@ class Release:
     ) -> list[Neighbour]:
         """Return the k items nearest to several items together, none of these among them.
 
-        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (60 + rank), which serves
+        fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (5 + rank), which serves
         mixed baskets; `min` takes an item's best score to any of them; `barycentre` asks once with the weighted middle
         of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
@@ -206,22 +216,41 @@ class Release:
         return _named(self._now(), queries, np.arange(len(queries)), k, where)
 
     def similar_photo(
-        self, data: bytes, k: int = 10, *, where: Mapping[str, Any] | None = None, category: Any = None
+        self,
+        data: bytes,
+        k: int = 10,
+        *,
+        where: Mapping[str, Any] | None = None,
+        category: Any = None,
+        max_pixels: int | None = None,
     ) -> list[Neighbour]:
-        """Return the k items nearest to a photo, given as the bytes of its file; category, errors as `encode_photo`."""
+        """Return the k items nearest to a photo, given as the bytes of its file; the rest as in `encode_photo`."""
         opened = self._now()
-        vectors = LatentArrays(mean=opened.encoder()(data, category))
+        vectors = LatentArrays(mean=opened.encoder()(data, category, max_pixels=max_pixels))
         return _named(opened, vectors, np.zeros(1, np.int64), k, where)[0]
 
-    def encode_photo(self, data: bytes, *, category: Any = None) -> Float32:
+    def encode_photo(self, data: bytes, *, category: Any = None, max_pixels: int | None = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d], by the release's own encoder (ONNX, on the CPU).
 
         category: what the photo shows, as in the catalogue's column; a model that is told categories encodes with it.
         None (not known) and a category that the model never met are encoded too; other models do not look at it.
+        max_pixels: width x height at most, for photos of strangers; None: the limit that the bundle has of its own.
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing,
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
-        return self._now().encoder()(data, category)
+        return self._now().encoder()(data, category, max_pixels=max_pixels)
+
+    def photos(self, item_id: ItemKey) -> list[StoredPhoto]:
+        """Return an item's photos, in order: where each lies, and where its pixels are kept. Raises UnknownItem."""
+        return self._now().photos(item_id)
+
+    def pixels(self, item_id: ItemKey) -> NDArray[np.uint8] | None:
+        """Return an item's first kept photo, uint8 RGB [size, size, 3]; None where no pixels of it are kept.
+
+        These are the pixels that the encoder saw; they are read from the store, and expire before releases do. Raises
+        UnknownItem.
+        """
+        return self._now().pixels(item_id)
 
     def latents(self, item_ids: Iterable[ItemKey]) -> pa.Table:
         """Return the latents of items, one row a photo, in the order asked; the parts that hold them are fetched whole.
@@ -230,6 +259,30 @@ class Release:
         UnknownItem.
         """
         return self._now().latents(_listed(item_ids))
+
+    def sid(self, item_id: ItemKey) -> SemanticId:
+        """Return an item's semantic ID. Raises UnknownItem; ConfigError where the release has no semantic IDs."""
+        opened = self._now()
+        return opened.sids().of(opened.find(item_id))
+
+    def items(self, prefix: Sequence[int]) -> list[str]:
+        """Return the items whose codes begin with these, in the order of their semantic IDs; [] is all of them.
+
+        The same as a condition of a question: where={"sid_prefix": prefix}. Errors as `sid`.
+        """
+        opened = self._now()
+        return [opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()]
+
+    def sids(self) -> SidTable:
+        """Return the semantic IDs of all items, for other tools: `matrix`, `ordered`, `words`. Errors as `sid`."""
+        return self._now().sids()
+
+    def table(self, role: str) -> pa.Table:
+        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
+
+        Raises ConfigError where the release has no such table.
+        """
+        return self._now().table(role)
 
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.

@@ -16,6 +16,7 @@ QUARANTINE_VERSION = 1
 CHANGES_VERSION = 1
 PLAN_VERSION = 1
 OUTLIERS_VERSION = 1
+TABLES_VERSION = 1
 
 # What a catalogue source yields, one row a photo. A photo's bytes lie at `uri`; where they are embedded in a table or
 # a tar file, `source` is that file's URI and `offset` the row number (Parquet, JSON lines: base 0) or the first byte's
@@ -116,6 +117,55 @@ OUTLIERS = pa.schema(
     ]
 )
 
+_ITEM_ID = pa.field("item_id", pa.string(), nullable=False)
+_CODES = pa.list_(pa.field("item", pa.uint16(), nullable=False))
+
+# A slot: the codes that an item's vector has, those that it was given (others where a full bucket moved it), and the
+# suffix that tells it from the other items of these codes. `since`: the run that gave the slot to the item.
+_SLOT = [
+    _ITEM_ID,
+    pa.field("codes", _CODES, nullable=False),
+    pa.field("suffix", pa.int32(), nullable=False),
+    pa.field("nearest_codes", _CODES, nullable=False),
+    pa.field("since", pa.string(), nullable=False),
+]
+SEMANTIC_IDS = pa.schema(
+    [
+        *_SLOT,
+        pa.field("offset_codes", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("token", pa.string(), nullable=False),
+        pa.field("residual_norm", pa.float32(), nullable=False),
+    ]
+)
+# Slots that nobody has any more; given only to the item that had it. `retired`: the run that found it without its item.
+SID_RETIRED = pa.schema([*_SLOT, pa.field("retired", pa.string(), nullable=False)])
+# The way back: the items of each sequence of codes, in the order of their suffixes.
+SID_ITEMS = pa.schema(
+    [
+        pa.field("codes", _CODES, nullable=False),
+        pa.field("item_ids", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+# Which code of a level took the place of which when the codebooks changed; null where there are fewer of the others.
+# `items`: those that had the one and have the other; `share`: of those that had the old one.
+SID_MAP = pa.schema(
+    [
+        pa.field("level", pa.int32(), nullable=False),
+        pa.field("old", pa.int32()),
+        pa.field("new", pa.int32()),
+        pa.field("items", pa.int64(), nullable=False),
+        pa.field("share", pa.float64(), nullable=False),
+    ]
+)
+NEIGHBOURS = pa.schema(
+    [
+        _ITEM_ID,
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("neighbour_id", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+    ]
+)
+
 # Names that an attribute column must not have.
 RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
 
@@ -138,6 +188,16 @@ def quarantine_schema() -> pa.Schema:
 def changes_schema() -> pa.Schema:
     """Return the schema of a release's table of changes against its parent."""
     return _versioned(CHANGES, CHANGES_VERSION)
+
+
+def vectors_schema(dim: int) -> pa.Schema:
+    """Return the schema of a release's table of one vector an item."""
+    return table_schema(pa.schema([_ITEM_ID, pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)]))
+
+
+def table_schema(fields: pa.Schema) -> pa.Schema:
+    """Return the schema of one of a release's further tables, such as SEMANTIC_IDS."""
+    return _versioned(fields, TABLES_VERSION)
 
 
 def outliers_schema() -> pa.Schema:

@@ -6,7 +6,7 @@ Pure functions of arrays; nothing here knows of Ray, releases or channels. `fais
 
 from __future__ import annotations
 
-from .build import KINDS, BuiltIndex, Kind, build_index, estimate_bytes
+from .build import BuiltIndex, build_index
 from .config import IndexConfig
 from .exact import nearest_exact
 from .faiss_module import load_faiss
@@ -14,14 +14,17 @@ from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
+from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes, feature_width
 from .latents import LatentArrays
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import MASKED, METRICS, fitted_metric, metric_named
 from .search import Hits, SearchIndex, open_index
 from .where import matching_rows
 
 __all__ = [
     "FUSIONS",
     "KINDS",
+    "MASKED",
     "METRICS",
     "RRF_K",
     "BuiltIndex",
@@ -35,10 +38,15 @@ __all__ = [
     "Metric",
     "SearchIndex",
     "build_index",
+    "check_readable",
     "estimate_bytes",
+    "estimate_features_bytes",
+    "feature_width",
+    "fitted_metric",
     "gather_latents",
     "load_faiss",
     "matching_rows",
+    "metric_named",
     "nearest_exact",
     "nearest_groups",
     "open_index",

@@ -1,8 +1,9 @@
-"""Building an index, tuning it to a recall target, and measuring that recall."""
+"""Building an index: of the kind asked for, or of the one that does best what is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,164 +11,204 @@ import numpy as np
 
 from ..errors import ConfigError, InputError
 from .config import IndexConfig
-from .exact import nearest_exact
 from .faiss_module import faiss_threads, load_faiss
+from .features_file import SUFFIX, features_bytes
 from .gpu import cloned_to_cpu, cloned_to_gpu
-from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import METRICS, Metric
+from .kinds import KINDS, candidate_kinds, cells_of, estimate_bytes, faiss_version, training_rows
+from .latents import Float32, Float64, LatentArrays
+from .metric import Metric
+from .metrics import fitted_metric
+from .recall import Truth, recalls, sampled, unseen
 from .search import SearchIndex, open_index
+from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
 ADD_BLOCK = 1 << 14
 _GIB = 1 << 30
-# Work of the brute-force truth, in products: a catalogue of millions gets fewer queries rather than a slow night.
-_TRUTH_PRODUCTS = 64_000_000_000
+_LEFT_OUT = 10  # an index without its queries lacks at most two of so many rows
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of index.
-
-    make: (features, FAISS metric, config) -> an empty FAISS index. bytes: (rows, features, config) -> estimated size in
-    memory and as a file. tuned: the name of the one search parameter that trades recall for time, or None.
-    set_parameter: writes that parameter into a FAISS index. on_gpu: whether it may be filled on a GPU.
-    """
-
-    make: Callable[[int, int, IndexConfig], Any]
-    bytes: Callable[[int, int, IndexConfig], int]
-    tuned: str | None = None
-    set_parameter: Callable[[Any, int], None] | None = None
-    on_gpu: bool = False
+Parameters = dict[str, int | float | str]
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
     """A finished index: `data` is the FAISS file, `index` what a reader would open from it.
 
-    recall: recall@k, a share, over sampled queries that took no part in tuning. parameters: what was built and found,
-    for the manifest.
+    kind: its row of the table. recall: recall@k, a share, over sampled queries that took no part in tuning. parameters:
+    what was built and found, for the manifest. features: the file of exact features of a kind that stores codes.
+    points: what each kind that was built gave.
     """
 
     index: SearchIndex
     data: bytes
+    kind: str
     recall: float
-    parameters: dict[str, int | str]
+    parameters: Parameters
+    features: bytes | None = None
+    points: tuple[Point, ...] = ()
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return for people why this kind was chosen, and what each kind that was built gave: (what, text)."""
+        why = [("why", str(self.parameters["chosen"]))] if "chosen" in self.parameters else []
+        return [*why, *((point.kind, point.line()) for point in self.points)]
+
+    def files(self) -> dict[str, tuple[bytes, str, int | None]]:
+        """Return the release's files that it is made of: by role, bytes, suffix and rows."""
+        rows = self.index.rows
+        beside = {} if self.features is None else {"features": (self.features, SUFFIX, rows)}
+        return {"index": (self.data, ".faiss", rows), **beside}
 
 
-def _make_flat(dim: int, metric: int, config: IndexConfig) -> Any:
-    return load_faiss().IndexFlat(dim, metric)
+def build_index(latents: LatentArrays, config: IndexConfig, *, before: Mapping[str, Any] | None = None) -> BuiltIndex:
+    """Build, tune and measure an index over latents [n], in their order.
 
-
-def _flat_bytes(rows: int, dim: int, config: IndexConfig) -> int:
-    return rows * dim * 4
-
-
-def _make_hnsw(dim: int, metric: int, config: IndexConfig) -> Any:
-    index = load_faiss().IndexHNSWFlat(dim, config.m, metric)
-    index.hnsw.efConstruction = config.ef_construction
-    return index
-
-
-def _hnsw_bytes(rows: int, dim: int, config: IndexConfig) -> int:
-    # 2m links of 4 bytes on the lowest level, m on each higher one (a node has 1/(m-1) of them on average), an offset
-    # of 8 bytes and a level of 4.
-    links = 4 * (2 * config.m + config.m / (config.m - 1))
-    return int(rows * (dim * 4 + links + 12))
-
-
-def _set_ef_search(index: Any, value: int) -> None:
-    index.hnsw.efSearch = value
-
-
-KINDS: Mapping[str, Kind] = {
-    "flat": Kind(make=_make_flat, bytes=_flat_bytes, on_gpu=True),
-    "hnsw": Kind(make=_make_hnsw, bytes=_hnsw_bytes, tuned="ef_search", set_parameter=_set_ef_search),
-}
-
-
-def estimate_bytes(rows: int, dim: int, config: IndexConfig) -> int:
-    """Return the estimated size of an index over rows of `dim` features, in memory and as a file, in bytes."""
-    return KINDS[config.kind].bytes(rows, dim, config)
-
-
-def build_index(latents: LatentArrays, config: IndexConfig) -> BuiltIndex:
-    """Build, tune and measure an index over latents [n], in their order; the same input gives the same bytes.
-
+    The same input gives the same bytes, but for `auto`, which chooses by measured times. before: the parameters of the
+    parent's index, with its `kind`: tuning begins there, and `auto` keeps that kind while it does what is asked for.
     Raises InputError for latents that are missing or not finite, ConfigError when the index would not fit
-    `memory_gib`.
+    `memory_gib`, or when no kind of codes reaches `target_recall` and `latency_p99_ms`.
     """
-    metric, kind = METRICS[config.metric], KINDS[config.kind]
-    features = _item_features(latents, metric)
+    _check_latents(latents, config)
+    metric = fitted_metric(config.metric, config.mask, latents)
+    features = metric.item_features(latents)
     _check_memory(features, config)
     with faiss_threads(config.threads):
-        index = _filled(features, metric, kind, config)
-        tuning, measuring = _sampled(latents, metric, config)
-        found: dict[str, int | str] = {}
-        if kind.tuned is not None and kind.set_parameter is not None:
-            found[kind.tuned] = _tune(SearchIndex(index, metric), index, kind.set_parameter, tuning, config)
-        data = load_faiss().serialize_index(index).tobytes()
-        del index  # there are two more of it
-        reopened = open_index(data, config.metric)  # measured as a reader will open it
-        recall = recall_at_k(reopened, measuring, config.k)
-    parameters = {"k": config.k, "queries": len(measuring.rows), **_built_with(config), **found}
-    return BuiltIndex(index=reopened, data=data, recall=recall, parameters=parameters)
+        tuning, measuring = sampled(latents, metric, config)
+        work = _Work(latents, features, metric, config, tuning, measuring, before or {})
+        if config.kind in ("flat", "hnsw"):
+            return _as_asked(work, config.kind)
+        return _chosen(work)
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """Queries that are rows of the index, and the score of each one's k-th nearest other row.
+class _Work:
+    """What an index is built from: latents [n], their features [n, f], queries to tune and to measure by, the parent's
+    parameters."""
 
-    rows: int64 [q]; queries: their latents [q]; kth: float64 [q] (fewer neighbours than k: of the last one).
-    """
-
-    rows: Rows
-    queries: LatentArrays
-    kth: Float64
-    neighbours: int
-
-
-def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int) -> Truth:
-    """Return the exact k-th scores of these rows' neighbours, each row itself left out."""
-    queries = latents.take(rows)
-    _, scores = nearest_exact(metric, latents, queries, k, exclude=rows)
-    neighbours = scores.shape[1]
-    kth = scores[:, -1] if neighbours else np.empty(0)
-    return Truth(rows=rows, queries=queries, kth=kth, neighbours=neighbours)
+    latents: LatentArrays
+    features: Float32
+    metric: Metric
+    config: IndexConfig
+    tuning: Truth
+    measuring: Truth
+    before: Mapping[str, Any]
 
 
-def recall_at_k(index: SearchIndex, truth: Truth, k: int) -> float:
-    """Return the share of the k nearest rows that the index finds, in 0..1; 1 where there are no neighbours to find.
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """One kind, filled and tuned: its file, that file opened as a reader opens it, and recalls of measuring queries."""
 
-    A row counts when its exact score reaches that of the true k-th neighbour, so rows at the same distance (copies of
-    one photo) count alike whichever the index returns. The query itself is left out.
-    """
-    if truth.neighbours == 0 or len(truth.rows) == 0:
-        return 1.0
-    hits = index.search(truth.queries, truth.neighbours + 1)
-    others = hits.ids != truth.rows[:, None]
-    # The index scores its own float32 features, the truth the latents: they differ by that rounding only.
-    reached = hits.scores >= (truth.kth - 1e-6 * np.maximum(1.0, np.abs(truth.kth)))[:, None]
-    good = np.minimum(np.sum(others & reached & (hits.ids >= 0), axis=1), truth.neighbours)
-    return float(good.sum() / (truth.neighbours * len(truth.rows)))
+    data: bytes
+    tuned: Tuned
+    opened: SearchIndex
+    found: Float64
+    seconds: float
 
 
-def _item_features(latents: LatentArrays, metric: Metric) -> Float32:
-    missing = latents.missing(metric.needs)
+def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
+    start = time.perf_counter()
+    kind, config = KINDS[name], work.config
+    # A graph that was asked for by name is tuned by its own rows, as ever: its bytes must not change.
+    apart = _apart(work, name, before) if kind.by_unseen and config.kind != name else None
+    index = _filled(work.features, work.metric, name, config)
+    held = work.features if kind.lossy else None
+    if apart is not None:
+        tuned = apart.tuned
+        for effort, value in tuned.effort.items():
+            SearchIndex(index, work.metric).planner.set_effort(effort, value)
+    elif kind.tuned:
+        tuned = tune(SearchIndex(index, work.metric, held), name, work.tuning, config, before)
+    else:
+        tuned = Tuned({}, reached=True)
+    data = load_faiss().serialize_index(index).tobytes()
+    del index  # there are two more of it
+    opened = open_index(data, work.metric.name, features=held, parameters={"k": config.k, **tuned.effort})
+    found = recalls(opened, work.measuring) if apart is None else apart.found
+    return _Made(data, tuned, opened, found, time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """What a kind was found to need, and recalls of the measuring queries, without any of these queries in it."""
+
+    tuned: Tuned
+    found: Float64
+
+
+def _apart(work: _Work, name: str, before: Mapping[str, Any]) -> _Apart:
+    most = max(1, len(work.features) // _LEFT_OUT)
+    samples = [sample.thinned(most) for sample in (work.tuning, work.measuring)]
+    kept = np.setdiff1d(np.arange(len(work.features)), np.concatenate([sample.rows for sample in samples]))
+    rest = work.latents.take(kept)
+    index = SearchIndex(_filled(work.features[kept], work.metric, name, work.config), work.metric)
+    tuning, measuring = (unseen(truth, rest, work.metric, work.config.k) for truth in samples)
+    return _Apart(tune(index, name, tuning, work.config, before), recalls(index, measuring))
+
+
+def _as_asked(work: _Work, name: str) -> BuiltIndex:
+    made = _made(work, name, {})
+    recall = float(made.found.sum() / len(made.found)) if len(made.found) else 1.0
+    return BuiltIndex(made.opened, made.data, name, recall, _built_with(work, name) | made.tuned.effort)
+
+
+def _chosen(work: _Work) -> BuiltIndex:
+    """Return the index of the kind that does best what is asked for, with what the others gave."""
+    config, before = work.config, work.before
+    names = candidate_kinds(work.features.shape[0], work.features.shape[1], config)
+    parent = before.get("kind")
+    points: list[Point] = []
+    kept: tuple[_Made, Choice] | None = None
+    for name in sorted(names, key=lambda name: name != parent):  # the parent's first
+        made = _made(work, name, before if name == parent else {})
+        size = len(made.data)
+        points.append(
+            measured(made.opened, name, made.tuned, made.found, work.measuring, config, size=size, build_s=made.seconds)
+        )
+        choice = choose(points, config, before)
+        if choice is not None and choice.point is points[-1]:
+            kept = made, choice
+        elif choice is not None and kept is not None:
+            kept = kept[0], choice
+        stands = still_stands(before, len(work.features))
+        if name == parent and stands and meets(points[-1], config):
+            kept = (
+                made,
+                Choice(points[-1], "the parent's kind still gives what is asked for; the others were not built"),
+            )
+            break
+    if kept is None:
+        raise refuse(points, config)
+    made, choice = kept
+    kind = choice.point.kind
+    tuned_rows = before.get("tuned_rows") if len(points) < len(names) else None
+    parameters = _built_with(work, kind) | made.tuned.effort
+    parameters |= {"chosen": choice.why, "tuned_rows": tuned_rows or len(work.features)}
+    for point in pareto(points):
+        parameters |= point.parameters()
+    parameters |= choice.point.parameters()
+    features = features_bytes(work.features) if KINDS[kind].lossy else None
+    return BuiltIndex(made.opened, made.data, kind, choice.point.recall, parameters, features, tuple(points))
+
+
+def _check_latents(latents: LatentArrays, config: IndexConfig) -> None:
+    missing = latents.missing(config.needs)
     if missing:
+        masked = "" if config.mask == "none" else f" with the mask {config.mask!r}"
         raise InputError(
-            f"the metric {metric.name!r} needs {', '.join(missing)}, which these latents do not have; "
+            f"the metric {config.metric!r}{masked} needs {', '.join(missing)}, which these latents do not have; "
             "choose another index.metric or a model that yields them"
         )
-    bad = latents.not_finite(metric.needs)
+    bad = latents.not_finite(config.needs)
     if len(bad):
         raise InputError(
             f"{len(bad)} of {len(latents)} latents hold NaN or infinity (first: row {bad[0]}); "
             "the model has diverged: train again with a lower train.learning_rate"
         )
-    return metric.item_features(latents)
 
 
 def _check_memory(features: Float32, config: IndexConfig) -> None:
+    if config.kind == "auto":
+        _check_least(features, config)
+        return
     need = estimate_bytes(features.shape[0], features.shape[1], config)
     if config.memory_gib is not None and need > config.memory_gib * _GIB:
         raise ConfigError(
@@ -177,54 +218,45 @@ def _check_memory(features: Float32, config: IndexConfig) -> None:
         )
 
 
-def _filled(features: Float32, metric: Metric, kind: Kind, config: IndexConfig) -> Any:
+def _check_least(features: Float32, config: IndexConfig) -> None:
+    if config.memory_gib is None:
+        return
+    rows, dim = features.shape
+    needs = {name: rows * KINDS[name].row_bytes(dim, rows, config) for name in candidate_kinds(rows, dim, config)}
+    least = min(needs, key=lambda name: needs[name])
+    if needs[least] > config.memory_gib * _GIB:
+        raise ConfigError(
+            f"no kind of index of {rows} rows x {dim} features fits index.memory_gib {config.memory_gib:g}: the least, "
+            f"{least}, needs about {needs[least] / _GIB:.3g} GiB; raise it"
+        )
+
+
+def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -> Any:
     """Return the CPU index with every row added in fixed blocks, in order."""
     faiss = load_faiss()
     geometry = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
-    index = kind.make(features.shape[1], geometry, config)
+    kind = KINDS[name]
+    if kind.lowest_faiss > faiss_version():
+        raise ConfigError(
+            f"an index of kind {name!r} needs FAISS {'.'.join(map(str, kind.lowest_faiss))}, installed is "
+            f"{faiss.__version__}: pip install --upgrade faiss-cpu, or take kind: flat_codes"
+        )
+    index = kind.make(features.shape[1], geometry, len(features), config)
+    if not index.is_trained:
+        index.train(training_rows(features, config))
     filling = cloned_to_gpu(index) if kind.on_gpu and config.gpu == "auto" else index
     for start in range(0, len(features), ADD_BLOCK):
         filling.add(features[start : start + ADD_BLOCK])
     return filling if filling is index else cloned_to_cpu(filling)
 
 
-def _sampled(latents: LatentArrays, metric: Metric, config: IndexConfig) -> tuple[Truth, Truth]:
-    """Return two disjoint samples of queries: one to tune by, one to measure by."""
-    affordable = _TRUTH_PRODUCTS // max(1, 2 * latents.mean.size)
-    count = min(config.queries, max(100, affordable), (len(latents) + 1) // 2)
-    drawn = np.random.default_rng(config.seed).permutation(len(latents))[: 2 * count]
-    tuning = np.sort(drawn[: len(drawn) // 2]) if config.kind != "flat" else drawn[:0]
-    measuring = np.sort(drawn[len(drawn) // 2 :])
-    return truth_of(latents, metric, tuning, config.k), truth_of(latents, metric, measuring, config.k)
-
-
-def _tune(
-    index: SearchIndex, raw: Any, set_parameter: Callable[[Any, int], None], truth: Truth, config: IndexConfig
-) -> int:
-    """Return (and leave in `raw`) the least parameter that reaches the target on the tuning queries.
-
-    Doubles until the target is reached, then halves the interval; at `max_ef_search` it gives up and keeps that.
-    """
-
-    def reaches(value: int) -> bool:
-        set_parameter(raw, value)
-        return recall_at_k(index, truth, config.k) >= config.target_recall
-
-    high = min(max(8, config.k + 1), config.max_ef_search)
-    low = high  # not known to fail: the first value is the least that makes sense
-    while not reaches(high):
-        if high == config.max_ef_search:
-            return high
-        low, high = high, min(2 * high, config.max_ef_search)
-    while high - low > max(1, high // 32):
-        middle = (low + high) // 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    set_parameter(raw, high)
-    return high
-
-
-def _built_with(config: IndexConfig) -> dict[str, int | str]:
-    built: dict[str, int | str] = {"add_block": ADD_BLOCK}
-    if config.kind == "hnsw":
+def _built_with(work: _Work, name: str) -> Parameters:
+    config, kind = work.config, KINDS[name]
+    built: Parameters = {"k": config.k, "queries": len(work.measuring.rows), "add_block": ADD_BLOCK}
+    if name == "hnsw":
         built |= {"m": config.m, "ef_construction": config.ef_construction}
+    if "nprobe" in kind.tuned:
+        built["cells"] = cells_of(len(work.features))
+    if kind.lossy:
+        built["lowest_faiss"] = ".".join(map(str, kind.lowest_faiss))
     return built

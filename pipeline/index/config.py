@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .metrics import MASKED, METRICS
 
 
 class IndexConfig(BaseModel):
     """How an index is built and how good it must be.
 
-    metric: how two photos are compared. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
-    photos. m, ef_construction: links a node and candidates looked at while the graph is built (hnsw only).
-    target_recall: recall@k that ef_search is tuned to, as a share; max_ef_search: where tuning gives up (the
-    measured recall is then what the gate sees). k, queries, seed: neighbours, sampled queries and their seed for
-    tuning and for measuring recall. memory_gib: refuse to build an index estimated above this; None: no limit.
-    threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where the installed FAISS sees some.
+    metric: how two photos are compared; all but `l2` and `cosine` need a model that yields log_var. mask: which latents
+    count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
+    whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
+    photos; `flat_codes`, `flat_eden4`, `ivf_sq8` and `ivf_pq` hold codes in memory, whose candidates are scored by the
+    exact features in a mapped file beside them; `auto` builds all that fit `memory_gib` and takes by what they
+    measure. m, ef_construction: links a node and candidates looked at while the graph is built (hnsw only).
+    target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; codes and `auto` to the lower end
+    of its 95 % interval, else they are refused. max_ef_search: where tuning gives up, of ef_search (for `hnsw` by name
+    the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
+    sampled queries and their seed for tuning and for measuring recall. memory_gib: refuse to build an index estimated
+    above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built, for codes and
+    `auto`; None: no limit. threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where the
+    installed FAISS sees some.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    metric: Literal["l2", "cosine"] = "cosine"
-    kind: Literal["flat", "hnsw"] = "flat"
+    metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2"] = "cosine"
+    mask: Literal["none", "query_median", "catalogue_median"] = "none"
+    kind: Literal["flat", "hnsw", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
     target_recall: float = Field(default=0.98, gt=0.0, le=1.0)
@@ -30,5 +40,36 @@ class IndexConfig(BaseModel):
     queries: int = Field(default=1000, ge=1)
     seed: int = Field(default=0, ge=0)
     memory_gib: float | None = Field(default=None, gt=0.0)
+    latency_p99_ms: float | None = Field(default=None, gt=0.0)
     threads: int | None = Field(default=None, ge=1)
     gpu: Literal["auto", "never"] = "auto"
+
+    # Fields that came later: at their default they are in no dump, and so in no release's key.
+    quiet: ClassVar[tuple[str, ...]] = ("latency_p99_ms", "mask")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The latents that an index is built from."""
+        return METRICS[self.metric].needs if self.mask == "none" else ("mean", "log_var")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> IndexConfig:
+        if self.mask not in MASKED[self.metric]:
+            allowed = ", ".join(MASKED[self.metric])
+            raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
+        if self.kind == "hnsw" and (self.mask == "query_median" or METRICS[self.metric].cancels):
+            raise ValueError(
+                f"kind hnsw does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of its "
+                "inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without query_median"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_quiet_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        defaults = type(self).model_fields
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.quiet or getattr(self, name) != defaults[name].default
+        }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import Metric
+from .metric import Metric
 
 _QUERIES = 256  # queries and
+_PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of pairs
 _ROWS = 1 << 15  # rows multiplied at a time: 64 MiB of float64 values
-_SPARE = 16  # rows kept beyond k, so that rounding of the matrix product cannot push a true neighbour out
+_SPARE = 16  # rows kept beyond k, so that rounding of the matrix product cannot push a true neighbour out,
+_WIDER = 8  # and how many more where the metric's own bound says that these are too few
 
 
 def nearest_exact(
@@ -34,18 +36,51 @@ def nearest_exact(
     for start in range(0, len(queries), _QUERIES):
         block = np.s_[start : start + _QUERIES]
         left_out = None if exclude is None else exclude[block]
-        found = _likely(metric, item_features, query_features[block], k + _SPARE, left_out)
-        exact = metric.pair_scores(queries.take(block).take(np.s_[:, None]), items.take(found))
-        if left_out is not None:
-            exact = np.where(found == left_out[:, None], -np.inf, exact)
-        order = np.lexsort((found, -exact), axis=-1)[:, :k]
-        ids[block] = np.take_along_axis(found, order, axis=1)
-        scores[block] = np.take_along_axis(exact, order, axis=1)
+        found = _nearest_of(metric, items, item_features, queries.take(block), query_features[block], k, left_out)
+        ids[block], scores[block] = found
     return ids, scores
 
 
-def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclude: Rows | None) -> Rows:
-    """Return the `count` rows (or all) nearest by a float64 matrix product, int64 [q, <= count], in no order."""
+def _nearest_of(
+    metric: Metric,
+    items: LatentArrays,
+    item_features: Float32,
+    queries: LatentArrays,
+    query_features: Float32,
+    k: int,
+    exclude: Rows | None,
+) -> tuple[Rows, Float64]:
+    """Return `nearest_exact` of a block of queries."""
+    ids, scores = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
+    pending, count = np.arange(len(queries)), k + _SPARE
+    while len(pending):
+        asked, left_out = queries.take(pending), None if exclude is None else exclude[pending]
+        found, values = _likely(metric, item_features, query_features[pending], count, left_out)
+        exact = _pairs(metric, asked, items, found)
+        if left_out is not None:
+            exact = np.where(found == left_out[:, None], -np.inf, exact)
+        order = np.lexsort((found, -exact), axis=-1)[:, :k]
+        ids[pending] = np.take_along_axis(found, order, axis=1)
+        scores[pending] = np.take_along_axis(exact, order, axis=1)
+        if not metric.cancels or found.shape[1] >= len(items):
+            break
+        behind = metric.ceiling(values.min(axis=1), asked, query_features[pending])
+        pending, count = pending[behind > scores[pending, -1]], _WIDER * count
+    return ids, scores
+
+
+def _pairs(metric: Metric, queries: LatentArrays, items: LatentArrays, found: Rows) -> Float64:
+    """Return the exact scores of each query's own rows [q, n], a few queries at a time."""
+    scores = np.empty(found.shape)
+    step = max(1, _PAIR_BLOCK // max(1, found.shape[1] * items.mean.shape[1]))
+    for start in range(0, len(found), step):
+        block = np.s_[start : start + step]
+        scores[block] = metric.pair_scores(queries.take(block).take(np.s_[:, None]), items.take(found[block]))
+    return scores
+
+
+def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclude: Rows | None) -> tuple[Rows, Float64]:
+    """Return the `count` rows (or all) nearest by a float64 matrix product, and what it gave, in no order."""
     wide = queries.astype(np.float64)
     best = np.empty((len(queries), 0), np.float64)
     rows = np.empty((len(queries), 0), np.int64)
@@ -62,7 +97,7 @@ def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclud
         rows = np.concatenate([rows, picked + start], axis=1)
         kept = _largest(best, count)
         best, rows = np.take_along_axis(best, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
-    return rows
+    return rows, best
 
 
 def _largest(values: Float64, count: int) -> Rows:

@@ -12,11 +12,14 @@ from .latents import Float64
 # rrf: ranks of the separate answers are summed (serves mixed baskets). min: the score to the nearest of the items.
 # barycentre: one query in the middle of the items; for items of one kind only.
 FUSIONS = ("rrf", "min", "barycentre")
-RRF_K = 60  # Cormack, Clarke, Buettcher 2009
+# Cormack, Clarke and Buettcher 2009 take 60, for several rankings of one question, which should agree. Items of a
+# basket are several questions: with 60 an item that two lists name far below beats the first of one, so the denser of
+# two tastes has nearly all places (measured: tests/benchmarks/bench_baskets.py).
+RRF_K = 5
 
 
 def reciprocal_ranks(answers: Sequence[GroupHits], weights: Float64, k: int) -> GroupHits:
-    """Return the k groups with the largest sum of weight / (60 + rank), ranks from 1; ties to the lower group.
+    """Return the k groups with the largest sum of weight / (5 + rank), ranks from 1; ties to the lower group.
 
     answers: one ranked list an item; a group that a list does not name gets nothing from it. weights: float64, one a
     list.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +27,12 @@ def gather_latents(
 
     items: columns item_id, latents_part, latents_row. columns: of mean, log_var, codes (`mean` always comes along).
     Each part is read once, by at most `threads` readers; memory is the result and that many parts. No rows give
-    mean [0, 0]. Raises IntegrityError when a part lacks a column or a named row, or holds another item there.
+    [0, 0]. Raises IntegrityError when a part lacks a column or a named row, or holds another item there.
     """
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
     if items.num_rows == 0:
-        return LatentArrays(mean=np.empty((0, 0), np.float32))
+        empty: dict[str, Any] = {name: np.empty((0, 0), np.int32 if name == "codes" else np.float32) for name in wanted}
+        return LatentArrays(**empty)
     codes, names = ranks(items.column("latents_part"))
     order = np.argsort(codes, kind="stable")
     # Once in the parts' order, so that what a part is checked against is a slice.

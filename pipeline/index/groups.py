@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .filters import RowFilter
 from .latents import Float64, LatentArrays, Rows
-from .search import BoundedHits, RowFilter, SearchIndex
+from .search import BoundedHits, SearchIndex
 
 _WIDER = 4  # how much further a search looks when its first rows were not enough
 

@@ -13,15 +13,16 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..column_types import stored_column, value_of
 from ..errors import ConfigError
 from ..forks import FreshLock, renewed_in_children
 from ..keys import digest_of
 from ..schema import RESERVED
+from .filters import RowFilter
 from .groups import Grouping
 from .latents import Rows
-from .search import RowFilter
 from .where import matching_rows
 
 FILTER_BYTES = 64 << 20  # of `where` conditions that are kept, all together
@@ -109,6 +110,11 @@ class ItemTable:
         ids: list[str] = self._ids.to_pylist()
         return ids
 
+    def item_ids_from(self, prefix: str, limit: int) -> list[str]:
+        """Return the first keys that begin with a prefix, in order, `limit` at most."""
+        place = bisect_left(self._ids, prefix, key=lambda scalar: scalar.as_py())
+        return [text for text in self._ids[place : place + limit].to_pylist() if text.startswith(prefix)]
+
     def rows_of(self, item: int) -> Rows:
         """Return an item's rows, in table order."""
         return self._rows[self._starts[item] : self._starts[item + 1]]
@@ -125,10 +131,7 @@ class ItemTable:
             if key in self._filters:
                 self._filters.move_to_end(key)
                 return self._filters[key]
-        mask = matching_rows(self._attributes, where)
-        if self.num_rows:
-            mask = mask[self._rows[self._starts[:-1]]][self.groups.numbers]  # an item fits by its first row, whole
-        made = RowFilter(mask)
+        made = RowFilter(self.fitting(where))
         with self._lock:
             if key not in self._filters:  # else another thread has just kept the same
                 self._filters[key] = made
@@ -137,6 +140,11 @@ class ItemTable:
                 _, dropped = self._filters.popitem(last=False)
                 self._filter_bytes -= dropped.nbytes + _FILTER_COST
         return made
+
+    def fitting(self, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return bool [rows]: the rows of the items that fit `where`; an item fits by its first row, whole."""
+        mask = matching_rows(self._attributes, where)
+        return mask[self._rows[self._starts[:-1]]][self.groups.numbers] if self.num_rows else mask
 
 
 def _keyed(value: Any) -> Any:

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from ..errors import InputError, IntegrityError
+from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..forks import FreshLock, never_freed, renewed_in_children
+from ..parts import read_part_rows
 from ..release import FileEntry, Manifest
 from ..release.absent import Absences
+from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
+from .filters import RowFilter
 from .gather import latents_table
 from .groups import GroupHits, nearest_groups
 from .item_files import ItemFiles
 from .items import ItemTable, stored_item_id
+from .kinds import check_readable
 from .latents import LatentArrays, Rows
-from .metrics import METRICS
+from .metrics import metric_named
 from .photo import PhotoEncoder
-from .search import RowFilter, open_index
+from .search import open_index
+from .sids import FACT, SidTable
+
+SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPhoto:
+    """One photo of an item. pixels_part, pixels_row: where its pixels are kept, None where they are not."""
+
+    uri: str
+    view: int
+    pixels_part: str | None
+    pixels_row: int | None
 
 
 class OpenedRelease:
@@ -42,20 +63,28 @@ class OpenedRelease:
                 f"{expect_model}: vectors of two models must not be compared; open a release of that model, or encode "
                 "your vectors anew"
             )
-        if manifest.metric not in METRICS:
+        try:
+            metric_named(manifest.metric)
+        except ConfigError as error:
             raise InputError(
-                f"release {manifest.release_id} uses the metric {manifest.metric!r}, this version knows "
-                f"{', '.join(METRICS)}; upgrade visual-codebooks"
-            )
+                f"release {manifest.release_id} cannot be opened: {error}; upgrade visual-codebooks"
+            ) from error
+        check_readable(manifest.index_kind, manifest.release_id)
         self.manifest = manifest
         self._store, self._cache = store, cache
         files = manifest.files_of("items")
         self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
         self.items = ItemTable(self._item_files.described())
-        self.index = open_index(self._fetch(manifest.file("index")), manifest.metric)
+        self.index = open_index(
+            self._fetch(manifest.file("index")),
+            manifest.metric,
+            features=self._fetch(manifest.file("features")) if "features" in manifest.files else None,
+            parameters=manifest.index_parameters,
+        )
         self._absences = Absences(store, cache, manifest)
         self._check()
-        self._encoding = FreshLock()
+        self._encoding, self._reading = FreshLock(), FreshLock()
+        self._sids: SidTable | None = None
         self._encoder: PhotoEncoder | None = None
         renewed_in_children(self)
 
@@ -71,7 +100,7 @@ class OpenedRelease:
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""
         release, rows = self.manifest.release_id, self.items.num_rows
-        for role in ("items", "index"):
+        for role in ("items", "index", *(["features"] if "features" in self.manifest.files else [])):
             entries = self.manifest.files_of(role)
             said = None if any(entry.rows is None for entry in entries) else sum(entry.rows or 0 for entry in entries)
             found = rows if role == "items" else self.index.rows
@@ -82,11 +111,13 @@ class OpenedRelease:
                 )
         if rows == 0:
             return
-        sample = self.index.latents(np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64))
-        again = self.index.metric.item_features(sample)
-        if sample.mean.shape[1] != self.manifest.latent_dim or not np.allclose(again, sample.mean, atol=1e-5):
+        chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
+        stored = self.index.features[chosen]
+        fits = self.index.latent_dim == self.manifest.latent_dim
+        again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
+        if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):
             raise IntegrityError(
-                f"the index of release {release} holds {sample.mean.shape[1]} features that are not those of "
+                f"the index of release {release} holds {stored.shape[1]} features that are not those of "
                 f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
             )
 
@@ -115,10 +146,41 @@ class OpenedRelease:
         exclude: Sequence[int] = (),
     ) -> list[GroupHits]:
         """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`."""
-        allowed: RowFilter | None = self.items.filter(where) if where else None
+        allowed = self._allowed(where) if where else None
         return nearest_groups(
             self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=np.asarray(exclude, np.int64)
         )
+
+    def _allowed(self, where: Mapping[str, Any]) -> RowFilter:
+        """Return the rows that fit `where`; `sid_prefix` asks for the first codes, where no attribute has this name."""
+        if SID_PREFIX not in where or SID_PREFIX in self.items.attributes.names:
+            return self.items.filter(where)
+        inside = np.zeros(len(self.items), np.bool_)
+        inside[self.sids().items(where[SID_PREFIX])] = True
+        others = {name: condition for name, condition in where.items() if name != SID_PREFIX}
+        return RowFilter(inside[self.items.groups.numbers] & self.items.fitting(others))
+
+    def sids(self) -> SidTable:
+        """Return the semantic IDs of all items, read at the first call. Raises ConfigError where there are none."""
+        with self._reading:
+            if self._sids is None:
+                paths = [self._fetch(entry) for entry in self._table("semantic_ids")]
+                self._sids = SidTable(paths, self.manifest.inputs[FACT], self.items.item_ids())
+            return self._sids
+
+    def table(self, role: str) -> pa.Table:
+        """Return one of the release's further tables (`vectors`, `sid_map`, ...). Raises ConfigError without it."""
+        paths = [self._fetch(entry) for entry in self._table(role)]
+        return pa.concat_tables(pq.read_table(pa.memory_map(path)) for path in paths)
+
+    def _table(self, role: str) -> tuple[FileEntry, ...]:
+        if role not in self.manifest.files:
+            asked = "semantic_ids" if role.startswith(("sid_", "semantic")) else f"tables.{role}"
+            raise ConfigError(
+                f"release {self.manifest.release_id} has no table {role}; whoever runs the refresh switches it on with "
+                f"{asked}"
+            )
+        return self.manifest.files[role]
 
     def named(self, answer: GroupHits) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """Yield (item_id, score, attributes) of an answer's items."""
@@ -132,6 +194,28 @@ class OpenedRelease:
         columns = ["item_id", "uri", "view", "latents_part", "latents_row"]
         places = self._item_files.rows(wanted, columns)
         return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
+
+    def photos(self, item_id: Any) -> list[StoredPhoto]:
+        """Return an item's photos, in the order of its rows. Raises UnknownItem, ConfigError."""
+        columns = [field.name for field in fields(StoredPhoto)]
+        found = self._item_files.rows(self.items.rows_of(self.find(item_id)), columns)
+        return [StoredPhoto(**row) for row in found.to_pylist()]
+
+    def pixels(self, item_id: Any) -> NDArray[np.uint8] | None:
+        """Return the first of an item's photos that is kept, uint8 RGB [size, size, 3]. Raises UnknownItem."""
+        for photo in self.photos(item_id):
+            if photo.pixels_part is None or photo.pixels_row is None:
+                continue
+            try:
+                row = np.array([photo.pixels_row], np.int64)
+                kept = read_part_rows(self._store, photo.pixels_part, row, [pixels_column(0)])
+            except NotFound:  # pixels live by age, and not as long as releases do
+                continue
+            data = np.frombuffer(kept[pixels_column(0)][0].as_py() or b"", np.uint8)
+            size = math.isqrt(len(data) // 3)
+            if size:
+                return data.reshape(size, size, 3)
+        return None
 
     def _fetch_part(self, name: str) -> str:
         part = next((part for part in self.manifest.parts if part.name == name), None)

@@ -50,15 +50,19 @@ class PhotoEncoder:
         names = [output.name for output in self._session.get_outputs()]
         self._output = "mean" if "mean" in names else names[0]
 
-    def __call__(self, data: bytes, category: Any = None) -> Float32:
+    def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d]; data: the bytes of its file.
 
         category: the photo's, as the catalogue would have it, for the encoder of a conditional model; None and one that
         the model never met are allowed, and other encoders do not look at it.
+        max_pixels: width x height at most, where that is less than the bundle's own limit.
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when Pillow is not installed.
         """
+        images = self._images
+        if max_pixels is not None:
+            images = [each.model_copy(update={"max_pixels": min(each.max_pixels, max_pixels)}) for each in images]
         try:
-            pixels = decode_each(data, *self._images)
+            pixels = decode_each(data, *images)
         except ImportError as error:
             raise ConfigError(
                 "a query by photo needs Pillow to decode it, which is not installed; run `pip install pillow`, or "

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError, IntegrityError
 from .faiss_module import load_faiss
+from .features_file import Source, read_features
+from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
-from .metrics import METRICS, Metric
+from .metric import Metric
+from .metrics import metric_named
+from .planner import Found, Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
-_FEW = 1 / 16  # below this share of allowed rows, only they are visited, one by one
-_GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
+_SPARE = 16  # rows looked at beyond k where float32 may have put a nearer one behind, and
+_WIDER = 4  # how much further when these were not enough
 
 
 class Hits(NamedTuple):
@@ -42,50 +46,20 @@ class BoundedHits:
     ceilings: Float64
 
 
-class RowFilter:
-    """The rows a search may return, as FAISS tests them; build one and use it for many searches.
-
-    Held is what the selector points into: few rows as a list, many as a bitmap, never more than half a byte a row.
-    """
-
-    def __init__(self, mask: NDArray[np.bool_]) -> None:
-        """mask: bool [n], true where a row may be returned."""
-        self.size = len(mask)
-        self._count = int(np.count_nonzero(mask))
-        self._few = self._count < self.size * _FEW
-        self._held = np.flatnonzero(mask) if self._few else np.packbits(mask, bitorder="little")
-
-    @classmethod
-    def of_rows(cls, rows: Rows, size: int) -> RowFilter:
-        """Return the filter that allows these row numbers of an index of `size` rows."""
-        mask = np.zeros(size, np.bool_)
-        mask[rows] = True
-        return cls(mask)
-
-    def __len__(self) -> int:
-        """Return the number of allowed rows."""
-        return self._count
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it holds."""
-        return int(self._held.nbytes)
-
-    def selector(self) -> Any:
-        """Return the FAISS selector; it points into this object's arrays."""
-        faiss = load_faiss()
-        return faiss.IDSelectorArray(self._held) if self._few else faiss.IDSelectorBitmap(self._held)
-
-
 class SearchIndex:
     """A FAISS index and its metric; safe to search from several threads at once.
 
-    Row i of the index is row i of the latents it was built from. The index must store its features (flat, or a
-    graph over a flat storage), from which the exact scores are computed.
+    Row i of the index is row i of the latents it was built from. The exact scores are computed from its features,
+    which the index stores (flat, or a graph over a flat storage) or which lie in a file beside it (codes).
     """
 
-    def __init__(self, index: Any, metric: Metric) -> None:
-        """index: a CPU FAISS index. Raises IntegrityError when it does not fit the metric or stores no features."""
+    def __init__(
+        self, index: Any, metric: Metric, features: Float32 | None = None, *, spare: Spare | None = None
+    ) -> None:
+        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; spare: see `Planner`.
+
+        Raises IntegrityError when the index does not fit the metric, or has no features or others'.
+        """
         faiss = load_faiss()
         wanted = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
         if index.metric_type != wanted:
@@ -94,10 +68,11 @@ class SearchIndex:
                 f"{metric.geometry} (type {wanted}); the manifest and the index do not belong together"
             )
         self.metric = metric
+        # Also what is not there yet has a width: an empty index refuses queries of another.
+        self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
-        self._storage = _flat_storage(index)
-        self._graph = self._storage is not index
-        self.features: Float32 = _stored_features(index, self._storage)
+        self.planner = Planner(index, features, spare)
+        self.features: Float32 = self.planner.features
 
     @property
     def rows(self) -> int:
@@ -112,7 +87,7 @@ class SearchIndex:
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
-        For `l2` the means themselves, for `cosine` the means at length 1.
+        For `cosine` the means at length 1, otherwise the latents themselves; those that a mask leaves out are 0.
         """
         return self.metric.recover(self.features[rows])
 
@@ -138,61 +113,75 @@ class SearchIndex:
         ceilings = np.full(len(queries), -np.inf, np.float64)
         if count <= 0 or len(queries) == 0:
             return BoundedHits(ids, scores, ceilings)
-        values, found = self._candidates(features, count, allowed)
-        if count < (self.rows if allowed is None else len(allowed)):
-            ceilings = self.metric.ceiling(values[:, -1].astype(np.float64), queries, features)
-        step = max(1, _PAIR_BLOCK // (count * self.dim))
+        most = self.rows if allowed is None else len(allowed)
+        fetch = min(most, count + _SPARE) if self.metric.cancels else count
+        pending = np.arange(len(queries))
+        while len(pending):
+            asked = queries.take(pending)
+            found = self.planner.find(features[pending], fetch, allowed)
+            near = self._best(asked, found, count)
+            ids[pending, :count], scores[pending, :count] = near
+            worst = near.scores[:, -1]
+            beyond = worst
+            if found.exact and found.rows.shape[1] < most:
+                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), asked, features[pending])
+            if count < most:
+                # Candidates that were scored and are not returned score no higher than the last that is.
+                ceilings[pending] = beyond if found.rows.shape[1] == count else np.maximum(beyond, worst)
+            if not (self.metric.cancels and fetch < most and self.planner.all_exact(fetch, allowed)):
+                break
+            pending = pending[beyond > worst]
+            fetch = min(most, _WIDER * fetch)
+        return BoundedHits(ids, scores, ceilings)
+
+    def _best(self, queries: LatentArrays, found: Found, count: int) -> Hits:
+        """Return the `count` best of every query's candidates, by their exact scores."""
+        ids, scores = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
+        step = max(1, _PAIR_BLOCK // max(1, found.rows.shape[1] * self.dim))
         for start in range(0, len(queries), step):
             block = np.s_[start : start + step]
-            near, exact = self._ordered(queries.take(block), found[block])
-            ids[block, :count], scores[block, :count] = near, exact
-        return BoundedHits(ids, scores, ceilings)
+            near, exact = self._ordered(queries.take(block), found.rows[block])
+            ids[block], scores[block] = near[:, :count], exact[:, :count]
+        return Hits(ids, scores)
 
     def _query_features(self, queries: LatentArrays) -> Float32:
         missing = queries.missing(self.metric.needs)
         if missing:
-            raise ConfigError(f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack")
+            raise ConfigError(
+                f"the metric {self.metric.name!r} compares {', '.join(missing)}, which the queries lack; ask with "
+                "LatentArrays that hold it, or by item_id"
+            )
         if len(queries.not_finite(self.metric.needs)):
             raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
-        features = self.metric.query_features(queries)
-        if features.shape[1] != self.dim:
+        if queries.mean.shape[1] != self.latent_dim:
             raise ConfigError(
-                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.dim} features a row; "
+                f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.latent_dim} features a row; "
                 "pass rows [q, d] of the release's own model's latents"
             )
-        return features
-
-    def _candidates(self, features: Float32, count: int, allowed: RowFilter | None) -> tuple[Float32, Rows]:
-        faiss = load_faiss()
-        selector = None if allowed is None else allowed.selector()
-        scan = faiss.SearchParameters(sel=selector) if selector is not None else None
-        if not self._graph:
-            return _searched(self._index, features, count, scan)
-        share = 1.0 if allowed is None else len(allowed) / self.rows
-        if share < _GRAPH_SHARE or count > self.rows * _GRAPH_SHARE:
-            return _searched(self._storage, features, count, scan)
-        ef = max(count, int(self._index.hnsw.efSearch))
-        walk = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
-        values, found = _searched(self._index, features, count, walk)
-        short = np.flatnonzero(found[:, -1] < 0)
-        if len(short):  # the graph did not reach enough rows: scan rather than return fewer than there are
-            values[short], found[short] = _searched(self._storage, features[short], count, scan)
-        return values, found
+        return self.metric.query_features(queries)
 
     def _ordered(self, queries: LatentArrays, found: Rows) -> tuple[Rows, Float64]:
         exact = self.metric.pair_scores(queries.take(np.s_[:, None]), self.latents(found))
+        exact = np.where(found >= 0, exact, -np.inf)
         order = np.lexsort((found, -exact), axis=-1)
         return np.take_along_axis(found, order, axis=1), np.take_along_axis(exact, order, axis=1)
 
 
-def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str) -> SearchIndex:
+def open_index(
+    source: Source,
+    metric: str,
+    *,
+    features: Source | Float32 | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> SearchIndex:
     """Return an index from its serialised bytes, or from a local file, which is then mapped and not read.
 
-    Raises ConfigError for an unknown metric, IntegrityError when the bytes are no index or do not fit the metric.
+    metric: its name, as a manifest has it. features: the same of the features' file that was written with an index of
+    codes, or its rows; parameters: what the manifest says of how it was built. Raises ConfigError for an unknown
+    metric, IntegrityError when the bytes are no index or do not fit the metric.
     """
     faiss = load_faiss()
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; one of {', '.join(METRICS)}")
+    known = metric_named(metric)
     try:
         if isinstance(source, bytes | memoryview):
             index = faiss.deserialize_index(np.frombuffer(source, np.uint8))
@@ -200,39 +189,7 @@ def open_index(source: bytes | memoryview | str | os.PathLike[str], metric: str)
             index = faiss.read_index(os.fspath(Path(source)), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError, ValueError) as error:
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
-    return SearchIndex(index, METRICS[metric])
-
-
-def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
-    # Whoever imports faiss.contrib.torch_utils in this process, as some libraries do, gets a `search` without `params`.
-    search = getattr(index, "search_numpy", index.search)
-    values, found = search(features, count, params=parameters)
-    return values, found
-
-
-class _Memory:
-    """What NumPy asks for memory that FAISS owns; an array made of it keeps the index alive."""
-
-    def __init__(self, index: Any, interface: dict[str, Any]) -> None:
-        self.index = index
-        self.__array_interface__ = interface
-
-
-def _stored_features(index: Any, storage: Any) -> Float32:
-    """Return the features [n, f] as FAISS stores them, without a copy; read only."""
-    rows, dim = int(index.ntotal), int(index.d)
-    if rows * dim == 0:
-        return np.empty((rows, dim), np.float32)
-    interface = load_faiss().rev_swig_ptr(storage.get_xb(), rows * dim).__array_interface__
-    features = np.asarray(_Memory(index, interface)).reshape(rows, dim)
-    features.flags.writeable = False  # a mapped file cannot be written, and the graph would no longer fit
-    return features
-
-
-def _flat_storage(index: Any) -> Any:
-    """Return the flat index that holds the features: the index itself, or what its graph is built over."""
-    faiss = load_faiss()
-    storage = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
-    if not isinstance(storage, faiss.IndexFlat):
-        raise IntegrityError(f"a {type(index).__name__} does not store its features; use an index over a flat storage")
-    return storage
+    held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
+    said = parameters or {}
+    spare = Spare.of(int(said["candidates"]), int(said["k"])) if "candidates" in said else None
+    return SearchIndex(index, known, held, spare=spare)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..encoding import PART_BYTES
 from ..errors import ConfigError
-from ..index import estimate_bytes
+from ..index import estimate_bytes, estimate_features_bytes, feature_width
 from ..storage.room import memory_limit
 from .settings import NightSettings
 
@@ -58,11 +58,13 @@ class Sizes:
 def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
     """Return what each role of a night takes, the driver first."""
     rows = sizes.row_bytes + sizes.photos * _PLACES
-    index = estimate_bytes(sizes.photos, sizes.latent_dim, config.index)
-    latents = 4 * sizes.photos * sizes.latent_dim
+    width = feature_width(sizes.latent_dim, config.index)
+    index = estimate_bytes(sizes.photos, width, config.index)
+    beside = estimate_features_bytes(sizes.photos, width, config.index)
+    latents = 4 * sizes.photos * sizes.latent_dim * len(config.index.needs)
     base = _BASE + min(_SLICES, _SLICE_BYTES * sizes.photos)
     planning, collecting = base + int(_PLAN * rows), _BASE + int(_COLLECT * rows)
-    building = base + int(_BUILD * rows) + 2 * latents + _COPIES * index
+    building = base + int(_BUILD * rows) + 2 * latents + _COPIES * index + beside
     photos = f"{sizes.photos:,} photos of {rows / max(1, sizes.photos):,.0f} bytes"
     said = [
         ("driver", max(planning, collecting, building), f"{photos}: it plans, collects, and builds the index"),

@@ -206,13 +206,27 @@ def release_config(config: NightSettings) -> dict[str, Any]:
             "index": config.index.model_dump(mode="json"),
             "gates": config.gates.model_dump(mode="json"),
             "encode": {"precision": config.encode.precision},
+            **table_settings(config),
         }
     )
 
 
+def table_settings(config: NightSettings) -> dict[str, Any]:
+    """Return the sections `tables` and `semantic_ids` where they ask for something, as plain values."""
+    asked: dict[str, Any] = {"tables": config.tables.model_dump(mode="json")} if config.tables.asked else {}
+    if config.semantic_ids is not None:
+        asked["semantic_ids"] = config.semantic_ids.model_dump(mode="json")
+    return asked
+
+
 def _of_releases(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a release's config with what of `index` is the machine's as by default, as earlier keys had it."""
-    return {**config, "index": {**config.get("index", {}), **_HARDWARE}}
+    """Return a release's config with what of `index` is the machine's as by default, as earlier keys had it.
+
+    The memory that `auto` may take is a part of what it chooses by.
+    """
+    index = config.get("index", {})
+    hardware = {name: value for name, value in _HARDWARE.items() if name != "memory_gib" or index.get("kind") != "auto"}
+    return {**config, "index": {**index, **hardware}}
 
 
 def _keys(table: pa.Table, names: list[str]) -> set[tuple[object, ...]]:

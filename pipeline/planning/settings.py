@@ -11,6 +11,7 @@ from ..images import ImagesConfig
 from ..index import IndexConfig
 from ..models import AnyModelConfig
 from ..release import PublishConfig
+from ..tables import SemanticIdsConfig, TablesConfig
 from ..training import TrainConfig
 
 
@@ -29,6 +30,10 @@ class NightSettings(Protocol):
     def encode(self) -> EncodeConfig: ...
     @property
     def index(self) -> IndexConfig: ...
+    @property
+    def tables(self) -> TablesConfig: ...
+    @property
+    def semantic_ids(self) -> SemanticIdsConfig | None: ...
     @property
     def gates(self) -> GatesConfig: ...
     @property

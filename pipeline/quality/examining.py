@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from ..catalogue import named_in
 from ..encoding import NOT_FINITE
 from ..errors import GateRefused, InputError, IntegrityError
-from ..evaluation import GatesConfig, GateVerdict, category_measures
+from ..evaluation import GatesConfig, GateVerdict, category_measures, check_gates
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
 from ..ordering import ranks, run_starts, take_rows
@@ -19,13 +20,14 @@ from ..planning import NightSettings, Plan
 from ..release import FileEntry, Manifest, Sample
 from ..schema import quarantine_schema
 from ..storage import Store
+from ..tables import SID_MOVES, FurtherTables
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What a release is found to be before it is written: its tables, latents, index, measures and verdicts.
 
-    latents: one row a row of items, in their order. counts, measures: by name.
+    latents: one row a row of items, in their order. counts, measures: by name. further: its tables beside these.
     """
 
     items: pa.Table
@@ -36,6 +38,7 @@ class Findings:
     counts: dict[str, int]
     measures: dict[str, float]
     verdicts: tuple[GateVerdict, ...]
+    further: FurtherTables
 
 
 def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[str, FileEntry]:
@@ -125,6 +128,14 @@ def refused_by_reason(quarantine: pa.Table) -> dict[tuple[str, str], int]:
 def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
     """Return the limits for a release; those on how many items there are say nothing of a sample."""
     return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
+
+
+def verdicts_on(measures: Mapping[str, float], gates: GatesConfig, sample: Sample | None) -> tuple[GateVerdict, ...]:
+    """Return the verdict of every gate; that no published semantic ID moves is no matter of limits."""
+    verdicts = check_gates(measures, gates_of(gates, sample))
+    if SID_MOVES in measures:
+        verdicts.append(GateVerdict(SID_MOVES, measures[SID_MOVES], 0.0, passed=measures[SID_MOVES] == 0))
+    return tuple(verdicts)
 
 
 def measure(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import NotReconstructing
-from ..index import LatentArrays, SearchIndex, open_index
+from ..index import LatentArrays, SearchIndex
 from ..models import Bundle
 from ..models.reconstruct import reconstruct
 from ..ordering import take_column
@@ -49,7 +49,7 @@ def report_page(
     """
     items, counts = found.items, found.counts
     shown = choose_queries(items, seed=config.train.seed)
-    index = open_index(found.built.data, config.index.metric)
+    index = found.built.index
     near = [neighbours_of(row, items, found.latents, index) for row in shown]
     wanted = sorted({*shown, *(row for pairs in near for row, _ in pairs)})
     images = bundle.transforms[0].under(config.images)
@@ -160,7 +160,8 @@ def facts(
     return [
         ("photos, items", f"{counts['photos']:,} photos of {counts['items']:,} items; {counts['refused']:,} refused"),
         ("model", f"{config.model.kind}, {bundle.model.latent_dim} dimensions, {bundle.model_id[:12]}"),
-        ("index", f"{config.index.kind}, {config.index.metric}, recall {measures['recall']:.3f}"),
+        ("index", f"{found.built.kind}, {config.index.metric}, recall {measures['recall']:.3f}"),
+        *(("index, " + name, line) for name, line in found.built.told()),
         ("parent", plan.summary.parent or "none: the first release of this channel"),
         ("by category", "; ".join(category_lines(measures)) or "no category named"),
         ("stages", seconds),

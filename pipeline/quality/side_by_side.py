@@ -35,8 +35,11 @@ class Space:
 def open_space(store: Store, manifest: Manifest) -> Space:
     """Return a release's space. Meant for releases that fit into memory."""
     items = read_table(store, manifest, "items")
-    index = open_index(read_file(store, manifest.file("index")), manifest.metric)
-    return Space(manifest, items, gather_latents(store, items), index)
+    beside = read_file(store, manifest.file("features")) if "features" in manifest.files else None
+    index = open_index(
+        read_file(store, manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
+    )
+    return Space(manifest, items, gather_latents(store, items, columns=index.metric.needs), index)
 
 
 def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int, category: str | None) -> bytes:

@@ -156,13 +156,14 @@ def release_key(
     gates: Mapping[str, Any],
     parent: str | None,
     manifest_format: Literal[1, 2] = 1,
+    tables: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the key of a release (64 hex): what is in it, not when or by which code it was made.
 
     items_digest, manifest_format: as `tables.hashed_table` returns them. index, evaluation, gates: those sections of
-    the config as plain JSON values.
+    the config as plain JSON values. tables: the sections on further tables, where there are some.
     """
-    asked = {
+    asked: dict[str, Any] = {
         "format": manifest_format,
         "items": items_digest,
         "model": model_id,
@@ -171,6 +172,8 @@ def release_key(
         "gates": dict(gates),
         "parent": parent,
     }
+    if tables:
+        asked["tables"] = dict(tables)
     return key_of(portable(asked))
 
 

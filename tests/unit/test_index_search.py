@@ -114,7 +114,7 @@ def test_bytes_that_are_no_index_are_refused() -> None:
             open_index(wrong, "cosine")
     with pytest.raises(IntegrityError, match="not a FAISS index"):
         open_index("/nowhere/at/all", "cosine")
-    with pytest.raises(ConfigError, match="unknown metric 'dot'; one of l2, cosine"):
+    with pytest.raises(ConfigError, match="unknown metric 'dot'; one of l2, l2/query_median"):
         open_index(data, "dot")
 
 
@@ -181,9 +181,22 @@ def test_reciprocal_ranks_by_hand() -> None:
     ]
     fused = reciprocal_ranks(lists, np.array([1.0, 2.0]), 10)
     assert fused.groups.tolist() == [3, 9, 7, 5]
-    np.testing.assert_allclose(fused.scores, [1 / 62 + 2 / 61, 2 / 62, 1 / 61, 1 / 63], rtol=1e-15)
-    tied = reciprocal_ranks(lists, np.array([1.0, 61 / 61]), 2)
+    np.testing.assert_allclose(fused.scores, [1 / 7 + 2 / 6, 2 / 7, 1 / 6, 1 / 8], rtol=1e-15)
+    tied = reciprocal_ranks(lists, np.array([1.0, 1.0]), 2)
     assert tied.groups.tolist() == [3, 7]
+
+
+@pytest.mark.parametrize(("constant", "firsts"), [(5, 3), (60, 0)])
+def test_what_lists_agree_on_far_below_does_not_push_out_the_first_of_one(
+    monkeypatch: pytest.MonkeyPatch, constant: int, firsts: int
+) -> None:
+    # Two products of one taste share their neighbours 100, 101, ...; 0, 1, 2 are the first of the third's own. With 60,
+    # which is right for rankings of one question, none of the third's is among the first 20.
+    monkeypatch.setattr("pipeline.index.fusion.RRF_K", constant)
+    shared = np.arange(100, 150)
+    lists = [GroupHits(groups=groups, scores=np.zeros(50)) for groups in (shared, shared, np.arange(50))]
+    found = reciprocal_ranks(lists, np.ones(3), 20).groups
+    assert np.isin([0, 1, 2], found).sum() == firsts
 
 
 class Wheel:

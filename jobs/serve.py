@@ -1,0 +1,24 @@
+"""Serve the current release of a channel over HTTP, with a page to look at."""
+
+from __future__ import annotations
+
+import argparse
+
+from jobs.command import Arguments, Outcome
+from jobs.place import load_light
+from pipeline.serving import add_options, serve, settings_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`."""
+    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
+    add_options(parser)
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Serve until a signal comes."""
+    config = load_light(arguments)
+    channel = arguments.options.channel or config.publish.channel
+    settings = settings_of(arguments.options, config.store.url, config.store.options(), channel)
+    serve(settings)
+    return Outcome(reason="stopped", details={"channel": channel}, text="the service has ended; nothing was under way")

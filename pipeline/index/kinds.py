@@ -1,0 +1,215 @@
+"""The kinds of index: one row of a table each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, InputError
+from .config import IndexConfig
+from .faiss_module import load_faiss
+from .latents import Float32, LatentArrays
+from .metrics import fitted_metric
+
+_TRAINED_ON = 64  # rows a cell (or a codeword) that a trained part is fitted to
+_LEAST_TRAINED_ON = 1 << 14
+_MOST_TRAINED_ON = 1 << 18
+_LEAST_ROWS = 1024  # a 4-bit product quantizer wants 39 for each of its 16 words
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of index.
+
+    make: (features, FAISS metric, rows, config) -> an empty FAISS index. row_bytes: (features, rows, config) -> bytes a
+    vector, in memory and in the file. filters: whether a search takes a selector; mmap: whether a mapped file is paged
+    in rather than read whole. lowest_faiss: the first version that reads the file. lossy: whether it stores codes, and
+    the exact features lie beside it. by_unseen: whether its own rows are found more easily than others, a graph being
+    entered next to them, so that it is tuned and measured by queries left out of it. tuned: what trades recall for
+    time, in the order it is walked. on_gpu: whether it may be filled on a GPU.
+    """
+
+    make: Callable[[int, int, int, IndexConfig], Any]
+    row_bytes: Callable[[int, int, IndexConfig], float]
+    filters: bool
+    mmap: bool
+    lowest_faiss: tuple[int, ...] = (1, 11)
+    lossy: bool = False
+    by_unseen: bool = False
+    tuned: tuple[str, ...] = ()
+    on_gpu: bool = False
+
+
+def cells_of(rows: int) -> int:
+    """Return the number of cells of an inverted file: four times the root of its rows, each of about 40 at least."""
+    return max(1, min(int(4 * np.sqrt(rows)), rows // 40, 1 << 16))
+
+
+def _rotated(dim: int, index: Any, config: IndexConfig) -> Any:
+    """Return the index behind a seeded random rotation: latents of a falling spectrum waste the bits of any code."""
+    faiss = load_faiss()
+    rotation = faiss.RandomRotationMatrix(dim, int(index.d))
+    rotation.init(config.seed + 1)
+    return faiss.IndexPreTransform(rotation, index)
+
+
+def _even(dim: int) -> int:
+    return dim + dim % 2
+
+
+def _make_flat(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    return load_faiss().IndexFlat(dim, metric)
+
+
+def _make_hnsw(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    index = load_faiss().IndexHNSWFlat(dim, config.m, metric)
+    index.hnsw.efConstruction = config.ef_construction
+    return index
+
+
+def _hnsw_bytes(dim: int, rows: int, config: IndexConfig) -> float:
+    # 2m links of 4 bytes on the lowest level, m on each higher one (a node has 1/(m-1) of them on average), an offset
+    # of 8 bytes and a level of 4.
+    links = 4 * (2 * config.m + config.m / (config.m - 1))
+    return dim * 4 + links + 12
+
+
+def _make_flat_codes(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    faiss = load_faiss()
+    return _rotated(dim, faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, metric), config)
+
+
+def _make_flat_eden4(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    faiss = load_faiss()
+    return _rotated(dim, faiss.index_factory(dim, "EDEN4", metric), config)
+
+
+def _make_ivf_sq8(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    return _rotated(dim, load_faiss().index_factory(dim, f"IVF{cells_of(rows)},SQ8", metric), config)
+
+
+def _make_ivf_pq(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    wide = _even(dim)
+    key = f"IVF{cells_of(rows)},PQ{wide // 2}x4fs"
+    return _rotated(dim, load_faiss().index_factory(wide, key, metric), config)
+
+
+def _with_parts(code: Callable[[int], float], *, cells: bool = False) -> Callable[[int, int, IndexConfig], float]:
+    """Return the bytes a vector of a code behind a rotation, with its share of the trained parts."""
+
+    def row_bytes(dim: int, rows: int, config: IndexConfig) -> float:
+        parts = 4.0 * dim * dim + (cells_of(rows) * (4 * dim + 16) if cells else 0)
+        return code(dim) + (8.0 if cells else 0.0) + parts / max(1, rows)
+
+    return row_bytes
+
+
+KINDS: Mapping[str, Kind] = {
+    "flat": Kind(make=_make_flat, row_bytes=lambda dim, rows, config: dim * 4.0, filters=True, mmap=True, on_gpu=True),
+    "hnsw": Kind(
+        make=_make_hnsw, row_bytes=_hnsw_bytes, filters=True, mmap=False, tuned=("ef_search",), by_unseen=True
+    ),
+    "flat_codes": Kind(
+        make=_make_flat_codes,
+        row_bytes=_with_parts(float),
+        filters=True,
+        mmap=True,
+        lossy=True,
+        tuned=("candidates",),
+    ),
+    "flat_eden4": Kind(
+        make=_make_flat_eden4,
+        row_bytes=_with_parts(lambda dim: (dim + 1) // 2 + 8.0),
+        filters=True,
+        mmap=False,
+        lowest_faiss=(1, 15),
+        lossy=True,
+        tuned=("candidates",),
+    ),
+    "ivf_sq8": Kind(
+        make=_make_ivf_sq8,
+        row_bytes=_with_parts(float, cells=True),
+        filters=True,
+        mmap=True,
+        lossy=True,
+        tuned=("candidates", "nprobe"),
+    ),
+    "ivf_pq": Kind(
+        make=_make_ivf_pq,
+        # FastScan fills each cell up to a multiple of 32 codes.
+        row_bytes=_with_parts(lambda dim: _even(dim) / 4 * 1.25, cells=True),
+        filters=True,
+        mmap=False,
+        lossy=True,
+        tuned=("candidates", "nprobe"),
+    ),
+}
+
+
+def feature_width(latent_dim: int, config: IndexConfig) -> int:
+    """Return how many features an index holds of a row of `latent_dim` latents; under a mask the most there can be."""
+    zeros = np.zeros((1, latent_dim), np.float32)
+    one = LatentArrays(mean=zeros, log_var=zeros)  # equal variances: a mask keeps all
+    return int(fitted_metric(config.metric, config.mask, one).item_features(one).shape[1])
+
+
+def estimate_bytes(rows: int, dim: int, config: IndexConfig) -> int:
+    """Return the estimated size of an index over rows of `dim` features, in memory and as a file, in bytes.
+
+    For `auto` that of the largest kind which may be built inside `memory_gib`.
+    """
+    return max(int(rows * KINDS[name].row_bytes(dim, rows, config)) for name in candidate_kinds(rows, dim, config))
+
+
+def estimate_features_bytes(rows: int, dim: int, config: IndexConfig) -> int:
+    """Return the size of the file of exact features beside an index of codes; 0 where none may be written."""
+    return 4 * rows * dim if any(KINDS[name].lossy for name in candidate_kinds(rows, dim, config)) else 0
+
+
+def candidate_kinds(rows: int, dim: int, config: IndexConfig) -> tuple[str, ...]:
+    """Return the kinds that may be built: the one asked for, or for `auto` those inside `memory_gib`, all when none."""
+    if config.kind != "auto":
+        return (config.kind,)
+    limit = np.inf if config.memory_gib is None else config.memory_gib * (1 << 30)
+    here = [name for name, kind in KINDS.items() if kind.lowest_faiss <= faiss_version()]
+    inside = tuple(name for name in here if rows * KINDS[name].row_bytes(dim, rows, config) <= limit)
+    return inside or tuple(here)
+
+
+def faiss_version() -> tuple[int, ...]:
+    """Return the installed FAISS's version, its first two numbers."""
+    return tuple(int(part) for part in str(load_faiss().__version__).split(".")[:2])
+
+
+def check_readable(kind: str, release: str) -> None:
+    """Raise, before anything is downloaded, when this version or the installed FAISS does not read a kind of index.
+
+    InputError for a kind that a newer version of this library made, ConfigError for too old a FAISS.
+    """
+    if kind not in KINDS:
+        raise InputError(
+            f"release {release} has an index of the kind {kind!r}, this version reads {', '.join(KINDS)}; "
+            "upgrade visual-codebooks"
+        )
+    lowest = KINDS[kind].lowest_faiss
+    if faiss_version() < lowest:
+        raise ConfigError(
+            f"release {release} has an index of the kind {kind!r}, which FAISS reads from "
+            f"{'.'.join(map(str, lowest))} on; installed is {load_faiss().__version__}: pip install --upgrade faiss-cpu"
+        )
+
+
+def training_rows(features: Float32, config: IndexConfig) -> Float32:
+    """Return a seeded sample of features to fit cells and codes to; a few rows repeated where there are hardly any."""
+    wanted = min(max(_LEAST_TRAINED_ON, _TRAINED_ON * cells_of(len(features))), _MOST_TRAINED_ON)
+    if len(features) > wanted:
+        drawn = np.random.default_rng(config.seed).permutation(len(features))[:wanted]
+        return np.ascontiguousarray(features[np.sort(drawn)])
+    if len(features) >= _LEAST_ROWS:
+        return features
+    if len(features) == 0:
+        return np.zeros((_LEAST_ROWS, features.shape[1]), np.float32)
+    return np.resize(features, (_LEAST_ROWS, features.shape[1]))

@@ -1,0 +1,15 @@
+"""The tables that a release has beside its items: vectors, nearest items, semantic IDs and the way back from these."""
+
+from __future__ import annotations
+
+from .config import SemanticIdsConfig, TablesConfig
+from .night import SID_MOVES, FurtherTables, Night, further_tables
+
+__all__ = [
+    "SID_MOVES",
+    "FurtherTables",
+    "Night",
+    "SemanticIdsConfig",
+    "TablesConfig",
+    "further_tables",
+]

@@ -1,0 +1,262 @@
+"""The tables of one night's release beside its items, made from its latents and from what was published before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import NotFound
+from ..index import LatentArrays, SearchIndex
+from ..index.latents import Float32, Float64, Rows
+from ..index.sids import FACT
+from ..index.vector_lists import as_lists
+from ..ordering import as_numpy, take_column
+from ..release import Manifest, ReleaseFile, read_manifest, read_table
+from ..release.tables import table_files
+from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
+from ..storage import Store
+from .code_map import map_table, renumbered
+from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
+from .config import SemanticIdsConfig, TablesConfig
+from .neighbours import neighbour_files
+from .quantizer import Codebooks, Codes, encode, fit_codebooks
+from .sid_measures import neighbour_measures, purity_measures, usage_measures
+from .slots import Given, Slots, give_slots
+from .vectors import ItemVectors, item_vectors, vectors_table
+
+SID_MOVES = "sid_moves"  # the measure that must be 0
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
+
+    run: str
+    model_id: str
+    metric: str
+    items: pa.Table
+    latents: LatentArrays
+    index: SearchIndex
+    changes: pa.Table
+    parent: Manifest | None
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherTables:
+    """files: by role, as `write_release` takes them. measures: by name. inputs: what the manifest says of them."""
+
+    files: dict[str, Iterator[ReleaseFile] | tuple[bytes, str, int | None]] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """Semantic IDs that are out: of a release, its slots under the levels of its codebooks; epoch: which vocabulary."""
+
+    manifest: Manifest
+    epoch: int
+    digest: str
+    sizes: tuple[int, ...]
+    slots: Slots
+
+
+def further_tables(
+    store: Store, night: Night, tables: TablesConfig, semantic_ids: SemanticIdsConfig | None
+) -> FurtherTables:
+    """Return the tables that are asked for; none where nothing is.
+
+    Semantic IDs are those of the last release before that had some, as far as its codebooks are tonight's. Raises
+    ConfigError for codebooks larger than the catalogue, IntegrityError for damaged ones, InputError where no code has
+    room for an item.
+    """
+    made = FurtherTables()
+    if semantic_ids is None and not tables.asked:
+        return made
+    if tables.neighbours:
+        made.files["neighbours"] = neighbour_files(night.items, night.index, tables.neighbours)
+        if not tables.vectors and semantic_ids is None:
+            return made
+    found = item_vectors(night.items, night.latents, metric=night.metric)
+    if tables.vectors or semantic_ids is not None:
+        made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
+    if semantic_ids is not None:
+        _semantic_ids(store, night, semantic_ids, found, made)
+    return made
+
+
+def _semantic_ids(
+    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, made: FurtherTables
+) -> None:
+    before = _published(store, night.parent)
+    held = _codebooks(store, night, config, found, before)
+    books, sizes = held.books, held.books.sizes
+    same = before is not None and before.digest == held.digest
+    epoch = 1 if before is None else before.epoch + (not same)
+    slots = before.slots if before is not None and same else Slots.none(len(sizes))
+    nearest = encode(found.vectors, books)
+    given = give_slots(found.item_ids, nearest, _leftover(found, nearest, books), books, slots,
+                       config.capacity)  # fmt: skip
+    norms = _residual_norms(found, given.codes, books)
+    since = _since(given, slots, night.run)
+    made.files["semantic_ids"] = table_files(_sid_table(found, given, nearest, since, norms, sizes))
+    made.files["sid_items"] = table_files(_items_of(found, given))
+    made.files["sid_retired"] = table_files(_retired(slots, given, night.run))
+    made.files["sid_codebooks"] = (held.data, ".safetensors", None)
+    carried = None if before is None or not same else _carried_map(store, before.manifest)
+    if before is not None and not same:
+        both = _in_both(before.slots, found)
+        carried = map_table(before.slots.codes[both.old], given.codes[both.new], before.sizes, sizes)
+    if carried is not None:
+        made.files["sid_map"] = table_files(carried)
+    made.measures.update(usage_measures(given.codes, sizes))
+    if night.category is not None and night.category in night.items.column_names:
+        made.measures.update(purity_measures(given.codes, take_column(night.items[night.category], found.first_rows)))
+    made.measures.update(neighbour_measures(given.codes, found.vectors, metric=night.metric, seed=config.seed))
+    if before is not None and same and before.manifest == night.parent:
+        made.measures[SID_MOVES] = float(moves(before.slots, given, found, night.changes))
+    made.inputs[FACT] = {"epoch": epoch, "codebooks": held.digest, "levels": list(sizes)}
+
+
+def _published(store: Store, manifest: Manifest | None) -> _Published | None:
+    """Return the semantic IDs of the last release that had some, of a release and those before it."""
+    while manifest is not None and FACT not in manifest.inputs:
+        if manifest.parent is None:
+            return None
+        try:
+            manifest = read_manifest(store, manifest.parent)
+        except NotFound:  # expired: whoever read its codes is as long gone
+            return None
+    if manifest is None:
+        return None
+    fact = manifest.inputs[FACT]
+    sizes = tuple(fact["levels"])
+    living, retired = (read_table(store, manifest, role) for role in ("semantic_ids", "sid_retired"))
+    slots = Slots.of_tables(living, retired, len(sizes))
+    return _Published(manifest, fact["epoch"], fact["codebooks"], sizes, slots)
+
+
+def _codebooks(
+    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, before: _Published | None
+) -> HeldCodebooks:
+    """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
+    name = codebooks_name(night.model_id, config, night.metric)
+    held = find_codebooks(store, name)
+    if held is not None:
+        return held
+    books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
+    if before is not None:
+        both = _in_both(before.slots, found)
+        new = encode(found.vectors[both.new], books)
+        books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
+    facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
+    return keep_codebooks(store, name, books, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Items that lived before and live now: rows of the slots before, and of the items now."""
+
+    old: Rows
+    new: Rows
+
+
+def _in_both(slots: Slots, found: ItemVectors) -> _Both:
+    living = np.flatnonzero(as_numpy(slots.retired.is_null()))
+    ids = take_column(slots.item_ids, living)
+    places = as_numpy(pc.index_in(ids, value_set=found.item_ids.combine_chunks()), missing=-1).astype(np.int64)
+    return _Both(living[places >= 0], places[places >= 0])
+
+
+def moves(before: Slots, given: Given, found: ItemVectors, changes: pa.Table) -> int:
+    """Return how many items have another semantic ID than before although nothing about their photos changed."""
+    both = _in_both(before, found)
+    ids = take_column(found.item_ids, both.new)
+    changed = as_numpy(pc.is_in(ids, value_set=changes["item_id"].combine_chunks()))
+    moved = (before.codes[both.old] != given.codes[both.new]).any(axis=1)
+    moved |= before.suffixes[both.old] != given.suffixes[both.new]
+    return int((moved & ~changed.astype(np.bool_)).sum())
+
+
+def _leftover(found: ItemVectors, codes: Codes, books: Codebooks) -> Float64:
+    left: Float64 = found.vectors.astype(np.float64)
+    for number, level in enumerate(books.levels[:-1]):
+        left -= level[codes[:, number]]
+    return left
+
+
+def _residual_norms(found: ItemVectors, codes: Codes, books: Codebooks) -> Float32:
+    left = _leftover(found, codes, books) - books.levels[-1][codes[:, -1]]
+    norms: Float32 = np.sqrt(np.sum(left * left, axis=1)).astype(np.float32)
+    return norms
+
+
+def _since(given: Given, slots: Slots, run: str) -> pa.ChunkedArray:
+    places = pa.array(given.kept, mask=given.kept < 0)
+    return pc.fill_null(take_column(slots.since, places), run)
+
+
+def _sid_table(
+    found: ItemVectors, given: Given, nearest: Codes, since: pa.ChunkedArray, norms: np.ndarray, sizes: tuple[int, ...]
+) -> pa.Table:
+    order = np.lexsort([given.suffixes, *given.codes.T[::-1]])
+    codes, suffixes = given.codes[order], given.suffixes[order]
+    schema = table_schema(SEMANTIC_IDS)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    columns = {
+        "item_id": take_column(found.item_ids, order),
+        "codes": as_lists(codes, schema.field("codes").type),
+        "suffix": pa.array(suffixes),
+        "nearest_codes": as_lists(nearest[order], schema.field("nearest_codes").type),
+        "since": take_column(since, order),
+        "offset_codes": as_lists(codes.astype(np.int32) + starts, schema.field("offset_codes").type),
+        "token": tokens(codes, suffixes),
+        "residual_norm": pa.array(norms[order]),
+    }
+    return pa.table(columns, schema)
+
+
+def tokens(codes: Codes, suffixes: np.ndarray) -> pa.Array:
+    """Return codes as text, one word a level and one for the suffix: `<a_12><b_3><c_9><d_0>`."""
+    words = [
+        pc.binary_join_element_wise(f"<{chr(ord('a') + number)}_", pc.cast(pa.array(column), pa.string()), ">", "")
+        for number, column in enumerate([*codes.T, suffixes])
+    ]
+    return pc.binary_join_element_wise(*words, "")
+
+
+def _items_of(found: ItemVectors, given: Given) -> pa.Table:
+    schema = table_schema(SID_ITEMS)
+    order = np.lexsort([given.suffixes, *given.codes.T[::-1]])
+    codes = given.codes[order]
+    starts = np.ones(len(codes), np.bool_)
+    starts[1:] = (codes[1:] != codes[:-1]).any(axis=1)
+    offsets = pa.array(np.append(np.flatnonzero(starts), len(codes)).astype(np.int32))
+    values = take_column(found.item_ids, order).combine_chunks()
+    lists = pa.ListArray.from_arrays(offsets, values, type=schema.field("item_ids").type)
+    return pa.table([as_lists(codes[starts], schema.field("codes").type), lists], schema=schema)
+
+
+def _retired(slots: Slots, given: Given, run: str) -> pa.Table:
+    schema, gone = table_schema(SID_RETIRED), given.gone
+    kind = schema.field("codes").type
+    columns = [
+        take_column(slots.item_ids, gone),
+        as_lists(slots.codes[gone], kind),
+        pa.array(slots.suffixes[gone]),
+        as_lists(slots.nearest[gone], kind),
+        take_column(slots.since, gone),
+        pc.fill_null(take_column(slots.retired, gone), run),
+    ]
+    table = pa.table(columns, schema=schema)
+    return table.take(pa.array(np.lexsort([slots.suffixes[gone], *slots.codes[gone].T[::-1]])))
+
+
+def _carried_map(store: Store, manifest: Manifest) -> pa.Table | None:
+    return read_table(store, manifest, "sid_map") if "sid_map" in manifest.files else None

@@ -1,0 +1,175 @@
+"""Tuning: what a recall is worth, what is chosen and why, what is refused, where a night begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, tuning
+from pipeline.index.kinds import KINDS, candidate_kinds
+from pipeline.index.recall import recall_low
+from pipeline.index.tuning import Point, choose, pareto, still_stands
+
+
+def falling(count: int, dim: int = 12, *, seed: int = 0) -> LatentArrays:
+    drawn = np.random.default_rng(seed).normal(size=(count, dim)) * np.geomspace(1.0, 0.03, dim)
+    return LatentArrays(mean=drawn.astype(np.float32))
+
+
+def wilson_by_bisection(share: float, trials: float) -> float:
+    """The least p whose one-sided 95 % test does not refuse the share: (share - p)^2 = z^2 p (1 - p) / n."""
+    low, high = 0.0, share
+    for _ in range(200):
+        middle = (low + high) / 2
+        refused = (share - middle) ** 2 > 1.6448536269514722**2 * middle * (1 - middle) / trials
+        low, high = (middle, high) if refused else (low, middle)
+    return high
+
+
+def test_the_lower_end_is_wilsons_over_what_the_queries_are_worth() -> None:
+    assert recall_low(np.ones(100), 10) == pytest.approx(wilson_by_bisection(1.0, 1000), abs=1e-9)
+    whole = np.repeat([1.0, 0.0], [90, 10])  # found whole or lost whole: each query is one draw
+    assert recall_low(whole, 10) == pytest.approx(wilson_by_bisection(0.9, 100), abs=2e-3)
+    apart = np.tile([0.9], 100)  # every query loses one of ten: no more than 10 draws each
+    assert recall_low(apart, 10) == pytest.approx(wilson_by_bisection(0.9, 1000), abs=1e-9)
+    assert recall_low(np.empty(0), 10) == 1.0
+
+
+def test_the_lower_end_covers_where_neighbours_are_lost_together() -> None:
+    generator = np.random.default_rng(0)
+    below = naive = 0
+    for _ in range(600):
+        chance = generator.beta(6.0, 0.4, size=200)  # of each query: easy ones and hard ones
+        found = generator.binomial(10, chance) / 10
+        truth = 6.0 / 6.4
+        below += recall_low(found, 10) <= truth
+        naive += wilson_by_bisection(float(found.mean()), 2000) <= truth
+    assert below / 600 >= 0.93
+    assert naive / 600 < 0.9, "negative control: all neighbours as draws of their own"
+
+
+def point(kind: str, qps: float, **given: Any) -> Point:
+    plain = Point(kind, 0.99, 0.985, qps, 0.1, 0.2, 64.0, 1.0, reached=True)
+    return replace(plain, **given)
+
+
+def test_the_fastest_is_taken_unless_the_exact_or_the_parents_is_nearly_so() -> None:
+    config = IndexConfig(kind="auto")
+    flat, codes, cells = point("flat", 100.0, recall=1.0), point("flat_codes", 140.0), point("ivf_sq8", 160.0)
+    chosen = choose([flat, codes], config, {})
+    assert chosen is not None
+    assert chosen.point is flat
+    assert "exact" in chosen.why
+    chosen = choose([flat, codes, cells], config, {})
+    assert chosen is not None
+    assert chosen.point is cells
+    chosen = choose([flat, codes, cells], config, {"kind": "flat_codes"})
+    assert chosen is not None
+    assert chosen.point is codes
+    assert "parent" in chosen.why
+    late = IndexConfig(kind="auto", latency_p99_ms=0.1)
+    assert choose([flat, codes, replace(cells, p99_ms=0.05)], late, {}) is not None
+    assert choose([flat, codes, cells], late, {}) is None
+    assert choose([replace(flat, reached=False)], config, {}) is None
+
+
+def test_what_another_beats_in_all_is_not_kept() -> None:
+    flat, small, worse = (
+        point("flat", 100.0, recall=1.0),
+        point("flat_codes", 50.0, bytes_per_item=16.0),
+        point("x", 90.0),
+    )
+    assert pareto([flat, small, replace(worse, recall=0.98)]) == [flat, small]
+    assert pareto([flat, flat]) == [flat, flat]
+
+
+def test_auto_keeps_what_every_kind_measured_and_why() -> None:
+    built = build_index(
+        falling(6_000), IndexConfig(kind="auto", metric="l2", ef_construction=40, queries=200, threads=1)
+    )
+    assert built.kind in KINDS
+    assert built.recall >= 0.97
+    said = built.parameters
+    assert said[f"{built.kind}.recall"] == pytest.approx(built.recall, abs=1e-5)
+    assert said["chosen"]
+    assert said["tuned_rows"] == 6_000
+    for name in ("recall_low", "qps", "p50_ms", "p99_ms", "bytes_per_item", "build_s"):
+        assert f"{built.kind}.{name}" in said
+    assert [what for what, _ in built.told()] == ["why", *KINDS]
+    assert ("features" in built.files()) == KINDS[built.kind].lossy
+
+
+def test_a_night_begins_at_its_parents_point_and_keeps_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = IndexConfig(kind="auto", metric="l2", queries=200, threads=1)
+    before = {"kind": "ivf_sq8", "tuned_rows": 5_500, "candidates": 14, "nprobe": 6}
+    asked: list[tuple[str, int]] = []
+    plain = tuning._set
+    monkeypatch.setattr(
+        tuning,
+        "_set",
+        lambda index, name, value, given: (asked.append((name, value)), plain(index, name, value, given)),
+    )
+    built = build_index(falling(6_000), config, before=before)
+    assert built.kind == "ivf_sq8"
+    assert [what for what, _ in built.told()] == ["why", "ivf_sq8"], "the others were not built"
+    assert asked[2] == ("candidates", 14), "after both at their most"
+    assert ("nprobe", 6) in asked
+    assert built.parameters["tuned_rows"] == 5_500, "of when all kinds were looked at"
+    assert not still_stands(before, 12_000)
+    assert not still_stands({}, 6_000)
+
+
+def test_when_nothing_reaches_what_is_asked_the_best_is_said() -> None:
+    asked = {"metric": "l2", "queries": 60, "threads": 1}
+    with pytest.raises(ConfigError, match=r"(?s)'flat_codes' reaches index.target_recall 1 .*flat_codes, candidates"):
+        build_index(falling(6_000), IndexConfig(kind="flat_codes", target_recall=1.0, max_ef_search=11, **asked))
+    with pytest.raises(ConfigError, match=r"index.latency_p99_ms 1e-06"):
+        build_index(falling(6_000), IndexConfig(kind="flat_eden4", latency_p99_ms=1e-6, **asked))
+
+
+def test_auto_builds_what_fits_the_memory_and_says_the_least_that_would() -> None:
+    tight = IndexConfig(kind="auto", metric="l2", memory_gib=300_000 / (1 << 30))
+    names = candidate_kinds(6_000, 12, tight)
+    assert "flat_eden4" in names
+    assert "flat_codes" in names
+    assert "hnsw" not in names
+    assert estimate_bytes(6_000, 12, tight) <= 300_000
+    none = IndexConfig(kind="auto", metric="l2", memory_gib=1_000 / (1 << 30))
+    with pytest.raises(ConfigError, match=r"no kind of index of 6000 rows x 12 features fits .*needs about"):
+        build_index(falling(6_000), none)
+
+
+def test_what_is_new_is_in_no_key_until_it_is_asked_for() -> None:
+    assert IndexConfig().model_dump(mode="json") == {
+        "metric": "cosine", "kind": "flat", "m": 32, "ef_construction": 200, "target_recall": 0.98,
+        "max_ef_search": 2048, "k": 10, "queries": 1000, "seed": 0, "memory_gib": None, "threads": None, "gpu": "auto",
+    }  # fmt: skip
+    assert IndexConfig(latency_p99_ms=5.0).model_dump(mode="json")["latency_p99_ms"] == 5.0
+
+
+def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
+    """Its own rows are found more easily: a walk starts beside them. What `auto` reports is for new photos."""
+    items, new = (
+        LatentArrays(mean=np.random.default_rng(seed).normal(size=(count, 24)).astype(np.float32))
+        for seed, count in ((0, 6_000), (5, 400))
+    )
+    asked: dict[str, Any] = {"metric": "l2", "m": 16, "ef_construction": 40, "queries": 500, "threads": 1}
+    named = build_index(items, IndexConfig(kind="hnsw", target_recall=0.9, **asked))
+    only = {"kind": "hnsw", "tuned_rows": 6_000}
+    auto = build_index(items, IndexConfig(kind="auto", target_recall=0.9, **asked), before=only)
+    assert auto.kind == "hnsw"
+    wide = items.mean.astype(np.float64)
+    apart = [np.linalg.norm(wide - query, axis=1) for query in new.mean]
+    truth = [set(np.argsort(far)[:10].tolist()) for far in apart]
+
+    def found(index: SearchIndex) -> float:
+        answers = index.search(new, 10).ids.tolist()
+        return float(np.mean([len(near & set(ids)) / 10 for near, ids in zip(truth, answers, strict=True)]))
+
+    assert found(auto.index) >= 0.88
+    assert found(auto.index) == pytest.approx(auto.recall, abs=0.03)
+    assert found(named.index) < named.recall - 0.08, "negative control: by its own rows"
