@@ -36,13 +36,20 @@ class PhotoEncoder:
                 "`pip install 'visual-codebooks[run]'`, or only `pip install onnxruntime pillow`"
             ) from error
         folder = f"models/{manifest.model_id}"
-        config: dict[str, Any] = json.loads(_read(store, cache, f"{folder}/config.json", manifest.bundle_config))
+        written = _read(store, cache, f"{folder}/config.json", manifest.bundle_config)
         network = _read(store, cache, f"{folder}/encoder.onnx", manifest.encoder)
-        images = config["images"] if isinstance(config["images"], list) else [config["images"]]
-        self._images = [ImagesConfig.model_validate(each) for each in images]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
-        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        try:
+            config: dict[str, Any] = json.loads(written)
+            images = config["images"] if isinstance(config["images"], list) else [config["images"]]
+            self._images = [ImagesConfig.model_validate(each) for each in images]
+            self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a dozen types of its own for what it cannot load
+            raise IntegrityError(
+                f"the encoder in {folder} on {store.url} cannot be loaded ({str(error)[:300]}): it is damaged or "
+                "made by a newer version; query by item_id or by vector, or open another release"
+            ) from error
         inputs = [given.name for given in self._session.get_inputs()]
         self._conditional = _CONDITION in inputs
         self._inputs = [name for name in inputs if name != _CONDITION]  # one for each of self._images
