@@ -86,6 +86,8 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
     "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
+    "expire": Command("Releases", "jobs.expire", "list what nothing needs; --yes marks, a week later sweeps", CONFIG),
+    "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
