@@ -139,6 +139,7 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             changes=changes,
             parent=parent,
             category=config.catalogue.category,
+            sample=plan.summary.sample,
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
         measures |= further.measures

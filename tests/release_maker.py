@@ -39,6 +39,7 @@ class Photo:
     price: float | None = 1.0
     stock: int | None = 1
     codes: np.ndarray | None = None
+    log_var: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def make_release(
     model = fields.get("model_id", MODEL)
     parts = write_parts(store, photos, model, run)
     items = items_table(photos, [part.name for part in parts])
-    latents = gather_latents(store, items) if photos else LatentArrays(mean=np.empty((0, DIM), np.float32))
+    nothing = np.empty((0, DIM), np.float32)
+    latents = gather_latents(store, items, columns=config.needs) if photos else LatentArrays(nothing, nothing)
     built = build_index(latents, config)
     quarantine, changes = quarantine_table(refused, run), changes_table(removed)
     given: dict[str, Any] = {
@@ -226,10 +228,13 @@ def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> 
             "pixels_row": list(range(len(chunk))),
             "mean": [photo.mean.tolist() for photo in chunk],
         }
+        sure = chunk[0].log_var is not None
+        if sure:
+            columns["log_var"] = [photo.log_var.tolist() for photo in chunk]
         cells = 0 if chunk[0].codes is None else len(chunk[0].codes)
         if cells:
             columns["codes"] = [photo.codes.tolist() for photo in chunk]
-        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=False, num_codes=cells))
+        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=sure, num_codes=cells))
         parts.append(write_part(store, latents_part_name(model, f"{run}-{start}"), table, f"{run}-{start}"))
     return parts
 

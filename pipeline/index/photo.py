@@ -13,7 +13,7 @@ from ..images import ImagesConfig, decode_each
 from ..release import FileEntry, Manifest
 from ..storage import Store
 from ..storage.cache import FileCache
-from .latents import Float32
+from .latents import LatentArrays
 
 _CONDITION = "condition"  # the second input of a conditional model's encoder
 _NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without a label, the first label
@@ -55,10 +55,10 @@ class PhotoEncoder:
         self._inputs = [name for name in inputs if name != _CONDITION]  # one for each of self._images
         self._labels = {label: _FIRST + number for number, label in enumerate(config.get("labels", ()))}
         names = [output.name for output in self._session.get_outputs()]
-        self._output = "mean" if "mean" in names else names[0]
+        self._outputs = ["mean" if "mean" in names else names[0], *(["log_var"] if "log_var" in names else [])]
 
-    def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> Float32:
-        """Return the mean of a photo's latents, float32 [1, d]; data: the bytes of its file.
+    def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> LatentArrays:
+        """Return a photo's latents [1], with log_var where the model has it; data: the bytes of its file.
 
         category: the photo's, as the catalogue would have it, for the encoder of a conditional model; None and one that
         the model never met are allowed, and other encoders do not look at it.
@@ -79,8 +79,7 @@ class PhotoEncoder:
         given = dict(zip(self._inputs, batches, strict=True))
         if self._conditional:
             given[_CONDITION] = np.array([self._row(category)], np.int64)
-        mean: Float32 = self._session.run([self._output], given)[0]
-        return mean.astype(np.float32, copy=False)
+        return LatentArrays(*(made.astype(np.float32, copy=False) for made in self._session.run(self._outputs, given)))
 
     def _row(self, category: Any) -> int:
         """Return the row of the model's table of categories, as `models.conditions.condition_of` does with torch."""

@@ -16,7 +16,7 @@ from ..index.latents import Float32, Float64, Rows
 from ..index.sids import FACT
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
-from ..release import Manifest, ReleaseFile, read_manifest, read_table
+from ..release import Manifest, ReleaseFile, Sample, read_manifest, read_table
 from ..release.tables import table_files
 from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
 from ..storage import Store
@@ -45,6 +45,7 @@ class Night:
     changes: pa.Table
     parent: Manifest | None
     category: str | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _codebooks(
     store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, before: _Published | None
 ) -> HeldCodebooks:
     """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
-    name = codebooks_name(night.model_id, config, night.metric)
+    name = codebooks_name(night.model_id, config, night.metric, night.sample)
     held = find_codebooks(store, name)
     if held is not None:
         return held

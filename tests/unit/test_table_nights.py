@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.config import Config, config_values
 from pipeline.errors import ConfigError
+from pipeline.keys import digest_of
 from pipeline.planning import release_config
 from pipeline.reader import open_release
 from pipeline.release import read_manifest, release_key, verify_release
@@ -243,6 +244,17 @@ def test_a_night_without_ids_between_two_changes_none(shop: Shop) -> None:
     vectors = shop.night("four", list(range(18)), "tables={vectors: true}")
     assert set(read_manifest(shop.store, vectors["release"]).files) >= {"vectors"}
     assert "semantic_ids" not in read_manifest(shop.store, vectors["release"]).files
+
+
+def test_a_sample_fits_no_codebooks_for_the_catalogue(shop: Shop) -> None:
+    shop.night("try", list(range(16)), SIDS, "--limit", "8", "--channel", "sample")
+    made = shop.night("one", list(range(16)), SIDS)
+    small, whole = sorted((shop.folder / "store" / "models").glob("*/sids-*.safetensors"))
+    digests = {digest_of(path.read_bytes()) for path in (small, whole)}
+    assert len(digests) == 2
+    fact = read_manifest(shop.store, made["release"]).inputs["semantic_ids"]
+    assert fact["codebooks"] in digests
+    assert fact["epoch"] == 1
 
 
 def test_more_codes_than_items_are_refused(shop: Shop) -> None:
