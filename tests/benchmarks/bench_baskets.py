@@ -4,7 +4,7 @@ Customers are made up: each had three products of one category and none, one or 
 catalogue is asked as any reader asks it: by `similar_to_many` of each kind, and, as many do by hand, by one `search`
 with the mean of the products' latents. Latents are real photos' PCA of 64 numbers, of pixels and of gradients (HOG).
 
-    python tests/benchmarks/bench_baskets.py [--photos 2000] [--baskets 60] [--write]
+    python tests/benchmarks/bench_baskets.py [--photos 2000] [--baskets 40] [--write]
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2000)
-    parser.add_argument("--baskets", type=int, default=60)
+    parser.add_argument("--baskets", type=int, default=40)
     parser.add_argument("--write", action="store_true", help="keep the results in results/baskets.json")
     options = parser.parse_args()
     began, runs = time.process_time(), []
