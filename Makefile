@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-scale bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-scale bench-serve bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -63,6 +63,9 @@ bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about t
 
 bench-scale: $(VENV)/.dev  ## nights of 100,000 to 1,000,000 photos without photos: seconds and the driver's memory, ten minutes
 	$(BIN)/python tests/benchmarks/bench_scale.py --photos 100000 300000 1000000 --json scale.json --plot scale.png
+
+bench-serve: $(VENV)/.dev  ## hot swap: 200 requests a second at `codebooks serve` while its channel moves 24 times, two minutes
+	$(BIN)/python tests/benchmarks/bench_serve.py --json tests/benchmarks/results/serve.json
 
 bench-encode: $(VENV)/.dev  ## encoding on Ray against as many plain processes and against Ray's documented pipeline, ten minutes
 	$(BIN)/python tests/benchmarks/bench_encode.py --count 20000 --pairs 3 --documented

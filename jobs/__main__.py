@@ -86,12 +86,18 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
     "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
+    "expire": Command("Releases", "jobs.expire", "list what nothing needs; --yes marks, a week later sweeps", CONFIG),
+    "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "recommend": Command(
         "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
     ),
+    "compare-metrics": Command(
+        "Ask a release", "jobs.compare_metrics", "every metric and mask on its latents: k-NN, P@10, MAP@R", CONFIG
+    ),
+    "export": Command("Ask a release", "jobs.export", "vectors, semantic IDs, points: a file for another tool", CONFIG),
     "prior": Command(
         "Ask a release",
         "jobs.prior",
@@ -134,7 +140,7 @@ def overview() -> str:
     ]
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<11}{command.help}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<16}{command.help}" for name, command in COMMANDS.items() if command.group == group]
     lines += [
         "",
         "Examples:",

@@ -135,9 +135,11 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             metric=config.index.metric,
             items=items,
             latents=latents,
+            index=built.index,
             changes=changes,
             parent=parent,
             category=config.catalogue.category,
+            sample=plan.summary.sample,
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
         measures |= further.measures

@@ -208,9 +208,10 @@ class Release:
     ) -> list[list[Neighbour]]:
         """Return the k nearest items of every vector, one list a vector.
 
-        vectors: float [q, d], rows of latents of the release's own model; one vector [d] counts as [1, d]. Vectors of
-        another model give meaningless answers where the dimension happens to fit: pass `expect_model` to
-        `open_release`. Raises ConfigError for another dimension or values that are not finite.
+        vectors: float [q, d], rows of latents of the release's own model; one vector [d] counts as [1, d]. A metric
+        that compares variances (see the manifest) wants `LatentArrays` with log_var. Vectors of another model give
+        meaningless answers where the dimension happens to fit: pass `expect_model` to `open_release`. Raises
+        ConfigError for another dimension or values that are not finite.
         """
         queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
         return _named(self._now(), queries, np.arange(len(queries)), k, where)
@@ -226,7 +227,7 @@ class Release:
     ) -> list[Neighbour]:
         """Return the k items nearest to a photo, given as the bytes of its file; the rest as in `encode_photo`."""
         opened = self._now()
-        vectors = LatentArrays(mean=opened.encoder()(data, category, max_pixels=max_pixels))
+        vectors = opened.encoder()(data, category, max_pixels=max_pixels)
         return _named(opened, vectors, np.zeros(1, np.int64), k, where)[0]
 
     def encode_photo(self, data: bytes, *, category: Any = None, max_pixels: int | None = None) -> Float32:
@@ -238,7 +239,7 @@ class Release:
         Raises PhotoRefused for bytes that are no usable photo, ConfigError when onnxruntime or Pillow is missing,
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
-        return self._now().encoder()(data, category, max_pixels=max_pixels)
+        return self._now().encoder()(data, category, max_pixels=max_pixels).mean
 
     def photos(self, item_id: ItemKey) -> list[StoredPhoto]:
         """Return an item's photos, in order: where each lies, and where its pixels are kept. Raises UnknownItem."""
@@ -278,7 +279,7 @@ class Release:
         return self._now().sids()
 
     def table(self, role: str) -> pa.Table:
-        """Return a further table of the release, whole: `vectors`, `sid_items`, `sid_retired`, `sid_map`.
+        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
 
         Raises ConfigError where the release has no such table.
         """

@@ -81,6 +81,12 @@ def maker() -> Any:
 
 
 @pytest.fixture(scope="session")
+def expiring() -> Any:
+    """The module `expiring`: a store with a clock that the test sets, nights on it, and actors that take turns."""
+    return _load("expiring")
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
 

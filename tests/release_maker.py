@@ -6,6 +6,7 @@ Loaded by `conftest.py`; the fixture `maker` is this module.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig, LatentArrays, build_index, gather_latents
+from pipeline.keys import digest_of
 from pipeline.parts import PartFile, latents_part_name, write_part
 from pipeline.reader import Neighbour
-from pipeline.release import publish, read_head, write_release
+from pipeline.release import FileEntry, publish, read_head, write_release
 from pipeline.schema import changes_schema, items_schema, latents_schema, quarantine_schema
 from pipeline.storage import Store
 
@@ -36,6 +39,7 @@ class Photo:
     price: float | None = 1.0
     stock: int | None = 1
     codes: np.ndarray | None = None
+    log_var: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def make_release(
     model = fields.get("model_id", MODEL)
     parts = write_parts(store, photos, model, run)
     items = items_table(photos, [part.name for part in parts])
-    latents = gather_latents(store, items) if photos else LatentArrays(mean=np.empty((0, DIM), np.float32))
+    nothing = np.empty((0, DIM), np.float32)
+    latents = gather_latents(store, items, columns=config.needs) if photos else LatentArrays(nothing, nothing)
     built = build_index(latents, config)
     quarantine, changes = quarantine_table(refused, run), changes_table(removed)
     given: dict[str, Any] = {
@@ -124,6 +129,54 @@ def make_release(
         attempt=1,
     )
     return Made(list(photos), written.manifest.release_id)
+
+
+PHOTO_SIZE = 8
+
+
+def projection(dim: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(3 * PHOTO_SIZE * PHOTO_SIZE, dim)).astype(np.float32)
+
+
+def write_encoder(store: Store, model_id: str, dim: int) -> None:
+    """Write a bundle whose encoder is one matrix over the pixels; `mean` is its second output."""
+    import onnx
+
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weights = onnx.numpy_helper.from_array(projection(dim), "weights")
+    shape = onnx.numpy_helper.from_array(np.array([-1, 3 * PHOTO_SIZE * PHOTO_SIZE]), "shape")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=kinds.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["mean"]),
+        helper.make_node("Neg", ["mean"], ["log_var"]),
+    ]
+    images = helper.make_tensor_value_info("images", kinds.UINT8, ["batch", 3, PHOTO_SIZE, PHOTO_SIZE])
+    outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, ["batch", dim]) for name in ("log_var", "mean")]
+    graph = helper.make_graph(nodes, "encoder", [images], outputs, [weights, shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    store.put_if_absent(f"models/{model_id}/encoder.onnx", model.SerializeToString())
+    config = {"images": ImagesConfig(size=PHOTO_SIZE, fit="crop").model_dump(mode="json"), "model": {"kind": "vae"}}
+    store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
+
+
+def listed(store: Store, model_id: str) -> dict[str, FileEntry]:
+    """Return the manifest's fields for a bundle that was written by `write_encoder`."""
+    names = {"encoder": f"models/{model_id}/encoder.onnx", "bundle_config": f"models/{model_id}/config.json"}
+    data = {field: store.get(name) for field, name in names.items()}
+    return {
+        field: FileEntry(name=name, bytes=len(data[field]), sha256=digest_of(data[field]))
+        for field, name in names.items()
+    }
+
+
+def picture() -> bytes:
+    from PIL import Image
+
+    pixels = np.random.default_rng(4).integers(0, 255, (20, 30, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
 
 
 VQ_CODES, VQ_SIDE, STRANGE = 16, 4, "sku-odd"
@@ -175,10 +228,13 @@ def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> 
             "pixels_row": list(range(len(chunk))),
             "mean": [photo.mean.tolist() for photo in chunk],
         }
+        sure = chunk[0].log_var is not None
+        if sure:
+            columns["log_var"] = [photo.log_var.tolist() for photo in chunk]
         cells = 0 if chunk[0].codes is None else len(chunk[0].codes)
         if cells:
             columns["codes"] = [photo.codes.tolist() for photo in chunk]
-        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=False, num_codes=cells))
+        table = pa.table(columns, latents_schema(len(chunk[0].mean), log_var=sure, num_codes=cells))
         parts.append(write_part(store, latents_part_name(model, f"{run}-{start}"), table, f"{run}-{start}"))
     return parts
 

@@ -37,14 +37,14 @@ def knn_labels(
     """
     _check_voting(k, temperature)
     voters, cosines = _voters(bank, bank_labels, queries, k, exclude)
-    return _elected(voters, cosines, temperature)
+    return elected(voters, cosines, temperature)
 
 
 def knn_both(bank: ArrayLike, bank_labels: ArrayLike, queries: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the labels [q] of both columns, plain and weighted, from one search; arguments as `knn_labels`."""
     voters, cosines = _voters(bank, bank_labels, queries, max(_K, WEIGHTED_K), None)
-    plain = _elected(voters[:, :_K], cosines[:, :_K], None)
-    return plain, _elected(voters[:, :WEIGHTED_K], cosines[:, :WEIGHTED_K], TEMPERATURE)
+    plain = elected(voters[:, :_K], cosines[:, :_K], None)
+    return plain, elected(voters[:, :WEIGHTED_K], cosines[:, :WEIGHTED_K], TEMPERATURE)
 
 
 def knn_accuracy(
@@ -108,7 +108,7 @@ def _voters(
     return labels[rows], cosines
 
 
-def _elected(voters: NDArray[Any], cosines: NDArray[np.float64], temperature: float | None) -> NDArray[Any]:
+def elected(voters: NDArray[Any], cosines: NDArray[np.float64], temperature: float | None) -> NDArray[Any]:
     """Return the label [q] with most votes; [q, k] both, nearest first."""
     classes, voted = np.unique(voters, return_inverse=True)
     voted = voted.reshape(voters.shape)

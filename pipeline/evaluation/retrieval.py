@@ -2,7 +2,7 @@
 
 Names apart, since the field mixes them: precision@k is a share of what is shown, hit rate@k whether anything fits at
 all, R-precision and MAP@R look as deep as the gallery holds fitting items, so that a large category cannot look good
-by its size. Cosine, exact. The query's own item is left out by its id, never by its rank.
+by its size. Exact, by cosine or any metric of `index`. The query's own item is left out by its id, never by its rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, InputError
-from ..index import METRICS, LatentArrays
+from ..index import METRICS, LatentArrays, Metric
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -59,18 +59,43 @@ def retrieve(
     table that is sorted by category would answer for a model that tells nothing apart. Raises InputError for arrays
     that do not fit together or when nothing in the gallery fits any query.
     """
-    items, asked = (METRICS["cosine"].item_features(LatentArrays(mean=_matrix(side))) for side in (gallery, queries))
+    cosine = METRICS["cosine"]
+    items, asked = (cosine.item_features(LatentArrays(mean=_matrix(side))) for side in (gallery, queries))
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
     if (gallery_ids is None) != (query_ids is None):
         raise InputError("ids are given for one side only; give those of the gallery and of the queries, or none")
-    kinds, wanted = _levels(gallery_labels, labels)
-    if kinds.shape[1] != len(items) or wanted.shape[1] != len(asked) or items.shape[1] != asked.shape[1]:
+    levels = _levels(gallery_labels, labels)
+    if levels[0].shape[1] != len(items) or levels[1].shape[1] != len(asked) or items.shape[1] != asked.shape[1]:
         raise InputError(
-            f"a gallery of {list(items.shape)} with {kinds.shape[1]} labels and queries of {list(asked.shape)} with "
-            f"{wanted.shape[1]} labels do not fit"
+            f"a gallery of {list(items.shape)} with {levels[0].shape[1]} labels and queries of {list(asked.shape)} "
+            f"with {levels[1].shape[1]} labels do not fit"
         )
-    own, asking = _numbers(gallery_ids, query_ids, len(items), len(asked))
+    return _measured(cosine, (items, asked), levels, _numbers(gallery_ids, query_ids, len(items), len(asked)), k, seed)
+
+
+def retrieve_rows(
+    metric: Metric, latents: LatentArrays, labels: ArrayLike, rows: Int64, *, k: int = 10, seed: int = 0
+) -> Retrieval:
+    """Return how well these rows [q] of latents [n] with labels [n] find others of their kind, by any metric.
+
+    metric: one whose needs the latents have. Labels, measures and errors otherwise as of `retrieve`.
+    """
+    known = np.asarray(labels)
+    features = metric.item_features(latents), metric.query_features(latents.take(rows))
+    return _measured(metric, features, _levels(known, known[rows]), (np.arange(len(latents)), rows), k, seed)
+
+
+def _measured(
+    metric: Metric,
+    features: tuple[NDArray[np.float32], NDArray[np.float32]],
+    levels: tuple[Int64, Int64],
+    numbers: tuple[Int64, Int64],
+    k: int,
+    seed: int,
+) -> Retrieval:
+    """Return the measures from features, levels of labels and numbers of ids, each of the gallery and the queries."""
+    (items, asked), (kinds, wanted), (own, asking) = features, levels, numbers
     # A stream of its own: callers choose rows by the same seed, and those must not stand together in this order.
     mixed = np.random.default_rng([seed, _STREAM]).permutation(len(items))
     items, kinds, own = items[mixed], kinds[:, mixed], own[mixed]
@@ -81,7 +106,7 @@ def retrieve(
     step = max(1, _BLOCK // max(1, len(items)))
     for start in range(0, len(order), step):
         rows = order[start : start + step]
-        near = asked[rows] @ items.T
+        near = _near(metric, asked[rows], items)
         mine, copies = np.nonzero(asking[rows][:, None] == own)
         gains, totals, left = _ranked(near, kinds, wanted[:, rows], (mine, copies), k)
         found.note(rows, gains, totals, np.minimum(k, left), k)
@@ -173,7 +198,7 @@ class _Values:
 
 
 def _ranked(
-    near: NDArray[np.float32], kinds: Int64, wanted: Int64, own: tuple[Int64, Int64], k: int
+    near: NDArray[Any], kinds: Int64, wanted: Int64, own: tuple[Int64, Int64], k: int
 ) -> tuple[NDArray[np.int64], Int64, Int64]:
     """Return gains in rank order [q, ranks], fitting items [levels, q] and items [q], all without the query's own.
 
@@ -201,6 +226,15 @@ def _ranked(
         gains[:, :ranks] += kind[picked] == want[:, None]
     gains[:, :ranks][np.isinf(apart)] = 0  # the query itself, where there are fewer items than ranks
     return gains, totals, left
+
+
+def _near(metric: Metric, asked: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[Any]:
+    """Return what orders items as the metric does, larger is nearer, [q, n]."""
+    if metric.geometry == "l2":
+        return np.asarray(2.0 * asked @ items.T - np.sum(items * items, axis=1))
+    if metric.cancels:
+        return np.asarray(asked.astype(np.float64) @ items.T.astype(np.float64))
+    return np.asarray(asked @ items.T)
 
 
 def _levels(gallery: ArrayLike, queries: ArrayLike) -> tuple[Int64, Int64]:

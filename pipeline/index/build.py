@@ -7,22 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConfigError, InputError
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
 from .gpu import cloned_to_cpu, cloned_to_gpu
 from .kinds import KINDS, candidate_kinds, cells_of, estimate_bytes, faiss_version, training_rows
-from .latents import Float32, LatentArrays
+from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
 from .metrics import fitted_metric
-from .recall import Truth, recall_at_k, sampled
+from .recall import Truth, recalls, sampled, unseen
 from .search import SearchIndex, open_index
 from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
 ADD_BLOCK = 1 << 14
 _GIB = 1 << 30
+_LEFT_OUT = 10  # an index without its queries lacks at most two of so many rows
 
 Parameters = dict[str, int | float | str]
 
@@ -70,7 +73,7 @@ def build_index(latents: LatentArrays, config: IndexConfig, *, before: Mapping[s
     _check_memory(features, config)
     with faiss_threads(config.threads):
         tuning, measuring = sampled(latents, metric, config)
-        work = _Work(features, metric, config, tuning, measuring, before or {})
+        work = _Work(latents, features, metric, config, tuning, measuring, before or {})
         if config.kind in ("flat", "hnsw"):
             return _as_asked(work, config.kind)
         return _chosen(work)
@@ -78,8 +81,10 @@ def build_index(latents: LatentArrays, config: IndexConfig, *, before: Mapping[s
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What an index is built from: features [n, f], queries to tune and to measure by, the parent's parameters."""
+    """What an index is built from: latents [n], their features [n, f], queries to tune and to measure by, the parent's
+    parameters."""
 
+    latents: LatentArrays
     features: Float32
     metric: Metric
     config: IndexConfig
@@ -90,32 +95,58 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """One kind, filled and tuned: its file, and that file opened as a reader opens it."""
+    """One kind, filled and tuned: its file, that file opened as a reader opens it, and recalls of measuring queries."""
 
     data: bytes
     tuned: Tuned
     opened: SearchIndex
+    found: Float64
     seconds: float
 
 
 def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
     start = time.perf_counter()
-    kind = KINDS[name]
-    index = _filled(work.features, work.metric, name, work.config)
+    kind, config = KINDS[name], work.config
+    # A graph that was asked for by name is tuned by its own rows, as ever: its bytes must not change.
+    apart = _apart(work, name, before) if kind.by_unseen and config.kind != name else None
+    index = _filled(work.features, work.metric, name, config)
     held = work.features if kind.lossy else None
-    tuned = Tuned({}, reached=True)
-    if kind.tuned:
-        tuned = tune(SearchIndex(index, work.metric, held), name, work.tuning, work.config, before)
+    if apart is not None:
+        tuned = apart.tuned
+        for effort, value in tuned.effort.items():
+            SearchIndex(index, work.metric).planner.set_effort(effort, value)
+    elif kind.tuned:
+        tuned = tune(SearchIndex(index, work.metric, held), name, work.tuning, config, before)
+    else:
+        tuned = Tuned({}, reached=True)
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
-    found = {"k": work.config.k, **tuned.effort}
-    opened = open_index(data, work.metric.name, features=held, parameters=found)
-    return _Made(data, tuned, opened, time.perf_counter() - start)
+    opened = open_index(data, work.metric.name, features=held, parameters={"k": config.k, **tuned.effort})
+    found = recalls(opened, work.measuring) if apart is None else apart.found
+    return _Made(data, tuned, opened, found, time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """What a kind was found to need, and recalls of the measuring queries, without any of these queries in it."""
+
+    tuned: Tuned
+    found: Float64
+
+
+def _apart(work: _Work, name: str, before: Mapping[str, Any]) -> _Apart:
+    most = max(1, len(work.features) // _LEFT_OUT)
+    samples = [sample.thinned(most) for sample in (work.tuning, work.measuring)]
+    kept = np.setdiff1d(np.arange(len(work.features)), np.concatenate([sample.rows for sample in samples]))
+    rest = work.latents.take(kept)
+    index = SearchIndex(_filled(work.features[kept], work.metric, name, work.config), work.metric)
+    tuning, measuring = (unseen(truth, rest, work.metric, work.config.k) for truth in samples)
+    return _Apart(tune(index, name, tuning, work.config, before), recalls(index, measuring))
 
 
 def _as_asked(work: _Work, name: str) -> BuiltIndex:
     made = _made(work, name, {})
-    recall = recall_at_k(made.opened, work.measuring)
+    recall = float(made.found.sum() / len(made.found)) if len(made.found) else 1.0
     return BuiltIndex(made.opened, made.data, name, recall, _built_with(work, name) | made.tuned.effort)
 
 
@@ -129,7 +160,9 @@ def _chosen(work: _Work) -> BuiltIndex:
     for name in sorted(names, key=lambda name: name != parent):  # the parent's first
         made = _made(work, name, before if name == parent else {})
         size = len(made.data)
-        points.append(measured(made.opened, name, made.tuned, work.measuring, config, size=size, build_s=made.seconds))
+        points.append(
+            measured(made.opened, name, made.tuned, made.found, work.measuring, config, size=size, build_s=made.seconds)
+        )
         choice = choose(points, config, before)
         if choice is not None and choice.point is points[-1]:
             kept = made, choice

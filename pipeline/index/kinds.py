@@ -27,8 +27,9 @@ class Kind:
     make: (features, FAISS metric, rows, config) -> an empty FAISS index. row_bytes: (features, rows, config) -> bytes a
     vector, in memory and in the file. filters: whether a search takes a selector; mmap: whether a mapped file is paged
     in rather than read whole. lowest_faiss: the first version that reads the file. lossy: whether it stores codes, and
-    the exact features lie beside it. tuned: what trades recall for time, in the order it is walked. on_gpu: whether it
-    may be filled on a GPU.
+    the exact features lie beside it. by_unseen: whether its own rows are found more easily than others, a graph being
+    entered next to them, so that it is tuned and measured by queries left out of it. tuned: what trades recall for
+    time, in the order it is walked. on_gpu: whether it may be filled on a GPU.
     """
 
     make: Callable[[int, int, int, IndexConfig], Any]
@@ -37,6 +38,7 @@ class Kind:
     mmap: bool
     lowest_faiss: tuple[int, ...] = (1, 11)
     lossy: bool = False
+    by_unseen: bool = False
     tuned: tuple[str, ...] = ()
     on_gpu: bool = False
 
@@ -107,7 +109,9 @@ def _with_parts(code: Callable[[int], float], *, cells: bool = False) -> Callabl
 
 KINDS: Mapping[str, Kind] = {
     "flat": Kind(make=_make_flat, row_bytes=lambda dim, rows, config: dim * 4.0, filters=True, mmap=True, on_gpu=True),
-    "hnsw": Kind(make=_make_hnsw, row_bytes=_hnsw_bytes, filters=True, mmap=False, tuned=("ef_search",)),
+    "hnsw": Kind(
+        make=_make_hnsw, row_bytes=_hnsw_bytes, filters=True, mmap=False, tuned=("ef_search",), by_unseen=True
+    ),
     "flat_codes": Kind(
         make=_make_flat_codes,
         row_bytes=_with_parts(float),

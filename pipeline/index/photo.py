@@ -13,7 +13,7 @@ from ..images import ImagesConfig, decode_each
 from ..release import FileEntry, Manifest
 from ..storage import Store
 from ..storage.cache import FileCache
-from .latents import Float32
+from .latents import LatentArrays
 
 _CONDITION = "condition"  # the second input of a conditional model's encoder
 _NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without a label, the first label
@@ -36,22 +36,29 @@ class PhotoEncoder:
                 "`pip install 'visual-codebooks[run]'`, or only `pip install onnxruntime pillow`"
             ) from error
         folder = f"models/{manifest.model_id}"
-        config: dict[str, Any] = json.loads(_read(store, cache, f"{folder}/config.json", manifest.bundle_config))
+        written = _read(store, cache, f"{folder}/config.json", manifest.bundle_config)
         network = _read(store, cache, f"{folder}/encoder.onnx", manifest.encoder)
-        images = config["images"] if isinstance(config["images"], list) else [config["images"]]
-        self._images = [ImagesConfig.model_validate(each) for each in images]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: hints on graph optimisation are not the caller's concern
-        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        try:
+            config: dict[str, Any] = json.loads(written)
+            images = config["images"] if isinstance(config["images"], list) else [config["images"]]
+            self._images = [ImagesConfig.model_validate(each) for each in images]
+            self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a dozen types of its own for what it cannot load
+            raise IntegrityError(
+                f"the encoder in {folder} on {store.url} cannot be loaded ({str(error)[:300]}): it is damaged or "
+                "made by a newer version; query by item_id or by vector, or open another release"
+            ) from error
         inputs = [given.name for given in self._session.get_inputs()]
         self._conditional = _CONDITION in inputs
         self._inputs = [name for name in inputs if name != _CONDITION]  # one for each of self._images
         self._labels = {label: _FIRST + number for number, label in enumerate(config.get("labels", ()))}
         names = [output.name for output in self._session.get_outputs()]
-        self._output = "mean" if "mean" in names else names[0]
+        self._outputs = ["mean" if "mean" in names else names[0], *(["log_var"] if "log_var" in names else [])]
 
-    def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> Float32:
-        """Return the mean of a photo's latents, float32 [1, d]; data: the bytes of its file.
+    def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> LatentArrays:
+        """Return a photo's latents [1], with log_var where the model has it; data: the bytes of its file.
 
         category: the photo's, as the catalogue would have it, for the encoder of a conditional model; None and one that
         the model never met are allowed, and other encoders do not look at it.
@@ -72,8 +79,7 @@ class PhotoEncoder:
         given = dict(zip(self._inputs, batches, strict=True))
         if self._conditional:
             given[_CONDITION] = np.array([self._row(category)], np.int64)
-        mean: Float32 = self._session.run([self._output], given)[0]
-        return mean.astype(np.float32, copy=False)
+        return LatentArrays(*(made.astype(np.float32, copy=False) for made in self._session.run(self._outputs, given)))
 
     def _row(self, category: Any) -> int:
         """Return the row of the model's table of categories, as `models.conditions.condition_of` does with torch."""

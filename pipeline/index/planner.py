@@ -35,15 +35,34 @@ class Found:
     exact: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """How many candidates are looked for beyond those asked for: `rows`, for up to `count`, and in proportion above."""
+
+    rows: int
+    count: int
+
+    @classmethod
+    def of(cls, candidates: int, k: int) -> Spare:
+        """Return what finds this many candidates for k rows; k + 1, the query's own among them, take no fewer each."""
+        return cls(max(0, candidates - k), k + 1)
+
+    def beyond(self, count: int) -> int:
+        """Return how many more than `count`."""
+        return int(np.ceil(self.rows * max(1.0, count / self.count)))
+
+
 class Planner:
     """A FAISS index with where its features lie, and how it is searched; safe to use from several threads at once.
 
     An index over a flat storage holds its features itself. One of codes is searched for more candidates than are asked
-    for, `wider` times as many, which the caller then scores by their features.
+    for, which the caller then scores by their features.
     """
 
-    def __init__(self, index: Any, features: Float32 | None, wider: float = 1.0) -> None:
+    def __init__(self, index: Any, features: Float32 | None, spare: Spare | None = None) -> None:
         """index: a CPU FAISS index. features: float32 [n, f] of an index of codes, None where it stores them.
+
+        spare: how many more candidates are looked for.
 
         Raises IntegrityError for an index of codes without features, or with those of other rows.
         """
@@ -61,7 +80,7 @@ class Planner:
         self._graph = hasattr(self._inner, "hnsw")
         self._cells = hasattr(self._inner, "nlist")
         self._flat = self._storage is index
-        self.wider = wider
+        self._spare = spare or Spare(0, 1)
 
     @property
     def cells(self) -> int:
@@ -74,16 +93,16 @@ class Planner:
         there = rows if allowed is None else len(allowed)
         return rows == 0 or self._scans(there / rows, rows, self._asked(count, there))
 
-    def set_effort(self, name: str, value: float) -> None:
-        """Set what trades recall for time: `ef_search`, `nprobe`, or `wider`, the candidates for each row asked for."""
+    def set_effort(self, name: str, value: int, *, k: int = 1) -> None:
+        """Set what trades recall for time: `ef_search`, `nprobe`, or `candidates`, of a search for k rows."""
         if name == "ef_search":
-            self._inner.hnsw.efSearch = int(value)
+            self._inner.hnsw.efSearch = value
         elif name == "nprobe":
-            self._inner.nprobe = int(value)
-        elif name == "wider":
-            self.wider = value
+            self._inner.nprobe = value
+        elif name == "candidates":
+            self._spare = Spare.of(value, k)
         else:
-            raise ConfigError(f"{name!r} is no effort of a search; one of ef_search, nprobe, wider")
+            raise ConfigError(f"{name!r} is no effort of a search; one of ef_search, nprobe, candidates")
 
     def find(self, features: Float32, count: int, allowed: RowFilter | None) -> Found:
         """Return at least `count` candidates of every query [q, f]; there must be as many allowed rows."""
@@ -107,7 +126,7 @@ class Planner:
 
     def _asked(self, count: int, there: int) -> int:
         """Return how many candidates to look for where `count` of the `there` allowed rows are wanted."""
-        return count if self._storage is not None else min(int(np.ceil(count * self.wider)), there)
+        return count if self._storage is not None else min(count + self._spare.beyond(count), there)
 
     def _scans(self, share: float, rows: int, asked: int) -> bool:
         """Return whether the allowed rows are scored exactly, one by one."""

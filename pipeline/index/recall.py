@@ -19,15 +19,21 @@ _ONE_SIDED_95 = 1.6448536269514722  # the normal quantile of 0.95
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Queries that are rows of the index, and the score of each one's k-th nearest other row.
+    """Queries, and the score of each one's k-th nearest row of the index but itself.
 
-    rows: int64 [q]; queries: their latents [q]; kth: float64 [q] (fewer neighbours than k: of the last one).
+    rows: int64 [q], -1 for a query that is no row of it; queries: their latents [q]; kth: float64 [q] (fewer neighbours
+    than k: of the last one).
     """
 
     rows: Rows
     queries: LatentArrays
     kth: Float64
     neighbours: int
+
+    def thinned(self, most: int) -> Truth:
+        """Return it for at most so many of its queries, evenly taken."""
+        step = max(1, -(-len(self.rows) // most))
+        return Truth(self.rows[::step], self.queries.take(np.s_[::step]), self.kth[::step], self.neighbours)
 
 
 def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int) -> Truth:
@@ -37,6 +43,14 @@ def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int) -> Truth
     neighbours = scores.shape[1]
     kth = scores[:, -1] if neighbours else np.empty(0)
     return Truth(rows=rows, queries=queries, kth=kth, neighbours=neighbours)
+
+
+def unseen(truth: Truth, kept: LatentArrays, metric: Metric, k: int) -> Truth:
+    """Return the truth of the same queries over `kept`, rows among which they are not."""
+    _, scores = nearest_exact(metric, kept, truth.queries, k)
+    neighbours = scores.shape[1]
+    kth = scores[:, -1] if neighbours else np.empty(0)
+    return Truth(rows=np.full(len(truth.rows), -1), queries=truth.queries, kth=kth, neighbours=neighbours)
 
 
 def sampled(latents: LatentArrays, metric: Metric, config: IndexConfig) -> tuple[Truth, Truth]:
@@ -53,11 +67,12 @@ def recalls(index: SearchIndex, truth: Truth) -> Float64:
     """Return for each query the share of its k nearest rows that the index finds, float64 [q] in 0..1.
 
     A row counts when its exact score reaches that of the true k-th neighbour, so rows at the same distance (copies of
-    one photo) count alike whichever the index returns. The query itself is left out. 1 where there are no neighbours.
+    one photo) count alike whichever the index returns. The query itself is left out, where it is a row. 1 where there
+    are no neighbours.
     """
     if truth.neighbours == 0 or len(truth.rows) == 0:
         return np.ones(len(truth.rows))
-    hits = index.search(truth.queries, truth.neighbours + 1)
+    hits = index.search(truth.queries, truth.neighbours + int(truth.rows[0] >= 0))
     others = hits.ids != truth.rows[:, None]
     # The index scores its own float32 features, the truth the latents: they differ by that rounding only.
     reached = hits.scores >= (truth.kth - 1e-6 * np.maximum(1.0, np.abs(truth.kth)))[:, None]

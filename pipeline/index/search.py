@@ -17,7 +17,7 @@ from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metric import Metric
 from .metrics import metric_named
-from .planner import Found, Planner
+from .planner import Found, Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
 _SPARE = 16  # rows looked at beyond k where float32 may have put a nearer one behind, and
@@ -53,8 +53,10 @@ class SearchIndex:
     which the index stores (flat, or a graph over a flat storage) or which lie in a file beside it (codes).
     """
 
-    def __init__(self, index: Any, metric: Metric, features: Float32 | None = None, *, wider: float = 1.0) -> None:
-        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; wider: see `Planner`.
+    def __init__(
+        self, index: Any, metric: Metric, features: Float32 | None = None, *, spare: Spare | None = None
+    ) -> None:
+        """index: a CPU FAISS index. features: float32 [n, f] of an index of codes; spare: see `Planner`.
 
         Raises IntegrityError when the index does not fit the metric, or has no features or others'.
         """
@@ -69,7 +71,7 @@ class SearchIndex:
         # Also what is not there yet has a width: an empty index refuses queries of another.
         self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
-        self.planner = Planner(index, features, wider)
+        self.planner = Planner(index, features, spare)
         self.features: Float32 = self.planner.features
 
     @property
@@ -189,5 +191,5 @@ def open_index(
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
     held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
     said = parameters or {}
-    wider = float(said["candidates"]) / float(said["k"]) if "candidates" in said else 1.0
-    return SearchIndex(index, known, held, wider=wider)
+    spare = Spare.of(int(said["candidates"]), int(said["k"])) if "candidates" in said else None
+    return SearchIndex(index, known, held, spare=spare)

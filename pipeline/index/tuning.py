@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ConfigError
 from .config import IndexConfig
 from .kinds import KINDS
+from .latents import Float64
 from .recall import Truth, recall_at_k, recall_at_least, recalls
 from .search import SearchIndex
 
@@ -127,10 +128,20 @@ def timed(index: SearchIndex, truth: Truth, k: int) -> tuple[float, float, float
 
 
 def measured(
-    index: SearchIndex, kind: str, tuned: Tuned, truth: Truth, config: IndexConfig, *, size: int, build_s: float
+    index: SearchIndex,
+    kind: str,
+    tuned: Tuned,
+    found: Float64,
+    truth: Truth,
+    config: IndexConfig,
+    *,
+    size: int,
+    build_s: float,
 ) -> Point:
-    """Return what a kind gives; truth: of queries that took no part in tuning; size: of its file, in bytes."""
-    found = recalls(index, truth)
+    """Return what a kind gives; found: recalls [q] of the queries of truth, which took no part in tuning.
+
+    size: of its file, in bytes; build_s: of filling and tuning it.
+    """
     qps, p50, p99 = timed(index, truth, config.k)
     return Point(
         kind=kind,
@@ -202,10 +213,7 @@ def refuse(points: Sequence[Point], config: IndexConfig) -> ConfigError:
 
 
 def _set(index: SearchIndex, name: str, value: int, config: IndexConfig) -> None:
-    if name == "candidates":
-        index.planner.set_effort("wider", value / config.k)
-    else:
-        index.planner.set_effort(name, value)
+    index.planner.set_effort(name, value, k=config.k)
 
 
 def _least(name: str, config: IndexConfig) -> int:

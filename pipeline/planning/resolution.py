@@ -8,6 +8,7 @@ from functools import partial
 import pyarrow as pa
 
 from ..encoding import Shard, build_shards
+from ..errors import ConfigError
 from ..images import ImagesConfig, transform_id
 from ..models import MODELS, ModelConfig, build_model
 from ..models.base import Model, stored_transforms
@@ -35,6 +36,19 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
     """Return how many bytes one photo's latents take, uncompressed. Arguments and errors as of `main_transforms`."""
     model = _model(config, store, model_id)
     return 4 * (model.latent_dim * (2 if model.has_log_var else 1) + model.num_latent_codes)
+
+
+def check_metric(config: NightSettings, store: Store, model_id: str | None) -> None:
+    """Raise ConfigError where `index` compares what the model does not yield. Arguments and errors as above."""
+    needs = config.index.needs
+    if "log_var" in needs and not _model(config, store, model_id).has_log_var:
+        asked = f"index.metric {config.index.metric}" + (
+            "" if config.index.mask == "none" else f", mask {config.index.mask}"
+        )
+        raise ConfigError(
+            f"{asked} compares variances, and a model of the kind {config.model.kind!r} yields means alone; take "
+            "metric l2 or cosine with mask none, or a model with variances, such as vae or cvae"
+        )
 
 
 def latent_dim(config: NightSettings, store: Store, model_id: str | None) -> int:

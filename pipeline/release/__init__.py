@@ -14,22 +14,27 @@ from .channel import (
 )
 from .config import PublishConfig
 from .diff import ReleaseDiff, diff_releases, diff_text
+from .expiry import Expiry, expire, undelete
 from .format import check_store, claim_store
 from .history import History, history, history_text, live_at, parse_moment
 from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
+from .marked import inventory_bytes
+from .roots import Policy
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
 from .write import ReleaseFile, WrittenRelease, write_release
 
 __all__ = [
     "ChannelEntry",
+    "Expiry",
     "FileEntry",
     "HeldLease",
     "History",
     "Lease",
     "Manifest",
     "Pin",
+    "Policy",
     "PublishConfig",
     "ReleaseCheck",
     "ReleaseDiff",
@@ -42,9 +47,11 @@ __all__ = [
     "claim_store",
     "diff_releases",
     "diff_text",
+    "expire",
     "history",
     "history_text",
     "holders",
+    "inventory_bytes",
     "live_at",
     "manifest_name",
     "parse_moment",
@@ -62,6 +69,7 @@ __all__ = [
     "release_key",
     "rollback",
     "take_lease",
+    "undelete",
     "unpin",
     "verify_release",
     "write_release",

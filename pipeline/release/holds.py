@@ -56,11 +56,13 @@ class Lease(BaseModel):
 
 
 class Sweep(BaseModel):
-    """What is being deleted now. mark: its file; listed, sha256: the list; releases: those whose manifests it holds."""
+    """What is being deleted now. mark: its file; listed, sha256: the list; releases: those whose manifests it holds;
+    holder: one text for each process's turn, since a number is free again when its sweep has ended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
+    holder: str
     mark: str
     listed: str
     sha256: str = Field(pattern=DIGEST)
@@ -176,8 +178,14 @@ def read_sweeps(store: Store) -> list[Sweep]:
     found = []
     for entry in store.list(SWEEPS):
         with contextlib.suppress(NotFound):  # it has ended since
-            found.append(_read(store, entry.name, Sweep))
+            if entry.name.endswith(".json"):
+                found.append(read_sweep(store, entry.name))
     return found
+
+
+def read_sweep(store: Store, name: str) -> Sweep:
+    """Return one sweep. Raises NotFound, IntegrityError."""
+    return _read(store, name, Sweep)
 
 
 def read_holds(store: Store, entries: Collection[Entry]) -> list[Held]:

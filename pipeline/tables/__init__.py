@@ -1,9 +1,10 @@
-"""The tables that a release has beside its items: one vector an item, semantic IDs, and the way back from these."""
+"""The tables that a release has beside its items: vectors, nearest items, semantic IDs and the way back from these."""
 
 from __future__ import annotations
 
 from .config import SemanticIdsConfig, TablesConfig
 from .night import SID_MOVES, FurtherTables, Night, further_tables
+from .sid_measures import sid_lines
 
 __all__ = [
     "SID_MOVES",
@@ -12,4 +13,5 @@ __all__ = [
     "SemanticIdsConfig",
     "TablesConfig",
     "further_tables",
+    "sid_lines",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import IntegrityError, NotFound
 from ..keys import digest_of, key_of
+from ..release import Sample
 from ..storage import Store
 from .config import SemanticIdsConfig
 from .quantizer import Codebooks
@@ -32,15 +33,20 @@ class HeldCodebooks:
         return digest_of(self.data)
 
 
-def codebooks_name(model_id: str, config: SemanticIdsConfig, metric: str) -> str:
-    """Return the name of a bundle's codebooks for these settings; the capacity is not one of them."""
-    asked = {
+def codebooks_name(model_id: str, config: SemanticIdsConfig, metric: str, sample: Sample | None = None) -> str:
+    """Return the name of a bundle's codebooks for these settings; the capacity is not one of them.
+
+    sample: of the catalogue; a model that learns nothing is the same for a sample and for all, its codebooks are not.
+    """
+    asked: dict[str, object] = {
         "format": FORMAT,
         "method": config.method,
         "levels": list(config.levels),
         "seed": config.seed,
         "metric": metric,
     }
+    if sample is not None:
+        asked["sample"] = sample.model_dump(mode="json")
     return f"models/{model_id}/sids-{key_of(asked)[:12]}.safetensors"
 
 

@@ -11,18 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import NotFound
-from ..index import LatentArrays
+from ..index import LatentArrays, SearchIndex
 from ..index.latents import Float32, Float64, Rows
 from ..index.sids import FACT
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
-from ..release import Manifest, ReleaseFile, read_manifest, read_table
+from ..release import Manifest, ReleaseFile, Sample, read_manifest, read_table
 from ..release.tables import table_files
 from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .config import SemanticIdsConfig, TablesConfig
+from .neighbours import neighbour_files
 from .quantizer import Codebooks, Codes, encode, fit_codebooks
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
@@ -33,16 +34,18 @@ SID_MOVES = "sid_moves"  # the measure that must be 0
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night has found. latents: of the rows of items; changes: against the parent; category: its column."""
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
 
     run: str
     model_id: str
     metric: str
     items: pa.Table
     latents: LatentArrays
+    index: SearchIndex
     changes: pa.Table
     parent: Manifest | None
     category: str | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,10 @@ def further_tables(
     made = FurtherTables()
     if semantic_ids is None and not tables.asked:
         return made
+    if tables.neighbours:
+        made.files["neighbours"] = neighbour_files(night.items, night.index, tables.neighbours)
+        if not tables.vectors and semantic_ids is None:
+            return made
     found = item_vectors(night.items, night.latents, metric=night.metric)
     if tables.vectors or semantic_ids is not None:
         made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
@@ -140,7 +147,7 @@ def _codebooks(
     store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, before: _Published | None
 ) -> HeldCodebooks:
     """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
-    name = codebooks_name(night.model_id, config, night.metric)
+    name = codebooks_name(night.model_id, config, night.metric, night.sample)
     held = find_codebooks(store, name)
     if held is not None:
         return held

@@ -48,6 +48,8 @@ ONLY_IN: dict[str, set[str]] = {
     "sklearn": {"evaluation"},
     "umap": {"evaluation"},
     "prometheus_client": {"monitoring"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
 }
 
 

@@ -35,7 +35,7 @@ MON, TUE = "mon-0123456789ab", "tue-0123456789ab"
 def swept(store: Store, *releases: str, names: tuple[str, ...] = ()) -> None:
     """Write what a sweep writes before it deletes."""
     listed, digest = write_marked(store, [Judged(store.stat(name), False, "") for name in names])
-    sweep = Sweep(mark="expiry/marks/x.json", listed=listed, sha256=digest, releases=releases)
+    sweep = Sweep(holder="x", mark="expiry/marks/x.json", listed=listed, sha256=digest, releases=releases)
     store.put(f"{SWEEPS}000000000001.json", document_bytes(sweep))
 
 

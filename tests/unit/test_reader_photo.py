@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import io
 import json
 import subprocess
 import sys
@@ -13,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.errors import ConfigError, InputError, IntegrityError, PhotoRefused
 from pipeline.images import ImagesConfig, decode
-from pipeline.keys import digest_of
 from pipeline.reader import Release, open_release
-from pipeline.release import FileEntry, read_manifest, verify_release
+from pipeline.release import read_manifest, verify_release
 from pipeline.storage import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,91 +39,58 @@ def store(tmp_path: Path, maker: Any) -> Store:
     return opened
 
 
-def projection(dim: int) -> np.ndarray:
-    return np.random.default_rng(3).normal(size=(3 * SIZE * SIZE, dim)).astype(np.float32)
-
-
-def write_encoder(store: Store, model_id: str, dim: int) -> None:
-    """Write a bundle whose encoder is one matrix over the pixels; `mean` is its second output."""
-    helper, kinds = onnx.helper, onnx.TensorProto
-    weights = onnx.numpy_helper.from_array(projection(dim), "weights")
-    shape = onnx.numpy_helper.from_array(np.array([-1, 3 * SIZE * SIZE]), "shape")
-    nodes = [
-        helper.make_node("Cast", ["images"], ["float"], to=kinds.FLOAT),
-        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["mean"]),
-        helper.make_node("Neg", ["mean"], ["log_var"]),
-    ]
-    images = helper.make_tensor_value_info("images", kinds.UINT8, ["batch", 3, SIZE, SIZE])
-    outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, ["batch", dim]) for name in ("log_var", "mean")]
-    graph = helper.make_graph(nodes, "encoder", [images], outputs, [weights, shape])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    store.put_if_absent(f"models/{model_id}/encoder.onnx", model.SerializeToString())
-    config = {"images": ImagesConfig(size=SIZE, fit="crop").model_dump(mode="json"), "model": {"kind": "vae"}}
-    store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
-
-
-def listed(store: Store, model_id: str) -> dict[str, FileEntry]:
-    """Return the manifest's fields for a bundle that was written by `write_encoder`."""
-    names = {"encoder": f"models/{model_id}/encoder.onnx", "bundle_config": f"models/{model_id}/config.json"}
-    data = {field: store.get(name) for field, name in names.items()}
-    return {
-        field: FileEntry(name=name, bytes=len(data[field]), sha256=digest_of(data[field]))
-        for field, name in names.items()
-    }
-
-
 def release_with_digests(store: Store, maker: Any, **changes: Any) -> Release:
-    write_encoder(store, maker.MODEL, maker.DIM)
-    fields = listed(store, maker.MODEL) | changes
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
+    fields = maker.listed(store, maker.MODEL) | changes
     maker.make_release(store, maker.some_photos(40), run="digests", **fields)
     return open_release(store.url)
 
 
-def picture() -> bytes:
-    pixels = np.random.default_rng(4).integers(0, 255, (20, 30, 3), np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
-    return sink.getvalue()
-
-
 def test_a_photo_is_decoded_and_encoded_as_the_model_was_trained(store: Store, maker: Any) -> None:
-    write_encoder(store, maker.MODEL, maker.DIM)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
     release = open_release(store.url)
-    vectors = release.encode_photo(picture())
-    pixels = decode(picture(), ImagesConfig(size=SIZE, fit="crop"))  # [H, W, 3]
-    expected = pixels.transpose(2, 0, 1).reshape(1, -1).astype(np.float32) @ projection(maker.DIM)
+    vectors = release.encode_photo(maker.picture())
+    pixels = decode(maker.picture(), ImagesConfig(size=maker.PHOTO_SIZE, fit="crop"))  # [H, W, 3]
+    expected = pixels.transpose(2, 0, 1).reshape(1, -1).astype(np.float32) @ maker.projection(maker.DIM)
     assert (vectors.shape, vectors.dtype) == ((1, maker.DIM), np.float32)
     np.testing.assert_allclose(vectors, expected, rtol=1e-5)
-    assert release.similar_photo(picture(), k=7) == release.search(vectors, k=7)[0]
-    filtered = release.similar_photo(picture(), k=7, where={"category": "Hats"})
+    assert release.similar_photo(maker.picture(), k=7) == release.search(vectors, k=7)[0]
+    filtered = release.similar_photo(maker.picture(), k=7, where={"category": "Hats"})
     assert {near.attributes["category"] for near in filtered} == {"Hats"}
 
 
+@pytest.mark.parametrize(("name", "data"), [("encoder.onnx", b"\xff" * 50), ("config.json", b'{"model": {}}')])
+def test_a_bundle_that_cannot_be_loaded_is_said_by_name(store: Store, maker: Any, name: str, data: bytes) -> None:
+    store.put_if_absent(f"models/{maker.MODEL}/{name}", data)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
+    with pytest.raises(IntegrityError, match=rf"models/{maker.MODEL} on .* cannot be loaded"):
+        open_release(store.url).encode_photo(maker.picture())
+
+
 def test_bytes_that_are_no_photo_are_refused(store: Store, maker: Any) -> None:
-    write_encoder(store, maker.MODEL, maker.DIM)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
     with pytest.raises(PhotoRefused, match="not_an_image"):
         open_release(store.url).encode_photo(b"<html>no picture</html>")
 
 
-def test_a_bundle_that_is_gone_is_said_so(store: Store) -> None:
+def test_a_bundle_that_is_gone_is_said_so(store: Store, maker: Any) -> None:
     with pytest.raises(IntegrityError, match=r"models/.* is not whole"):
-        open_release(store.url).encode_photo(picture())
+        open_release(store.url).encode_photo(maker.picture())
 
 
 def test_the_encoder_comes_through_the_hashed_cache(store: Store, maker: Any) -> None:
     plain = open_release(store.url)  # a manifest without the digests
     release = release_with_digests(store, maker)
-    vectors = release.encode_photo(picture())
-    np.testing.assert_array_equal(vectors, plain.encode_photo(picture()))
+    vectors = release.encode_photo(maker.picture())
+    np.testing.assert_array_equal(vectors, plain.encode_photo(maker.picture()))
     assert release.manifest.encoder is not None
     store.delete(release.manifest.encoder.name)
-    np.testing.assert_array_equal(open_release(store.url).encode_photo(picture()), vectors)
+    np.testing.assert_array_equal(open_release(store.url).encode_photo(maker.picture()), vectors)
 
 
 def flipped(data: bytes) -> bytes:
     """Return an encoder with one other weight: as long, as loadable, and wrong."""
-    at = data.index(projection(6).tobytes()[:16])
+    at = data.index(np.random.default_rng(3).normal(size=(1, 6)).astype(np.float32).tobytes()[:16])
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
@@ -149,38 +113,38 @@ def test_changed_bytes_are_refused_by_name(
     store.put(name, changed)
     for _ in range(2):  # a refusal is not remembered as an answer
         with pytest.raises(IntegrityError, match=f"{name} on .* was changed after it was written"):
-            release.encode_photo(picture())
+            release.encode_photo(maker.picture())
     assert release.similar("sku-001"), "queries by item need no encoder"
     assert any(name in problem for problem in verify_release(store, release.release_id).problems)
 
 
 def test_without_digests_a_changed_encoder_goes_unnoticed(store: Store, maker: Any) -> None:
     """What the digests are for: the same damage as above, in a release from before they were listed."""
-    write_encoder(store, maker.MODEL, maker.DIM)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
     name = f"models/{maker.MODEL}/encoder.onnx"
     store.put(name, flipped(store.get(name)))
-    assert open_release(store.url).encode_photo(picture()).shape == (1, maker.DIM)
+    assert open_release(store.url).encode_photo(maker.picture()).shape == (1, maker.DIM)
 
 
 def test_a_listed_encoder_that_is_gone_is_said_so(store: Store, maker: Any) -> None:
     release = release_with_digests(store, maker)
     store.delete(f"models/{maker.MODEL}/encoder.onnx")
     with pytest.raises(IntegrityError, match=r"encoder\.onnx is not on .*expired or was damaged"):
-        release.encode_photo(picture())
+        release.encode_photo(maker.picture())
 
 
 def test_the_encoder_of_another_model_is_refused(store: Store, maker: Any) -> None:
-    write_encoder(store, "other", maker.DIM)
+    maker.write_encoder(store, "other", maker.DIM)
     with pytest.raises(IntegrityError, match=r"names 'models/other/encoder\.onnx' as its model's encoder\.onnx"):
-        release_with_digests(store, maker, encoder=listed(store, "other")["encoder"])
+        release_with_digests(store, maker, encoder=maker.listed(store, "other")["encoder"])
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "PIL"])
 def test_what_is_not_installed_is_named_with_the_remedy(
     store: Store, maker: Any, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    write_encoder(store, maker.MODEL, maker.DIM)
-    release = open_release(store.url)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
+    release, data = open_release(store.url), maker.picture()
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **named: Any) -> Any:
@@ -190,7 +154,7 @@ def test_what_is_not_installed_is_named_with_the_remedy(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[run\]"):
-        release.encode_photo(picture())
+        release.encode_photo(data)
 
 
 def write_told_encoder(store: Store, model_id: str, labels: list[str]) -> None:
@@ -220,7 +184,11 @@ def write_told_encoder(store: Store, model_id: str, labels: list[str]) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     store.put_if_absent(f"models/{model_id}/encoder.onnx", model.SerializeToString())
-    config = {"images": ImagesConfig(size=SIZE).model_dump(mode="json"), "model": {"kind": "cvae"}, "labels": labels}
+    config = {
+        "images": ImagesConfig(size=SIZE).model_dump(mode="json"),
+        "model": {"kind": "cvae"},
+        "labels": labels,
+    }
     store.put_if_absent(f"models/{model_id}/config.json", json.dumps(config).encode())
 
 
@@ -234,24 +202,24 @@ def write_told_encoder(store: Store, model_id: str, labels: list[str]) -> None:
 def test_a_conditional_encoder_is_told_the_category(store: Store, maker: Any, category: Any, row: int) -> None:
     write_told_encoder(store, maker.MODEL, ["Bags", "Hats", "Shoes", "7", "true"])
     release = open_release(store.url)
-    found = release.encode_photo(picture(), category=category)
+    found = release.encode_photo(maker.picture(), category=category)
     np.testing.assert_array_equal(found, np.full((1, maker.DIM), row, np.float32))
     if row:
-        assert release.similar_photo(picture(), k=3, category=category) == release.search(found, k=3)[0]
+        assert release.similar_photo(maker.picture(), k=3, category=category) == release.search(found, k=3)[0]
 
 
 def test_a_category_that_is_no_scalar_is_said_so(store: Store, maker: Any) -> None:
     write_told_encoder(store, maker.MODEL, [])
     for wrong in (["Hats"], {"a": 1}, object()):
         with pytest.raises(InputError, match=r"the category .* is no text, number"):
-            open_release(store.url).encode_photo(picture(), category=wrong)
+            open_release(store.url).encode_photo(maker.picture(), category=wrong)
 
 
 def test_other_encoders_do_not_look_at_the_category(store: Store, maker: Any) -> None:
-    write_encoder(store, maker.MODEL, maker.DIM)
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
     release = open_release(store.url)
-    told = release.encode_photo(picture(), category="Hats")
-    np.testing.assert_array_equal(told, release.encode_photo(picture()))
+    told = release.encode_photo(maker.picture(), category="Hats")
+    np.testing.assert_array_equal(told, release.encode_photo(maker.picture()))
 
 
 def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
@@ -270,12 +238,12 @@ def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, mak
     model_id = save_bundle(opened, model, config, images, train_key="k", card={}, labels=labels)
     maker.make_release(opened, maker.some_photos(10), model_id=model_id, **bundle_files(opened, model_id))
     release = open_release(opened.url, expect_model=model_id)
-    pixels = torch.from_numpy(decode(picture(), images).copy()).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(decode(maker.picture(), images).copy()).permute(2, 0, 1)[None]
     answers = []
     for category in (None, "Scarves", "Bags", "Hats"):
         with torch.inference_mode():
             expected = model.encode(pixels, condition_of(labels, [category])).mean.numpy()
-        answers.append(release.encode_photo(picture(), category=category))
+        answers.append(release.encode_photo(maker.picture(), category=category))
         np.testing.assert_allclose(answers[-1], expected, atol=1e-4, rtol=1e-4)
     assert min(np.abs(a - b).max() for n, a in enumerate(answers) for b in answers[:n]) > 0.01
 
@@ -304,16 +272,16 @@ def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> 
     model = build_model(VAEConfig(latent_dim=maker.DIM), image_size=32)
     model_id = save_bundle(opened, model, model.config, images, train_key="k", card={})
     files = bundle_files(opened, model_id)
-    assert files == listed(opened, model_id)
+    assert files == maker.listed(opened, model_id)
     made = maker.make_release(opened, maker.some_photos(10), model_id=model_id, **files)
     assert read_manifest(opened, made.release_id).bundle_files() == list(files.values())
-    pixels = torch.from_numpy(decode(picture(), images).copy()).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(decode(maker.picture(), images).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = model.eval().encode(pixels).mean.numpy()
-    found = open_release(opened.url, expect_model=model_id).encode_photo(picture())
+    found = open_release(opened.url, expect_model=model_id).encode_photo(maker.picture())
     np.testing.assert_allclose(found, expected, atol=1e-4)
     # A child forked after a query by photo answers as its parent, and ends as the interpreter does.
-    (tmp_path / "photo.jpg").write_bytes(picture())
+    (tmp_path / "photo.jpg").write_bytes(maker.picture())
     code = [sys.executable, "-c", FORKED, opened.url, str(tmp_path / "photo.jpg")]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["3", "3"], done.stderr

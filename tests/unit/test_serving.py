@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,12 +31,15 @@ pytest.importorskip("starlette")
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from jobs.__main__ import main
 from pipeline.reader import Release, open_release
 from pipeline.serving import ServeConfig, application
 from pipeline.serving.answers import png
 from pipeline.serving.counting import Counts
 from pipeline.serving.page import PAGE, PAGE_HEADERS
 from pipeline.storage import Store, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +173,33 @@ def test_every_address_answers_as_the_reader_does(store: Store, maker: Any) -> N
     asyncio.run(run())
 
 
+def test_a_photo_is_answered_as_by_the_reader(store: Store, maker: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    maker.write_encoder(store, maker.MODEL, maker.DIM)
+    maker.make_release(store, maker.some_photos(40), run="photos", **maker.listed(store, maker.MODEL))
+    data, release = maker.picture(), open_release(store.url)
+    kind = {"content-type": "image/png"}
+
+    async def run() -> None:
+        async with serving(store) as client:
+            assert (await client.ask("/readyz")).json["photos"] is True
+            got = await client.ask("/search", data, kind, k=5, where='{"category": "Hats"}')
+            near = release.similar_photo(data, 5, where={"category": "Hats"})
+            assert [pairs(each) for each in got.json["answers"]] == [ids_of(near)]
+            for wrong, status, name in (
+                (b"<html>", 422, "not_an_image"),
+                (data[:90], 422, "truncated"),
+                (b"", 422, "empty"),
+            ):
+                refused = await client.ask("/search", wrong, kind)
+                assert (refused.status, name in refused.json["error"]) == (status, True), refused.body
+        async with serving(store, max_pixels=599) as client:  # the picture has 30 x 20
+            refused = await client.ask("/search", data, kind)
+            assert (refused.status, "30 x 20" in refused.json["error"]) == (413, True)
+
+    asyncio.run(run())
+
+
 def test_similar_is_the_brute_force_of_its_definition(store: Store, maker: Any) -> None:
     made = maker.make_release(store, maker.some_photos(60, seed=8), run="second")
 
@@ -214,6 +250,7 @@ BAD = [
     ("/search", {"vectors": [["1"] * 6]}, {}, {}, 422, ["vectors.0.0", "more"]),
     ("/search", {"vectors": [[1e300] * 6]}, {}, {}, 422, ["finite"]),
     ("/search", {"vectors": [[1.0] * 6] * 1001}, {}, {}, 422, ["1,001", "--max-vectors"]),
+    ("/search", {"vectors": [[1.0] * 6] * 30, "k": 700}, {}, {}, 422, ["21,000", "20,000", "--max-rows"]),
     ("/search", {"vectors": [[1.0] * 6]}, {}, {"k": 3}, 422, ["k belongs to a photo"]),
     ("/search", b"{", {"content-type": "application/json"}, {}, 422, ["VectorSearch", "EOF"]),
     ("/search", b"[" * 100_000, {"content-type": "application/json"}, {}, 422, ["recursion"]),
@@ -580,6 +617,77 @@ def test_nothing_that_is_sent_makes_the_service_fail(store: Store, maker: Any) -
     finally:
         loop.run_until_complete(context.__aexit__(None, None, None))
         loop.close()
+
+
+# --- the command
+
+
+def started(store: Store, log: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Return `codebooks serve` on a free port, and its address."""
+    command = [sys.executable, "-m", "jobs", "serve", f"store={store.url}", "--port", "0", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as told:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=told)
+    while server.poll() is None:
+        if found := re.search(r"on (http://\S+)/ with", log.read_text()):
+            return server, found[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def over_http(url: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_two_spawned_processes_answer_count_together_and_end_on_sigterm(store: Store, tmp_path: Path) -> None:
+    server, address = started(store, tmp_path / "log", "--workers", "2", "--poll-s", "0.1")
+    try:
+        near = [(each.item_id, each.score) for each in open_release(store.url).similar("sku-003", 4)]
+        for _ in range(12):
+            status, answer = over_http(f"{address}/similar/sku-003?k=4")
+            assert (status, pairs(answer["neighbours"])) == (200, near)
+        assert over_http(f"{address}/similar/sku-003?k=0")[0] == 422
+        for _ in range(600):  # the second process may still be starting
+            with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
+                text = answer.read().decode()
+            if '0123456789ab",model_id' in text and re.search(r"workers{.*} 2\n", text):
+                break
+            time.sleep(0.1)
+        assert re.search(r"workers{.*} 2\n", text)
+        assert 'requests_total{route="/similar/{item_id}",status="200"} 12\n' in text  # of both
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--port", "70000"], "--port is 70000"),
+        (["--channel", "Stable!"], "--channel is 'Stable!'"),
+        (["--max-k", "0"], "--max-k is 0"),
+        (["--host", "192.0.2.1"], "192.0.2.1:8000 cannot be listened on"),
+    ],
+)
+def test_a_command_line_that_cannot_be_served_is_refused(
+    store: Store, capsys: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    assert main(["serve", f"store={store.url}", *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_token_that_can_be_guessed_is_refused(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEBOOKS_SERVE_TOKEN", "hunter2")
+    assert main(["serve", f"store={store.url}"]) == 2
+    told = capsys.readouterr().err
+    assert "CODEBOOKS_SERVE_TOKEN holds 7 characters" in told
+    assert "hunter2" not in told
 
 
 def test_time_of_a_request_is_counted_from_its_head(store: Store) -> None:

@@ -14,11 +14,13 @@ from PIL import Image
 
 from jobs.config import Config, config_values
 from pipeline.errors import ConfigError
+from pipeline.keys import digest_of
 from pipeline.planning import release_config
 from pipeline.reader import open_release
 from pipeline.release import read_manifest, release_key, verify_release
 from pipeline.storage import open_store
 from pipeline.tables.codebook_files import codebooks_from
+from pipeline.tables.exports import EXPORTS
 from pipeline.tables.quantizer import encode
 
 pytestmark = pytest.mark.slow
@@ -30,7 +32,7 @@ class Shop:
     """A store and a catalogue of items with up to two photos each."""
 
     def __init__(self, folder: Path, commands: Any, small: list[str]) -> None:
-        self.folder, self._commands, self._small = folder, commands, small
+        self.folder, self.commands, self._small = folder, commands, small
         for number in range(40):
             pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -46,7 +48,7 @@ class Shop:
         (self.folder / "catalogue.csv").write_text("item_id,image,kind\n" + rows)
         where = [f"store={self.folder / 'store'}", f"catalogue.source={self.folder / 'catalogue.csv'}"]
         where += ["catalogue.category=kind", "catalogue.rows=photo"]
-        found: dict[str, Any] = self._commands.run(
+        found: dict[str, Any] = self.commands.run(
             "refresh",
             "--run",
             run,
@@ -122,6 +124,9 @@ def test_the_tables_say_what_their_latents_do(shop: Shop) -> None:
     assert named == [(row["codes"], row["item_id"]) for row in rows]
     assert made["measures"]["sid_unique"] == len(back) / 16
     assert 0.5 <= made["measures"]["sid_purity_1"] <= 1
+    page = Path(shop.path(release, "report")).read_text()
+    assert f"epoch 1; {len(back) / 16:.3f} different IDs an item" in page
+    assert "nearest items that share a prefix" in page
     query = f"""SELECT s.token, v.vector[1] FROM '{shop.path(release, "semantic_ids")}' s
                 JOIN '{shop.path(release, "vectors")}' v USING (item_id) WHERE s.codes[1] = 0 ORDER BY s.codes"""
     assert len(duckdb.sql(query).fetchall()) == sum(row["codes"][0] == 0 for row in rows)
@@ -160,6 +165,58 @@ def test_a_reader_asks_by_item_and_by_prefix(shop: Shop, tmp_path: Path) -> None
         release.sid("item-00")
 
 
+def test_exports_are_what_the_tables_hold(shop: Shop, tmp_path: Path) -> None:
+    made = shop.night("one", list(range(16)), SIDS)
+    store = f"store={shop.folder / 'store'}"
+    files = {form: tmp_path / f"export.{form}" for form in EXPORTS}
+    for form, path in files.items():
+        said = shop.commands.run("export", str(path), "--to", form, store)
+        assert said["bytes"] == path.stat().st_size
+    slots = shop.slots(made["release"])
+    ids = [json.loads(line) for line in files["item-ids"].read_text().splitlines()]
+    assert ids == sorted(slots)
+    vectors = np.load(files["vectors-npy"], allow_pickle=False)
+    table = pq.read_table(shop.path(made["release"], "vectors"))
+    assert vectors.tolist() == table["vector"].to_pylist()
+    matrix = np.load(files["sids-npy"], allow_pickle=False)
+    assert [tuple(column) for column in matrix.T.tolist()] == [slots[item][:-1] for item in ids]
+    ordered = np.load(files["sids-sorted-npy"], allow_pickle=False)
+    assert [tuple(row) for row in ordered.tolist()] == sorted(slots.values())
+    words = json.loads(files["sids-json"].read_text())
+    assert words["item-03"] == [f"<{level}_{code}>" for level, code in zip("abc", slots["item-03"], strict=True)]
+    points = [json.loads(line) for line in files["qdrant-jsonl"].read_text().splitlines()]
+    assert [point["payload"] for point in points][:2] == [
+        {"item_id": "item-00", "kind": "a"}, {"item_id": "item-01", "kind": "b"}
+    ]  # fmt: skip
+    assert [point["vector"] for point in points] == vectors.tolist()
+    again = shop.commands.run("export", str(files["sids-npy"]), "--to", "sids-npy", store, expect=2)
+    assert "is there already; name another file" in again["error"]
+    shop.night("two", list(range(17)))
+    none = shop.commands.run("export", str(tmp_path / "x"), "--to", "vectors-npy", store, expect=2)
+    assert "has no table vectors; whoever runs the refresh switches it on with tables.vectors" in none["error"]
+    assert list(tmp_path.glob("x*")) == []
+
+
+def test_neighbours_are_the_readers_answers(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tables.neighbours.FILE_ROWS", 20)  # five items a file
+    monkeypatch.setattr("pipeline.tables.neighbours._ASKED", 3)
+    made = shop.night("one", list(range(16)), "tables={neighbours: 4}")
+    release = open_release(str(shop.folder / "store"), cache_dir=tmp_path / "cache")
+    assert len(release.manifest.files_of("neighbours")) == 4
+    assert verify_release(shop.store, made["release"]).problems == ()
+    rows = release.table("neighbours").to_pylist()
+    assert [(row["item_id"], row["rank"]) for row in rows] == [
+        (f"item-{number:02d}", rank) for number in range(16) for rank in range(1, 5)
+    ]
+    for item in release.item_ids():
+        mine = [(row["neighbour_id"], row["score"]) for row in rows if row["item_id"] == item]
+        assert mine == [(near.item_id, near.score) for near in release.similar(item, k=4)]
+    few = shop.night("two", [1, 2, 3], "tables={neighbours: 4}", "gates.max_removed=1")
+    release.refresh()
+    assert release.release_id == few["release"]
+    assert release.table("neighbours").num_rows == 3 * 2
+
+
 def test_another_model_begins_another_epoch_with_a_map(shop: Shop) -> None:
     one = shop.night("one", list(range(16)), SIDS)
     two = shop.night("two", list(range(17)), SIDS, "model.read_out={dims: 5}", "--retrain")
@@ -190,6 +247,17 @@ def test_a_night_without_ids_between_two_changes_none(shop: Shop) -> None:
     vectors = shop.night("four", list(range(18)), "tables={vectors: true}")
     assert set(read_manifest(shop.store, vectors["release"]).files) >= {"vectors"}
     assert "semantic_ids" not in read_manifest(shop.store, vectors["release"]).files
+
+
+def test_a_sample_fits_no_codebooks_for_the_catalogue(shop: Shop) -> None:
+    shop.night("try", list(range(16)), SIDS, "--limit", "8", "--channel", "sample")
+    made = shop.night("one", list(range(16)), SIDS)
+    small, whole = sorted((shop.folder / "store" / "models").glob("*/sids-*.safetensors"))
+    digests = {digest_of(path.read_bytes()) for path in (small, whole)}
+    assert len(digests) == 2
+    fact = read_manifest(shop.store, made["release"]).inputs["semantic_ids"]
+    assert fact["codebooks"] in digests
+    assert fact["epoch"] == 1
 
 
 def test_more_codes_than_items_are_refused(shop: Shop) -> None:

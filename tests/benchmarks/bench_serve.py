@@ -1,0 +1,241 @@
+"""Hot swap under load: `codebooks serve` in its own processes, asked at a fixed rate while its channel moves on.
+
+Releases of random latents are written beforehand, so that only opening them competes with the answers. Requests are
+sent when they are due, however late others are (an open loop), and their seconds count from then. Every 50th answer is
+compared with the reader's own for the release that the answer names.
+
+    python tests/benchmarks/bench_serve.py --swaps 24 --rate 200 --json tests/benchmarks/results/serve.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.reader import open_release
+from pipeline.release import publish, read_head
+from pipeline.storage import Store, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
+CONNECTIONS = 32
+CHECKED = 50
+
+
+def release_maker(dim: int) -> Any:
+    """Load the tests' maker of releases, for latents of so many numbers."""
+    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    module.DIM, module.PART_ROWS = dim, 50_000
+    return module
+
+
+def write_releases(store: Store, maker: Any, items: int, number: int) -> None:
+    """Write releases on the channel `nights`; the first one is put on `stable` too."""
+    rng = np.random.default_rng(0)
+    for night in range(number):
+        means = rng.normal(size=(items, maker.DIM)).astype(np.float32)
+        photos = [maker.Photo(f"sku-{n:06d}", f"s3://p/{n}.jpg", 0, means[n]) for n in range(items)]
+        maker.make_release(store, photos, run=f"night-{night:03d}", channel="nights")
+
+
+def move_on(store: Store, night: int) -> None:
+    """Put a release of `nights` on `stable`."""
+    entry = json.loads(store.get(f"channels/nights/{night + 1:012d}.json"))
+    head = read_head(store, "stable")
+    publish(
+        store,
+        "stable",
+        expected_head=0 if head is None else head.number,
+        release_id=entry["release_id"],
+        manifest_sha256=entry["manifest_sha256"],
+        run=entry["run"],
+        attempt=1,
+    )
+
+
+@dataclass
+class Load:
+    """How it went. seconds: (when a request was due, how long it took); failed: by status or error."""
+
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    releases: Counter[str] = field(default_factory=Counter)
+    checked: list[dict[str, Any]] = field(default_factory=list)
+
+
+async def asked(port: int, item: str, free: asyncio.Queue[Any], load: Load, due: float) -> None:
+    """Ask for one item's neighbours over a kept connection."""
+    pair = await free.get()
+    try:
+        reader, writer = pair or await asyncio.open_connection("127.0.0.1", port)
+        pair = (reader, writer)
+        writer.write(f"GET /similar/{item}?k=10 HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        lines = head.lower().split("\r\n")
+        length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length"))
+        body = await reader.readexactly(length)
+        status = head.split()[1]
+        load.seconds.append((due, time.perf_counter() - due))
+        if status != "200":
+            load.failed[status] += 1
+            return
+        answer = json.loads(body)
+        load.releases[answer["release_id"]] += 1
+        if len(load.seconds) % CHECKED == 0:
+            load.checked.append(answer)
+    except (OSError, asyncio.IncompleteReadError) as error:
+        load.failed[type(error).__name__] += 1
+        pair = None
+    finally:
+        free.put_nowait(pair)
+
+
+async def run_load(port: int, store: Store, options: argparse.Namespace, load: Load) -> tuple[float, float]:
+    """Ask at the rate; return when the first swap began and when the last had time to end."""
+    free: asyncio.Queue[Any] = asyncio.Queue()
+    for _ in range(CONNECTIONS):
+        free.put_nowait(None)
+    rng = np.random.default_rng(1)
+    calm, every = options.calm, options.every
+    total = calm * 2 + options.swaps * every
+    began = time.perf_counter()
+    tasks: set[asyncio.Task[None]] = set()
+    moved = 0
+    for number in range(int(total * options.rate)):
+        due = began + number / options.rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        if moved < options.swaps and due >= began + calm + moved * every:
+            moved += 1
+            tasks.add(asyncio.create_task(asyncio.to_thread(move_on, store, moved)))
+        item = f"sku-{rng.integers(options.items):06d}"
+        task = asyncio.create_task(asked(port, item, free, load, due))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    return began + calm, began + calm + options.swaps * every
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Return p50, p99 and the longest, in milliseconds."""
+    found = np.quantile(seconds, [0.5, 0.99, 1.0]) * 1000
+    return {name: round(float(value), 2) for name, value in zip(("p50_ms", "p99_ms", "max_ms"), found, strict=True)}
+
+
+def bare(store: Store, items: int) -> dict[str, float]:
+    """Return the reader's own seconds in this process, nothing else running in it."""
+    release, rng, taken = open_release(store.url), np.random.default_rng(2), []
+    for _ in range(1000):
+        began = time.perf_counter()
+        release.similar(f"sku-{rng.integers(items):06d}", 10)
+        taken.append(time.perf_counter() - began)
+    return quantiles(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=5000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=200)
+    parser.add_argument("--swaps", type=int, default=24)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two moves of the channel")
+    parser.add_argument("--calm", type=float, default=10.0, help="seconds before the first and after the last")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        store = open_store(f"{folder}/store")
+        write_releases(store, release_maker(options.dim), options.items, options.swaps + 1)
+        move_on(store, 0)
+        found = measured(store, options)
+    text = json.dumps(found, indent=1)
+    sys.stdout.write(text + "\n")
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    """Serve, ask, stop; return what was seen."""
+    port = 18417
+    command = [sys.executable, "-m", "jobs", "serve", f"store={store.url}", "--port", str(port)]
+    command += ["--workers", str(options.workers), "--poll-s", "0.5"]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        load = Load()
+        try:
+            asyncio.run(ready(port))
+            alone = bare(store, options.items)
+            first, last = asyncio.run(run_load(port, store, options, load))
+        finally:
+            server.send_signal(signal.SIGTERM)
+    wrong = 0
+    opened = {name: open_release(store.url, release_id=name) for name in {each["release_id"] for each in load.checked}}
+    for answer in load.checked:
+        near = [(each.item_id, each.score) for each in opened[answer["release_id"]].similar(answer["item_id"], 10)]
+        wrong += near != [(row["item_id"], row["score"]) for row in answer["neighbours"]]
+    phases = {
+        "before": [taken for due, taken in load.seconds if due < first],
+        "during": [taken for due, taken in load.seconds if first <= due < last],
+        "after": [taken for due, taken in load.seconds if due >= last],
+    }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "items": options.items,
+        "dim": options.dim,
+        "workers": options.workers,
+        "rate": options.rate,
+        "requests": len(load.seconds) + sum(load.failed.values()),
+        "failed": dict(load.failed),
+        "swaps": options.swaps,
+        "releases_seen": len(load.releases),
+        "checked": len(load.checked),
+        "wrong": wrong,
+        "exit_code": server.returncode,
+        **{phase: quantiles(taken) for phase, taken in phases.items()},
+        "reader_alone": alone,
+    }
+
+
+async def ready(port: int) -> None:
+    """Wait until the service answers."""
+    for _ in range(600):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.1)
+            continue
+        free: asyncio.Queue[Any] = asyncio.Queue()
+        free.put_nowait(None)
+        load = Load()
+        writer.close()
+        await asked(port, "sku-000000", free, load, time.perf_counter())
+        if not load.failed:
+            return
+        await asyncio.sleep(0.2)
+    raise SystemExit("the service did not become ready")
+
+
+if __name__ == "__main__":
+    main()

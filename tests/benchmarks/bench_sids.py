@@ -1,0 +1,198 @@
+"""Semantic IDs on Fashion-MNIST: the measures, nights of churn, what a refit would have moved.
+
+    python tests/benchmarks/bench_sids.py --data ../shared/data --json tests/benchmarks/results/sids.json
+
+Vectors are the first 64 principal components of the 60,000 photos' pixels, at length 1. 59,400 of them are on sale at
+first; then on each of ten nights 1 in 100 items goes and as many come, at random, some of them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from pipeline.index import METRICS, LatentArrays, nearest_exact
+from pipeline.tables.code_map import matched
+from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks
+from pipeline.tables.sid_measures import neighbour_measures, purity_measures, usage_measures
+from pipeline.tables.slots import Slots, bucket_numbers, give_slots
+
+LEVELS = {"3x256": (256, 256, 256), "1024,256,256": (1024, 256, 256)}
+NIGHTS, CHURN = 10, 600
+
+
+def read_vectors(data: Path) -> tuple[np.ndarray, pa.ChunkedArray]:
+    table = pq.read_table(data / "fashion-mnist" / "train.parquet")
+    photos = [np.asarray(Image.open(io.BytesIO(photo))).reshape(-1) for photo in table["image"].to_pylist()]
+    vectors = PCA(64, random_state=0).fit_transform(np.stack(photos).astype(np.float32) / 255)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), pa.chunked_array([table["category"].combine_chunks().cast(pa.string())])
+
+
+def measured(vectors: np.ndarray, categories: pa.ChunkedArray, levels: tuple[int, ...]) -> tuple[Codebooks, Any]:
+    began = time.process_time()
+    books = fit_codebooks(vectors, levels, seed=0)
+    fitted = time.process_time()
+    codes = encode(vectors, books)
+    ended = time.process_time()
+    found = {
+        **usage_measures(codes, levels),
+        **purity_measures(codes, categories),
+        **neighbour_measures(codes, vectors, metric="cosine", seed=0),
+    }
+    rounded = {name: round(value, 4) for name, value in found.items()}
+    return books, {"fit_s": round(fitted - began, 1), "encode_s": round(ended - fitted, 2), **rounded}
+
+
+def churned(vectors: np.ndarray, books: Codebooks) -> dict[str, Any]:
+    """Return what ten nights of churn move, and what suffixes counted anew each night would have moved."""
+    generator = np.random.default_rng(0)
+    ids = np.array([f"{number:05d}" for number in range(len(vectors))])
+    nearest = encode(vectors, books)
+    sale = np.ones(len(vectors), np.bool_)
+    sale[generator.choice(len(vectors), CHURN, replace=False)] = False
+    slots, moved, anew, owners = Slots.none(3), 0, 0, {}
+    before: dict[str, tuple[int, ...]] = {}
+    counted: dict[str, tuple[int, ...]] = {}
+    handed_on = 0
+    for _ in range(NIGHTS + 1):
+        rows = np.flatnonzero(sale)
+        column = pa.chunked_array([pa.array(ids[rows])])
+        given = give_slots(column, nearest[rows], np.empty((0, 0)), books, slots, None)
+        now = dict(zip(ids[rows].tolist(), zip(*given.codes.T.tolist(), given.suffixes.tolist(), strict=True),
+                       strict=True))  # fmt: skip
+        moved += sum(before[item] != slot for item, slot in now.items() if item in before)
+        handed_on += sum(owners.setdefault(slot, item) != item for item, slot in now.items())
+        by_order = dict(zip(ids[rows].tolist(), zip(*given.codes.T.tolist(), in_order(nearest[rows]), strict=True),
+                            strict=True))  # fmt: skip
+        anew += sum(counted[item] != slot for item, slot in by_order.items() if item in counted)
+        before, counted, gone = now, by_order, given.gone
+        text = pa.chunked_array(
+            [pa.array([*ids[rows].tolist(), *(slots.item_ids[at].as_py() for at in gone.tolist())])]
+        )
+        retired = pa.chunked_array([pa.array([None] * len(rows) + ["x"] * len(gone), pa.string())])
+        slots = Slots(
+            text,
+            np.concatenate([given.codes, slots.codes[gone]]),
+            np.concatenate([nearest[rows], slots.nearest[gone]]),
+            np.concatenate([given.suffixes, slots.suffixes[gone]]),
+            text,
+            retired,
+        )
+        going = generator.choice(rows, CHURN, replace=False)
+        sale[generator.choice(np.flatnonzero(~sale), CHURN, replace=False)] = True
+        sale[going] = False
+    return {
+        "nights": NIGHTS,
+        "items_a_night": len(before),
+        "moved": moved,
+        "slots_given_to_another_item": handed_on,
+        "moved_if_suffixes_were_counted_anew": anew,
+        "retired_slots_at_the_end": int(len(slots) - len(before)),
+    }
+
+
+def in_order(codes: np.ndarray) -> list[int]:
+    """Return suffixes by the order of items alone."""
+    numbers = bucket_numbers(codes)
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    suffixes = np.empty(len(codes), np.int64)
+    suffixes[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return suffixes.tolist()
+
+
+def refitted(vectors: np.ndarray, books: Codebooks, seed: int) -> dict[str, float]:
+    """Return what a refit after 1 in 100 items have gone leaves in place; level 1 also under the best relabelling."""
+    kept = np.delete(vectors, np.arange(0, len(vectors), 100), axis=0)
+    old, new = encode(kept, books), encode(kept, fit_codebooks(kept, books.sizes, seed=seed))
+    was, now, counts = matched(old[:, 0], new[:, 0], (books.sizes[0], books.sizes[0]))
+    return {
+        "same_ids": round(float((old == new).all(axis=1).mean()), 5),
+        "same_level_1": round(float((old[:, 0] == new[:, 0]).mean()), 4),
+        "same_level_1_relabelled": round(float(counts[was, now].sum() / len(kept)), 4),
+    }
+
+
+def batched(vectors: np.ndarray, books: Codebooks) -> dict[str, int]:
+    """Return how many of 4,000 vectors get other codes by another batch, here and by an argmin in float32."""
+    whole = encode(vectors[:4000], books)
+    found = {}
+    for rows in (1, 7, 256):
+        pieces = [encode(vectors[start : start + rows], books) for start in range(0, 4000, rows)]
+        found[f"by_{rows}"] = int((np.concatenate(pieces)[:4000] != whole).any(axis=1).sum())
+    level = books.levels[0]
+    usual = (np.sum(level * level, axis=1) - 2 * vectors[:4000] @ level.T).argmin(axis=1)
+    return {**found, "float32_level_1": int((usual != whole[:, 0]).sum())}
+
+
+def next_items(vectors: np.ndarray, codes: np.ndarray) -> dict[str, float]:
+    """Return how often the item bought next is among 100 of 60,000, from a made-up log: with IDs, and with random ones.
+
+    A pair of the log is an item and one of its nearest 20. Learned from 5,000 pairs is how often a first code follows a
+    first code; asked are 1,000 pairs of items that the log never began with. The random IDs are the same ones dealt out
+    anew, so that only what they say is gone.
+    """
+    generator = np.random.default_rng(0)
+    begun = generator.choice(len(vectors), 6000, replace=False)
+    held = LatentArrays(mean=vectors)
+    near, _ = nearest_exact(METRICS["cosine"], held, held.take(begun), 20, exclude=begun)
+    following = near[np.arange(6000), generator.integers(20, size=6000)]
+    dealt = generator.permutation(codes)
+    found = {}
+    for name, ids in (("hit_rate_with_ids", codes), ("hit_rate_with_random_ids", dealt)):
+        first = ids[:, 0].astype(np.int64)
+        sizes = np.bincount(first).astype(np.float64)
+        counts = np.zeros((len(sizes), len(sizes)))
+        np.add.at(counts, (first[begun[:5000]], first[following[:5000]]), 1)
+        hits = 0
+        for item, wanted in zip(begun[5000:].tolist(), following[5000:].tolist(), strict=True):
+            scores = (counts[first[item]] / sizes)[first]
+            scores[item] = -1
+            ties = generator.random(len(scores))  # what scores the same comes in random order
+            hits += int(wanted in np.lexsort([ties, -scores])[:100])
+        found[name] = hits / 1000
+    return {**found, "by_chance": round(100 / len(vectors), 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    vectors, categories = read_vectors(options.data)
+    results: dict[str, Any] = {"items": len(vectors), "dim": vectors.shape[1], "levels": {}}
+    books = None
+    for name, levels in LEVELS.items():
+        books, results["levels"][name] = measured(vectors, categories, levels)
+    assert books is not None
+    results["batches_4000"] = batched(vectors, books)
+    results["churn_of_1_percent"] = churned(vectors, books)
+    results["next_item_in_100"] = next_items(vectors, encode(vectors, books))
+    results["refit_without_1_percent"] = refitted(vectors, books, seed=0)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    document = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"2 cores, 24 GiB, no GPU, Linux {platform.machine()}, Python {platform.python_version()}",
+        "commit": commit.stdout.strip(),
+        "results": results,
+    }
+    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
