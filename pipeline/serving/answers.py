@@ -63,6 +63,8 @@ def search(asked: Asked) -> Answer:
         raise RequestRefused(422, f"{unused[0]} belongs to a photo's query string; for vectors it stands in the body")
     body = asked.model(VectorSearch)
     asked.at_most("the number of vectors", len(body.vectors), asked.config.max_vectors, "--max-vectors")
+    rows = asked.checked_k(body.k) * len(body.vectors)
+    asked.at_most("k times the number of vectors", rows, asked.config.max_rows, "--max-rows")
     dim = asked.release.manifest.latent_dim
     for number, vector in enumerate(body.vectors):
         if len(vector) != dim:
@@ -72,7 +74,7 @@ def search(asked: Asked) -> Answer:
             )  # fmt: skip
     with np.errstate(over="ignore"):  # a double beyond float32 is refused by the reader as not finite
         vectors = np.array(body.vectors, np.float64).astype(np.float32)
-    found = asked.release.search(vectors, asked.checked_k(body.k), where=body.where)
+    found = asked.release.search(vectors, body.k, where=body.where)
     return json_answer({**_shown(asked), "answers": [_rows(each) for each in found]}, asked.release)
 
 

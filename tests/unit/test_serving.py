@@ -250,6 +250,7 @@ BAD = [
     ("/search", {"vectors": [["1"] * 6]}, {}, {}, 422, ["vectors.0.0", "more"]),
     ("/search", {"vectors": [[1e300] * 6]}, {}, {}, 422, ["finite"]),
     ("/search", {"vectors": [[1.0] * 6] * 1001}, {}, {}, 422, ["1,001", "--max-vectors"]),
+    ("/search", {"vectors": [[1.0] * 6] * 30, "k": 700}, {}, {}, 422, ["21,000", "20,000", "--max-rows"]),
     ("/search", {"vectors": [[1.0] * 6]}, {}, {"k": 3}, 422, ["k belongs to a photo"]),
     ("/search", b"{", {"content-type": "application/json"}, {}, 422, ["VectorSearch", "EOF"]),
     ("/search", b"[" * 100_000, {"content-type": "application/json"}, {}, 422, ["recursion"]),
