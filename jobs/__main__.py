@@ -86,6 +86,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
     "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
+    "delist": Command("Releases", "jobs.delist", "hide items from every reader at once, or show them again", CONFIG),
     "expire": Command("Releases", "jobs.expire", "list what nothing needs; --yes marks, a week later sweeps", CONFIG),
     "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),

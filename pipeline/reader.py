@@ -22,7 +22,7 @@ from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_rank
 from .index.latents import Float32, Float64, Rows
 from .index.opened import OpenedRelease, StoredPhoto
 from .index.sids import SemanticId, SidTable
-from .release import ChannelEntry, Manifest, check_store, read_head
+from .release import ChannelEntry, Delisted, HeldLease, Manifest, check_store, read_delisted, read_head, take_lease
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
@@ -52,6 +52,7 @@ def open_release(
     options: StorageOptions | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_gib: float | None = None,
+    lease: bool = False,
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
@@ -60,12 +61,14 @@ def open_release(
     longest go first; None: `$XDG_CACHE_HOME/visual-codebooks` or `~/.cache/visual-codebooks`. cache_gib: how much may
     lie there; None: the environment variable CODEBOOKS_READER_CACHE_GIB, else 50 GiB, and a quarter at most of what is
     free for this process.
+    lease: hold the open release against expiry, for a day from each `refresh()`, which must be called more often then;
+    takes the right to write below `leases/` of the store.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
     does not fit, ConfigError when FAISS is not installed as it should be.
     """
     cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model)
+    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model, lease=lease)
     release.open()
     return release
 
@@ -89,6 +92,7 @@ class Release:
         channel: str,
         release_id: str | None = None,
         expect_model: str | None = None,
+        lease: bool = False,
     ) -> None:
         """Use `open_release`."""
         self._store, self._cache = store, cache
@@ -98,21 +102,31 @@ class Release:
         self._wanted: tuple[str | None, str | None] = (release_id, None)
         self._opening = FreshLock()
         self._opened: OpenedRelease | None = None
+        self._delisted: Delisted | None = None
+        self._leasing = lease
+        self._lease: HeldLease | None = None
 
     def open(self) -> None:
         """Open the release now, where that has not been done; every question does it too. Errors as `open_release`."""
         self._now()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_opening", "_opened")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_opening", "_opened", "_delisted", "_lease")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _opening=FreshLock(), _opened=None)
+        self.__dict__.update(state, _opening=FreshLock(), _opened=None, _delisted=None, _lease=None)
 
     def __copy__(self) -> Release:
         copied = Release.__new__(Release)
         copied.__setstate__(self.__getstate__())
-        copied._opened = self._opened  # what is open never changes, so both may use it
+        copied._opened, copied._delisted = (
+            self._opened,
+            self._delisted,
+        )  # what is open never changes, so both may use it
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Release:
@@ -139,8 +153,9 @@ class Release:
         return self._now()
 
     def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self._now().items)
+        """Return the number of items, delisted ones not among them."""
+        opened = self._now()
+        return len(opened.items) - len(opened.masked)
 
     def __contains__(self, item_id: object) -> bool:
         """Return whether the release holds an item. Raises ConfigError for what is no key, so that none is missed."""
@@ -148,11 +163,13 @@ class Release:
 
     def item_ids(self) -> list[str]:
         """Return every item's key, in order."""
-        return self._now().items.item_ids()
+        opened = self._now()
+        return opened.shown(opened.items.item_ids())
 
     def item_ids_from(self, prefix: str, limit: int) -> list[str]:
         """Return the first keys that begin with a prefix, in order, `limit` at most."""
-        return self._now().items.item_ids_from(prefix, limit)
+        opened = self._now()
+        return opened.shown(opened.items.item_ids_from(prefix, limit + len(opened.masked)))[:limit]
 
     def attributes(self, item_id: ItemKey) -> dict[str, Any]:
         """Return an item's attributes. Raises UnknownItem."""
@@ -272,7 +289,7 @@ class Release:
         The same as a condition of a question: where={"sid_prefix": prefix}. Errors as `sid`.
         """
         opened = self._now()
-        return [opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()]
+        return opened.shown([opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()])
 
     def sids(self) -> SidTable:
         """Return the semantic IDs of all items, for other tools: `matrix`, `ordered`, `words`. Errors as `sid`."""
@@ -288,11 +305,17 @@ class Release:
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.
 
-        Queries under way finish on the release they began on. On any error this release stays open as it is.
+        Items that were delisted since are shown no more, also where nothing moves. Queries under way finish on the
+        release they began on. On any error this release stays open as it is.
         """
-        if self.channel is None:
-            return False
         with self._opening:
+            if self._opened is not None:
+                self._delisted = read_delisted(self._store, self._delisted)
+                self._opened.mask(self._delisted)
+            if self._lease is not None:
+                self._lease.renew_when_due()
+            if self.channel is None:
+                return False
             head = self._head(self.channel)
             if head.release_id == self._wanted[0]:
                 return False
@@ -317,9 +340,21 @@ class Release:
         load_faiss()
         check_store(self._store)
         manifest, found = read_hashed_manifest(self._store, release_id, expect_sha256=digest)
-        opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+        # Before its files are fetched, so that none of them can go meanwhile.
+        lease = take_lease(self._store, release_id, owner="reader") if self._leasing else None
+        try:
+            opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+            self._delisted = read_delisted(self._store, self._delisted)
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            raise
+        opened.mask(self._delisted)
         self._wanted = (release_id, found)
         self._opened = opened  # one reference: a query sees the old release or the new one, whole
+        before, self._lease = self._lease, lease
+        if before is not None:
+            before.close()
         return opened
 
     def _head(self, channel: str) -> ChannelEntry:

@@ -122,8 +122,16 @@ def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
     opened = open_index(data, work.metric.name, features=held, parameters={"k": config.k, **tuned.effort})
-    found = recalls(opened, work.measuring) if apart is None else apart.found
+    found = _recalls(opened, work, name) if apart is None else apart.found
     return _Made(data, tuned, opened, found, time.perf_counter() - start)
+
+
+def _recalls(opened: SearchIndex, work: _Work, name: str) -> Float64:
+    """Return recalls of the measuring queries: of codes, no more than the effort found gives by itself."""
+    if not KINDS[name].lossy:
+        return recalls(opened, work.measuring)
+    with opened.planner.as_set():
+        return recalls(opened, work.measuring)
 
 
 @dataclass(frozen=True, slots=True)

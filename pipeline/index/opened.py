@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError, IntegrityError, NotFound
+from ..errors import ConfigError, InputError, IntegrityError, NotFound, UnknownItem
 from ..forks import FreshLock, never_freed, renewed_in_children
 from ..parts import read_part_rows
-from ..release import FileEntry, Manifest
+from ..release import Delisted, FileEntry, Manifest
 from ..release.absent import Absences
 from ..schema import pixels_column
 from ..storage import Store
@@ -45,8 +45,14 @@ class StoredPhoto:
     pixels_row: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    delisted: Delisted = field(default_factory=Delisted)
+    numbers: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+
+
 class OpenedRelease:
-    """An open release; immutable, and safe to use from several threads and in forked children.
+    """An open release; immutable but for what is delisted, and safe to use from several threads and in forked children.
 
     A child shares the parent's tables and its mapped index; what threads of the parent served is made anew there.
     """
@@ -82,6 +88,7 @@ class OpenedRelease:
             parameters=manifest.index_parameters,
         )
         self._absences = Absences(store, cache, manifest)
+        self._masked = _Masked()
         self._check()
         self._encoding, self._reading = FreshLock(), FreshLock()
         self._sids: SidTable | None = None
@@ -121,9 +128,28 @@ class OpenedRelease:
                 f"{self.manifest.metric!r} over {self.manifest.latent_dim} dimensions; roll the channel back"
             )
 
+    def mask(self, delisted: Delisted) -> None:
+        """Show no item that is delisted, from the next question on, and those again that no longer are."""
+        if delisted is self._masked.delisted:
+            return
+        found = (self.items.find(item_id) for item_id in delisted.why)
+        numbers = np.array(sorted(item for item in found if item is not None), np.int64)
+        self._masked = _Masked(delisted, numbers)  # one reference: a query sees all of it or nothing
+
+    @property
+    def masked(self) -> Rows:
+        """The numbers of the release's items that are delisted, in order."""
+        return self._masked.numbers
+
+    def shown(self, item_ids: Sequence[str]) -> list[str]:
+        """Return those of some item_ids that are not delisted, in order."""
+        why = self._masked.delisted.why
+        return [item_id for item_id in item_ids if item_id not in why]
+
     def holds(self, item_id: Any) -> bool:
-        """Return whether the release holds an item. Raises ConfigError for what is no key."""
-        return self.items.find(stored_item_id(item_id)) is not None
+        """Return whether the release holds an item and shows it. Raises ConfigError for what is no key."""
+        text = stored_item_id(item_id)
+        return text not in self._masked.delisted.why and self.items.find(text) is not None
 
     def find(self, item_id: Any) -> int:
         """Return an item's number. Raises UnknownItem, ConfigError for what is no key."""
@@ -131,6 +157,9 @@ class OpenedRelease:
         item = self.items.find(text)
         if item is None:
             raise self._absences.error(text)
+        why = self._masked.delisted.why.get(text)
+        if why is not None:
+            raise UnknownItem(f"item {text!r} is delisted {why}; `codebooks delist --undo` shows it again")
         return item
 
     def vectors(self, items: Sequence[int]) -> LatentArrays:
@@ -147,9 +176,8 @@ class OpenedRelease:
     ) -> list[GroupHits]:
         """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`."""
         allowed = self._allowed(where) if where else None
-        return nearest_groups(
-            self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=np.asarray(exclude, np.int64)
-        )
+        left_out = np.concatenate([np.asarray(exclude, np.int64), self._masked.numbers])
+        return nearest_groups(self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=left_out)
 
     def _allowed(self, where: Mapping[str, Any]) -> RowFilter:
         """Return the rows that fit `where`; `sid_prefix` asks for the first codes, where no attribute has this name."""

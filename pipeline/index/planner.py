@@ -7,6 +7,8 @@ doubles for those queries until it has them, and ends exact. So k rows come back
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +83,7 @@ class Planner:
         self._cells = hasattr(self._inner, "nlist")
         self._flat = self._storage is index
         self._spare = spare or Spare(0, 1)
+        self._helps = True
 
     @property
     def cells(self) -> int:
@@ -92,6 +95,19 @@ class Planner:
         rows = int(self._index.ntotal)
         there = rows if allowed is None else len(allowed)
         return rows == 0 or self._scans(there / rows, rows, self._asked(count, there))
+
+    @contextmanager
+    def as_set(self) -> Iterator[None]:
+        """Search with the effort that is set, whatever it finds: rows that it lacks stay -1.
+
+        For tuning: an effort that finds next to nothing would else seem to find all, by what is looked through instead
+        of it or after it.
+        """
+        self._helps = False
+        try:
+            yield
+        finally:
+            self._helps = True
 
     def set_effort(self, name: str, value: int, *, k: int = 1) -> None:
         """Set what trades recall for time: `ef_search`, `nprobe`, or `candidates`, of a search for k rows."""
@@ -114,7 +130,7 @@ class Planner:
         growth = 1.0 / share
         found = self._walked(features, asked, allowed, growth)
         short = np.flatnonzero(found.rows[:, count - 1] < 0)
-        while len(short):
+        while len(short) and self._helps:
             growth *= 2.0
             # A graph ends exact at once: what it did not reach is mostly not reached by a longer walk either.
             ended = self._graph or growth >= self._most_growth()
@@ -132,7 +148,7 @@ class Planner:
         """Return whether the allowed rows are scored exactly, one by one."""
         if self._flat:
             return True
-        if asked > rows * _GRAPH_SHARE:
+        if self._helps and asked > rows * _GRAPH_SHARE:
             return True
         return share < _GRAPH_SHARE if self._graph else share < FEW or share * rows <= _SCAN_ROWS
 

@@ -101,7 +101,8 @@ def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, befor
             # A graph that was asked for by name is tuned to the mean, as ever: its bytes must not change.
             if config.kind == "hnsw":
                 return recall_at_k(index, truth) >= target
-            return recall_at_least(index, recalls(index, truth), truth) >= target
+            with index.planner.as_set():
+                return recall_at_least(index, recalls(index, truth), truth) >= target
 
         effort[name], reached = _walk(
             reaches, _least(name, config), _most(index, name, config), int(before.get(name, 0))
@@ -142,11 +143,13 @@ def measured(
 
     size: of its file, in bytes; build_s: of filling and tuning it.
     """
+    with index.planner.as_set():
+        least = recall_at_least(index, found, truth)
     qps, p50, p99 = timed(index, truth, config.k)
     return Point(
         kind=kind,
         recall=float(found.sum() / len(found)) if len(found) else 1.0,
-        recall_low=recall_at_least(index, found, truth),
+        recall_low=least,
         qps=qps,
         p50_ms=p50,
         p99_ms=p99,

@@ -17,6 +17,7 @@ from ..ordering import take_column
 from ..planning import NightSettings, Plan, category_told
 from ..report import GateRow, NeighbourRow, Picture, ReportData, render_page
 from ..storage import Files, Store
+from ..tables import sid_lines
 from .examining import Findings
 from .pictures import Pictures
 
@@ -164,6 +165,7 @@ def facts(
         *(("index, " + name, line) for name, line in found.built.told()),
         ("parent", plan.summary.parent or "none: the first release of this channel"),
         ("by category", "; ".join(category_lines(measures)) or "no category named"),
+        *(("semantic IDs", line) for line in sid_lines(measures, found.further.inputs)),
         ("stages", seconds),
         ("photos per second", ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()) or "nothing computed"),
     ]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..column_types import allowed, family_of, shown_cell, text_column, unpacked
+from ..column_types import allowed, family_of, shown_cell, text_column, unpacked, unusable_values
 from ..errors import ConfigError, InputError, NotFound
 from ..ordering import as_numpy
 from ..storage import Files
@@ -141,6 +141,8 @@ def _check_columns(schema: pa.Schema, columns: Columns, place: str) -> None:
                 f"{place} has no column {name!r}; it has {', '.join(schema.names) or 'none'}: name the right one with "
                 f"--{option}"
             )
+        if schema.names.count(name) > 1:
+            raise ConfigError(f"{place} has {schema.names.count(name)} columns named {name!r}; leave one of them")
         kind = unpacked(pa.chunked_array([], schema.field(name).type)).type
         if option in ("customer", "item") and family_of(kind, "key") is None:
             raise ConfigError(
@@ -158,6 +160,8 @@ def _check_columns(schema: pa.Schema, columns: Columns, place: str) -> None:
 def _keys(batch: pa.Table, name: str, place: str, first: int) -> pa.ChunkedArray:
     column = text_column(batch.column(name))
     _refuse(pc.is_null(column), batch, name, place, first, "leave events out whose customer or item is not known")
+    if unusable := unusable_values(column):
+        _refuse(pa.array(unusable[0]), batch, name, place, first, f"it {unusable[1]}")
     return column.cast(pa.large_string())
 
 
@@ -177,7 +181,13 @@ def _times(batch: pa.Table, name: str | None, place: str, first: int) -> Any:
     column = unpacked(batch.column(name))
     _refuse(pc.is_null(column), batch, name, place, first, "leave events out whose time is not known")
     kind = pa.timestamp("us", getattr(column.type, "tz", None))
-    return pc.cast(column, options=pc.CastOptions(target_type=kind, allow_time_truncate=True)).cast(pa.int64())
+    try:
+        return pc.cast(column, options=pc.CastOptions(target_type=kind, allow_time_truncate=True)).cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{place}: {name} holds a time that no microseconds since 1970 can tell, behind row {first:,} ({error}); "
+            "mend it or leave the event out"
+        ) from error
 
 
 def _refuse(bad: Any, batch: pa.Table, name: str, place: str, first: int, remedy: str) -> None:

@@ -13,6 +13,7 @@ from .channel import (
     rollback,
 )
 from .config import PublishConfig
+from .delisting import Delisted, delist, read_delisted, relist
 from .diff import ReleaseDiff, diff_releases, diff_text
 from .expiry import Expiry, expire, undelete
 from .format import check_store, claim_store
@@ -27,6 +28,7 @@ from .write import ReleaseFile, WrittenRelease, write_release
 
 __all__ = [
     "ChannelEntry",
+    "Delisted",
     "Expiry",
     "FileEntry",
     "HeldLease",
@@ -45,6 +47,7 @@ __all__ = [
     "check_store",
     "check_takes_samples",
     "claim_store",
+    "delist",
     "diff_releases",
     "diff_text",
     "expire",
@@ -60,6 +63,7 @@ __all__ = [
     "promote",
     "publish",
     "published_digest",
+    "read_delisted",
     "read_file",
     "read_head",
     "read_log",
@@ -67,6 +71,7 @@ __all__ = [
     "read_table",
     "release_id",
     "release_key",
+    "relist",
     "rollback",
     "take_lease",
     "undelete",

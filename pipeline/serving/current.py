@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CodebooksError, ConfigError
 from ..images.probe import probe_picture
+from ..index import LatentArrays
 from ..reader import Release, open_release
 from .config import ServeConfig
 from .counting import Counts
@@ -96,7 +97,8 @@ class Current:
 def _warmed(release: Release) -> bool:
     """Ask a release once each way, so that no request is the first; return whether it can be asked by photo."""
     if len(release):
-        release.search(np.ones(release.manifest.latent_dim, np.float32), k=10)
+        ones = np.ones((1, release.manifest.latent_dim), np.float32)
+        release.search(LatentArrays(mean=ones, log_var=ones), k=10)
     try:
         release.encode_photo(probe_picture())
     except (ImportError, CodebooksError) as error:

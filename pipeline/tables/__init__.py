@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import SemanticIdsConfig, TablesConfig
 from .night import SID_MOVES, FurtherTables, Night, further_tables
+from .sid_measures import sid_lines
 
 __all__ = [
     "SID_MOVES",
@@ -12,4 +13,5 @@ __all__ = [
     "SemanticIdsConfig",
     "TablesConfig",
     "further_tables",
+    "sid_lines",
 ]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..errors import NotFound
 from ..index import LatentArrays, SearchIndex
-from ..index.latents import Float32, Float64, Rows
+from ..index.latents import Float32, Rows
 from ..index.sids import FACT
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
@@ -24,11 +24,12 @@ from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_files
-from .quantizer import Codebooks, Codes, encode, fit_codebooks
+from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
 from .vectors import ItemVectors, item_vectors, vectors_table
 
+_ROWS = 1 << 17  # items whose vectors are float64 at a time
 SID_MOVES = "sid_moves"  # the measure that must be 0
 
 
@@ -102,8 +103,7 @@ def _semantic_ids(
     epoch = 1 if before is None else before.epoch + (not same)
     slots = before.slots if before is not None and same else Slots.none(len(sizes))
     nearest = encode(found.vectors, books)
-    given = give_slots(found.item_ids, nearest, _leftover(found, nearest, books), books, slots,
-                       config.capacity)  # fmt: skip
+    given = give_slots(found.item_ids, nearest, found.vectors, books, slots, config.capacity)
     norms = _residual_norms(found, given.codes, books)
     since = _since(given, slots, night.run)
     made.files["semantic_ids"] = table_files(_sid_table(found, given, nearest, since, norms, sizes))
@@ -185,16 +185,12 @@ def moves(before: Slots, given: Given, found: ItemVectors, changes: pa.Table) ->
     return int((moved & ~changed.astype(np.bool_)).sum())
 
 
-def _leftover(found: ItemVectors, codes: Codes, books: Codebooks) -> Float64:
-    left: Float64 = found.vectors.astype(np.float64)
-    for number, level in enumerate(books.levels[:-1]):
-        left -= level[codes[:, number]]
-    return left
-
-
 def _residual_norms(found: ItemVectors, codes: Codes, books: Codebooks) -> Float32:
-    left = _leftover(found, codes, books) - books.levels[-1][codes[:, -1]]
-    norms: Float32 = np.sqrt(np.sum(left * left, axis=1)).astype(np.float32)
+    norms = np.empty(len(codes), np.float32)
+    for start in range(0, len(codes), _ROWS):
+        block = np.s_[start : start + _ROWS]
+        left = remainders(found.vectors[block], codes[block], books)
+        norms[block] = np.sqrt(np.sum(left * left, axis=1))
     return norms
 
 

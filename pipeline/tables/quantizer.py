@@ -101,6 +101,14 @@ def nearest_codes(residuals: Float64, level: Float32) -> Rows:
     return found
 
 
+def remainders(vectors: Float32, codes: Codes, books: Codebooks) -> Float64:
+    """Return what is left of vectors [n, d] after the centroids of their codes, as many levels as these have."""
+    left: Float64 = vectors.astype(np.float64)
+    for number in range(codes.shape[1]):
+        left -= books.levels[number][codes[:, number]]
+    return left
+
+
 def squared_distances(vector: Float64, centroids: Float64) -> Float64:
     """Return the squared distances of one vector [d] to centroids [k, d], by sums that no shape changes."""
     apart = centroids - vector

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from ..index import METRICS, LatentArrays, nearest_exact
 from ..index.latents import Float32, Float64, Rows
+from ..index.sids import FACT
 from .quantizer import Codes
 from .slots import bucket_numbers
 
@@ -86,6 +90,30 @@ def neighbour_measures(codes: Codes, vectors: Float32, *, metric: str, seed: int
         counts = np.bincount(bucket_numbers(codes[:, :length])).astype(np.float64)
         measures[f"sid_chance_{length}"] = float((counts * (counts - 1)).sum() / (len(codes) * (len(codes) - 1.0)))
     return measures
+
+
+def sid_lines(measures: Mapping[str, float], inputs: Mapping[str, Any]) -> list[str]:
+    """Return a release's semantic IDs for people, a line a matter; none where it has none. inputs: of its manifest."""
+    if FACT not in inputs:
+        return []
+    levels = range(1, len(inputs[FACT]["levels"]) + 1)
+
+    def by_level(name: str, form: str) -> str:
+        return ", ".join(form.format(measures[f"sid_{name}_{level}"]) for level in levels)
+
+    alone, largest = measures["sid_alone"], measures["sid_largest"]
+    evenness = f"Gini {measures['sid_gini']:.3f}, entropy {measures['sid_entropy']:.3f}"
+    lines = [
+        f"epoch {inputs[FACT]['epoch']}; {measures['sid_unique']:.3f} different IDs an item",
+        f"{alone:.3f} of the items have one alone, at most {largest:.0f} have the same; {evenness}",
+        f"perplexity by level {by_level('perplexity', '{:.0f}')}; dead codes {by_level('dead', '{:.0f}')}",
+    ]
+    if "sid_purity_1" in measures:
+        lines.append(f"one category in a prefix, by its length: {by_level('purity', '{:.3f}')}")
+    if "sid_shared_1" in measures:
+        shared, chance = by_level("shared", "{:.3f}"), by_level("chance", "{:.4f}")
+        lines.append(f"nearest items that share a prefix: {shared}; any two items: {chance}")
+    return lines
 
 
 def _entropy(counts: Rows) -> float:

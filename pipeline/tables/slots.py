@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from ..index.latents import Float64, Rows
+from ..index.latents import Float32, Rows
 from ..index.vector_lists import list_rows
 from ..ordering import as_numpy
-from .quantizer import Codebooks, Codes, squared_distances
+from .quantizer import Codebooks, Codes, remainders, squared_distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ class Given:
 
 
 def give_slots(
-    item_ids: pa.ChunkedArray, nearest: Codes, residuals: Float64, books: Codebooks, before: Slots, capacity: int | None
+    item_ids: pa.ChunkedArray, nearest: Codes, vectors: Float32, books: Codebooks, before: Slots, capacity: int | None
 ) -> Given:
     """Return the slot of every item.
 
-    item_ids: [n], in order; nearest: uint16 [n, levels], as `encode` returns them. residuals: float64 [n, d], what the
-    levels but the last leave over, read only where a bucket is full. An item keeps the slot that it had for these
+    item_ids: [n], in order; nearest: uint16 [n, levels], as `encode` returns them. vectors: [n, d], read only
+    where a bucket is full. An item keeps the slot that it had for these
     codes; the others get the next suffix of theirs, in the order of item_id, or, where that would be `capacity`, of the
     nearest last code that has room. Raises InputError when none has.
     """
@@ -93,7 +93,7 @@ def give_slots(
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
     suffixes[new[order]] = following[ordered] + place
     if capacity is not None:
-        _spread(new[suffixes[new] >= capacity], codes, suffixes, _Full(item_ids, residuals, books, before, capacity))
+        _spread(new[suffixes[new] >= capacity], codes, suffixes, _Full(item_ids, vectors, books, before, capacity))
     gone = np.setdiff1d(np.arange(len(before)), kept[held])
     return Given(codes, suffixes, kept, gone)
 
@@ -103,7 +103,7 @@ class _Full:
     """What decides where the items of full buckets go; as `give_slots` has it."""
 
     item_ids: pa.ChunkedArray
-    residuals: Float64
+    vectors: Float32
     books: Codebooks
     before: Slots
     capacity: int
@@ -156,7 +156,8 @@ def _spread(late: Rows, codes: Codes, suffixes: np.ndarray, full: _Full) -> None
     wide = full.books.levels[-1].astype(np.float64)
     for item in late.tolist():
         asked = codes[item].copy()
-        for code in np.argsort(squared_distances(full.residuals[item], wide), kind="stable").tolist():
+        left = remainders(full.vectors[item : item + 1], codes[item : item + 1, :-1], full.books)[0]
+        for code in np.argsort(squared_distances(left, wide), kind="stable").tolist():
             asked[-1] = code
             key = asked.tobytes()
             if following.get(key, 0) < full.capacity:

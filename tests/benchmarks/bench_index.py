@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=[*KINDS, "auto"], choices=[*KINDS, "auto"])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=[*KINDS, "auto"])
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--target", type=float, default=0.98)
@@ -174,24 +174,24 @@ def main() -> None:
         count = max(1, round(share * len(items)))
         rows = np.sort(generator.permutation(len(items))[:count]).astype(np.int64)
         truths[name] = (rows, truth_of(items, asked, rows))
-    rows_of = [
-        measure(kind, LatentArrays(mean=train), LatentArrays(mean=test), truths, options.target)
-        for kind in options.kinds
-    ]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
+    result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work",
         "faiss": faiss.__version__,
         "photos": len(items),
         "dim": options.dim,
         "queries": len(test),
         "target_recall": options.target,
-        "kinds": rows_of,
+        "kinds": [],
     }
-    text = json.dumps(result, indent=1) + "\n"
-    print(text) if options.json is None else options.json.write_text(text)
+    if options.json is not None and options.json.exists():
+        result["kinds"] = json.loads(options.json.read_text())["kinds"]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip()}
+    for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
+        row = measure(kind, LatentArrays(mean=train), LatentArrays(mean=test), truths, options.target)
+        result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]
+        text = json.dumps(result, indent=1) + "\n"
+        print(text) if options.json is None else options.json.write_text(text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pipeline.models.autoencoder import AutoencoderConfig
 from pipeline.models.vae import VAEConfig
 from pipeline.planning.resolution import check_metric
 from pipeline.reader import open_release
+from pipeline.serving.current import _warmed
 from pipeline.storage import Store, open_store
 
 KINDS = [("kl", "none"), ("reverse_kl", "query_median"), ("jeffreys", "catalogue_median"), ("w2", "none")]
@@ -72,6 +73,7 @@ def test_a_release_answers_by_its_metric(store: Store, maker: Any, metric: str, 
         found = release.similar(item, k=7)
         assert [near.item_id for near in found] == [name for name, _ in expected]
         np.testing.assert_allclose([near.score for near in found], [score for _, score in expected], rtol=1e-4)
+    assert not _warmed(release), "a service asks it by vector once before it serves; there is no encoder"
     asked = latents.take([5])
     expected = best(exact.exact(asked, latents), photos, set(), 5)
     assert [near.item_id for near in release.search(asked, k=5)[0]] == [name for name, _ in expected]

@@ -173,3 +173,28 @@ def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
     assert found(auto.index) >= 0.88
     assert found(auto.index) == pytest.approx(auto.recall, abs=0.03)
     assert found(named.index) < named.recall - 0.08, "negative control: by its own rows"
+
+
+@pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_pq"])
+def test_an_effort_that_finds_too_few_is_not_tuned_by_what_is_looked_through_for_it(kind: str) -> None:
+    """Under Jeffreys codes need many candidates; where that nears a scan of all rows, or cells are short, it is one."""
+    generator = np.random.default_rng(0)
+    spread = np.geomspace(0.05, 0.9, 16)
+
+    def drawn(count: int) -> LatentArrays:
+        means = generator.normal(size=(count, 16)) * np.geomspace(1.5, 0.05, 16)
+        widths = np.log(spread) + 0.4 * generator.normal(size=(count, 16))
+        return LatentArrays(mean=means.astype(np.float32), log_var=widths.astype(np.float32))
+
+    items, new = drawn(8_000), drawn(200)
+    asked: dict[str, Any] = {"metric": "jeffreys", "target_recall": 0.9, "queries": 300, "threads": 1}
+    built = build_index(items, IndexConfig(kind=kind, **asked))
+    truth = build_index(items, IndexConfig(metric="jeffreys")).index.search(new, 10).scores[:, -1:]
+
+    def found(index: SearchIndex) -> float:
+        return float(np.mean(index.search(new, 10).scores >= truth - 1e-9))
+
+    assert found(built.index) >= built.recall - 0.03
+    built.index.planner.set_effort("nprobe", 1)
+    with built.index.planner.as_set():
+        assert found(built.index) < 0.8, "negative control"

@@ -243,6 +243,9 @@ def test_the_same_question_finds_its_answer_and_another_needs_another_folder(
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == sorted(
         [SUMMARY, *(file["name"] for file in elsewhere["files"])]
     )
+    (out / SUMMARY).unlink()  # as where a process was killed before it was done
+    resumed, _ = asked(capsys, *words, "--out", str(out))
+    assert (resumed["reason"], resumed["files"]) == ("written", first["files"])
     refused, _ = asked(capsys, *words, "--out", str(out), "--top", "3", expect=2)
     assert "name another one with --out" in refused["error"]
 
@@ -304,7 +307,13 @@ def test_no_events_are_no_file_no_parquet_or_no_rows(
     (tmp_path / "e.parquet").write_text("customer,item\n")
     empty = pa.table({"customer": pa.array([], pa.string()), "item": pa.array([], pa.string())})
     pq.write_table(empty, tmp_path / "none.parquet")
+    odd = pa.array([b"c\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"customer": odd, "item": ["sku-001"]}), tmp_path / "odd.parquet")
+    late = pa.array([2**62], pa.timestamp("ms"))
+    pq.write_table(pa.table({"customer": ["c"], "item": ["sku-001"], "time": late}), tmp_path / "late.parquet")
     for name, said in (
+        ("odd.parquet", "customer of row 0 is b'c\\xff'; it is no UTF-8 text"),
+        ("late.parquet", "time holds a time that no microseconds"),
         ("missing.parquet", "neither a file nor a folder"),
         ("e.parquet", "is no Parquet file"),
         ("none.parquet", "holds no events"),

@@ -129,8 +129,7 @@ def nights_of_churn(seed: int, capacity: int | None) -> None:
         ids = sorted(generator.choice(every, 70, replace=False).tolist())
         values = np.array([[vector[item]] for item in ids], np.float32)
         nearest = encode(values, books)
-        left = values.astype(np.float64) - books.levels[0][nearest[:, 0]]
-        given = give_slots(as_column(ids), nearest, left, books, slots, capacity)
+        given = give_slots(as_column(ids), nearest, values, books, slots, capacity)
         seen = set()
         for row, item in enumerate(ids):
             slot = (*given.codes[row].tolist(), int(given.suffixes[row]))
@@ -163,12 +162,12 @@ def test_suffixes_counted_anew_every_night_would_move_items() -> None:
     codes = np.zeros((5, 2), np.uint16)
     ids = [f"item-{number}" for number in range(5)]
     books = Codebooks((np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)))
-    first = give_slots(as_column(ids), codes, np.zeros((5, 1)), books, Slots.none(2), None)
+    first = give_slots(as_column(ids), codes, np.zeros((5, 1), np.float32), books, Slots.none(2), None)
     assert first.suffixes.tolist() == [0, 1, 2, 3, 4]
     out = as_column([*ids])
     slots = Slots(out, codes, codes, first.suffixes, out, pa.chunked_array([pa.nulls(5, pa.string())]))
     later = ["item-0", "item-00", "item-2", "item-3", "item-4"]
-    second = give_slots(as_column(later), codes, np.zeros((5, 1)), books, slots, None)
+    second = give_slots(as_column(later), codes, np.zeros((5, 1), np.float32), books, slots, None)
     assert second.suffixes.tolist() == [0, 5, 2, 3, 4]
     assert second.gone.tolist() == [1]
     by_order = list(range(5))  # what counting anew gives
@@ -180,11 +179,11 @@ def test_a_full_bucket_gives_the_nearest_last_code_that_has_room() -> None:
     values = np.array([[9.0], [9.5], [10.0], [10.2], [12.9], [11.4]], np.float32)
     nearest = encode(values, books)
     ids = as_column([f"item-{number}" for number in range(6)])
-    given = give_slots(ids, nearest, values.astype(np.float64), books, Slots.none(2), 2)
+    given = give_slots(ids, nearest, values, books, Slots.none(2), 2)
     assert given.codes[:, 1].tolist() == [1, 1, 2, 0, 2, 0]
     assert given.suffixes.tolist() == [0, 1, 1, 0, 0, 1]
     with pytest.raises(InputError, match=r"item 'item-2': every code .* behind the codes \[0\] has its 1 items"):
-        give_slots(ids, nearest, values.astype(np.float64), books, Slots.none(2), 1)
+        give_slots(ids, nearest, values, books, Slots.none(2), 1)
 
 
 def test_codebooks_are_safetensors_and_whoever_is_first_decides() -> None:

@@ -124,6 +124,9 @@ def test_the_tables_say_what_their_latents_do(shop: Shop) -> None:
     assert named == [(row["codes"], row["item_id"]) for row in rows]
     assert made["measures"]["sid_unique"] == len(back) / 16
     assert 0.5 <= made["measures"]["sid_purity_1"] <= 1
+    page = Path(shop.path(release, "report")).read_text()
+    assert f"epoch 1; {len(back) / 16:.3f} different IDs an item" in page
+    assert "nearest items that share a prefix" in page
     query = f"""SELECT s.token, v.vector[1] FROM '{shop.path(release, "semantic_ids")}' s
                 JOIN '{shop.path(release, "vectors")}' v USING (item_id) WHERE s.codes[1] = 0 ORDER BY s.codes"""
     assert len(duckdb.sql(query).fetchall()) == sum(row["codes"][0] == 0 for row in rows)
