@@ -67,6 +67,9 @@ bench-scale: $(VENV)/.dev  ## nights of 100,000 to 1,000,000 photos without phot
 bench-serve: $(VENV)/.dev  ## hot swap: 200 requests a second at `codebooks serve` while its channel moves 24 times, two minutes
 	$(BIN)/python tests/benchmarks/bench_serve.py --json tests/benchmarks/results/serve.json
 
+bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA=folder), about three minutes
+	$(BIN)/python tests/benchmarks/bench_index.py --data $(DATA) --json tests/benchmarks/results/index.json
+
 bench-encode: $(VENV)/.dev  ## encoding on Ray against as many plain processes and against Ray's documented pipeline, ten minutes
 	$(BIN)/python tests/benchmarks/bench_encode.py --count 20000 --pairs 3 --documented
 	$(BIN)/python tests/benchmarks/bench_encode.py --count 5000 --slow-s 0.45

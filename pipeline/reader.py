@@ -22,7 +22,7 @@ from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_rank
 from .index.latents import Float32, Float64, Rows
 from .index.opened import OpenedRelease, StoredPhoto
 from .index.sids import SemanticId, SidTable
-from .release import ChannelEntry, Delisted, Manifest, check_store, read_delisted, read_head
+from .release import ChannelEntry, Delisted, HeldLease, Manifest, check_store, read_delisted, read_head, take_lease
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
@@ -52,6 +52,7 @@ def open_release(
     options: StorageOptions | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_gib: float | None = None,
+    lease: bool = False,
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
@@ -60,12 +61,14 @@ def open_release(
     longest go first; None: `$XDG_CACHE_HOME/visual-codebooks` or `~/.cache/visual-codebooks`. cache_gib: how much may
     lie there; None: the environment variable CODEBOOKS_READER_CACHE_GIB, else 50 GiB, and a quarter at most of what is
     free for this process.
+    lease: hold the open release against expiry, for a day from each `refresh()`, which must be called more often then;
+    takes the right to write below `leases/` of the store.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
     does not fit, ConfigError when FAISS is not installed as it should be.
     """
     cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model)
+    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model, lease=lease)
     release.open()
     return release
 
@@ -89,6 +92,7 @@ class Release:
         channel: str,
         release_id: str | None = None,
         expect_model: str | None = None,
+        lease: bool = False,
     ) -> None:
         """Use `open_release`."""
         self._store, self._cache = store, cache
@@ -99,6 +103,8 @@ class Release:
         self._opening = FreshLock()
         self._opened: OpenedRelease | None = None
         self._delisted: Delisted | None = None
+        self._leasing = lease
+        self._lease: HeldLease | None = None
 
     def open(self) -> None:
         """Open the release now, where that has not been done; every question does it too. Errors as `open_release`."""
@@ -106,11 +112,13 @@ class Release:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            name: value for name, value in self.__dict__.items() if name not in ("_opening", "_opened", "_delisted")
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_opening", "_opened", "_delisted", "_lease")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _opening=FreshLock(), _opened=None, _delisted=None)
+        self.__dict__.update(state, _opening=FreshLock(), _opened=None, _delisted=None, _lease=None)
 
     def __copy__(self) -> Release:
         copied = Release.__new__(Release)
@@ -304,6 +312,8 @@ class Release:
             if self._opened is not None:
                 self._delisted = read_delisted(self._store, self._delisted)
                 self._opened.mask(self._delisted)
+            if self._lease is not None:
+                self._lease.renew_when_due()
             if self.channel is None:
                 return False
             head = self._head(self.channel)
@@ -330,11 +340,21 @@ class Release:
         load_faiss()
         check_store(self._store)
         manifest, found = read_hashed_manifest(self._store, release_id, expect_sha256=digest)
-        opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
-        self._delisted = read_delisted(self._store, self._delisted)
+        # Before its files are fetched, so that none of them can go meanwhile.
+        lease = take_lease(self._store, release_id, owner="reader") if self._leasing else None
+        try:
+            opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+            self._delisted = read_delisted(self._store, self._delisted)
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            raise
         opened.mask(self._delisted)
         self._wanted = (release_id, found)
         self._opened = opened  # one reference: a query sees the old release or the new one, whole
+        before, self._lease = self._lease, lease
+        if before is not None:
+            before.close()
         return opened
 
     def _head(self, channel: str) -> ChannelEntry:

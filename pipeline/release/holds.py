@@ -10,7 +10,9 @@ sweeps. Each writes before it reads, so on a store that shows its writes at leas
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
@@ -110,16 +112,23 @@ def unpin(store: Store, release: str, *, owner: str) -> bool:
 
 
 class HeldLease:
-    """A lease that this process holds on a release; `renew` it well within its `ttl_s`, `close` it at the end."""
+    """A lease that this process holds on a release; `renew` it well within its `ttl_s`, `close` it at the end.
+
+    In a forked child it is the parent's: `renew` then begins one of the child's own, and `close` does nothing.
+    """
 
     def __init__(self, store: Store, release: str, *, owner: str, ttl_s: float) -> None:
         """Use `take_lease`."""
         self.release_id, self.ttl_s = release, ttl_s
         self._store = store
-        self._folder = f"{LEASES}{_plain(release)}/{_owner(owner)}-{uuid.uuid4().hex[:12]}/"
+        self._base = f"{LEASES}{_plain(release)}/{_owner(owner)}"
         self._document = document_bytes(Lease(release_id=release, owner=owner, ttl_s=ttl_s))
-        self._number = 0
+        self._begin()
         self.renew()
+
+    def _begin(self) -> None:
+        self._process, self._number = os.getpid(), 0
+        self._folder = f"{self._base}-{uuid.uuid4().hex[:12]}/"
 
     @property
     def _name(self) -> str:
@@ -127,16 +136,25 @@ class HeldLease:
 
     def renew(self) -> None:
         """Begin the lease's time anew. Raises NotFound when the release has expired, Unavailable while it is swept."""
+        if self._process != os.getpid():
+            self._begin()
         before = self._name
         self._number += 1
         self._store.put_if_absent(self._name, self._document)  # taken: by this call, its reply lost
         with _undone_on_error(self._store, self._name):
             check_not_swept(self._store, self.release_id)
         self._store.delete(before)
+        self._renewed = time.monotonic()
+
+    def renew_when_due(self) -> None:
+        """Renew once an eighth of its time has passed; cheap enough for every look of a poller. Errors as `renew`."""
+        if self._process != os.getpid() or time.monotonic() - self._renewed > self.ttl_s / 8:
+            self.renew()
 
     def close(self) -> None:
         """Let go; a lease that nobody renews ends by itself."""
-        self._store.delete(self._name)
+        if self._process == os.getpid():
+            self._store.delete(self._name)
 
 
 def take_lease(store: Store, release: str, *, owner: str, ttl_s: float = 86_400.0) -> HeldLease:

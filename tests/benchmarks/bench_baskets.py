@@ -4,7 +4,7 @@ Customers are made up: each had three products of one category and none, one or 
 catalogue is asked as any reader asks it: by `similar_to_many` of each kind, and, as many do by hand, by one `search`
 with the mean of the products' latents. Latents are real photos' PCA of 64 numbers, of pixels and of gradients (HOG).
 
-    python tests/benchmarks/bench_baskets.py [--photos 2000] [--baskets 40] [--write]
+    python tests/benchmarks/bench_baskets.py [--photos 2000] [--baskets 60] [--write]
 """
 
 from __future__ import annotations
@@ -150,7 +150,10 @@ def _opened(data: bytes, size: int) -> NDArray[np.uint8]:
 
 
 def _reduced(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    centred = rows - rows.mean(axis=0)
+    centred = (rows - rows.mean(axis=0)).astype(np.float64)
+    if len(centred) < centred.shape[1]:  # the same numbers from the smaller of the two matrices of products
+        values, sides = np.linalg.eigh(centred @ centred.T)
+        return np.ascontiguousarray((sides * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, :DIM], np.float32)
     _, directions = np.linalg.eigh(centred.T @ centred)
     return np.ascontiguousarray(centred @ directions[:, ::-1][:, :DIM], np.float32)
 
@@ -174,7 +177,7 @@ def _commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2000)
-    parser.add_argument("--baskets", type=int, default=40)
+    parser.add_argument("--baskets", type=int, default=60)
     parser.add_argument("--write", action="store_true", help="keep the results in results/baskets.json")
     options = parser.parse_args()
     began, runs = time.process_time(), []

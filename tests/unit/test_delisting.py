@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.__main__ import main
-from pipeline.errors import ConfigError, IntegrityError, UnknownItem
+from pipeline.errors import ConfigError, IntegrityError, NotFound, UnknownItem
 from pipeline.reader import Release, open_release
-from pipeline.release import delist, read_delisted, relist
+from pipeline.release import delist, holders, read_delisted, relist
 from pipeline.storage import Store, open_store
 
 
@@ -108,3 +109,23 @@ def test_by_command(maker: Any, store: Store, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["items"] == ["a", "x=y"]
     assert set(read_delisted(store).why) == {"b"}
     assert main(["delist", place]) == 2
+
+
+def test_a_reader_holds_the_release_that_it_has_open(maker: Any, store: Store, tmp_path: Path) -> None:
+    first = maker.make_release(store, maker.some_photos(6), run="mon").release_id
+    assert holders(store) == {}
+    release = opened(store, tmp_path, lease=True)
+    assert holders(store) == {first: ["reader (lease)"]}
+    second = maker.make_release(store, maker.some_photos(6), run="tue").release_id
+    assert release.refresh() is True
+    assert holders(store) == {second: ["reader (lease)"]}
+    assert release.refresh() is False  # and nothing is renewed so soon
+    (entry,) = store.list("leases/")
+    assert entry.name.endswith("/000001.json")
+    sent = pickle.loads(pickle.dumps(release))
+    assert sent.release_id == second
+    assert holders(store) == {second: ["reader (lease)"] * 2}
+    store.delete(f"releases/{second}/manifest.json")
+    with pytest.raises(NotFound):
+        opened(store, tmp_path, lease=True, release_id=second)
+    assert holders(store) == {second: ["reader (lease)"] * 2}
