@@ -58,7 +58,7 @@ class Parameter:
 K = Parameter("k", {"type": "integer", "minimum": 1, "default": 10}, "How many neighbours.")
 WHERE = Parameter(
     "where",
-    {"type": "string"},
+    {"type": "object"},
     'Only items that fit, a JSON object: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range.',
 )
 CATEGORY = Parameter("category", {"type": "string"}, "What the photo shows, for a model that is told categories.")

@@ -77,7 +77,8 @@ def _operation(route: Route, config: ServeConfig) -> dict[str, Any]:
         schema = dict(each.schema)
         if each.name == "k":
             schema["maximum"] = config.max_k
-        parameters.append({"name": each.name, "in": "query", "schema": schema, "description": each.means})
+        told = {"content": {JSON: {"schema": schema}}} if schema["type"] == "object" else {"schema": schema}
+        parameters.append({"name": each.name, "in": "query", **told, "description": each.means})
     for name, header in EXPECTED.items():
         means = f"Answer from this {name.removesuffix('_id')} or with 409."
         parameters.append({"name": name, "in": "query", "schema": {"type": "string"}, "description": means})
