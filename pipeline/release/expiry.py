@@ -50,7 +50,7 @@ def elapsed() -> float:
 class Mark(BaseModel):
     """A list of files that are to be deleted. grace_s: how long after this file's own time at least."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     listed: str
