@@ -9,11 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import CodebooksError, ConfigError
 from ..images.probe import probe_picture
-from ..index import LatentArrays
 from ..reader import Release, open_release
 from .config import ServeConfig
 from .counting import Counts
@@ -97,8 +94,7 @@ class Current:
 def _warmed(release: Release) -> bool:
     """Ask a release once each way, so that no request is the first; return whether it can be asked by photo."""
     if len(release):
-        ones = np.ones((1, release.manifest.latent_dim), np.float32)
-        release.search(LatentArrays(mean=ones, log_var=ones), k=10)
+        release.warm()
     try:
         release.encode_photo(probe_picture())
     except (ImportError, CodebooksError) as error:
