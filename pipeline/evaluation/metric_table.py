@@ -180,14 +180,14 @@ def _told(values: NDArray[np.float64], seed: int) -> Interval:
 
 def comparison_text(scores: Sequence[MetricScore]) -> str:
     """Return the table for people: shares in per cent, the release's own metric marked."""
-    head = f"  {'metric':<14}{'mask':<18}{'k-NN':>20}{'P@10':>20}{'MAP@R':>20}{'churn':>8}"
+    head = f"  {'metric':<11}{'mask':<18}{'k-NN':>20}{'P@10':>20}{'MAP@R':>20}{'churn':>8}"
     lines = [head, *(_line(score) for score in scores)]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _line(score: MetricScore) -> str:
     cells = "".join(f"{_cell(value):>20}" for value in (score.knn, score.precision, score.map_at_r))
-    return f"{'*' if score.own else ' '} {score.metric:<14}{score.mask:<18}{cells}{100 * score.churn:>8.1f}"
+    return f"{'*' if score.own else ' '} {f'{score.metric:<10} {score.mask}':<29}{cells}{100 * score.churn:>8.1f}"
 
 
 def _cell(value: Interval | None) -> str:
