@@ -29,8 +29,10 @@ def latent_terms(metric: Metric, query: LatentArrays, item: LatentArrays) -> Flo
     if base == _COSINE:
         sides = [np.where(kept, side.mean[0].astype(np.float64), 0.0) for side in (query, item)]
         lengths = [float(np.sqrt(np.sum(side * side))) for side in sides]
-        # Divided one by one: the product of two short vectors' lengths may be 0 where neither is.
-        return np.prod([side / (length or 1.0) for side, length in zip(sides, lengths, strict=True)], axis=0)
+        # Each divided by its own: the product of two short vectors' lengths may be 0 where neither is.
+        left, right = (side / (length or 1.0) for side, length in zip(sides, lengths, strict=True))
+        products: Float64 = left * right
+        return products
     # Each latent as a photo of one latent: its score is the metric's over that latent alone.
     own = np.where(kept, METRICS[base].pair_scores(_apart(query), _apart(item)), 0.0)
     if base in _SUMMED:
@@ -47,7 +49,8 @@ def _kept(mask: str, query: LatentArrays) -> NDArray[np.bool_]:
     if mask == "query_median":
         return below_median(gaussian(query).log_var)[0]
     bits = np.frombuffer(bytes.fromhex(mask.rpartition(":")[2]), np.uint8)
-    return np.unpackbits(bits, count=dim).astype(np.bool_)
+    kept: NDArray[np.bool_] = np.unpackbits(bits, count=dim).astype(np.bool_)
+    return kept
 
 
 def _apart(latents: LatentArrays) -> LatentArrays:

@@ -118,14 +118,14 @@ def _gated(
     recorded: Mapping[str, Any] | None, counts: Mapping[str, int], measures: Mapping[str, float]
 ) -> tuple[Gated, ...]:
     """Return the recorded gates whose value the manifest holds too."""
-    known = {"items": counts.get("items"), **measures}
-    found = []
+    known: dict[str, float] = {**counts, **measures}  # the gate on items looks at a count
+    found, limits = list[Gated](), recorded or {}
     for gate in GATES:
-        limit, value = (recorded or {}).get(gate.field), known.get(gate.measure)
-        if recorded is None or gate.field not in recorded or value is None:
+        if gate.field not in limits or gate.measure not in known:
             continue
-        held = value >= limit if gate.side == "least" else value <= limit
-        found.append(Gated(gate.field, float(value), limit, limit is None or bool(held)))
+        limit, value = limits[gate.field], known[gate.measure]
+        passed = limit is None or (value >= limit if gate.side == "least" else value <= limit)
+        found.append(Gated(gate.field, value, limit, bool(passed)))
     return tuple(found)
 
 
