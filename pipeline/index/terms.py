@@ -47,7 +47,8 @@ def _kept(mask: str, query: LatentArrays) -> NDArray[np.bool_]:
     if not mask:
         return np.ones(dim, np.bool_)
     if mask == "query_median":
-        return below_median(gaussian(query).log_var)[0]
+        narrow: NDArray[np.bool_] = below_median(gaussian(query).log_var)[0]
+        return narrow
     bits = np.frombuffer(bytes.fromhex(mask.rpartition(":")[2]), np.uint8)
     kept: NDArray[np.bool_] = np.unpackbits(bits, count=dim).astype(np.bool_)
     return kept
