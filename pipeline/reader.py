@@ -123,10 +123,8 @@ class Release:
     def __copy__(self) -> Release:
         copied = Release.__new__(Release)
         copied.__setstate__(self.__getstate__())
-        copied._opened, copied._delisted = (
-            self._opened,
-            self._delisted,
-        )  # what is open never changes, so both may use it
+        # What is open never changes, so both may use it.
+        copied._opened, copied._delisted = self._opened, self._delisted
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Release:

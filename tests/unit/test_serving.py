@@ -507,7 +507,7 @@ def test_the_openapi_document_covers_every_address(store: Store) -> None:
     document, served = asyncio.run(run())
     told = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert told == served
-    assert len(told) == 12
+    assert len(told) == 14
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named == set(document["components"]["schemas"])
     (k,) = [each for each in document["paths"]["/similar/{item_id}"]["get"]["parameters"] if each["name"] == "k"]
