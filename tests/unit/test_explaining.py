@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jobs.__main__ import main
 from pipeline.index import LatentArrays
 from pipeline.index.gaussians import below_median
 from pipeline.index.metrics import METRICS, fitted_metric, metric_named
 from pipeline.index.terms import latent_terms
+from pipeline.schema import pixels_schema
 from pipeline.storage import Store, open_store
 
 DIM = 6
@@ -94,7 +101,7 @@ class TwoNights:
 
     def __init__(self, maker: Any, store: Store) -> None:
         self.maker, self.store = maker, store
-        photos = maker.some_photos(9, seed=5)
+        photos = maker.some_photos(9, seed=11)
         refused = [(self.ASKED, "s3://photos/0/torn.jpg", "decode", "truncated"), ("sku-bad", "u", "decode", "empty")]
         self.before = maker.make_release(store, photos, run="mon", release_id="mon-0123456789ab", refused=refused)
         own = next(photo for photo in photos if photo.item_id == self.ASKED)
@@ -225,3 +232,47 @@ def test_the_page_shows_and_escapes(nights: TwoNights, tmp_path: Path, capsys: p
     code, found, _ = told(capsys, ["explain", "sku-000", "--to", str(tmp_path / "item.pdf"), place])
     assert code == 2
     assert ".html" in found["error"]
+
+
+def test_kept_pixels_and_semantic_ids_are_shown(
+    maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, photos = open_store(str(tmp_path / "store")), maker.some_photos(3, most=1)
+    ids = [photo.item_id for photo in photos]
+    seen = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
+    schema = pixels_schema(8)
+    held = {name: pa.array(ids) for name in ("item_id", "uri", "token")} | {
+        "pixels": pa.array([row.tobytes() for row in seen], schema.field("pixels").type)
+    }
+    rows = [held.get(field.name, pa.nulls(3, field.type)) for field in schema]
+    store.put("pixels/t/0.parquet", maker.table_bytes(pa.table(rows, schema=schema)))
+
+    def kept(fields: dict[str, Any]) -> dict[str, Any]:
+        items = pq.read_table(io.BytesIO(fields["files"]["items"][0]))
+        # Of the last photo none are kept.
+        for name, values in (("pixels_part", ["pixels/t/0.parquet"] * 2 + [None]), ("pixels_row", [2, 0, None])):
+            place = items.schema.get_field_index(name)
+            items = items.set_column(place, items.schema.field(name), pa.array(values, items.schema.field(name).type))
+        codes = pa.array([[4, 1], [4, 2], [5, 0]], pa.list_(pa.uint16(), 2))
+        sids = pa.table({"item_id": ids, "codes": codes, "suffix": pa.array([0, 0, 3], pa.int32())})
+        files = {
+            "items": (maker.table_bytes(items), ".parquet", 3),
+            "semantic_ids": (maker.table_bytes(sids), ".parquet", 3),
+        }
+        facts = {"semantic_ids": {"epoch": 7, "codebooks": "0" * 64, "levels": [8, 8]}}
+        return {**fields, "files": {**fields["files"], **files}, "inputs": facts}
+
+    maker.make_release(store, photos, change=kept)
+    page = tmp_path / "item.html"
+    code, found, text = told(capsys, ["explain", "sku-000", f"store={store.url}", "--to", str(page)])
+    assert code == 0
+    assert (found["sid"]["token"], found["sid"]["epoch"]) == ("<a_4><b_1><c_0>", 7)
+    assert "pixels in row 2 of pixels/t/0.parquet" in text
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page.read_text())
+    # Itself above, then beside each of its two neighbours, of which one is kept.
+    assert len(pictures) == 4
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int) for data in pictures]
+    near = {int(np.abs(seen.astype(int) - one).mean(axis=(1, 2, 3)).argmin()) for one in shown}
+    assert near == {2, 0}
+    assert int(np.abs(seen.astype(int) - shown[0]).mean(axis=(1, 2, 3)).argmin()) == 2
