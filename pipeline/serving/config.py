@@ -25,7 +25,7 @@ class ServeConfig(BaseModel):
         default=None,
         pattern=RELEASE_ID,
         description="a second release_id, or channel to follow, whose neighbours /similar?beside=true and the page put "
-        "next to the first's; every process holds its tables and index too: about twice the memory",
+        "next to the first's; costs the memory of a release again: its tables in every process, its index once",
     )
     # None: whoever reaches the port may ask. Never on a command line, where `ps` shows it.
     token: SecretStr | None = None

@@ -587,8 +587,10 @@ _BODIES = (
     )
 )  # fmt: skip
 _TYPES = st.sampled_from(["application/json", "image/png", "application/octet-stream", "text/plain", ""])
-_QUERY = st.dictionaries(st.sampled_from(["k", "where", "prefix", "limit", "category", "release_id", "x"]), st.text())
-_PATHS = st.sampled_from(["/search", "/baskets", "/similar/sku-001", "/items", "/releases"]) | st.text().map(
+_QUERY = st.dictionaries(
+    st.sampled_from(["k", "where", "prefix", "limit", "category", "release_id", "beside"]), st.text()
+)
+_PATHS = st.sampled_from(["/search", "/baskets", "/similar/sku-001", "/items", "/releases", "/sids"]) | st.text().map(
     lambda text: f"/similar/{text}"
 )
 
