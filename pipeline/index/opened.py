@@ -263,5 +263,6 @@ class OpenedRelease:
         """Return the release's own encoder of photos; errors as `PhotoEncoder`."""
         with self._encoding:
             if self._encoder is None:
-                self._encoder = PhotoEncoder(self._store, self._cache, self.manifest)
+                codes = "codes" in self.index.metric.needs
+                self._encoder = PhotoEncoder(self._store, self._cache, self.manifest, codes=codes)
             return self._encoder

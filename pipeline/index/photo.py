@@ -22,9 +22,10 @@ _NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without
 class PhotoEncoder:
     """The ONNX encoder of one bundle; safe to use from several threads."""
 
-    def __init__(self, store: Store, cache: FileCache, manifest: Manifest) -> None:
+    def __init__(self, store: Store, cache: FileCache, manifest: Manifest, *, codes: bool = False) -> None:
         """Read the encoder and how photos are decoded for it, through the cache where the manifest has their digests.
 
+        codes: whether a photo's codes are computed too, where the model has them.
         Raises ConfigError when onnxruntime is not installed, IntegrityError when the bundle is not whole or its bytes
         are not those of the manifest.
         """
@@ -57,7 +58,7 @@ class PhotoEncoder:
         names = [output.name for output in self._session.get_outputs()]
         self._outputs = ["mean" if "mean" in names else names[0], *(["log_var"] if "log_var" in names else [])]
         self._kept = ["mean", *self._outputs[1:]]
-        if manifest.metric.startswith("codes") and "codes" in names:
+        if codes and "codes" in names:
             self._outputs, self._kept = [*self._outputs, "codes"], [*self._kept, "codes"]
 
     def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> LatentArrays:
