@@ -80,6 +80,9 @@ COMMANDS: dict[str, Command] = {
     "releases": Command(
         "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
     ),
+    "history": Command(
+        "Releases", "jobs.history", "counts, measures and verdicts over a channel's releases: table, page, file", CONFIG
+    ),
     "promote": Command("Releases", "jobs.promote", "take a checked release from one channel to another", CONFIG),
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
@@ -90,6 +93,9 @@ COMMANDS: dict[str, Command] = {
     "expire": Command("Releases", "jobs.expire", "list what nothing needs; --yes marks, a week later sweeps", CONFIG),
     "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
+    "explain": Command(
+        "Ask a release", "jobs.explain", "why an item has its neighbours: photos, latents, another release", CONFIG
+    ),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "recommend": Command(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NotFound
+from pipeline.index.opened import OpenedRelease
 from pipeline.reader import Neighbour, Release, open_release
+from pipeline.release import Manifest
 from pipeline.settings import parse_value
+from pipeline.storage.local import expanded
 
 _SHOWN_ATTRIBUTES = 4
 _WIDEST = 40
@@ -41,6 +45,41 @@ def open_asked(arguments: Arguments) -> Release:
         release_id=arguments.options.release,
         options=config.store.options(),
     )
+
+
+def open_other(arguments: Arguments, manifest: Manifest) -> tuple[OpenedRelease | None, str]:
+    """Return the release of `--against`, by default the parent of a manifest; where that is not to be had, why not."""
+    config, against = load_light(arguments), arguments.options.against
+    wanted = against or manifest.parent
+    if wanted is None:
+        return None, f"{manifest.release_id} has no parent; --against RELEASE_ID names another release to compare with"
+    try:
+        return open_release(config.store.url, release_id=wanted, options=config.store.options()).opened, ""
+    except NotFound:
+        if against is not None:
+            raise
+        return None, f"its parent {wanted} has expired; --against RELEASE_ID names another release to compare with"
+
+
+def new_file(text: str, endings: Sequence[str]) -> Path:
+    """Return the file that a page or table is to be written to. Raises ConfigError where that cannot be."""
+    path = expanded(text)
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"--to {text!r} does not end in one of {', '.join(endings)}, which says what to write")
+    if path.exists():
+        raise ConfigError(f"{path} is there already; name another file, or delete it first")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it first, or name another file")
+    return path
+
+
+def write_new(path: Path, data: bytes) -> int:
+    """Write a file that must not be there yet and return its bytes. Raises ConfigError where it cannot be written."""
+    try:
+        with path.open("xb") as file:
+            return file.write(data)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}); name another file") from error
 
 
 def parse_where(texts: Sequence[str]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputError, IntegrityError, NotFound, UnknownI
 from ..forks import FreshLock, never_freed, renewed_in_children
 from ..parts import read_part_rows
 from ..release import Delisted, FileEntry, Manifest
-from ..release.absent import Absences
+from ..release.absent import Absences, Refusal
 from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
@@ -37,10 +37,12 @@ SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
 
 @dataclass(frozen=True, slots=True)
 class StoredPhoto:
-    """One photo of an item. pixels_part, pixels_row: where its pixels are kept, None where they are not."""
+    """One photo of an item. token: the version of its file; pixels_part, pixels_row: where its pixels are kept, None
+    where they are not."""
 
     uri: str
     view: int
+    token: str
     pixels_part: str | None
     pixels_row: int | None
 
@@ -231,19 +233,25 @@ class OpenedRelease:
 
     def pixels(self, item_id: Any) -> NDArray[np.uint8] | None:
         """Return the first of an item's photos that is kept, uint8 RGB [size, size, 3]. Raises UnknownItem."""
-        for photo in self.photos(item_id):
-            if photo.pixels_part is None or photo.pixels_row is None:
-                continue
-            try:
-                row = np.array([photo.pixels_row], np.int64)
-                kept = read_part_rows(self._store, photo.pixels_part, row, [pixels_column(0)])
-            except NotFound:  # pixels live by age, and not as long as releases do
-                continue
-            data = np.frombuffer(kept[pixels_column(0)][0].as_py() or b"", np.uint8)
-            size = math.isqrt(len(data) // 3)
-            if size:
-                return data.reshape(size, size, 3)
-        return None
+        pictures = (self.pixels_of(photo) for photo in self.photos(item_id))
+        return next((picture for picture in pictures if picture is not None), None)
+
+    def pixels_of(self, photo: StoredPhoto) -> NDArray[np.uint8] | None:
+        """Return a photo as the model sees it, uint8 RGB [size, size, 3]; None where its pixels are not kept."""
+        if photo.pixels_part is None or photo.pixels_row is None:
+            return None
+        try:
+            row = np.array([photo.pixels_row], np.int64)
+            kept = read_part_rows(self._store, photo.pixels_part, row, [pixels_column(0)])
+        except NotFound:  # pixels live by age, and not as long as releases do
+            return None
+        data = np.frombuffer(kept[pixels_column(0)][0].as_py() or b"", np.uint8)
+        size = math.isqrt(len(data) // 3)
+        return data.reshape(size, size, 3) if size else None
+
+    def refusals(self, item_id: Any) -> list[Refusal]:
+        """Return which photos of an item this release and those before it had in quarantine, newest first."""
+        return self._absences.refusals(stored_item_id(item_id))
 
     def _fetch_part(self, name: str) -> str:
         part = next((part for part in self.manifest.parts if part.name == name), None)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,18 @@ _AT_ONCE = 8  # files of changes looked into at once
 _SHORT = 4 << 20  # bytes of a file that is fetched whole
 _SHOWN = 3  # refused photos that a message tells of
 _REFUSAL = ("uri", "stage", "reason", "detail")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One photo in one release's quarantine. first_seen: the run that refused it first."""
+
+    release: str
+    uri: str
+    stage: str
+    reason: str
+    detail: str
+    first_seen: str
 
 
 class Absences:
@@ -74,6 +87,19 @@ class Absences:
             "or refresh if the item is new"
         )
 
+    def refusals(self, item_id: str) -> list[Refusal]:
+        """Return the photos of an item that are in the quarantine of this release or one of those before it.
+
+        Newest release first, an item that the release holds through its other photos too. A release that has expired
+        ends the search.
+        """
+        return [
+            Refusal(release, *(row[name] for name in (*_REFUSAL, "first_seen")))
+            for release, entry in self._quarantines()
+            for rows in self._rows(entry, item_id, (*_REFUSAL, "first_seen"))
+            for row in rows.to_pylist()
+        ]
+
     def _removed_by(self, item_id: str) -> str | None:
         """Return the newest release that removed an item; several are asked at once, since most wait for the store."""
         history = self._history()
@@ -101,11 +127,21 @@ class Absences:
                 self._changes = list(self._ancestors())
             return self._changes
 
+    def _quarantines(self) -> Iterator[tuple[str, FileEntry]]:
+        for manifest in self._line():
+            entries = [entry for entry in manifest.files.get("quarantine", ()) if entry.rows != 0]
+            yield from ((manifest.release_id, entry) for entry in entries)
+
     def _ancestors(self) -> Iterator[tuple[str, FileEntry]]:
-        manifest = self._manifest
-        for _ in range(_ANCESTORS + 1):
+        for manifest in self._line():
             if manifest.counts.get("removed") != 0:
                 yield from ((manifest.release_id, entry) for entry in manifest.files_of("changes"))
+
+    def _line(self) -> Iterator[Manifest]:
+        """Yield the manifests of this release and its ancestors, newest first."""
+        manifest = self._manifest
+        for _ in range(_ANCESTORS + 1):
+            yield manifest
             if manifest.parent is None:
                 return
             try:

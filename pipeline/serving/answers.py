@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestRefused
+from ..errors import ConfigError, RequestRefused, UnknownItem
+from ..index import LatentArrays
+from ..index.latents import Float32
 from ..keys import plain_json
 from ..reader import Neighbour, Release
 from ..release import read_log
@@ -45,9 +47,18 @@ def json_answer(values: Mapping[str, Any], release: Release | None, status: int 
 
 
 def similar(asked: Asked) -> Answer:
-    """The items nearest to an item."""
-    found = asked.release.similar(asked.item_id, asked.k(), where=asked.where())
-    return json_answer({"item_id": asked.item_id, **_shown(asked), "neighbours": _rows(found)}, asked.release)
+    """The items nearest to an item; what a second release says to the same, where that is asked for."""
+    k, where, beside = asked.k(), asked.where(), asked.beside()
+    found = asked.release.similar(asked.item_id, k, where=where)
+    values = {"item_id": asked.item_id, **_shown(asked), "neighbours": _rows(found)}
+    if beside is not None:
+        named = {"release_id": beside.release_id, "model_id": beside.model_id, "metric": beside.manifest.metric}
+        try:
+            rows, error = _rows(beside.similar(asked.item_id, k, where=where)), None
+        except (UnknownItem, ConfigError) as refused:  # it may lack the item or an attribute; the first has answered
+            rows, error = None, str(refused)
+        values["beside"] = {**named, "neighbours": rows, "error": error}
+    return json_answer(values, asked.release)
 
 
 def search(asked: Asked) -> Answer:
@@ -65,17 +76,40 @@ def search(asked: Asked) -> Answer:
     asked.at_most("the number of vectors", len(body.vectors), asked.config.max_vectors, "--max-vectors")
     rows = asked.checked_k(body.k) * len(body.vectors)
     asked.at_most("k times the number of vectors", rows, asked.config.max_rows, "--max-rows")
-    dim = asked.release.manifest.latent_dim
-    for number, vector in enumerate(body.vectors):
-        if len(vector) != dim:
+    found = asked.release.search(_latents(asked.release, body), body.k, where=body.where)
+    return json_answer({**_shown(asked), "answers": [_rows(each) for each in found]}, asked.release)
+
+
+def _latents(release: Release, body: VectorSearch) -> LatentArrays:
+    """Return a body's vectors, with their variances where the release's metric compares them."""
+    metric, uses = release.manifest.metric, "log_var" in release.opened.index.metric.needs
+    if uses and body.log_vars is None:
+        raise RequestRefused(
+            422, f"the metric {metric!r} of this release compares log_var, and the body has vectors alone; send "
+            '{"vectors": [[...]], "log_vars": [[...]]}, one list of each a query, or ask by item_id'
+        )  # fmt: skip
+    if not uses and body.log_vars is not None:
+        raise RequestRefused(
+            422, f"log_vars are given, and the metric {metric!r} of this release compares vectors alone; leave them out"
+        )
+    if body.log_vars is not None and len(body.log_vars) != len(body.vectors):
+        raise RequestRefused(
+            422, f"there are {len(body.vectors)} vectors and {len(body.log_vars)} log_vars; send one of each a query"
+        )
+    mean = _matrix(release, "vector", body.vectors)
+    return LatentArrays(mean, None if body.log_vars is None else _matrix(release, "log_var", body.log_vars))
+
+
+def _matrix(release: Release, what: str, rows: Sequence[Sequence[float]]) -> Float32:
+    dim = release.manifest.latent_dim
+    for number, row in enumerate(rows):
+        if len(row) != dim:
             raise RequestRefused(
-                422, f"vector {number} has {len(vector)} numbers, and latents of this release have {dim}; encode with "
-                f"the model {asked.release.model_id}"
+                422, f"{what} {number} has {len(row)} numbers, and latents of this release have {dim}; encode with "
+                f"the model {release.model_id}"
             )  # fmt: skip
     with np.errstate(over="ignore"):  # a double beyond float32 is refused by the reader as not finite
-        vectors = np.array(body.vectors, np.float64).astype(np.float32)
-    found = asked.release.search(vectors, body.k, where=body.where)
-    return json_answer({**_shown(asked), "answers": [_rows(each) for each in found]}, asked.release)
+        return np.array(rows, np.float64).astype(np.float32)
 
 
 def _by_photo(asked: Asked) -> Answer:
@@ -105,6 +139,38 @@ def baskets(asked: Asked) -> Answer:
     )
     named = {"item_ids": body.item_ids, "fusion": body.fusion}
     return json_answer({**named, **_shown(asked), "neighbours": _rows(found)}, asked.release)
+
+
+def sid(asked: Asked) -> Answer:
+    """An item's semantic ID."""
+    _check_sids(asked)
+    found = asked.release.sid(asked.item_id)
+    values = {"codes": found.codes, "suffix": found.suffix, "token": found.token, "sid_epoch": found.epoch}
+    return json_answer({"item_id": asked.item_id, **values}, asked.release)
+
+
+def sids(asked: Asked) -> Answer:
+    """The items whose codes begin with a prefix, in the order of their semantic IDs."""
+    _check_sids(asked)
+    prefix, limit, opened = asked.codes(), asked.limit(), asked.release.opened
+    table = opened.sids()
+    numbers = table.items(prefix)  # of millions, so only what is answered becomes text
+    numbers = numbers[~np.isin(numbers, opened.masked)]
+    rows = [(opened.items.item_id(number), table.of(number)) for number in numbers[:limit].tolist()]
+    listed = [
+        {"item_id": item_id, "codes": found.codes, "suffix": found.suffix, "token": found.token}
+        for item_id, found in rows
+    ]
+    told = {"prefix": prefix, "levels": table.sizes, "sid_epoch": table.epoch, "items": len(numbers)}
+    return json_answer({**told, "sids": listed}, asked.release)
+
+
+def _check_sids(asked: Asked) -> None:
+    if "semantic_ids" not in asked.release.manifest.files:
+        raise RequestRefused(
+            404, f"release {asked.release.release_id} has no semantic IDs; ask for neighbours instead, or let whoever "
+            "runs the refresh switch them on with semantic_ids=true"
+        )  # fmt: skip
 
 
 def item(asked: Asked) -> Answer:

@@ -51,6 +51,7 @@ class Service:
         self.config = config
         self.counts = Counts([*(route.path for route in ROUTES), *QUICK, _ELSEWHERE], counts_folder)
         self.current = Current(config, self.counts)
+        self.second = Current(config, self.counts, beside=True) if config.beside is not None else None
         self.door = Door(config, self.counts)
         self._document = json.dumps(openapi_document(config)).encode()
 
@@ -60,11 +61,13 @@ class Service:
 
         The first look is waited for, so that a process which takes another's place is not asked before it can answer.
         """
-        await self.current.look()
-        keeping = asyncio.create_task(self.current.keep())
+        followed = [each for each in (self.current, self.second) if each is not None]
+        await asyncio.gather(*(each.look() for each in followed))
+        keeping = [asyncio.create_task(each.keep()) for each in followed]
         yield
-        keeping.cancel()
-        self.current.close()
+        for task, each in zip(keeping, followed, strict=True):
+            task.cancel()
+            each.close()
         self.door.close()
 
     async def quick(self, request: Request, path: str) -> Answer:
@@ -82,7 +85,8 @@ class Service:
             if served is None:
                 raise self._not_ready()
             ready = {"status": "ready", "items": len(served.release), "photos": served.photos}
-            return json_answer({**ready, "problem": self.current.problem or None}, release)
+            told = {"problem": self.current.problem or None, "beside": self._beside()}
+            return json_answer({**ready, **told}, release)
         return json_answer({"status": "ok"}, release)
 
     async def worked(self, request: Request, route: Route) -> Answer:
@@ -106,6 +110,7 @@ class Service:
                 query=query,
                 media_type=request.headers.get("content-type", "").partition(";")[0].strip().lower(),
                 body=body,
+                second=self.second,
             )
             return await self.door.run(partial(route.work, asked), place)
 
@@ -134,6 +139,17 @@ class Service:
             raise error
 
         return await self.respond(request, _ELSEWHERE, handler)
+
+    def _beside(self) -> dict[str, str | None] | None:
+        """Return what `/readyz` says of the second release, None where the service has none."""
+        if self.second is None:
+            return None
+        served = self.second.served
+        return {
+            "release_id": None if served is None else served.release.release_id,
+            "model_id": None if served is None else served.release.model_id,
+            "problem": self.second.problem or None,
+        }
 
     def _not_ready(self) -> RequestRefused:
         return RequestRefused(503, f"no release is open yet: {self.current.problem}")

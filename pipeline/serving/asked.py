@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from ..errors import RequestRefused
 from ..reader import Release
 from .config import ServeConfig
+from .current import Current
 
 Where = dict[str, Any]
 _M = TypeVar("_M", bound=BaseModel)
@@ -26,7 +28,8 @@ class _Body(BaseModel):
     k: int = Field(default=10, ge=1, description="how many neighbours")
     where: Where | None = Field(
         default=None,
-        description='only items that fit: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range',
+        description='only items that fit: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range, '
+        '{"sid_prefix": [1, 2]} the first codes of semantic IDs',
     )
 
 
@@ -34,6 +37,9 @@ class VectorSearch(_Body):
     """Vectors to search for: rows of latents of the release's own model."""
 
     vectors: Annotated[list[list[FiniteFloat]], Field(min_length=1, description="one list of numbers a query")]
+    log_vars: Annotated[list[list[FiniteFloat]], Field(min_length=1)] | None = Field(
+        default=None, description="logarithms of variances, one list a query; where the release's metric compares them"
+    )
 
 
 class Basket(_Body):
@@ -59,11 +65,19 @@ K = Parameter("k", {"type": "integer", "minimum": 1, "default": 10}, "How many n
 WHERE = Parameter(
     "where",
     {"type": "object"},
-    'Only items that fit, a JSON object: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range.',
+    'Only items that fit, a JSON object: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range, '
+    '{"sid_prefix": [1, 2]} the first codes of semantic IDs.',
 )
 CATEGORY = Parameter("category", {"type": "string"}, "What the photo shows, for a model that is told categories.")
 LIMIT = Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}, "How many at most.")
 PREFIX = Parameter("prefix", {"type": "string"}, "What the item_ids begin with.")
+CODES = Parameter(
+    "prefix", {"type": "string", "pattern": r"^([0-9]{1,9}(,[0-9]{1,9})*)?$", "default": ""},
+    "The first codes, level by level: 1,2. Without it, all items.",
+)  # fmt: skip
+BESIDE = Parameter(
+    "beside", {"type": "boolean", "default": False}, "Also what the service's second release answers (--beside)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,7 @@ class Asked:
     query: Mapping[str, str]
     media_type: str
     body: bytes
+    second: Current | None = None
 
     def k(self) -> int:
         """Return the parameter k. Raises RequestRefused."""
@@ -96,6 +111,30 @@ class Asked:
     def limit(self) -> int:
         """Return the parameter limit. Raises RequestRefused."""
         return whole(self.query, LIMIT, most=LIMIT.schema["maximum"])
+
+    def codes(self) -> list[int]:
+        """Return the parameter prefix as codes. Raises RequestRefused."""
+        text = self.query.get(CODES.name, "")
+        if not re.fullmatch(CODES.schema["pattern"], text, re.ASCII):
+            raise RequestRefused(422, f"prefix is {text[:80]!r}; give whole numbers with commas between them, as 1,2")
+        return [int(code) for code in text.split(",") if code]
+
+    def beside(self) -> Release | None:
+        """Return the second release where the request asks for it. Raises RequestRefused."""
+        text = self.query.get(BESIDE.name, "false")
+        if text not in ("true", "false"):
+            raise RequestRefused(422, f"beside is {text[:80]!r}; it must be true or false")
+        if text == "false":
+            return None
+        if self.second is None:
+            raise RequestRefused(
+                422, "this service has no second release; leave beside out, or start `codebooks serve` with "
+                "--beside RELEASE_OR_CHANNEL"
+            )  # fmt: skip
+        served = self.second.served
+        if served is None:
+            raise RequestRefused(503, f"the second release is not open: {self.second.problem}")
+        return served.release
 
     def where(self) -> Where | None:
         """Return the parameter where. Raises RequestRefused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from ..release.config import CHANNEL_NAME
+from ..release.manifest import RELEASE_ID
 from ..storage.options import StorageOptions
 
 TOKEN_VARIABLE = "CODEBOOKS_SERVE_TOKEN"  # noqa: S105  the variable's name
@@ -20,6 +21,12 @@ class ServeConfig(BaseModel):
     channel: str = Field(default="stable", pattern=CHANNEL_NAME)
     release_id: str | None = Field(default=None, description="serve this release alone, whatever the channel does")
     expect_model: str | None = Field(default=None, description="never serve a release of another model_id")
+    beside: str | None = Field(
+        default=None,
+        pattern=RELEASE_ID,
+        description="a second release_id, or channel to follow, whose neighbours /similar?beside=true and the page put "
+        "next to the first's; costs the memory of a release again: its tables in every process, its index once",
+    )
     # None: whoever reaches the port may ask. Never on a command line, where `ps` shows it.
     token: SecretStr | None = None
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CodebooksError, ConfigError
+from ..errors import CodebooksError, ConfigError, NotFound
 from ..images.probe import probe_picture
 from ..index import LatentArrays
 from ..reader import Release, open_release
+from ..release import channel_names, read_manifest
+from ..storage import open_store
 from .config import ServeConfig
 from .counting import Counts
 
@@ -36,8 +38,9 @@ class Current:
     lives until the last of its requests has let go of it. `served` is None until the first one could be opened.
     """
 
-    def __init__(self, config: ServeConfig, counts: Counts) -> None:
-        self._config, self._counts = config, counts
+    def __init__(self, config: ServeConfig, counts: Counts, *, beside: bool = False) -> None:
+        """beside: follow what `config.beside` names, a channel or else a release; counted is then what fails, alone."""
+        self._config, self._counts, self._beside = config, counts, beside
         self.served: Served | None = None
         self.problem = "the first release has not been opened yet"
         self._looking = ThreadPoolExecutor(1, thread_name_prefix="poll")
@@ -51,7 +54,7 @@ class Current:
     async def look(self) -> None:
         """Look at the channel once, on a thread of its own; a look that fails is counted and logged, never raised."""
         loop = asyncio.get_running_loop()
-        self._counts.add("polls")
+        self._counts.add("polls", 0 if self._beside else 1)
         try:
             opened = await loop.run_in_executor(self._looking, self._newer)
         except Exception as error:  # the service goes on with what it has, whatever a new release is like
@@ -59,19 +62,25 @@ class Current:
             self.problem = str(error) or type(error).__name__
             log.log(
                 logging.ERROR if self.served else logging.WARNING,
-                "no newer release was taken: %s",
+                "no newer release was taken%s: %s",
+                " to stand beside" if self._beside else "",
                 self.problem,
                 exc_info=None if isinstance(error, CodebooksError) else error,
             )
             return
         self.problem = ""
-        self._counts.set("last_poll_timestamp_seconds", time.time())
+        if not self._beside:
+            self._counts.set("last_poll_timestamp_seconds", time.time())
         if opened is None:
             return
         before, self.served = self.served, opened
+        named = (opened.release.release_id, opened.release.model_id)
+        if self._beside:
+            log.info("release %s of model %s stands beside", *named)
+            return
         self._counts.add("swaps", 0 if before is None else 1)
-        self._counts.name_release(opened.release.release_id, opened.release.model_id)
-        log.info("serving release %s of model %s", opened.release.release_id, opened.release.model_id)
+        self._counts.name_release(*named)
+        log.info("serving release %s of model %s", *named)
 
     def close(self) -> None:
         """Let go of the poller's thread."""
@@ -80,25 +89,50 @@ class Current:
     def _newer(self) -> Served | None:
         """Return a newer release, open, checked and warm; None: there is none."""
         if self.served is None:
+            channel, release_id = self._asked()
             release = open_release(
                 self._config.store_url,
-                channel=self._config.channel,
-                release_id=self._config.release_id,
-                expect_model=self._config.expect_model,
+                channel=channel,
+                release_id=release_id,
+                expect_model=None if self._beside else self._config.expect_model,  # two models may well be compared
                 options=self._config.storage,
             )
         else:
             release = copy.copy(self.served.release)  # the one that answers stays as it is
             if not release.refresh():
                 return None
-        return Served(release, _warmed(release))
+        return Served(release, _warmed(release, photos=not self._beside))
+
+    def _asked(self) -> tuple[str, str | None]:
+        """Return the channel to follow, and the release to open whatever the channel does."""
+        name = self._config.beside
+        if not self._beside or name is None:
+            return self._config.channel, self._config.release_id
+        store = open_store(self._config.store_url, self._config.storage)
+        known = channel_names(store)
+        if name in known:
+            return name, None
+        try:
+            read_manifest(store, name)
+        except NotFound as error:
+            raise NotFound(
+                f"--beside is {name!r}, which is neither a channel that has a release (there are: "
+                f"{', '.join(known) or 'none'}) nor a release on {self._config.store_url}; `codebooks releases` "
+                "lists them"
+            ) from error
+        return self._config.channel, name
 
 
-def _warmed(release: Release) -> bool:
-    """Ask a release once each way, so that no request is the first; return whether it can be asked by photo."""
+def _warmed(release: Release, *, photos: bool = True) -> bool:
+    """Ask a release once each way, so that no request is the first; return whether it can be asked by photo.
+
+    photos: False for one that nobody will ask by photo, whose encoder is then not opened.
+    """
     if len(release):
         ones = np.ones((1, release.manifest.latent_dim), np.float32)
         release.search(LatentArrays(mean=ones, log_var=ones), k=10)
+    if not photos:
+        return False
     try:
         release.encode_photo(probe_picture())
     except (ImportError, CodebooksError) as error:

@@ -11,7 +11,8 @@ from .routes import ROUTES, Route
 
 _ERRORS = {
     401: "The service has a token, and the request another one or none.",
-    404: "There is no such item or picture; the text says if it is quarantined, delisted or was never seen.",
+    404: "There is no such item or picture, or the release has no semantic IDs; the text says which, and of an "
+    "item if it is quarantined, delisted or was never seen.",
     408: "The body came too slowly.",
     409: "The request expects another release or model than the one that answers.",
     413: "The body or the photo is larger than allowed.",
@@ -106,8 +107,9 @@ def _content(route: Route) -> dict[str, Any]:
     if route.fields is None:
         return {"image/png": {"schema": {"type": "string", "format": "binary"}}}
     ids = {"release_id": {"type": "string"}, "model_id": {"type": "string"}}
-    fields = {**ids, **route.fields}
-    return {JSON: {"schema": {"type": "object", "properties": fields, "required": list(fields)}}}
+    always = {**ids, **route.fields}
+    properties = {**always, **route.asked_for}
+    return {JSON: {"schema": {"type": "object", "properties": properties, "required": list(always)}}}
 
 
 def _error(status: int) -> dict[str, Any]:

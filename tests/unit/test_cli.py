@@ -77,7 +77,7 @@ def test_every_error_has_an_exit_code_of_the_table() -> None:
     assert {value.exit_code for value in classes if hasattr(value, "exit_code")} <= set(EXIT_CODES)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("similar", "search")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("similar", "search", "explain")])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -214,10 +214,20 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    "words", [["releases"], ["rollback"], ["init", "x.csv"], ["similar", "a"], ["doctor"], ["--help"]]
+    "words",
+    [
+        ["releases"],
+        ["rollback"],
+        ["history"],
+        ["explain", "a"],
+        ["init", "x.csv"],
+        ["similar", "a"],
+        ["doctor"],
+        ["--help"],
+    ],
 )
 def test_light_commands_need_neither_torch_nor_ray(tmp_path: Path, words: list[str]) -> None:
-    place = [f"store={tmp_path / 'store'}"] if words[0] in ("releases", "rollback", "similar") else []
+    place = [f"store={tmp_path / 'store'}"] if words[0] not in ("init", "doctor", "--help") else []
     done = subprocess.run([sys.executable, "-c", LIGHT, *words, *place], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr
     assert "not installed; run" not in done.stderr or words[0] == "doctor"

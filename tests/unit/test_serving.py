@@ -507,7 +507,7 @@ def test_the_openapi_document_covers_every_address(store: Store) -> None:
     document, served = asyncio.run(run())
     told = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert told == served
-    assert len(told) == 12
+    assert len(told) == 14
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named == set(document["components"]["schemas"])
     (k,) = [each for each in document["paths"]["/similar/{item_id}"]["get"]["parameters"] if each["name"] == "k"]
@@ -587,8 +587,10 @@ _BODIES = (
     )
 )  # fmt: skip
 _TYPES = st.sampled_from(["application/json", "image/png", "application/octet-stream", "text/plain", ""])
-_QUERY = st.dictionaries(st.sampled_from(["k", "where", "prefix", "limit", "category", "release_id", "x"]), st.text())
-_PATHS = st.sampled_from(["/search", "/baskets", "/similar/sku-001", "/items", "/releases"]) | st.text().map(
+_QUERY = st.dictionaries(
+    st.sampled_from(["k", "where", "prefix", "limit", "category", "release_id", "beside"]), st.text()
+)
+_PATHS = st.sampled_from(["/search", "/baskets", "/similar/sku-001", "/items", "/releases", "/sids"]) | st.text().map(
     lambda text: f"/similar/{text}"
 )
 

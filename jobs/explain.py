@@ -1,0 +1,35 @@
+"""Show why an item has the neighbours it has."""
+
+from __future__ import annotations
+
+import argparse
+
+from jobs.asking import new_file, open_asked, open_other, write_new
+from jobs.command import Arguments, Outcome
+from pipeline.quality.explaining import explain, explained_text
+from pipeline.quality.item_page import item_page
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `explain`."""
+    parser.add_argument("item_id", help="the item's key")
+    parser.add_argument("-k", metavar="K", type=int, default=10, help="how many neighbours (default 10)")
+    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
+    parser.add_argument("--release", metavar="RELEASE_ID", help="a certain release, instead of the current one")
+    parser.add_argument("--against", metavar="RELEASE_ID", help="the release beside it; by default its parent")
+    parser.add_argument("--to", metavar="FILE.html", help="write a page with pictures too; it must not be there yet")
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Show photos, neighbours beside another release's, what decided each, semantic ID and quarantine."""
+    options = arguments.options
+    target = None if options.to is None else new_file(options.to, (".html",))
+    now = open_asked(arguments).opened
+    other, absent = open_other(arguments, now.manifest)
+    found = explain(now, options.item_id, other, k=options.k, absent=absent)
+    text = explained_text(found)
+    if target is not None:
+        size = write_new(target, item_page(found, now, other))
+        text += f"\n{target}: {size:,} bytes"
+    details = {**found.details(), "file": None if target is None else str(target)}
+    return Outcome(release=found.release, reason="explained", details=details, text=text)

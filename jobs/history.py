@@ -1,0 +1,45 @@
+"""Show how a channel's counts, measures and verdicts went from release to release."""
+
+from __future__ import annotations
+
+import argparse
+
+from jobs.asking import new_file, write_new
+from jobs.command import Arguments, Outcome
+from jobs.place import load_light
+from pipeline.errors import ConfigError
+from pipeline.quality.trends import FORMS, trends, trends_file, trends_text
+from pipeline.release import check_store, history
+
+_TERMINAL, _WHOLE = 8, 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `history`."""
+    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
+    parser.add_argument(
+        "--last", metavar="N", type=int, help=f"only the newest N (default {_WHOLE}, on a terminal {_TERMINAL})"
+    )
+    parser.add_argument("--to", metavar="FILE", help=f"write a file too, {', '.join(FORMS)}; it must not be there yet")
+
+
+def run(arguments: Arguments) -> Outcome:
+    """Read the channel's log and what the releases in it measured."""
+    config, options = load_light(arguments), arguments.options
+    if options.last is not None and options.last < 1:
+        raise ConfigError(f"--last is {options.last}; ask for at least 1 release")
+    target = None if options.to is None else new_file(options.to, FORMS)
+    store = config.store.open()
+    check_store(store)
+    channel = options.channel or config.publish.channel
+    whole = arguments.json or target is not None
+    found = trends(history(store, channel, last=options.last or (_WHOLE if whole else _TERMINAL)))
+    details = {"channel": channel, "left_out": found.left_out, "releases": found.rows(), "file": None}
+    if not found.columns:
+        text = f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
+        return Outcome(reason="no releases", details=details, text=text)
+    text = trends_text(found)
+    if target is not None:
+        text = f"{target}: {write_new(target, trends_file(found, target.suffix.lower())):,} bytes, {channel}"
+        details["file"] = str(target)
+    return Outcome(release=found.columns[-1].release, reason="told", details=details, text=text)
