@@ -231,6 +231,12 @@ class Release:
         queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
         return _named(self._now(), queries, np.arange(len(queries)), k, where)
 
+    def warm(self) -> None:
+        """Ask for the neighbours of the first item, as it is stored, so that no question is the first."""
+        opened = self._now()
+        if len(opened.items):
+            _named(opened, opened.vectors([0]), np.zeros(len(opened.items.rows_of(0)), np.int64), 10, None)
+
     def similar_photo(
         self,
         data: bytes,

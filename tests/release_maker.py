@@ -201,7 +201,7 @@ def vq_photos(items: int = 400) -> list[Photo]:
     return [*photos, Photo(STRANGE, "s3://photos/odd.jpg", 0, photos[0].mean, "Shoes", codes=strange)]
 
 
-def make_vq_release(store: Store) -> Made:
+def make_vq_release(store: Store, index: IndexConfig | None = None) -> Made:
     """Publish a release of `vq_photos` on `stable`, with the bundle of a VQ model of photos of 16 x 16 pixels."""
     import torch
 
@@ -213,7 +213,7 @@ def make_vq_release(store: Store) -> Made:
     torch.manual_seed(0)
     model = build_model(config, image_size=16)
     model_id = save_bundle(store, model, config, {"size": 16}, train_key="0" * 64, card={})
-    return make_release(store, vq_photos(), run="vq", model_id=model_id, model_kind="vqvae")
+    return make_release(store, vq_photos(), run="vq", index=index, model_id=model_id, model_kind="vqvae")
 
 
 def write_parts(store: Store, photos: Sequence[Photo], model: str, run: str) -> list[PartFile]:

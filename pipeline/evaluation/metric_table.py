@@ -10,7 +10,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError, NotFound
-from ..index import MASKED, METRICS, LatentArrays, Metric, fitted_metric, gather_latents, metric_named, nearest_exact
+from ..index import (
+    FITTED,
+    MASKED,
+    LatentArrays,
+    Metric,
+    code_features,
+    fitted_metric,
+    gather_latents,
+    metric_of_index,
+    nearest_exact,
+    needs_of,
+)
+from ..models import build_model
+from ..models.base import stored_transforms
+from ..models.bundle import stored_config
+from ..models.codebooks import codebook_sizes
 from ..ordering import run_starts
 from ..parts import part_columns
 from ..release import Manifest, check_store, read_head, read_manifest
@@ -74,8 +89,16 @@ def compare_metrics(store: Store, manifest: Manifest, *, category: str | None, s
         raise InputError(f"release {manifest.release_id} has {len(picked)} items; neighbours need two at least")
     known = part_columns(store, manifest.parts[0].name)
     chosen = items.take(pa.array(picked))
-    latents = gather_latents(store, chosen, columns=[name for name in ("mean", "log_var") if name in known])
-    return metric_scores(latents, metric_named(manifest.metric), *_labelled(chosen, category), seed=seed)
+    latents = gather_latents(store, chosen, columns=[name for name in ("mean", "log_var", "codes") if name in known])
+    own = metric_of_index(manifest.metric, manifest.index_parameters, items.num_rows)
+    one_codebook = "codes" in known and len(_codebooks(store, manifest.model_id)) == 1
+    return metric_scores(latents, own, *_labelled(chosen, category), seed=seed, one_codebook=one_codebook)
+
+
+def _codebooks(store: Store, model_id: str) -> tuple[int, ...]:
+    """Return how many codes each codebook of a bundle's model has."""
+    config, images = stored_config(store, model_id)
+    return codebook_sizes(build_model(config, image_size=stored_transforms(images)[0].size))
 
 
 def _labelled(items: pa.Table, category: str | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -86,9 +109,19 @@ def _labelled(items: pa.Table, category: str | None) -> tuple[NDArray[np.int64],
 
 
 def metric_scores(
-    latents: LatentArrays, own: Metric, rows: NDArray[np.int64], labels: NDArray[np.int64], *, seed: int = 0
+    latents: LatentArrays,
+    own: Metric,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    one_codebook: bool = True,
 ) -> list[MetricScore]:
-    """Return `compare_metrics` of latents [n], one an item, of which `rows` [a] have the labels [a]."""
+    """Return `compare_metrics` of latents [n], one an item, of which `rows` [a] have the labels [a].
+
+    one_codebook: whether equal numbers among the codes say the same, without which `codes` is left out. A metric of
+    codes that would be too wide for an index is left out too.
+    """
     asked = np.sort(np.random.default_rng([seed, 1]).permutation(len(latents))[:QUERIES])
     before = _nearest(own, latents, asked)
     kinds, counts = np.unique(labels, return_counts=True)
@@ -99,13 +132,25 @@ def metric_scores(
     found = []
     for name, masks in MASKED.items():
         for mask in masks:
-            if latents.missing(METRICS[name].needs if mask == "none" else ("mean", "log_var")):
+            if latents.missing(needs_of(name, mask)):
+                continue
+            if name in FITTED and not _fits(name, latents, one_codebook=one_codebook):
                 continue
             metric = fitted_metric(name, mask, latents)
             measured = _of_labels(metric, latents.take(rows), numbers[rows], np.searchsorted(rows, queries), seed)
             churn = 1.0 - _shared(before, _nearest(metric, latents, asked))
             found.append(MetricScore(name, mask, metric.name.split(":")[0] == own.name.split(":")[0], churn, *measured))
     return found
+
+
+def _fits(name: str, latents: LatentArrays, *, one_codebook: bool) -> bool:
+    codes = latents.codes
+    if codes is None or (name == "codes" and not one_codebook):
+        return False
+    try:
+        return code_features(name, codes.shape[1], int(codes.max(initial=0)) + 1) > 0
+    except ConfigError:
+        return False
 
 
 def _nearest(metric: Metric, latents: LatentArrays, asked: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -142,7 +187,7 @@ def comparison_text(scores: Sequence[MetricScore]) -> str:
 
 def _line(score: MetricScore) -> str:
     cells = "".join(f"{_cell(value):>20}" for value in (score.knn, score.precision, score.map_at_r))
-    return f"{'*' if score.own else ' '} {score.metric:<11}{score.mask:<18}{cells}{100 * score.churn:>8.1f}"
+    return f"{'*' if score.own else ' '} {f'{score.metric:<10} {score.mask}':<29}{cells}{100 * score.churn:>8.1f}"
 
 
 def _cell(value: Interval | None) -> str:

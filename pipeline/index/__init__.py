@@ -7,6 +7,7 @@ Pure functions of arrays; nothing here knows of Ray, releases or channels. `fais
 from __future__ import annotations
 
 from .build import BuiltIndex, build_index
+from .codes import FITTED, code_features
 from .config import IndexConfig
 from .exact import nearest_exact
 from .faiss_module import load_faiss
@@ -17,11 +18,12 @@ from .items import ItemTable
 from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes, feature_width
 from .latents import LatentArrays
 from .metric import Metric
-from .metrics import MASKED, METRICS, fitted_metric, metric_named
+from .metrics import MASKED, METRICS, fitted_metric, metric_named, metric_of_index, needs_of
 from .search import Hits, SearchIndex, open_index
 from .where import matching_rows
 
 __all__ = [
+    "FITTED",
     "FUSIONS",
     "KINDS",
     "MASKED",
@@ -39,6 +41,7 @@ __all__ = [
     "SearchIndex",
     "build_index",
     "check_readable",
+    "code_features",
     "estimate_bytes",
     "estimate_features_bytes",
     "feature_width",
@@ -47,8 +50,10 @@ __all__ = [
     "load_faiss",
     "matching_rows",
     "metric_named",
+    "metric_of_index",
     "nearest_exact",
     "nearest_groups",
+    "needs_of",
     "open_index",
     "reciprocal_ranks",
 ]

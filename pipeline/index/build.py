@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, InputError
+from .codes import photos_with_code
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
@@ -17,7 +18,7 @@ from .gpu import cloned_to_cpu, cloned_to_gpu
 from .kinds import KINDS, candidate_kinds, cells_of, estimate_bytes, faiss_version, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
-from .metrics import fitted_metric
+from .metrics import WITH_CODE, fitted_metric
 from .recall import Truth, recalls, sampled, unseen
 from .search import SearchIndex, open_index
 from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
@@ -121,7 +122,8 @@ def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
         tuned = Tuned({}, reached=True)
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
-    opened = open_index(data, work.metric.name, features=held, parameters={"k": config.k, **tuned.effort})
+    said = {"k": config.k, **_weights(work), **tuned.effort}
+    opened = open_index(data, work.metric.name, features=held, parameters=said)
     found = _recalls(opened, work, name) if apart is None else apart.found
     return _Made(data, tuned, opened, found, time.perf_counter() - start)
 
@@ -267,4 +269,11 @@ def _built_with(work: _Work, name: str) -> Parameters:
         built["cells"] = cells_of(len(work.features))
     if kind.lossy:
         built["lowest_faiss"] = ".".join(map(str, kind.lowest_faiss))
-    return built
+    return built | _weights(work)
+
+
+def _weights(work: _Work) -> Parameters:
+    """Return what a reader needs to weigh the codes of a photo, where these are compared."""
+    if work.metric.name != "codes":
+        return {}
+    return {WITH_CODE: ",".join(map(str, photos_with_code(work.latents).tolist()))}

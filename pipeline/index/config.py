@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .metrics import MASKED, METRICS
+from .metrics import MASKED, METRICS, needs_of
 
 
 class IndexConfig(BaseModel):
     """How an index is built and how good it must be.
 
-    metric: how two photos are compared; all but `l2` and `cosine` need a model that yields log_var. mask: which latents
+    metric: how two photos are compared; `codes` and `codes_hamming` need a model that yields codes, all others but `l2`
+    and `cosine` one that yields log_var. mask: which latents
     count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos; `flat_codes`, `flat_eden4`, `ivf_sq8` and `ivf_pq` hold codes in memory, whose candidates are scored by the
@@ -29,7 +30,7 @@ class IndexConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2"] = "cosine"
+    metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2", "codes", "codes_hamming"] = "cosine"
     mask: Literal["none", "query_median", "catalogue_median"] = "none"
     kind: Literal["flat", "hnsw", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
     m: int = Field(default=32, ge=2, le=512)
@@ -50,14 +51,17 @@ class IndexConfig(BaseModel):
     @property
     def needs(self) -> tuple[str, ...]:
         """The latents that an index is built from."""
-        return METRICS[self.metric].needs if self.mask == "none" else ("mean", "log_var")
+        return needs_of(self.metric, self.mask)
+
+    def _cancels(self) -> bool:
+        return self.metric in METRICS and METRICS[self.metric].cancels
 
     @model_validator(mode="after")
     def _go_together(self) -> IndexConfig:
         if self.mask not in MASKED[self.metric]:
             allowed = ", ".join(MASKED[self.metric])
             raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
-        if self.kind == "hnsw" and (self.mask == "query_median" or METRICS[self.metric].cancels):
+        if self.kind == "hnsw" and (self.mask == "query_median" or self._cancels()):
             raise ValueError(
                 f"kind hnsw does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of its "
                 "inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without query_median"

@@ -72,7 +72,7 @@ def _nearest_of(
 def _pairs(metric: Metric, queries: LatentArrays, items: LatentArrays, found: Rows) -> Float64:
     """Return the exact scores of each query's own rows [q, n], a few queries at a time."""
     scores = np.empty(found.shape)
-    step = max(1, _PAIR_BLOCK // max(1, found.shape[1] * items.mean.shape[1]))
+    step = max(1, _PAIR_BLOCK // max(1, found.shape[1] * (metric.width or items.mean.shape[1])))
     for start in range(0, len(found), step):
         block = np.s_[start : start + step]
         scores[block] = metric.pair_scores(queries.take(block).take(np.s_[:, None]), items.take(found[block]))

@@ -16,11 +16,15 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class LatentArrays:
-    """Latents of n photos: mean float32 [n, d]; log_var float32 [n, d] or None; codes int32 [n, h * w] or None."""
+    """Latents of n photos: mean float32 [n, d]; log_var float32 [n, d] or None; codes int32 [n, h * w] or None.
+
+    bags: what an index by `codes` knows of photos in the place of their codes, float32 [n, V] of V codes; or None.
+    """
 
     mean: Float32
     log_var: Float32 | None = None
     codes: NDArray[np.int32] | None = None
+    bags: Float32 | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -28,13 +32,13 @@ class LatentArrays:
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Return which of these arrays (mean, log_var, codes) are not here."""
-        return [name for name in names if getattr(self, name) is None]
+        return [name for name in names if self._held(name) is None]
 
     def not_finite(self, names: Sequence[str]) -> Rows:
         """Return the rows where one of these arrays holds NaN or infinity."""
         bad = np.zeros(len(self), np.bool_)
         for name in names:
-            bad |= ~np.isfinite(getattr(self, name)).all(axis=1)
+            bad |= ~np.isfinite(self._held(name)).all(axis=1)
         return np.flatnonzero(bad)
 
     def take(self, rows: Any) -> LatentArrays:
@@ -43,4 +47,8 @@ class LatentArrays:
             mean=self.mean[rows],
             log_var=None if self.log_var is None else self.log_var[rows],
             codes=None if self.codes is None else self.codes[rows],
+            bags=None if self.bags is None else self.bags[rows],
         )
+
+    def _held(self, name: str) -> Any:
+        return self.bags if name == "codes" and self.codes is None else getattr(self, name)

@@ -16,11 +16,12 @@ def _unit(latents: LatentArrays) -> Float32:
     features = np.empty(mean.shape, np.float32)
     for start in range(0, len(mean), _BLOCK):
         block = np.s_[start : start + _BLOCK]
-        features[block] = _at_length_one(mean[block].astype(np.float64))
+        features[block] = at_length_one(mean[block].astype(np.float64))
     return features
 
 
-def _at_length_one(vectors: Float64) -> Float64:
+def at_length_one(vectors: Float64) -> Float64:
+    """Return vectors float64 [..., d] at length 1; a zero vector stays zero."""
     lengths = np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))
     # Not x / max(length, tiny): a very short vector still has a direction.
     unit: Float64 = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
@@ -37,7 +38,7 @@ def _as_mean(features: Float32) -> LatentArrays:
 
 def _cosine_pairs(queries: LatentArrays, items: LatentArrays) -> Float64:
     # Sums of products, not a matrix product: equal vectors must have equal scores to the bit, whatever the shapes.
-    left, right = (_at_length_one(side.mean.astype(np.float64)) for side in (queries, items))
+    left, right = (at_length_one(side.mean.astype(np.float64)) for side in (queries, items))
     cosines: Float64 = np.clip(np.sum(left * right, axis=-1), -1.0, 1.0)
     return cosines
 
@@ -83,7 +84,7 @@ def _l2_barycentre(latents: LatentArrays, weights: Float64) -> LatentArrays:
 
 def _cosine_barycentre(latents: LatentArrays, weights: Float64) -> LatentArrays:
     """The mean of the unit vectors points where the weighted sum of cosines is largest."""
-    return _mean_of(_at_length_one(latents.mean.astype(np.float64)), weights)
+    return _mean_of(at_length_one(latents.mean.astype(np.float64)), weights)
 
 
 L2 = Metric(

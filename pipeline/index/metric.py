@@ -25,7 +25,8 @@ class Metric:
     FAISS values float [q, k] and their queries [q] -> float64 scores. rounding: FAISS values [q], their queries [q] and
     query features [q, f] -> how far float32 can have moved each value. barycentre: latents [n] and weights
     float64 [n] -> the one query [1] nearest to all of them. cancels: whether large terms of FAISS's sum cancel, so that
-    a search must look past its k rows until none behind them can be nearer.
+    a search must look past its k rows until none behind them can be nearer. width: f, where the metric was fitted to
+    the codes of a catalogue, and means of any width do not matter to it; None where f follows from d.
     """
 
     name: str
@@ -40,12 +41,13 @@ class Metric:
     rounding: Callable[[Float64, LatentArrays, Float32], Float64]
     barycentre: Callable[[LatentArrays, Float64], LatentArrays]
     cancels: bool = False
+    width: int | None = None
 
     def exact(self, queries: LatentArrays, items: LatentArrays) -> Float64:
         """Return the exact score of every query against every item, float64 [q, n], without FAISS."""
         scores = np.empty((len(queries), len(items)), np.float64)
         across = queries.take(np.s_[:, None])
-        step = max(1, _PAIR_BLOCK // max(1, len(queries) * items.mean.shape[1]))
+        step = max(1, _PAIR_BLOCK // max(1, len(queries) * (self.width or items.mean.shape[1])))
         for start in range(0, len(items), step):
             block = np.s_[start : start + step]
             scores[:, block] = self.pair_scores(across, items.take(block).take(None))

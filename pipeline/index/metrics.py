@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, IntegrityError
+from .codes import FITTED, NEEDS, bag_metric, cells_metric
 from .divergences import JEFFREYS, KL, QUERY_MEDIAN, REVERSE_KL, W2
 from .gaussians import below_median, gaussian
 from .latents import Float32, Float64, LatentArrays
@@ -28,6 +29,7 @@ from .means import COSINE, L2
 from .metric import Metric
 
 _BLOCK = 1 << 16  # rows whose variances are summed at a time
+_CELLS = re.compile(r"codes_hamming:([1-9][0-9]*)x([1-9][0-9]*)")
 _FIXED = re.compile(r"([a-z0-9_]+)/catalogue_median:([0-9]+):([0-9a-f]*)")
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (L2, COSINE, KL, REVERSE_KL, JEFFREYS, W2)}
@@ -35,7 +37,8 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (L2, COSINE, 
 MASKED: Mapping[str, tuple[str, ...]] = {
     name: ("none", "query_median", "catalogue_median") if name in QUERY_MEDIAN else ("none", "catalogue_median")
     for name in METRICS
-}
+} | dict.fromkeys(FITTED, ("none",))  # codes have no variances to choose by
+WITH_CODE = "photos_with_code"  # of an index by `codes`, in its parameters: what its weights follow from
 
 
 def fitted_metric(name: str, mask: str, latents: LatentArrays) -> Metric:
@@ -44,6 +47,8 @@ def fitted_metric(name: str, mask: str, latents: LatentArrays) -> Metric:
     Raises ConfigError for a metric or a mask that there is not.
     """
     _check(name, mask)
+    if name in FITTED:
+        return FITTED[name](latents)
     if mask == "none":
         return METRICS[name]
     if mask == "query_median":
@@ -55,9 +60,16 @@ def fitted_metric(name: str, mask: str, latents: LatentArrays) -> Metric:
 
 
 def metric_named(name: str) -> Metric:
-    """Return the metric of a manifest's name. Raises ConfigError for a name that this version does not know."""
+    """Return the metric of a manifest's name. Raises ConfigError for a name that this version does not know.
+
+    That of `codes` has no weights yet; see `metric_of_index`.
+    """
     if name in METRICS:
         return METRICS[name]
+    if name == "codes":
+        return bag_metric(np.zeros(1, np.int64), 0)
+    if cells := _CELLS.fullmatch(name):
+        return cells_metric(int(cells[1]), int(cells[2]))
     base, _, mask = name.partition("/")
     if mask == "query_median" and base in QUERY_MEDIAN:
         return QUERY_MEDIAN[base]
@@ -67,6 +79,29 @@ def metric_named(name: str) -> Metric:
         return within(METRICS[fixed[1]], bits.astype(np.bool_))
     known = [base if mask == "none" else f"{base}/{mask}" for base, masks in MASKED.items() for mask in masks]
     raise ConfigError(f"unknown metric {name!r}; one of {', '.join(known)}")
+
+
+def metric_of_index(name: str, parameters: Mapping[str, Any], photos: int) -> Metric:
+    """Return the metric of an index of so many photos, by its name and parameters in a manifest.
+
+    Raises ConfigError as `metric_named`, IntegrityError where the weights of `codes` are not among the parameters.
+    """
+    if name != "codes":
+        return metric_named(name)
+    try:
+        counts = np.array([int(count) for count in str(parameters[WITH_CODE]).split(",")], np.int64)
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(
+            f"an index by 'codes' has no index_parameters.{WITH_CODE} that can be read; roll the channel back"
+        ) from error
+    return bag_metric(counts, photos)
+
+
+def needs_of(name: str, mask: str) -> tuple[str, ...]:
+    """Return the latents that a metric under a mask compares."""
+    if name in FITTED:
+        return NEEDS
+    return METRICS[name].needs if mask == "none" else ("mean", "log_var")
 
 
 def within(metric: Metric, kept: NDArray[np.bool_]) -> Metric:
@@ -106,8 +141,8 @@ def _spread(values: Float32, kept: NDArray[np.bool_]) -> Float32:
 
 
 def _check(name: str, mask: str) -> None:
-    if name not in METRICS:
-        raise ConfigError(f"unknown metric {name!r}; one of {', '.join(METRICS)}")
+    if name not in MASKED:
+        raise ConfigError(f"unknown metric {name!r}; one of {', '.join(MASKED)}")
     if mask not in MASKED[name]:
         raise ConfigError(
             f"index.mask {mask!r} does not go with index.metric {name!r}, which allows {', '.join(MASKED[name])}"

@@ -122,7 +122,7 @@ class OpenedRelease:
             return
         chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
         stored = self.index.features[chosen]
-        fits = self.index.latent_dim == self.manifest.latent_dim
+        fits = self.index.metric.width is not None or self.index.latent_dim == self.manifest.latent_dim
         again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
         if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):
             raise IntegrityError(

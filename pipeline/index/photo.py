@@ -56,6 +56,9 @@ class PhotoEncoder:
         self._labels = {label: _FIRST + number for number, label in enumerate(config.get("labels", ()))}
         names = [output.name for output in self._session.get_outputs()]
         self._outputs = ["mean" if "mean" in names else names[0], *(["log_var"] if "log_var" in names else [])]
+        self._kept = ["mean", *self._outputs[1:]]
+        if manifest.metric.startswith("codes") and "codes" in names:
+            self._outputs, self._kept = [*self._outputs, "codes"], [*self._kept, "codes"]
 
     def __call__(self, data: bytes, category: Any = None, *, max_pixels: int | None = None) -> LatentArrays:
         """Return a photo's latents [1], with log_var where the model has it; data: the bytes of its file.
@@ -79,7 +82,9 @@ class PhotoEncoder:
         given = dict(zip(self._inputs, batches, strict=True))
         if self._conditional:
             given[_CONDITION] = np.array([self._row(category)], np.int64)
-        return LatentArrays(*(made.astype(np.float32, copy=False) for made in self._session.run(self._outputs, given)))
+        made = dict(zip(self._kept, self._session.run(self._outputs, given), strict=True))
+        kinds = {name: np.int32 if name == "codes" else np.float32 for name in made}
+        return LatentArrays(**{name: values.astype(kinds[name], copy=False) for name, values in made.items()})
 
     def _row(self, category: Any) -> int:
         """Return the row of the model's table of categories, as `models.conditions.condition_of` does with torch."""

@@ -16,7 +16,7 @@ from .features_file import Source, read_features
 from .filters import RowFilter as RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metric import Metric
-from .metrics import metric_named
+from .metrics import metric_of_index
 from .planner import Found, Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
@@ -67,6 +67,11 @@ class SearchIndex:
                 f"the FAISS index was built for metric type {index.metric_type}, but {metric.name!r} searches by "
                 f"{metric.geometry} (type {wanted}); the manifest and the index do not belong together"
             )
+        if metric.width is not None and int(index.d) != metric.width:
+            raise IntegrityError(
+                f"the FAISS index holds {int(index.d)} features a row, {metric.name!r} has {metric.width}; "
+                "the manifest and the index do not belong together"
+            )
         self.metric = metric
         # Also what is not there yet has a width: an empty index refuses queries of another.
         self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
@@ -87,7 +92,8 @@ class SearchIndex:
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
-        For `cosine` the means at length 1, otherwise the latents themselves; those that a mask leaves out are 0.
+        For `cosine` the means at length 1, for `codes` the bags at length 1, otherwise the latents themselves; those
+        that a mask leaves out are 0.
         """
         return self.metric.recover(self.features[rows])
 
@@ -153,7 +159,7 @@ class SearchIndex:
             )
         if len(queries.not_finite(self.metric.needs)):
             raise ConfigError("a query vector holds NaN or infinity; every value must be finite")
-        if queries.mean.shape[1] != self.latent_dim:
+        if self.metric.width is None and queries.mean.shape[1] != self.latent_dim:
             raise ConfigError(
                 f"queries of shape {list(queries.mean.shape)} do not fit an index of {self.latent_dim} features a row; "
                 "pass rows [q, d] of the release's own model's latents"
@@ -181,7 +187,7 @@ def open_index(
     metric, IntegrityError when the bytes are no index or do not fit the metric.
     """
     faiss = load_faiss()
-    known = metric_named(metric)
+    said = parameters or {}
     try:
         if isinstance(source, bytes | memoryview):
             index = faiss.deserialize_index(np.frombuffer(source, np.uint8))
@@ -190,6 +196,6 @@ def open_index(
     except (RuntimeError, MemoryError, ValueError) as error:
         raise IntegrityError(f"this is not a FAISS index that can be read here: {error}") from error
     held = features if features is None or isinstance(features, np.ndarray) else read_features(features)
-    said = parameters or {}
+    known = metric_of_index(metric, said, int(index.ntotal))
     spare = Spare.of(int(said["candidates"]), int(said["k"])) if "candidates" in said else None
     return SearchIndex(index, known, held, spare=spare)

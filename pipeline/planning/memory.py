@@ -46,19 +46,21 @@ class Need(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What memory depends on. row_bytes: of the catalogue's rows, all together; latent_dim: numbers a photo becomes;
-    pixel_bytes: of one photo at the sizes that the model sees; trains: whether a model has to be made."""
+    pixel_bytes: of one photo at the sizes that the model sees; trains: whether a model has to be made.
+    code_features: of codes that the index compares, 0 where it compares none."""
 
     photos: int
     row_bytes: int
     latent_dim: int
     pixel_bytes: int
     trains: bool
+    code_features: int = 0
 
 
 def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
     """Return what each role of a night takes, the driver first."""
     rows = sizes.row_bytes + sizes.photos * _PLACES
-    width = feature_width(sizes.latent_dim, config.index)
+    width = sizes.code_features or feature_width(sizes.latent_dim, config.index)
     index = estimate_bytes(sizes.photos, width, config.index)
     beside = estimate_features_bytes(sizes.photos, width, config.index)
     latents = 4 * sizes.photos * sizes.latent_dim * len(config.index.needs)

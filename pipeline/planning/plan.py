@@ -36,7 +36,7 @@ from ..storage import Files, Store, home_of
 from .asked import category_told
 from .memory import Need, Sizes, check_driver, memory_needs
 from .renewal import Renewal, renewal_of
-from .resolution import check_metric, latent_bytes, latent_dim
+from .resolution import check_metric, compared_codes, latent_bytes, latent_dim
 from .settings import NightSettings
 from .standing import Standing, look
 
@@ -178,6 +178,7 @@ def _memory(config: NightSettings, store: Store, photos: pa.Table, standing: Sta
         latent_dim=latent_dim(config, store, standing.model_id),
         pixel_bytes=sum(3 * images.size**2 for images in standing.transforms),
         trains=standing.model_id is None,
+        code_features=compared_codes(config, store, standing.model_id),
     )
     needs = memory_needs(config, sizes)
     check_driver(needs)

@@ -10,9 +10,11 @@ import pyarrow as pa
 from ..encoding import Shard, build_shards
 from ..errors import ConfigError
 from ..images import ImagesConfig, transform_id
+from ..index import FITTED, code_features
 from ..models import MODELS, ModelConfig, build_model
 from ..models.base import Model, stored_transforms
 from ..models.bundle import resolved_config, stored_config
+from ..models.codebooks import codebook_sizes
 from ..storage import Store
 from ..training import FIT_PHOTOS
 from .asked import category_told
@@ -41,6 +43,8 @@ def latent_bytes(config: NightSettings, store: Store, model_id: str | None) -> i
 def check_metric(config: NightSettings, store: Store, model_id: str | None) -> None:
     """Raise ConfigError where `index` compares what the model does not yield. Arguments and errors as above."""
     needs = config.index.needs
+    if config.index.metric in FITTED:
+        compared_codes(config, store, model_id)
     if "log_var" in needs and not _model(config, store, model_id).has_log_var:
         asked = f"index.metric {config.index.metric}" + (
             "" if config.index.mask == "none" else f", mask {config.index.mask}"
@@ -49,6 +53,30 @@ def check_metric(config: NightSettings, store: Store, model_id: str | None) -> N
             f"{asked} compares variances, and a model of the kind {config.model.kind!r} yields means alone; take "
             "metric l2 or cosine with mask none, or a model with variances, such as vae or cvae"
         )
+
+
+def compared_codes(config: NightSettings, store: Store, model_id: str | None) -> int:
+    """Return how many features of codes a photo has by `index.metric`; 0 where it compares none.
+
+    Raises ConfigError for a model without codes, of too many, or of several codebooks that `codes` would mix, and as
+    `main_transforms`.
+    """
+    metric = config.index.metric
+    if metric not in FITTED:
+        return 0
+    model = _model(config, store, model_id)
+    sizes = codebook_sizes(model)
+    if not sizes:
+        raise ConfigError(
+            f"index.metric {metric} compares codes, and a model of the kind {config.model.kind!r} yields none; take "
+            "metric cosine or l2, or a model with codes, such as vqvae"
+        )
+    if metric == "codes" and len(sizes) > 1:
+        raise ConfigError(
+            f"index.metric codes counts the codes of one codebook, and this model of the kind {config.model.kind!r} "
+            f"has {len(sizes)}, whose equal numbers say unlike things; take metric codes_hamming or cosine"
+        )
+    return code_features(metric, model.num_latent_codes, max(sizes))
 
 
 def latent_dim(config: NightSettings, store: Store, model_id: str | None) -> int:

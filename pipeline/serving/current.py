@@ -9,11 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import CodebooksError, ConfigError, NotFound
 from ..images.probe import probe_picture
-from ..index import LatentArrays
 from ..reader import Release, open_release
 from ..release import channel_names, read_manifest
 from ..storage import open_store
@@ -129,8 +126,7 @@ def _warmed(release: Release, *, photos: bool = True) -> bool:
     photos: False for one that nobody will ask by photo, whose encoder is then not opened.
     """
     if len(release):
-        ones = np.ones((1, release.manifest.latent_dim), np.float32)
-        release.search(LatentArrays(mean=ones, log_var=ones), k=10)
+        release.warm()
     if not photos:
         return False
     try:
