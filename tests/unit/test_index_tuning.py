@@ -186,8 +186,8 @@ def test_an_effort_that_finds_too_few_is_not_tuned_by_what_is_looked_through_for
         widths = np.log(spread) + 0.4 * generator.normal(size=(count, 16))
         return LatentArrays(mean=means.astype(np.float32), log_var=widths.astype(np.float32))
 
-    items, new = drawn(8_000), drawn(200)
-    asked: dict[str, Any] = {"metric": "jeffreys", "target_recall": 0.9, "queries": 300, "threads": 1}
+    items, new = drawn(4_500), drawn(60)
+    asked: dict[str, Any] = {"metric": "jeffreys", "target_recall": 0.9, "queries": 100, "threads": 1}
     built = build_index(items, IndexConfig(kind=kind, **asked))
     truth = build_index(items, IndexConfig(metric="jeffreys")).index.search(new, 10).scores[:, -1:]
 

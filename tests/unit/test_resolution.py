@@ -234,7 +234,7 @@ def test_a_query_by_photo_of_several_sizes_is_what_torch_says(store: Store, phot
     assert [each["size"] for each in facts["images"]] == [32, 16, 24]
     manifest: Any = SimpleNamespace(model_id=model_id, bundle_config=None, encoder=None)
     encoder = PhotoEncoder(store, FileCache(tmp_path), manifest)
-    found = np.concatenate([encoder(data) for uri, data in sorted(photos.photos.items()) if uri != "u3"])
+    found = np.concatenate([encoder(data).mean for uri, data in sorted(photos.photos.items()) if uri != "u3"])
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match=r"invariant_to compares views .* in 3 ways"):
         build_model(fused(16, 24, 32, read_out={"invariant_to": {}}), image_size=32)
