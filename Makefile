@@ -18,9 +18,8 @@ help:  ## this list
 demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (about four minutes with two cores)
 	$(BIN)/codebooks demo store=$(DEMO)
 
-# A process more than cores: the one with Ray's tests waits for Ray half of its time.
-test: $(VENV)/.dev  ## all tests, in three processes: real Ray, real FAISS, a real S3 server process
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than a few seconds each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
