@@ -100,8 +100,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         inputs={**inputs_of(config, plan), **found.further.inputs},
         **model_files(context.store, model_id, parent),
     )
-    report_name = written.manifest.file("report").name
-    return Candidate(written.manifest, written.manifest_sha256, found.verdicts, report_name)
+    return Candidate(written.manifest, written.manifest_sha256, found.verdicts, written.manifest.file("report").name)
 
 
 def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, NotFound
 from .forks import FreshLock
 from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
+from .index.fusion import rank_depth
 from .index.latents import Float32, Float64, Rows
 from .index.opened import OpenedRelease, StoredPhoto
 from .index.sids import SemanticId, SidTable
@@ -31,7 +32,6 @@ from .storage.room import asked_bytes
 ItemKey = str | int | np.integer[Any] | UUID  # what names an item: see `stored_item_id`
 
 CACHE_VARIABLE = "CODEBOOKS_READER_CACHE_GIB"
-_RRF_DEPTH = 100  # items of each separate answer that rank fusion looks at, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +211,7 @@ class Release:
         vectors = opened.vectors(items)
         if fusion == "rrf":
             owners = np.repeat(np.arange(len(items)), counts)
-            depth = max(_RRF_DEPTH, 10 * _checked_k(k))
-            answers = opened.answers(vectors, owners, depth, where, exclude=items)
+            answers = opened.answers(vectors, owners, rank_depth(_checked_k(k)), where, exclude=items)
             return _neighbours(opened, reciprocal_ranks(answers, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))

@@ -16,6 +16,12 @@ FUSIONS = ("rrf", "min", "barycentre")
 # basket are several questions: with 60 an item that two lists name far below beats the first of one, so the denser of
 # two tastes has nearly all places (measured: tests/benchmarks/bench_baskets.py).
 RRF_K = 5
+_LEAST_DEPTH = 100
+
+
+def rank_depth(k: int) -> int:
+    """Return how many items of each separate answer are fused into k."""
+    return max(_LEAST_DEPTH, 10 * k)
 
 
 def reciprocal_ranks(answers: Sequence[GroupHits], weights: Float64, k: int) -> GroupHits:

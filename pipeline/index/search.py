@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ConfigError, IntegrityError
 from .faiss_module import load_faiss
 from .features_file import Source, read_features
-from .filters import RowFilter as RowFilter
+from .filters import RowFilter
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metric import Metric
 from .metrics import metric_of_index

@@ -31,9 +31,14 @@ class SemanticId:
     epoch: int
 
     @property
+    def words(self) -> list[str]:
+        """The ID as words, one a level and one for the suffix: `<a_12>`, `<b_3>`, `<c_9>`, `<d_0>`."""
+        return [f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate((*self.codes, self.suffix))]
+
+    @property
     def token(self) -> str:
-        """The ID as text, one word a level and one for the suffix: `<a_12><b_3><c_9><d_0>`."""
-        return "".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate((*self.codes, self.suffix)))
+        """The words as one text: `<a_12><b_3><c_9><d_0>`."""
+        return "".join(self.words)
 
 
 class SidTable:
@@ -88,10 +93,7 @@ class SidTable:
 
     def words(self, item_ids: Sequence[str]) -> str:
         """Return JSON {item_id: [words of its levels and suffix]}, items in the order of item_ids."""
-        found = {}
-        for item, item_id in enumerate(item_ids):
-            sid = self.of(item)
-            found[item_id] = [f"<{chr(ord('a') + at)}_{code}>" for at, code in enumerate((*sid.codes, sid.suffix))]
+        found = {item_id: self.of(item).words for item, item_id in enumerate(item_ids)}
         return json.dumps(found, ensure_ascii=False)
 
     def _checked(self, prefix: Any) -> list[int]:

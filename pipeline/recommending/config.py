@@ -6,6 +6,8 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..index.fusion import rank_depth
+
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -44,4 +46,4 @@ class RecommendConfig(BaseModel):
     @property
     def depth(self) -> int:
         """How many items of each separate answer are fused, as `Release.similar_to_many` does for k = top."""
-        return max(100, 10 * self.top)
+        return rank_depth(self.top)

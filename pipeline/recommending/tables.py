@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..keys import DIGEST, SHORT, digest_of
+from ..release.tables import write_table
 from ..storage import Store
 from .config import RecommendConfig
 
@@ -96,9 +95,7 @@ class TableWriter:
         return self.files
 
     def _write(self, rows: pa.Table) -> None:
-        sink = io.BytesIO()
-        pq.write_table(rows.combine_chunks(), sink, compression="zstd", row_group_size=_GROUP_ROWS)
-        data = sink.getvalue()
+        data = write_table(rows, group_rows=_GROUP_ROWS)
         digest = digest_of(data)
         name = f"{self._table}-{len(self.files):05d}-{digest[:SHORT]}.parquet"
         self._store.put_if_absent(self._folder + name, data)

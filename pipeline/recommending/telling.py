@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..index.fusion import RRF_K
 from .offering import Recommended
 
 
@@ -42,7 +43,7 @@ def told(done: Recommended) -> str:
 
 
 _TABLES = {
-    "customer_items": "what to offer a customer; score: sum of share / (5 + rank)",
+    "customer_items": f"what to offer a customer; score: sum of share / ({RRF_K} + rank)",
     "customer_customers": "who is like a customer; score: cosine, 0 to 1",
     "item_items": "the items nearest to an item; score: the release's metric",
 }

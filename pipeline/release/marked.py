@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,4 +67,4 @@ def read_marked(store: Store, name: str, sha256: str) -> pa.Table:
         raise IntegrityError(
             f"{name} is not the list that was marked: its sha256 is not {sha256}; `codebooks undelete` drops the mark"
         )
-    return pq.read_table(io.BytesIO(data), use_threads=False)
+    return pq.read_table(pa.BufferReader(data))

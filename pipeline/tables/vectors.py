@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ..index import LatentArrays
 from ..index.latents import Float32, Float64
+from ..index.means import at_length_one
 from ..ordering import run_starts, take_column
 from ..schema import vectors_schema
 
@@ -39,10 +40,10 @@ def item_vectors(items: pa.Table, latents: LatentArrays, *, metric: str) -> Item
         stop = max(start + 1, int(np.searchsorted(ends, first[start] + _ROWS, side="right")))
         photos = latents.mean[first[start] : ends[stop - 1]].astype(np.float64)
         if metric == "cosine":
-            photos = _at_length_one(photos)
+            photos = at_length_one(photos)
         counts = (ends[start:stop] - first[start:stop])[:, None]
         middle: Float64 = np.add.reduceat(photos, first[start:stop] - first[start], axis=0) / counts
-        vectors[start:stop] = _at_length_one(middle) if metric == "cosine" else middle
+        vectors[start:stop] = at_length_one(middle) if metric == "cosine" else middle
         start = stop
     return ItemVectors(take_column(items["item_id"], first), first, vectors)
 
@@ -52,9 +53,3 @@ def vectors_table(found: ItemVectors) -> pa.Table:
     schema = vectors_schema(found.vectors.shape[1])
     values = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.reshape(-1)), found.vectors.shape[1])
     return pa.table([found.item_ids, values], schema=schema)
-
-
-def _at_length_one(vectors: Float64) -> Float64:
-    lengths = np.sqrt(np.sum(vectors * vectors, axis=1, keepdims=True))
-    unit: Float64 = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return unit

@@ -218,7 +218,9 @@ def test_without_a_release_to_compare_with_it_says_so(nights: TwoNights, capsys:
     assert "k is 0" in found["error"]
 
 
-def test_the_page_shows_and_escapes(nights: TwoNights, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_shows_what_the_answer_says(
+    nights: TwoNights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place, page = f"store={nights.store.url}", tmp_path / "item.html"
     code, found, _ = told(capsys, ["explain", "sku-000", "--to", str(page), place])
     text = page.read_text()

@@ -20,9 +20,9 @@ from pipeline.index import (
     nearest_groups,
     open_index,
 )
+from pipeline.index.filters import RowFilter
 from pipeline.index.fusion import reciprocal_ranks
 from pipeline.index.groups import GroupHits
-from pipeline.index.search import RowFilter
 
 
 def latents(count: int, dim: int = 8, *, seed: int = 0) -> LatentArrays:
