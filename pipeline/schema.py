@@ -166,7 +166,7 @@ NEIGHBOURS = pa.schema(
     ]
 )
 
-# What a night has measured, one row a value; `category`: null for the whole catalogue; `examples`: item_ids, worst first.
+# What a night has measured, a value a row; `category`: null for the whole catalogue; `examples`: item_ids, worst first.
 MEASURES = pa.schema(
     [
         pa.field("measure", pa.string(), nullable=False),
