@@ -8,9 +8,9 @@ A line is switched off by its name in `measures.off`. Shares are 0..1; `up`, `do
 |---|---|---|---|
 | photo_recall | photo_recall [c] | share, up | re-shot photos whose own item is among the first 10 of tonight's index |
 | | photo_recall_at_1 [c] | share, up | and is the first |
-| view_agreement | view_agreement [c] | share, up | of two views of one photo, one is nearest to the other of all views |
+| view_agreement | view_agreement [c] | share, up | views whose nearest view is that of the same photo |
 | lidar | lidar | dimensions, up | n; effective rank of what tells photos apart beyond their views |
-| reconstruction | reconstruction_mse [c] | 0..1 squared, down | mean squared error of a pixel value, where there is a decoder |
+| reconstruction | reconstruction_mse [c] | 0..1 squared, down | mean squared error of a pixel's value |
 | | reconstruction_worst, reconstruction_best | 0..1 squared, down | n; that of the worst and of the best category |
 | spread | effective_rank, unit_spread | dimensions, 1 is even; up | n; as `evaluation.spread`, of sampled items |
 | hubness | hub_skew | -, down | n; skew of how often an item is among the 10 nearest of others |
@@ -35,15 +35,16 @@ A line is switched off by its name in `measures.off`. Shares are 0..1; `up`, `do
 | | drift_changed_mmd, drift_changed_mmd_p | -, 0 | n |
 | code_use | code_perplexity | codes, up | n; of sampled photos' codes, mean over levels |
 | | code_dead_share | share, down | n; of codes that none of these has |
-| | drift_code_use, drift_code_use_p | bits 0..1, 0 | n; Jensen-Shannon of the codes of added and other photos; p-value |
+| | drift_code_use, drift_code_use_p | bits 0..1, 0 | n; Jensen-Shannon of added and other photos' codes |
 | category | category_knn, category_precision_at_10, category_map_at_r, category_ndcg_at_10, category_probe [c] |
 | | | share, up | as `evaluation.category`; by category all but category_probe |
 
-Each night: spread, hubness, scores, near_duplicates, identical, coverage. Where photos' pixels can be had: photo_recall,
-view_agreement, lidar, reconstruction. With a parent of the same bundle and metric that has the role `asked_neighbours`
-(every release of this version): the rest of churn and the shifts; of another bundle neighbour_churn alone. With a parent:
-rekeyed. With 50 added items (changed photos) or more: drift, drift_code_use (drift_changed). With codes: code_use. With
-`catalogue.category`: category, [c].
+Each night: spread, hubness, scores, near_duplicates, identical, coverage. Where photos' pixels can be had:
+photo_recall, view_agreement, lidar; with a decoder too: reconstruction. With a parent of the same bundle and metric that has the role
+`asked_neighbours` (every release of this version): all of churn, and the shifts; with one of another bundle
+neighbour_churn alone, with one of another metric nothing. With a parent: rekeyed. With 50 added items or more: drift,
+drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use. With `catalogue.category`: category
+and [c].
 
 What cannot be measured is left out, never a made-up number. All samples are the items with the lowest seeded hashes of
 their ids: the same from night to night as far as they live, so that two nights are compared on the same items. What all
