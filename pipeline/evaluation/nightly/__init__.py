@@ -40,11 +40,11 @@ A line is switched off by its name in `measures.off`. Shares are 0..1; `up`, `do
 | | | share, up | as `evaluation.category`; by category all but category_probe |
 
 Each night: spread, hubness, scores, near_duplicates, identical, coverage. Where photos' pixels can be had:
-photo_recall, view_agreement, lidar; with a decoder too: reconstruction. With a parent of the same bundle and metric that has the role
-`asked_neighbours` (every release of this version): all of churn, and the shifts; with one of another bundle
-neighbour_churn alone, with one of another metric nothing. With a parent: rekeyed. With 50 added items or more: drift,
-drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use. With `catalogue.category`: category
-and [c].
+photo_recall, view_agreement, lidar; with a decoder too: reconstruction. With a parent of the same bundle and metric
+that has the role `asked_neighbours` (every release of this version): all of churn, and the shifts; with one of another
+bundle neighbour_churn alone, with one of another metric nothing. With a parent: rekeyed. With 50 added items or more:
+drift, drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use. With `catalogue.category`:
+category and [c].
 
 What cannot be measured is left out, never a made-up number. All samples are the items with the lowest seeded hashes of
 their ids: the same from night to night as far as they live, so that two nights are compared on the same items. What all
