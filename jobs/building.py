@@ -11,10 +11,11 @@ from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict
+from pipeline.evaluation.measured import whole_catalogue
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
-from pipeline.models import load_bundle
-from pipeline.planning import Plan, release_config, table_settings
+from pipeline.models import Bundle, load_bundle
+from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
     count,
@@ -25,6 +26,7 @@ from pipeline.quality.examining import (
     verdicts_on,
     with_first_seen,
 )
+from pipeline.quality.nightly import measure_night, measured_files
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
@@ -44,8 +46,8 @@ class Candidate:
 def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encoded) -> Candidate:
     """Build the index over the items and write the release; the first attempt to write its manifest wins."""
     parent = read_manifest(context.store, plan.summary.parent) if plan.summary.parent else None
-    found = examine(context, plan, model_id, encoded, parent)
     bundle = load_bundle(context.store, model_id)
+    found = examine(context, plan, bundle, encoded, parent)
     config = context.config
     with context.watch.stage("report"):
         page = report_page(
@@ -65,7 +67,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         manifest_format=items.manifest_format,
         model_id=model_id,
         index=settings["index"],
-        evaluation={},
+        evaluation=measure_settings(config),
         gates=settings["gates"],
         parent=plan.summary.parent,
         tables=table_settings(config),
@@ -80,6 +82,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             **found.built.files(),
             "report": (page, ".html", None),
             **found.further.files,
+            **measured_files(found.nightly, found.measures),
         },
         release_key=key,
         run=context.run.name,
@@ -97,7 +100,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs={**inputs_of(config, plan), **found.further.inputs},
+        inputs={**inputs_of(config, plan), **found.further.inputs, "not_measured": found.nightly.left_out},
         **model_files(context.store, model_id, parent),
     )
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, written.manifest.file("report").name)
@@ -111,7 +114,7 @@ def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:
     return inputs
 
 
-def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, parent: Manifest | None) -> Findings:
+def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, parent: Manifest | None) -> Findings:
     """Build the index over the items, and measure what the gates look at."""
     context.attempt.check()
     config, store, items = context.config, context.store, encoded.items
@@ -127,10 +130,9 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
         quarantine = with_first_seen(encoded.refused, parent_quarantine, context.run.name)
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)
         counts = count(items, quarantine, changes, plan)
-        measures = measure(config, items, latents, built, counts)
         night = Night(
             run=context.run.name,
-            model_id=model_id,
+            model_id=bundle.model_id,
             metric=config.index.metric,
             items=items,
             latents=latents,
@@ -141,7 +143,8 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             sample=plan.summary.sample,
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
-        measures |= further.measures
+        nightly = measure_night(store, config, plan, bundle, night, context.files)
+        measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}
         verdicts = verdicts_on(measures, config.gates, plan.summary.sample)
         tell(Examined(verdicts, refused_by_reason(quarantine), measures))
-    return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts, further)
+    return Findings(items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)

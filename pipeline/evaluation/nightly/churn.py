@@ -26,7 +26,7 @@ _EXAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class ItemList:
-    """An item's nearest others, nearest first. near int64 [k]: item numbers, -1 for what no longer lives; scores [k]."""
+    """An item's nearest others, nearest first. near int64 [k]: item numbers, -1 where none lives; scores [k]."""
 
     near: Rows
     scores: Float64
@@ -86,7 +86,7 @@ def split(before: ItemList, now: ItemList, fresh: NDArray[np.bool_], score: Call
     if score is None:
         return Split(len(lost), int(lost.sum()), 0, 0, 0, int(lives.sum()))
     told = dict(zip(here.tolist(), now.scores[: len(here)].tolist(), strict=True))
-    scored = [told.get(other, None) for other in before.near.tolist()]
+    scored = [told.get(other) for other in before.near.tolist()]
     known = np.array(
         [
             (score(other) if found is None else found) if alive else np.nan

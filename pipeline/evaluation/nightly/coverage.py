@@ -23,9 +23,10 @@ def coverage(tonight: Tonight) -> Found:
     ids = take_column(catalogue["item_id"], rows)
     living = take_column(tonight.night.items["item_id"], tonight.firsts).combine_chunks()
     covered = as_numpy(pc.is_in(ids, value_set=living.cast(ids.type))).astype(np.bool_)
-    labels, kinds = None, []
-    if category is not None and category in catalogue.column_names:
-        labels, kinds = ranks(take_column(catalogue[category], rows).cast(pa.string()))
+    named = category is not None and category in catalogue.column_names
+    labels, kinds = (
+        (None, list[str]()) if not named else ranks(take_column(catalogue[str(category)], rows).cast(pa.string()))
+    )
     everyone, found = np.arange(len(rows)), []
     for name, asked in [(None, everyone), *by_kind(labels, kinds, everyone)]:
         lost = asked[~covered[asked]][:_EXAMPLES]

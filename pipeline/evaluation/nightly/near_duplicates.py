@@ -64,7 +64,7 @@ def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: 
 
 
 def _nearest_distance(tonight: Tonight, asked: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the distance of each photo to the nearest that the index finds of another item, inf where it finds none."""
+    """Return the distance of each photo to the nearest one of another item that the index finds, or inf."""
     night, numbers = tonight.night, tonight.groups.numbers
     hits = night.index.search(night.latents.take(asked), NEAR)
     others = (hits.ids >= 0) & (numbers[hits.ids] != numbers[asked][:, None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +57,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Tonight:
-    """A night and what its measures share. looked: photos seen once more, or why there are none.
+    """A night and what its measures share. look: sees photos once more, or says why there are none to see.
 
     catalogue: item_id (and the category) of every photo that was asked for, sorted by item_id. code_levels: positions
     among a photo's codes by level, of a model that has some; num_codes: of all codebooks together.
@@ -67,9 +67,14 @@ class Tonight:
     store: Store
     night: Night
     catalogue: pa.Table
-    looked: Looked | LeftOut
+    look: Callable[[Tonight], Looked | LeftOut]
     code_levels: Mapping[str, Rows]
     num_codes: int = 0
+
+    @cached_property
+    def looked(self) -> Looked | LeftOut:
+        """The photos that were looked at once more, or why none."""
+        return self.look(self)
 
     @cached_property
     def firsts(self) -> Rows:
