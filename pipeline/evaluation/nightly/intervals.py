@@ -17,7 +17,7 @@ def wilson(hits: float, asked: int) -> tuple[float, float]:
     share, square = hits / asked, NORMAL**2 / asked
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding aside
 
 
 def quantile_interval(values: Float64, share: float) -> tuple[float, float, float]:

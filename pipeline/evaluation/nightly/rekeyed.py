@@ -43,4 +43,4 @@ def rekeyed(tonight: Tonight) -> Found:
 def _pairs(photos: pa.Table) -> pa.ChunkedArray:
     # Digests are of one length, so that no two pairs read alike.
     wide = [photos[name].cast(pa.large_string()) for name in ("digest", "item_id")]
-    return pc.binary_join_element_wise(*wide, "/")
+    return pc.binary_join_element_wise(*wide, pa.scalar("/", pa.large_string()))
