@@ -86,7 +86,7 @@ class _Looking:
     files: Files | None
 
     def __call__(self, tonight: Tonight) -> Looked | LeftOut:
-        if set(OF_PIXELS) <= set(tonight.config.off):
+        if set(OF_PIXELS) <= set(tonight.config.without):
             return LeftOut("it is off")
         rows, uniform = chosen_photos(tonight)
         show = _Show(tonight, self, rows)

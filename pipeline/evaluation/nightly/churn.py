@@ -112,8 +112,8 @@ def _lists(tonight: Tonight, table: pa.Table) -> dict[int, ItemList]:
     kept = np.flatnonzero((owners >= 0) & ~tonight.fresh[owners]) if len(owners) else np.empty(0, np.int64)
     order = kept[np.argsort(owners[kept], kind="stable")]  # the table is in the order of ranks
     items, starts = np.unique(owners[order], return_index=True)
-    cut = np.split(order, starts[1:])
-    return {item: ItemList(near[rows], scores[rows]) for item, rows in zip(items.tolist(), cut, strict=True)}
+    pieces = zip(items.tolist(), starts.tolist(), [*starts[1:].tolist(), len(order)], strict=False)
+    return {item: ItemList(near[order[start:end]], scores[order[start:end]]) for item, start, end in pieces}
 
 
 def _scorer(tonight: Tonight, item: int) -> Callable[[int], float]:

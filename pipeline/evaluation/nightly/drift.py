@@ -27,8 +27,8 @@ _EXAMPLES = 10
 def drift(tonight: Tonight) -> Found:
     """Return `drift_auc`, `drift_mmd` and `drift_mmd_p` of added items against unchanged ones.
 
-    The others are drawn so that each category has the share it has among the added, since a week of shoes is no drift;
-    categories that nothing unchanged has are left out. Examples: the added items that are the surest told.
+    Of each category there are as many of both, since a week of shoes is no drift; a category that nothing unchanged has
+    is left out. Examples: the added items that are the surest told.
     """
     if tonight.night.parent is None:
         return LeftOut("there is no parent, so everything is added")
@@ -39,19 +39,24 @@ def drift(tonight: Tonight) -> Found:
 
 
 def added_and_others(tonight: Tonight) -> tuple[Rows, Rows]:
-    """Return the first photos of up to MOST added items, and of as many unchanged ones of the same categories, rows."""
+    """Return the first photos of up to MOST added items, and of as many unchanged ones of the same categories, rows.
+
+    Of a category of which there are fewer unchanged items, only so many added ones are taken.
+    """
     new = tonight.change_counts("added") == tonight.groups.sizes
     rows = tonight.firsts[tonight.order]
     new, old = rows[new[tonight.order]], rows[~tonight.fresh[tonight.order]]
     if tonight.labels is None:
         return new[:MOST], old[:MOST]
-    labels = tonight.labels
-    new = new[np.isin(labels[new], labels[old])][:MOST]
-    wanted = min(MOST, len(old))
-    kinds, counts = np.unique(labels[new], return_counts=True)
-    quotas = np.ceil(counts * wanted / max(1, len(new))).astype(np.int64)
-    drawn = [old[labels[old] == kind][:quota] for kind, quota in zip(kinds, quotas, strict=True)]
-    return new, np.concatenate([np.empty(0, np.int64), *drawn])
+    labels, sides = tonight.labels, ([np.empty(0, np.int64)], [np.empty(0, np.int64)])
+    for kind in np.unique(labels[new]).tolist():
+        own, others = new[labels[new] == kind], old[labels[old] == kind]
+        # Of more than MOST added items each category has the share of them that it has of all.
+        count = min(len(own), len(others), round(len(own) * min(1.0, MOST / len(new))))
+        sides[0].append(own[:count])
+        sides[1].append(others[:count])
+    added, unchanged = (np.concatenate(side) for side in sides)
+    return added, unchanged
 
 
 def drift_changed(tonight: Tonight) -> Found:

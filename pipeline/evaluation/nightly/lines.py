@@ -64,7 +64,7 @@ def nightly_measures(tonight: Tonight) -> Nightly:
     found: list[Measured] = []
     left_out: dict[str, str] = {}
     for name, line in LINES.items():
-        if name in tonight.config.off:
+        if name in tonight.config.without:
             continue
         said = line(tonight)
         if isinstance(said, LeftOut):
@@ -73,5 +73,5 @@ def nightly_measures(tonight: Tonight) -> Nightly:
         if strange := [one.name for one in said if not math.isfinite(one.value)]:
             left_out[name] = f"{', '.join(sorted(set(strange)))} would be no finite number"
         found += [one for one in said if math.isfinite(one.value)]
-    compares = {"churn", "scores"} - set(tonight.config.off)
+    compares = {"churn", "scores"} - set(tonight.config.without)
     return Nightly(tuple(found), left_out, asked_table(tonight.asked, tonight.item_ids) if compares else None)
