@@ -36,7 +36,7 @@ def rekeyed(tonight: Tonight) -> Found:
     if not len(both):
         return LeftOut("no picture is in both releases")
     moved = np.flatnonzero(there & ~np.isin(pictures, same))
-    share = 1 - len(same) / len(both)
+    share = (len(both) - len(same)) / len(both)
     return [Measured("rekeyed_share", share, n=len(both), examples=tonight.names(moved[:_EXAMPLES]))]
 
 
