@@ -39,12 +39,12 @@ from pipeline.release import (
     release_id,
     release_key,
     rollback,
+    roots,
     undelete,
     unpin,
     verify_release,
     write_release,
 )
-from pipeline.release import roots
 from pipeline.runs import open_run
 from pipeline.storage import LocalStore, S3Store, Store
 from pipeline.storage import local as local_storage
