@@ -272,7 +272,7 @@ def pinner(actor: Actor) -> None:
 
 def expirer(actor: Actor) -> None:
     chosen = actor.rng.random()
-    if chosen < 0.08:
+    if chosen < 0.02:
         dropped = undelete(actor.store)
         actor.diary.note("undeleted", files=dropped.files)
         return
