@@ -23,7 +23,19 @@ from .index.fusion import rank_depth
 from .index.latents import Float32, Float64, Rows
 from .index.opened import OpenedRelease, StoredPhoto
 from .index.sids import SemanticId, SidTable
-from .release import ChannelEntry, Delisted, HeldLease, Manifest, check_store, read_delisted, read_head, take_lease
+from .release import (
+    ChannelEntry,
+    Delisted,
+    HeldLease,
+    Manifest,
+    TrustedKey,
+    check_signed,
+    check_store,
+    read_delisted,
+    read_head,
+    read_trusted_keys,
+    take_lease,
+)
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
@@ -43,6 +55,15 @@ class Neighbour:
     attributes: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """On what terms releases are opened; see `open_release`. trusted: () opens unsigned ones too."""
+
+    expect_model: str | None
+    trusted: tuple[TrustedKey, ...]
+    lease: bool
+
+
 def open_release(
     store_url: str,
     *,
@@ -53,6 +74,7 @@ def open_release(
     cache_dir: str | os.PathLike[str] | None = None,
     cache_gib: float | None = None,
     lease: bool = False,
+    trusted_keys: Iterable[str | os.PathLike[str]] | None = None,
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
@@ -63,12 +85,16 @@ def open_release(
     free for this process.
     lease: hold the open release against expiry, for a day from each `refresh()`, which must be called more often then;
     takes the right to write below `leases/` of the store.
+    trusted_keys: public keys (PEM files, or their text), one of which must have signed whatever release is opened, now
+    and at each `refresh()`; takes the package cryptography.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
-    does not fit, ConfigError when FAISS is not installed as it should be.
+    does not fit, Untrusted (one of these) when no trusted key signed it as it lies there, ConfigError when FAISS is not
+    installed as it should be.
     """
     cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model, lease=lease)
+    terms = _Terms(expect_model, () if trusted_keys is None else read_trusted_keys(trusted_keys), lease)
+    release = Release(store, cache, terms, channel=channel, release_id=release_id)
     release.open()
     return release
 
@@ -85,25 +111,16 @@ class Release:
     """
 
     def __init__(
-        self,
-        store: Store,
-        cache: FileCache,
-        *,
-        channel: str,
-        release_id: str | None = None,
-        expect_model: str | None = None,
-        lease: bool = False,
+        self, store: Store, cache: FileCache, terms: _Terms, *, channel: str, release_id: str | None = None
     ) -> None:
         """Use `open_release`."""
-        self._store, self._cache = store, cache
-        self._expect_model = expect_model
+        self._store, self._cache, self._terms = store, cache, terms
         self.channel = channel if release_id is None else None  # None: pinned to one release
         # Id and sha256 of the manifest, each None as long as it is not known.
         self._wanted: tuple[str | None, str | None] = (release_id, None)
         self._opening = FreshLock()
         self._opened: OpenedRelease | None = None
         self._delisted: Delisted | None = None
-        self._leasing = lease
         self._lease: HeldLease | None = None
 
     def open(self) -> None:
@@ -343,10 +360,12 @@ class Release:
         load_faiss()
         check_store(self._store)
         manifest, found = read_hashed_manifest(self._store, release_id, expect_sha256=digest)
+        if self._terms.trusted:
+            check_signed(self._store, manifest, found, self._terms.trusted)
         # Before its files are fetched, so that none of them can go meanwhile.
-        lease = take_lease(self._store, release_id, owner="reader") if self._leasing else None
+        lease = take_lease(self._store, release_id, owner="reader") if self._terms.lease else None
         try:
-            opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+            opened = OpenedRelease(self._store, self._cache, manifest, self._terms.expect_model)
             self._delisted = read_delisted(self._store, self._delisted)
         except BaseException:
             if lease is not None:
