@@ -210,7 +210,11 @@ def test_keys_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert text.splitlines()[1] not in repr(key)
 
 
-SMALLEST = {"store": "s", "catalogue": {"source": "c.parquet", "item_id": "i", "image": "m"}, "model": {"kind": "vae"}}
+SMALLEST = {
+    "store": {"url": "s"},
+    "catalogue": {"source": "c.parquet", "item_id": "i", "image": "m"},
+    "model": {"kind": "vae"},
+}
 
 
 def test_keys_are_in_no_frozen_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
