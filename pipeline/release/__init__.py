@@ -2,6 +2,7 @@
 
 from .channel import (
     ChannelEntry,
+    asked_manifest,
     channel_names,
     check_takes_samples,
     promotable,
@@ -48,6 +49,7 @@ __all__ = [
     "SigningKey",
     "TrustedKey",
     "WrittenRelease",
+    "asked_manifest",
     "channel_names",
     "check_signed",
     "check_store",
