@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, NotFound
+from .errors import NotFound
 from .forks import FreshLock
-from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
+from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
+from .index.asked import as_rows, basket_shares, checked_k, listed_keys
 from .index.fusion import rank_depth
-from .index.latents import Float32, Float64, Rows
+from .index.latents import Float32, Rows
 from .index.opened import OpenedRelease, StoredPhoto
 from .index.sids import SemanticId, SidTable
 from .release import (
@@ -221,14 +222,14 @@ class Release:
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
         """
         opened = self._now()
-        basket = _listed(item_ids)
-        shares = _checked_basket(basket, fusion, weights)
+        basket = listed_keys(item_ids)
+        shares = basket_shares(basket, fusion, weights)
         items = [opened.find(item_id) for item_id in basket]
         counts = [len(opened.items.rows_of(item)) for item in items]
         vectors = opened.vectors(items)
         if fusion == "rrf":
             owners = np.repeat(np.arange(len(items)), counts)
-            answers = opened.answers(vectors, owners, rank_depth(_checked_k(k)), where, exclude=items)
+            answers = opened.answers(vectors, owners, rank_depth(checked_k(k)), where, exclude=items)
             return _neighbours(opened, reciprocal_ranks(answers, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
@@ -244,7 +245,7 @@ class Release:
         meaningless answers where the dimension happens to fit: pass `expect_model` to `open_release`. Raises
         ConfigError for another dimension or values that are not finite.
         """
-        queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
+        queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=as_rows(vectors))
         return _named(self._now(), queries, np.arange(len(queries)), k, where)
 
     def warm(self) -> None:
@@ -296,7 +297,7 @@ class Release:
         Columns: item_id, uri, view, mean [d], and log_var [d] or codes [h * w] where the model has them. Raises
         UnknownItem.
         """
-        return self._now().latents(_listed(item_ids))
+        return self._now().latents(listed_keys(item_ids))
 
     def sid(self, item_id: ItemKey) -> SemanticId:
         """Return an item's semantic ID. Raises UnknownItem; ConfigError where the release has no semantic IDs."""
@@ -397,45 +398,9 @@ def _named(
     where: Mapping[str, Any] | None,
     exclude: Sequence[int] = (),
 ) -> list[list[Neighbour]]:
-    answers = opened.answers(queries, owners, _checked_k(k), where, exclude)
+    answers = opened.answers(queries, owners, checked_k(k), where, exclude)
     return [_neighbours(opened, answer) for answer in answers]
 
 
 def _neighbours(opened: OpenedRelease, answer: GroupHits) -> list[Neighbour]:
     return [Neighbour(*found) for found in opened.named(answer)]
-
-
-def _listed(item_ids: Iterable[Any]) -> list[Any]:
-    """Return several keys as a list; one text is not its letters."""
-    if isinstance(item_ids, str | bytes | Mapping) or not isinstance(item_ids, Iterable):
-        raise ConfigError(f"item_ids is {item_ids!r:.80}; give a list of item_ids")
-    return list(item_ids)
-
-
-def _checked_k(k: Any) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k is {k!r}; it must be a whole number of at least 1")
-    return int(k)
-
-
-def _checked_basket(item_ids: list[Any], fusion: str, weights: Sequence[float] | None) -> Float64:
-    """Return one weight an item."""
-    if not item_ids:
-        raise ConfigError("item_ids is empty; give a list of at least one item_id")
-    if fusion not in FUSIONS:
-        raise ConfigError(f"unknown fusion {fusion!r}; one of {', '.join(FUSIONS)}")
-    if weights is None:
-        return np.ones(len(item_ids))
-    if fusion == "min":
-        raise ConfigError("fusion 'min' takes the nearest of the items and has no use for weights; leave them out")
-    shares = np.asarray(weights, np.float64)
-    if shares.shape != (len(item_ids),) or not (np.isfinite(shares) & (shares > 0)).all():
-        raise ConfigError(f"weights are {list(weights)!r}; give one positive number for each of {len(item_ids)} items")
-    return shares
-
-
-def _matrix(vectors: ArrayLike) -> Float32:
-    matrix = np.asarray(vectors, np.float32)
-    if matrix.ndim not in (1, 2):
-        raise ConfigError(f"vectors of shape {list(matrix.shape)}; pass rows [q, d], or one vector [d]")
-    return np.atleast_2d(matrix)
