@@ -28,7 +28,7 @@ def checked_k(k: Any) -> int:
 
 
 def basket_shares(item_ids: list[Any], fusion: str, weights: Sequence[float] | None) -> Float64:
-    """Return one weight an item, 1 where none are given. Raises ConfigError for an empty basket or what does not fit."""
+    """Return one weight an item, 1 where none are given. Raises ConfigError for what does not fit."""
     if not item_ids:
         raise ConfigError("item_ids is empty; give a list of at least one item_id")
     if fusion not in FUSIONS:
