@@ -9,40 +9,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import Any, Unpack
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .errors import NotFound
 from .forks import FreshLock
 from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.asked import as_rows, basket_shares, checked_k, listed_keys
+from .index.contents import Contents, ItemKey
 from .index.fusion import rank_depth
 from .index.latents import Float32, Rows
-from .index.opened import OpenedRelease, StoredPhoto
-from .index.sids import SemanticId, SidTable
+from .index.opened import OpenedRelease
+from .index.opening import Opening, Terms
 from .release import (
     ChannelEntry,
     Delisted,
     HeldLease,
     Manifest,
-    TrustedKey,
     check_signed,
     check_store,
     read_delisted,
     read_head,
-    read_trusted_keys,
     take_lease,
 )
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
 from .storage.room import asked_bytes
-
-ItemKey = str | int | np.integer[Any] | UUID  # what names an item: see `stored_item_id`
 
 CACHE_VARIABLE = "CODEBOOKS_READER_CACHE_GIB"
 
@@ -56,26 +51,15 @@ class Neighbour:
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """On what terms releases are opened; see `open_release`. trusted: () opens unsigned ones too."""
-
-    expect_model: str | None
-    trusted: tuple[TrustedKey, ...]
-    lease: bool
-
-
 def open_release(
     store_url: str,
     *,
     channel: str = "stable",
     release_id: str | None = None,
-    expect_model: str | None = None,
     options: StorageOptions | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_gib: float | None = None,
-    lease: bool = False,
-    trusted_keys: Iterable[str | os.PathLike[str]] | None = None,
+    **opening: Unpack[Opening],
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
@@ -94,13 +78,13 @@ def open_release(
     """
     cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    terms = _Terms(expect_model, () if trusted_keys is None else read_trusted_keys(trusted_keys), lease)
+    terms = Terms.of(**opening)  # first: what cannot be is said before anything is fetched
     release = Release(store, cache, terms, channel=channel, release_id=release_id)
     release.open()
     return release
 
 
-class Release:
+class Release(Contents):
     """An open release; every method may be called from several threads at once, also during `refresh`.
 
     A query runs on the release that was current when it began. Its vectors come from the index, which stores what it
@@ -112,7 +96,7 @@ class Release:
     """
 
     def __init__(
-        self, store: Store, cache: FileCache, terms: _Terms, *, channel: str, release_id: str | None = None
+        self, store: Store, cache: FileCache, terms: Terms, *, channel: str, release_id: str | None = None
     ) -> None:
         """Use `open_release`."""
         self._store, self._cache, self._terms = store, cache, terms
@@ -167,30 +151,6 @@ class Release:
     def opened(self) -> OpenedRelease:
         """The files of the release that queries now run on, for rooms of this library; `refresh` leaves them be."""
         return self._now()
-
-    def __len__(self) -> int:
-        """Return the number of items, delisted ones not among them."""
-        opened = self._now()
-        return len(opened.items) - len(opened.masked)
-
-    def __contains__(self, item_id: object) -> bool:
-        """Return whether the release holds an item. Raises ConfigError for what is no key, so that none is missed."""
-        return self._now().holds(item_id)
-
-    def item_ids(self) -> list[str]:
-        """Return every item's key, in order."""
-        opened = self._now()
-        return opened.shown(opened.items.item_ids())
-
-    def item_ids_from(self, prefix: str, limit: int) -> list[str]:
-        """Return the first keys that begin with a prefix, in order, `limit` at most."""
-        opened = self._now()
-        return opened.shown(opened.items.item_ids_from(prefix, limit + len(opened.masked)))[:limit]
-
-    def attributes(self, item_id: ItemKey) -> dict[str, Any]:
-        """Return an item's attributes. Raises UnknownItem."""
-        opened = self._now()
-        return opened.items.attributes_of(opened.find(item_id))
 
     def similar(self, item_id: ItemKey, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
         """Return the k items nearest to an item, nearest first, never the item itself; ties by item_id.
@@ -278,50 +238,6 @@ class Release:
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
         return self._now().encoder()(data, category, max_pixels=max_pixels).mean
-
-    def photos(self, item_id: ItemKey) -> list[StoredPhoto]:
-        """Return an item's photos, in order: where each lies, and where its pixels are kept. Raises UnknownItem."""
-        return self._now().photos(item_id)
-
-    def pixels(self, item_id: ItemKey) -> NDArray[np.uint8] | None:
-        """Return an item's first kept photo, uint8 RGB [size, size, 3]; None where no pixels of it are kept.
-
-        These are the pixels that the encoder saw; they are read from the store, and expire before releases do. Raises
-        UnknownItem.
-        """
-        return self._now().pixels(item_id)
-
-    def latents(self, item_ids: Iterable[ItemKey]) -> pa.Table:
-        """Return the latents of items, one row a photo, in the order asked; the parts that hold them are fetched whole.
-
-        Columns: item_id, uri, view, mean [d], and log_var [d] or codes [h * w] where the model has them. Raises
-        UnknownItem.
-        """
-        return self._now().latents(listed_keys(item_ids))
-
-    def sid(self, item_id: ItemKey) -> SemanticId:
-        """Return an item's semantic ID. Raises UnknownItem; ConfigError where the release has no semantic IDs."""
-        opened = self._now()
-        return opened.sids().of(opened.find(item_id))
-
-    def items(self, prefix: Sequence[int]) -> list[str]:
-        """Return the items whose codes begin with these, in the order of their semantic IDs; [] is all of them.
-
-        The same as a condition of a question: where={"sid_prefix": prefix}. Errors as `sid`.
-        """
-        opened = self._now()
-        return opened.shown([opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()])
-
-    def sids(self) -> SidTable:
-        """Return the semantic IDs of all items, for other tools: `matrix`, `ordered`, `words`. Errors as `sid`."""
-        return self._now().sids()
-
-    def table(self, role: str) -> pa.Table:
-        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
-
-        Raises ConfigError where the release has no such table.
-        """
-        return self._now().table(role)
 
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.
