@@ -12,8 +12,6 @@ import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.applications import Starlette
-
 from jobs.command import Arguments
 from jobs.place import LightConfig, load_light
 from jobs.ray_session import ray_session
@@ -50,7 +48,7 @@ def bound(config: ServeConfig) -> Application:
     """Return one deployment of `config.workers` replicas, of one CPU each, that make the application where they run."""
     serve = _ray_serve()
 
-    def build() -> Starlette:
+    def build() -> Any:
         return application(config)
 
     deployment = serve.deployment(
