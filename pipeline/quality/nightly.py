@@ -43,17 +43,23 @@ def measure_night(
     store: Store, config: NightSettings, plan: Plan, bundle: Bundle, night: Night, files: Files | None
 ) -> Nightly:
     """Return what is measured of a night (`evaluation.nightly`). files: reads photos whose pixels are not kept."""
-    asked = [name for name in ("item_id", night.category) if name is not None and name in plan.rows.column_names]
-    tonight = Tonight(
+    return nightly_measures(tonight_of(store, config, plan.rows, bundle, night, files))
+
+
+def tonight_of(
+    store: Store, config: NightSettings, asked: pa.Table, bundle: Bundle, night: Night, files: Files | None
+) -> Tonight:
+    """Return what the measures look at. asked: the plan's rows."""
+    named = [name for name in ("item_id", night.category) if name is not None and name in asked.column_names]
+    return Tonight(
         config=config.measures,
         store=store,
         night=night,
-        catalogue=plan.rows.select(asked),
-        look=_Looking(store, config, plan, bundle, files),
+        catalogue=asked.select(named),
+        look=_Looking(store, config, asked, bundle, files),
         code_levels=code_places(bundle.model),
         num_codes=sum(codebook_sizes(bundle.model)),
     )
-    return nightly_measures(tonight)
 
 
 def measured_files(found: Nightly, measures: Mapping[str, float]) -> dict[str, Iterator[ReleaseFile]]:
@@ -81,7 +87,7 @@ class _Looking:
 
     store: Store
     config: NightSettings
-    plan: Plan
+    plan_rows: pa.Table
     bundle: Bundle
     files: Files | None
 
@@ -110,7 +116,7 @@ class _Looking:
         items, catalogue = tonight.night.items, self.config.catalogue
         transforms = [images.under(self.config.images) for images in self.bundle.transforms]
         albums = [
-            Pictures(self.store, images, number, self.files, catalogue, self.plan.rows)
+            Pictures(self.store, images, number, self.files, catalogue, self.plan_rows)
             for number, images in enumerate(transforms)
         ]
         part, row = (take_column(items[name], rows).to_pylist() for name in ("pixels_part", "pixels_row"))
