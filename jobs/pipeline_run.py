@@ -77,7 +77,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
         tell(Planned(plan.summary.counts))
-        for line in (plan_line(plan), *counted_lines(plan)):
+        for line in plan.summary.lines():
             progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
@@ -217,19 +217,6 @@ def config_text(config: Config, how: How) -> str:
     del settings["prior"], settings["choose"]
     settings |= {name: value for name, value in (("limit", how.limit), ("channel", how.channel)) if value is not None}
     return str(yaml.safe_dump(settings, sort_keys=True))
-
-
-def plan_line(plan: Plan) -> str:
-    """Return a plan's counts as one line for people."""
-    counts = plan.summary.counts
-    named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
-    return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
-
-
-def counted_lines(plan: Plan) -> list[str]:
-    """Return what of the catalogue was dropped, merged or read in another way than it stands, one kind a line."""
-    found = plan.summary.catalogue.counted
-    return [f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items()]
 
 
 def finish(

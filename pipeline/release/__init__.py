@@ -2,6 +2,7 @@
 
 from .channel import (
     ChannelEntry,
+    asked_manifest,
     channel_names,
     check_takes_samples,
     promotable,
@@ -43,6 +44,7 @@ __all__ = [
     "ReleaseFile",
     "Sample",
     "WrittenRelease",
+    "asked_manifest",
     "channel_names",
     "check_store",
     "check_takes_samples",
