@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from .gates import KINDS, AnyLimit, Limit, Limits
-from .known import bound_to_space
+from .known import bound_to_space, occasional
 from .margins import margin_above, margin_below, margin_of_fall, margin_of_rise, pooled
 from .measured import Measured
 from .verdicts import GateVerdict
@@ -16,6 +16,7 @@ from .verdicts import GateVerdict
 LEAST = 30  # things that a category was measured on, for it to be judged by itself
 POOLED = "(small categories together)"
 NO_PARENT = "no parent to compare with"
+NOT_TONIGHT = "not measured tonight: it wants a parent, one of this bundle, or more that is new"
 OTHER_BUNDLE = "the parent is of another bundle, whose space this cannot be compared with"
 _ROUNDING = 1e-12  # 0.98 - 0.96 > 0.02 in floats: a value at its limit passes
 
@@ -54,12 +55,13 @@ def judge(
 ) -> list[GateVerdict]:
     """Return the verdict of every limit, those of `defaults` too that `limits` does not state otherwise.
 
-    A limit that was stated and whose measure was not taken refuses the release, one by default says nothing then. A
-    measure that had nothing to be measured on (n = 0, as the drift of added items where none were added) passes.
-    Limits on differences pass without a parent, where the parent has not measured it, and between bundles those on what
-    is bound to one space (`known.bound_to_space`). By category each is judged so that chance refuses none of them more
-    often than it would a single one; those measured on fewer than LEAST things on either side are pooled, those that
-    one side lacks are not compared. prefix: before the verdicts' names.
+    A limit that was stated and whose measure was not taken refuses the release, unless it is one that some nights
+    rightly lack (`known.occasional`); a default limit says nothing then. A measure that had nothing to be measured on
+    (n = 0, as the drift of added items where none were added) passes. Limits on differences pass without a parent,
+    where the parent has not measured it, and between bundles those on what is bound to one space
+    (`known.bound_to_space`). By category each is judged so that chance refuses none of them more often than it would a
+    single one; those measured on fewer than LEAST things on either side are pooled, those that one side lacks are not
+    compared. prefix: before the verdicts' names.
     """
     verdicts: list[GateVerdict] = []
     for kind in KINDS:
@@ -68,6 +70,12 @@ def judge(
             asked = _Asked(f"{prefix}{kind}.{measure}", kind, measure, _spelled_out(limit), now, parent)
             verdicts += asked.verdicts(stated=measure in stated)
     return verdicts
+
+
+def limit_names(limits: Limits, defaults: Limits, *, prefix: str = "") -> list[str]:
+    """Return the names of the verdicts that `judge` may give."""
+    both = ((kind, measure) for kind in KINDS for held in (defaults, limits) for measure in getattr(held, kind))
+    return [f"{prefix}{kind}.{measure}" for kind, measure in dict.fromkeys(both)]
 
 
 def _spelled_out(limit: AnyLimit) -> Limit | None:
@@ -89,6 +97,8 @@ class _Asked:
         found = self.now.whole().get(self.measure)
         if self.limit is None:
             yield GateVerdict(self.name, math.nan if found is None else found.value, None, passed=True)
+        elif found is None and stated and occasional(self.measure):
+            yield GateVerdict(self.name, math.nan, self.limit.limit, passed=True, note=NOT_TONIGHT)
         elif found is None and stated:
             yield self._refused(self.limit.limit, self._not_measured())
         elif found is not None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import ConfigError
 from ..schema import VERDICTS, table_schema
 
 SHOWN = 3  # examples that a refusal names
@@ -86,34 +84,13 @@ class Allowed:
     reason: str
 
 
-def allowed_by(gates: Sequence[str] | None, reason: str | None) -> Allowed | None:
-    """Return what a command line allows, None for nothing. Raises ConfigError for a gate without a reason, or a reason
-    without a gate."""
-    if not gates and reason is None:
-        return None
-    if not gates:
-        raise ConfigError(f"--reason {reason!r} without --allow says nothing; name the gate with --allow GATE")
-    if reason is None or not reason.strip():
-        raise ConfigError(
-            f"--allow {gates[0]} wants a reason that others will read in the log and the report: add --reason TEXT"
-        )
-    return Allowed(tuple(dict.fromkeys(gates)), reason.strip())
-
-
 def with_allowed(verdicts: Iterable[GateVerdict], allowed: Iterable[Allowed]) -> tuple[GateVerdict, ...]:
     """Return the verdicts, those that do not pass and that a person allows with that person's reason.
 
-    A gate that is allowed and passes keeps its verdict. Raises ConfigError for an allowed name that no gate has.
+    A gate that is allowed and passes keeps its verdict.
     """
-    found = tuple(verdicts)
     reasons = {gate: one.reason for one in allowed for gate in one.gates}
-    names = list(dict.fromkeys(verdict.name for verdict in found))
-    for gate in reasons:
-        if gate not in names:
-            near = get_close_matches(gate, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-            raise ConfigError(f"--allow {gate!r} names no gate of this release; {hint}")
-    return tuple(v if v.passed else replace(v, allowed=reasons.get(v.name)) for v in found)
+    return tuple(v if v.passed else replace(v, allowed=reasons.get(v.name)) for v in verdicts)
 
 
 def allowed_in(verdicts: Iterable[GateVerdict]) -> dict[str, str]:
@@ -131,7 +108,7 @@ def one_a_gate(verdicts: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
     return tuple(found.values())
 
 
-def refusal(verdicts: Iterable[GateVerdict], *, what: str, look_at: str, again: str) -> str:
+def refusal_text(verdicts: Iterable[GateVerdict], *, what: str, look_at: str, again: str) -> str:
     """Return what is said of a release that gates refuse, one gate a line.
 
     what: is refused; look_at: where its page is; again: the command that lets these pass once.

@@ -1,37 +1,30 @@
-"""What the gates say of a release before it is written, and of one before it is promoted."""
+"""What the gates say of a release before it is written, and what a person lets pass."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from difflib import get_close_matches
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..evaluation import GatesConfig, GateVerdict, check_gates
+from ..encoding import NOT_FINITE
+from ..errors import ConfigError
+from ..evaluation import GATES, GatesConfig, GateVerdict, check_gates
 from ..evaluation.defaults import nightly_defaults
-from ..evaluation.judging import Side, judge, side_of
+from ..evaluation.judging import Side, judge, limit_names, side_of
 from ..evaluation.margins import share_of
 from ..evaluation.measured import Measured, measured_of
 from ..evaluation.verdicts import Allowed, with_allowed
 from ..release import Manifest, Sample
 from ..release.tables import read_table
+from ..runs import Run
 from ..storage import Store
 from ..tables import SID_MOVES
 
 _EXAMPLES = 20
-_HOW_MANY = ("items", "removed_share")  # say nothing of a sample
-
-
-@dataclass(frozen=True, slots=True)
-class Tonight:
-    """What a release is found to be. measures: flat, by name; measured: the same and more, with intervals and examples.
-    sample: which sample of its catalogue it is of, None for all of it."""
-
-    measures: Mapping[str, float]
-    measured: Sequence[Measured]
-    model_id: str
-    sample: Sample | None = None
 
 
 def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
@@ -39,79 +32,80 @@ def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
     return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
 
 
+def gate_names(gates: GatesConfig) -> list[str]:
+    """Return the names of all gates of a night, as `--allow` takes them."""
+    return [*(gate.field for gate in GATES), *limit_names(gates, nightly_defaults(gates)), SID_MOVES]
+
+
 def verdicts_on(
-    tonight: Tonight, parent: Side | None, gates: GatesConfig, allowed: Iterable[Allowed] = ()
+    measures: Mapping[str, float], now: Side, parent: Side | None, gates: GatesConfig, allowed: Iterable[Allowed] = ()
 ) -> tuple[GateVerdict, ...]:
     """Return the verdict of every gate; that no published semantic ID moves is no matter of limits.
 
-    Raises InputError as `check_gates`, ConfigError when what is allowed is no gate.
+    measures: flat, by name; now, parent: `side_of` these and of what tables say. Raises InputError as `check_gates`.
     """
-    limits = gates_of(gates, tonight.sample)
-    now = side_of(tonight.measures, tonight.measured, tonight.model_id)
-    examples = {one.name: tuple(one.examples) for one in now.measured if one.category is None}
-    verdicts = check_gates(tonight.measures, limits, examples)
-    verdicts += judge(limits, now, parent, defaults=nightly_defaults(limits))
-    if SID_MOVES in tonight.measures:
-        moved = tonight.measures[SID_MOVES]
-        verdicts.append(GateVerdict(SID_MOVES, moved, 0.0, passed=moved == 0))
+    examples = {name: one.examples for name, one in now.whole().items()}
+    verdicts = check_gates(measures, gates, examples)
+    verdicts += judge(gates, now, parent, defaults=nightly_defaults(gates))
+    if SID_MOVES in measures:
+        verdicts.append(GateVerdict(SID_MOVES, measures[SID_MOVES], 0.0, passed=measures[SID_MOVES] == 0))
     return with_allowed(verdicts, allowed)
 
 
-def side_of_release(store: Store, manifest: Manifest | None) -> Side | None:
-    """Return a release as gates see it; None for no release."""
-    if manifest is None:
-        return None
+def side_of_release(store: Store, manifest: Manifest) -> Side:
+    """Return a release as gates see it."""
     rows = measured_of(read_table(store, manifest, "measures")) if "measures" in manifest.files else []
     counts = {name: float(value) for name, value in manifest.counts.items() if name == "items"}
     return side_of({**counts, **manifest.measures}, rows, manifest.model_id)
 
 
-def counted_shares(
-    counts: Mapping[str, int], quarantine: pa.Table, changes: pa.Table, reassigned: Sequence[str] | None
-) -> list[Measured]:
-    """Return the shares that gates look at with how many photos each is of, its interval and examples.
+def counted_shares(counts: Mapping[str, int], quarantine: pa.Table, changes: pa.Table) -> list[Measured]:
+    """Return the shares of `examining.measure` with how many photos each is of, its interval and examples.
 
-    counts: of `examining.count`; quarantine, changes: the release's tables; reassigned: as `reassigned_photos`.
+    counts: of `examining.count`; quarantine, changes: the release's tables.
     """
     unused = counts["refused"] - counts["held"]
-    asked = max(1, unused + counts["photos"])
+    asked, before = max(1, unused + counts["photos"]), counts["parent_photos"]
     gone = changes.filter(pc.equal(changes["change"], "removed"))
-    broken = quarantine.filter(pc.equal(quarantine["reason"], "not_finite"))
+    broken = quarantine.filter(pc.equal(quarantine["reason"], NOT_FINITE))
     found = [
         share_of("quarantine_share", unused, asked, examples=_first(quarantine)),
         share_of("not_finite_share", counts["not_finite"], asked, examples=_first(broken)),
     ]
-    if counts["parent_photos"]:
-        found.append(share_of("removed_share", counts["removed"], counts["parent_photos"], examples=_first(gone)))
-    if reassigned is not None:
-        found.append(share_of("reassigned_share", len(reassigned), counts["photos"], examples=reassigned[:_EXAMPLES]))
-    return found
-
-
-def reassigned_photos(store: Store, items: pa.Table, changes: pa.Table, parent: Manifest | None) -> list[str] | None:
-    """Return the items, one for each photo, that were there already and now have a photo which was another item's.
-
-    Such a photo is told by the digest of its bytes; a few are merged products, many are keys given to other products.
-    None without a parent.
-    """
-    if parent is None:
-        return None
-    altered = changes.filter(pc.is_in(changes["change"], value_set=pa.array(["added", "changed"])))
-    now = items.select(["item_id", "uri", "digest"]).filter(
-        pc.is_in(items["item_id"], value_set=pc.unique(altered["item_id"]))
-    )
-    if not now.num_rows:
-        return []
-    before = read_table(store, parent, "items", columns=["item_id", "digest"])
-    now = now.filter(pc.is_in(now["item_id"], value_set=before["item_id"]))
-    now = now.filter(pc.is_in(now["digest"], value_set=before["digest"]))
-    own = pc.is_in(_pairs(now), value_set=_pairs(before))
-    return [str(item) for item in now.filter(pc.invert(own))["item_id"].to_pylist()]
-
-
-def _pairs(table: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(table["digest"], table["item_id"], "\n")
+    return [*found, share_of("removed_share", counts["removed"], before, examples=_first(gone))] if before else found
 
 
 def _first(table: pa.Table) -> tuple[str, ...]:
     return tuple(str(item) for item in table["item_id"].slice(0, _EXAMPLES).to_pylist())
+
+
+def checked_allowed(gates: Sequence[str] | None, reason: str | None, known: Sequence[str]) -> Allowed | None:
+    """Return what a command line allows, None for nothing.
+
+    known: the names of the gates that there are. Raises ConfigError for another name, for a gate without a reason, and
+    for a reason without a gate.
+    """
+    if not gates and reason is None:
+        return None
+    if not gates:
+        raise ConfigError(f"--reason {reason!r} without --allow says nothing; name the gate with --allow GATE")
+    if reason is None or not reason.strip():
+        raise ConfigError(f"--allow {gates[0]} wants a reason, which others will read: add --reason TEXT")
+    for gate in gates:
+        if gate not in known:
+            near = get_close_matches(gate, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise ConfigError(f"--allow {gate!r} names no gate; {hint}")
+    return Allowed(tuple(dict.fromkeys(gates)), reason.strip())
+
+
+def allowed_in_run(run: Run, attempt: int, asked: Allowed | None) -> tuple[Allowed, ...]:
+    """Return what this and earlier attempts of a run were told to let pass, the newest last.
+
+    It belongs to the run and lies in its folder, so that a retry need not say it again; a retry may add to it.
+    """
+    folder = f"{run.folder}allowed/"
+    if asked is not None:
+        run.freeze(f"allowed/{attempt:06d}.json", json.dumps(asdict(asked)).encode())
+    found = (json.loads(run.store.get(entry.name)) for entry in sorted(run.store.list(folder), key=lambda e: e.name))
+    return tuple(Allowed(tuple(each["gates"]), each["reason"]) for each in found)

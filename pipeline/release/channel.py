@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
 from ..keys import DIGEST
 from ..storage import Store
+from .allowances import write_allowance
 from .config import CHANNEL_NAME
 from .format import check_store
 from .holds import kept_while_appending
@@ -105,10 +106,12 @@ def publish(
     run: str,
     attempt: int,
     reason: Reason = "publish",
+    allowed: Mapping[str, str] | None = None,
 ) -> ChannelEntry:
     """Append a release to a channel as entry `expected_head` + 1, and only as that.
 
-    expected_head: the head's number when the run froze its plan, 0 for an empty channel. When that entry already names
+    expected_head: the head's number when the run froze its plan, 0 for an empty channel. allowed: the reasons by gate
+    of what a person let pass. When that entry already names
     this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
     winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan. After
     Unavailable the outcome is unknown; the same call again finds out.
@@ -138,6 +141,11 @@ def publish(
     with kept_while_appending(store, manifest):
         # What an expiry took since the manifest was written must not become current.
         check_listed(store, [*manifest.parts, *manifest.bundle_files(), *chain.from_iterable(manifest.files.values())])
+        if allowed:
+            write_allowance(
+                store, name, release_id=release_id, manifest_sha256=manifest_sha256, run=run, attempt=attempt,
+                allowed=allowed,
+            )  # fmt: skip
         if store.put_if_absent(name, document_bytes(entry)):
             return entry
     winner = _read_entry(store, channel, number)
@@ -199,13 +207,20 @@ def rollback(store: Store, channel: str, *, to: str | None = None) -> ChannelEnt
     )
 
 
-def promote(store: Store, from_channel: str, to_channel: str, *, release: str | None = None) -> ChannelEntry:
+def promote(
+    store: Store,
+    from_channel: str,
+    to_channel: str,
+    *,
+    release: str | None = None,
+    allowed: Mapping[str, str] | None = None,
+) -> ChannelEntry:
     """Make a release of one channel the current one of another, and return that one's head.
 
-    release: one that is in the log of `from_channel`; None: its current one. When it is current there already, nothing
-    is written. Only presence is looked at here: `verify_release` reads the bytes. Raises NotFound when `from_channel`
-    is empty or never had the release, Conflict when `to_channel` moved meanwhile, ConfigError for a sample where
-    `to_channel` is empty or has one of a whole catalogue.
+    release: one that is in the log of `from_channel`; None: its current one. allowed: as in `publish`. When it is
+    current there already, nothing is written. Only presence is looked at here: `verify_release` reads the bytes. Raises
+    NotFound when `from_channel` is empty or never had the release, Conflict when `to_channel` moved meanwhile,
+    ConfigError for a sample where `to_channel` is empty or has one of a whole catalogue.
     """
     source = promotable(store, from_channel, release)
     head = read_head(store, to_channel)
@@ -225,6 +240,7 @@ def promote(store: Store, from_channel: str, to_channel: str, *, release: str | 
         run=source.run,
         attempt=source.attempt,
         reason="promote",
+        allowed=allowed,
     )
 
 
