@@ -22,7 +22,7 @@ from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan,
 from pipeline.progress import Progress
 from pipeline.quality.gating import allowed_in_run, checked_allowed, gate_names
 from pipeline.quality.release_page import category_lines
-from pipeline.release import publish
+from pipeline.release import publish, sign_release, signers
 from pipeline.runs import Run, default_run_name, open_run
 from pipeline.watch import Watch
 
@@ -66,6 +66,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
     """Run a validated config; what `run_until` does after reading the command line."""
     store = config.store.open()
     files = photo_files(config)
+    signers(config.publish)  # a key that cannot be read is said now, and not after the encoding
     run = open_run(store, name)
     allowed = checked_allowed(how.allow, how.reason, gate_names(config.gates))
     if until == "publish":
@@ -145,13 +146,15 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
 def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Outcome:
     """Append the candidate to the channel as the entry after the plan's head, and only as that one."""
     context.attempt.check()
+    release, digest = candidate.manifest.release_id, candidate.manifest_sha256
     with context.watch.stage("publish"):
+        sign_release(context.store, release, signers(context.config.publish), expect_sha256=digest)
         entry = publish(
             context.store,
             _channel(plan),
             expected_head=plan.summary.head,
-            release_id=candidate.manifest.release_id,
-            manifest_sha256=candidate.manifest_sha256,
+            release_id=release,
+            manifest_sha256=digest,
             run=context.run.name,
             attempt=context.attempt.number,
             allowed=allowed_in(candidate.verdicts),
