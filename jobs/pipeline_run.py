@@ -22,7 +22,7 @@ from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan,
 from pipeline.progress import Progress
 from pipeline.quality.gating import allowed_in_run, checked_allowed, gate_names
 from pipeline.quality.release_page import category_lines
-from pipeline.release import publish, sign_release, signers
+from pipeline.release import entry_name, publish, sign_release, signers, write_allowance
 from pipeline.runs import Run, default_run_name, open_run
 from pipeline.watch import Watch
 
@@ -149,6 +149,15 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
     release, digest = candidate.manifest.release_id, candidate.manifest_sha256
     with context.watch.stage("publish"):
         sign_release(context.store, release, signers(context.config.publish), expect_sha256=digest)
+        write_allowance(
+            context.store,
+            entry_name(_channel(plan), plan.summary.head + 1),
+            release_id=release,
+            manifest_sha256=digest,
+            run=context.run.name,
+            attempt=context.attempt.number,
+            allowed=allowed_in(candidate.verdicts),
+        )
         entry = publish(
             context.store,
             _channel(plan),
@@ -157,7 +166,6 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             manifest_sha256=digest,
             run=context.run.name,
             attempt=context.attempt.number,
-            allowed=allowed_in(candidate.verdicts),
         )
     text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
     outcome = Outcome(

@@ -33,10 +33,12 @@ def write_allowance(
     store: Store, entry_name: str, *, release_id: str, manifest_sha256: str, run: str, attempt: int,
     allowed: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write what is allowed before the entry that it lets through: whoever reads that entry finds it.
+    """Write what is allowed, if anything, before the entry that it lets through: whoever reads that entry finds it.
 
     An entry that is lost to another run leaves it behind, where it says nothing: it names its manifest.
     """
+    if not allowed:
+        return
     document = Allowance(
         release_id=release_id,
         manifest_sha256=manifest_sha256,

@@ -106,16 +106,14 @@ def publish(
     run: str,
     attempt: int,
     reason: Reason = "publish",
-    allowed: Mapping[str, str] | None = None,
 ) -> ChannelEntry:
     """Append a release to a channel as entry `expected_head` + 1, and only as that.
 
-    expected_head: the head's number when the run froze its plan, 0 for an empty channel. allowed: the reasons by gate
-    of what a person let pass. When that entry already names
+    expected_head: the head's number when the run froze its plan, 0 for an empty channel. When that entry already names
     this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
     winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan. After
-    Unavailable the outcome is unknown; the same call again finds out.
-    Raises ConfigError for a sample of a catalogue where the channel's release is of a whole one.
+    Unavailable the outcome is unknown; the same call again finds out. Raises ConfigError for a sample of a catalogue
+    where the channel's release is of a whole one.
     """
     check_store(store)
     # The manifest is read first: what the log names must be whole before any reader can meet it.
@@ -141,11 +139,6 @@ def publish(
     with kept_while_appending(store, manifest):
         # What an expiry took since the manifest was written must not become current.
         check_listed(store, [*manifest.parts, *manifest.bundle_files(), *chain.from_iterable(manifest.files.values())])
-        if allowed:
-            write_allowance(
-                store, name, release_id=release_id, manifest_sha256=manifest_sha256, run=run, attempt=attempt,
-                allowed=allowed,
-            )  # fmt: skip
         if store.put_if_absent(name, document_bytes(entry)):
             return entry
     winner = _read_entry(store, channel, number)
@@ -217,10 +210,11 @@ def promote(
 ) -> ChannelEntry:
     """Make a release of one channel the current one of another, and return that one's head.
 
-    release: one that is in the log of `from_channel`; None: its current one. allowed: as in `publish`. When it is
-    current there already, nothing is written. Only presence is looked at here: `verify_release` reads the bytes. Raises
-    NotFound when `from_channel` is empty or never had the release, Conflict when `to_channel` moved meanwhile,
-    ConfigError for a sample where `to_channel` is empty or has one of a whole catalogue.
+    release: one that is in the log of `from_channel`; None: its current one. allowed: the reasons by gate of what a
+    person let pass. When it is current there already, nothing is written. Only presence is looked at here:
+    `verify_release` reads the bytes. Raises NotFound when `from_channel` is empty or never had the release, Conflict
+    when `to_channel` moved meanwhile, ConfigError for a sample where `to_channel` is empty or has one of a whole
+    catalogue.
     """
     source = promotable(store, from_channel, release)
     head = read_head(store, to_channel)
@@ -231,16 +225,25 @@ def promote(
             f"release {source.release_id} is a sample of its catalogue, and {to_channel!r} is empty: its readers "
             "would take it for the catalogue. `codebooks refresh --limit N --channel NAME` begins a channel for samples"
         )
+    number = 0 if head is None else head.number
+    write_allowance(
+        store,
+        entry_name(to_channel, number + 1),
+        release_id=source.release_id,
+        manifest_sha256=source.manifest_sha256,
+        run=source.run,
+        attempt=source.attempt,
+        allowed=allowed or {},
+    )
     return publish(
         store,
         to_channel,
-        expected_head=0 if head is None else head.number,
+        expected_head=number,
         release_id=source.release_id,
         manifest_sha256=source.manifest_sha256,
         run=source.run,
         attempt=source.attempt,
         reason="promote",
-        allowed=allowed,
     )
 
 
