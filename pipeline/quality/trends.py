@@ -110,14 +110,14 @@ def _column(told: Told, before: str | None) -> Column:
         verdict=told.verdict,
         counts={} if manifest is None else dict(manifest.counts),
         measures={} if manifest is None else dict(manifest.measures),
-        gates=() if manifest is None else _gated(manifest.config.get("gates"), manifest.counts, manifest.measures),
+        gates=() if manifest is None else judged(manifest.config.get("gates"), manifest.counts, manifest.measures),
     )
 
 
-def _gated(
+def judged(
     recorded: Mapping[str, Any] | None, counts: Mapping[str, int], measures: Mapping[str, float]
 ) -> tuple[Gated, ...]:
-    """Return the recorded gates whose value the manifest holds too."""
+    """Return the recorded gates whose value the manifest holds too; recorded: the config's section."""
     known: dict[str, float] = {**counts, **measures}  # the gate on items looks at a count
     found, limits = list[Gated](), recorded or {}
     for gate in GATES:
