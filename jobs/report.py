@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
@@ -13,9 +14,11 @@ from pipeline.release import check_store
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report`."""
-    parser.add_argument("release", metavar="A", nargs="?", help="the release; by default the channel's current one")
     parser.add_argument(
-        "other", metavar="B", nargs="?", help="another one: the later of the two is shown beside the earlier"
+        "releases",
+        metavar="RELEASE",
+        nargs="*",
+        help="by default the channel's current one beside its parent; of two the later beside the earlier",
     )
     parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
     parser.add_argument("--to", metavar="FILE", help=f"write it: {', '.join(FORMS)}, or a folder with both and tables")
@@ -25,13 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> Outcome:
     """Show a release's verdict, changes, neighbours, pictures and measures beside another release's."""
-    config, options = load_light(arguments), arguments.options
+    options = arguments.options
+    settings = [word for word in options.releases if re.match(r"[a-z_.]+=", word)]  # they follow the releases
+    arguments = arguments.with_overrides(*settings)
+    releases = [word for word in options.releases if word not in settings]
+    if len(releases) > 2:
+        raise ConfigError(f"{len(releases)} releases are named, {', '.join(releases)}; a report is of one or two")
+    config = load_light(arguments)
     if options.price is not None and not options.price >= 0:
         raise ConfigError(f"--price is {options.price}; give what an hour costs, 0 or more")
     store = config.store.open()
     check_store(store)
     asked = Asked(options.channel or config.publish.channel, options.category, options.price)
-    found = report_of(store, options.release, options.other, asked)
+    found = report_of(store, *[*releases, None, None][:2], asked)
     files = [] if options.to is None else written(found, options.to)
     details = {"report": found.plain(), "files": [str(path) for path in files]}
     text = report_text(found) + "".join(f"\n{path}: {path.stat().st_size:,} bytes" for path in files)

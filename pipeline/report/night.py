@@ -79,6 +79,11 @@ class Compared:
     before: Sequence[Card] | None
     words: str = ""
 
+    @property
+    def alike(self) -> bool:
+        """Whether both releases name the same neighbours in the same order."""
+        return self.before is not None and [card.item_id for card in self.now] == [card.item_id for card in self.before]
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbourhood:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from .verdict import has_passed, measure_lines, sentence, verdict_lines
 
 Section = TypeVar("Section")
 _PAIRS = 8
+_STAGES = ("plan", "ray", "pixels", "train", "encode", "compact", "index", "evaluate", "report", "publish")
 _HUBS = ("hub", "k_occurrence")  # in the names of measures about how often items are neighbours of others
 
 
@@ -88,11 +89,12 @@ def reconstructions(subject: Subject) -> list[tuple[Card, Card]]:
 
 
 def stages(subject: Subject) -> list[Stage]:
-    """Return the seconds of the run's stages, in the order that they ended, and what they cost at the given price."""
-    price: float | None = subject.price
+    """Return the seconds of the run's stages, in their order, and what they cost at the given price."""
+    price = subject.price
 
     def cost(seconds: float) -> float | None:
         return None if price is None else seconds / 3600 * price
 
-    found: Sequence[tuple[str, float]] = list(subject.seconds.items())
-    return [Stage(name, seconds, subject.photos_per_s.get(name), cost(seconds)) for name, seconds in found]
+    names = [*(name for name in _STAGES if name in subject.seconds), *sorted(set(subject.seconds) - set(_STAGES))]
+    seconds = {name: subject.seconds[name] for name in names}
+    return [Stage(name, took, subject.photos_per_s.get(name), cost(took)) for name, took in seconds.items()]

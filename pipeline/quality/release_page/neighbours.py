@@ -83,8 +83,9 @@ def _compared(subject: Subject, numbers: Sequence[int], near: Sequence[Sequence[
             continue
         was = _cards(subject, before, old_near[old], query)
         ids, old_ids = {card.item_id for card in new}, {card.item_id for card in was}
-        kept = f"{len(ids & old_ids)} of {len(was)} neighbours kept"
-        rows.append(Compared(query, _marked(new, old_ids, "new"), _marked(was, ids, "gone"), kept))
+        alike = [card.item_id for card in new] == [card.item_id for card in was]
+        words = "the same in both releases" if alike else f"{len(ids & old_ids)} of {len(was)} neighbours kept"
+        rows.append(Compared(query, _marked(new, old_ids, "new"), _marked(was, ids, "gone"), words))
     return rows
 
 

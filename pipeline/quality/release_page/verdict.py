@@ -13,6 +13,7 @@ from ...schema import VERDICTS
 from .subject import Subject
 
 _EXAMPLES = 3  # of a gate
+_CLOSE = 0.1  # of the way from a limit, below which a gate is said to be close to it
 _WORST = 5  # examples of a measure
 _ENDS = ("_low", "_high")  # of a measure's interval, which manifests list as measures of their own
 
@@ -49,7 +50,7 @@ def sentence(lines: Sequence[VerdictLine]) -> str:
         told = f"Passed: all {len(on)} gates kept their limits."
     told += "".join(f" {_named(line)} was let pass this once: {line.allowed}." for line in allowed)
     close = min((line for line in on if line.passed), key=_room, default=None)
-    if close is not None and _room(close) < 1:
+    if close is not None and _room(close) < _CLOSE:
         told += f" Closest to its limit: {_why(close)}."
     return told
 
