@@ -87,6 +87,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
+    "sign": Command("Releases", "jobs.sign", "sign a release that is there, once its bytes are checked", CONFIG),
     "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
     "delist": Command("Releases", "jobs.delist", "hide items from every reader at once, or show them again", CONFIG),

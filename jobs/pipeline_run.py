@@ -20,7 +20,7 @@ from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.progress import Progress
 from pipeline.quality.release_page import category_lines
-from pipeline.release import publish
+from pipeline.release import publish, sign_release, signers
 from pipeline.runs import Run, default_run_name, open_run
 from pipeline.watch import Watch
 
@@ -60,6 +60,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
     """Run a validated config; what `run_until` does after reading the command line."""
     store = config.store.open()
     files = photo_files(config)
+    signers(config.publish)  # a key that cannot be read is said now, and not after the encoding
     run = open_run(store, name)
     if until == "publish":
         check_meant(config, run, how)
@@ -77,7 +78,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
         tell(Planned(plan.summary.counts))
-        for line in (plan_line(plan), *counted_lines(plan)):
+        for line in plan.summary.lines():
             progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
@@ -137,13 +138,15 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
 def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Outcome:
     """Append the candidate to the channel as the entry after the plan's head, and only as that one."""
     context.attempt.check()
+    release, digest = candidate.manifest.release_id, candidate.manifest_sha256
     with context.watch.stage("publish"):
+        sign_release(context.store, release, signers(context.config.publish), expect_sha256=digest)
         entry = publish(
             context.store,
             _channel(plan),
             expected_head=plan.summary.head,
-            release_id=candidate.manifest.release_id,
-            manifest_sha256=candidate.manifest_sha256,
+            release_id=release,
+            manifest_sha256=digest,
             run=context.run.name,
             attempt=context.attempt.number,
         )
@@ -217,19 +220,6 @@ def config_text(config: Config, how: How) -> str:
     del settings["prior"], settings["choose"]
     settings |= {name: value for name, value in (("limit", how.limit), ("channel", how.channel)) if value is not None}
     return str(yaml.safe_dump(settings, sort_keys=True))
-
-
-def plan_line(plan: Plan) -> str:
-    """Return a plan's counts as one line for people."""
-    counts = plan.summary.counts
-    named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
-    return f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
-
-
-def counted_lines(plan: Plan) -> list[str]:
-    """Return what of the catalogue was dropped, merged or read in another way than it stands, one kind a line."""
-    found = plan.summary.catalogue.counted
-    return [f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items()]
 
 
 def finish(

@@ -107,6 +107,10 @@ class IntegrityError(CodebooksError):
     exit_code = 3
 
 
+class Untrusted(IntegrityError):
+    """A release that no trusted key has signed, or that is not what was signed."""
+
+
 class UnknownItem(CodebooksError, KeyError):
     """An item_id that the release does not hold; the text says if it is quarantined, delisted or unseen."""
 

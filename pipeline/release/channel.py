@@ -16,7 +16,7 @@ from ..storage import Store
 from .config import CHANNEL_NAME
 from .format import check_store
 from .holds import kept_while_appending
-from .manifest import RELEASE_ID, document_bytes, read_hashed_manifest, read_manifest
+from .manifest import RELEASE_ID, Manifest, document_bytes, read_hashed_manifest, read_manifest
 from .write import check_listed
 
 CHANNELS = "channels/"
@@ -48,6 +48,19 @@ def read_head(store: Store, channel: str) -> ChannelEntry | None:
     """Return the current entry of a channel, or None when nothing was ever published on it."""
     numbers = list(_numbers(store, channel))
     return _read_entry(store, channel, max(numbers)) if numbers else None
+
+
+def asked_manifest(store: Store, release: str | None, channel: str) -> Manifest:
+    """Return the manifest of a release, None for the current one of a channel. Raises NotFound where there is none."""
+    check_store(store)
+    if release is not None:
+        return read_manifest(store, release)
+    head = read_head(store, channel)
+    if head is None:
+        raise NotFound(
+            f"channel {channel!r} on {store.url} has no release yet; run `codebooks refresh`, or name another channel"
+        )
+    return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
 
 
 def read_log(store: Store, channel: str, *, last: int | None = None) -> list[ChannelEntry]:
