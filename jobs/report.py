@@ -8,7 +8,7 @@ import re
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
 from pipeline.errors import ConfigError
-from pipeline.quality.release_page import FORMS, Asked, report_of, report_text, written
+from pipeline.quality.release_page import FORMS, Asked, new_place, report_of, report_text, written
 from pipeline.release import check_store
 
 
@@ -37,11 +37,12 @@ def run(arguments: Arguments) -> Outcome:
     config = load_light(arguments)
     if options.price is not None and not options.price >= 0:
         raise ConfigError(f"--price is {options.price}; give what an hour costs, 0 or more")
+    target = None if options.to is None else new_place(options.to)
     store = config.store.open()
     check_store(store)
     asked = Asked(options.channel or config.publish.channel, options.category, options.price)
     found = report_of(store, *[*releases, None, None][:2], asked)
-    files = [] if options.to is None else written(found, options.to)
+    files = [] if target is None else written(found, target)
     details = {"report": found.plain(), "files": [str(path) for path in files]}
     text = report_text(found) + "".join(f"\n{path}: {path.stat().st_size:,} bytes" for path in files)
     return Outcome(release=found.release, reason="reported", details=details, text=text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .asking import FORMS, Reported, report_of, report_text, written
+from .asking import FORMS, Reported, new_place, report_of, report_text, written
 from .stored import Asked, stored_report
 from .told import category_lines
 from .tonight import report_page
@@ -12,6 +12,7 @@ __all__ = [
     "Asked",
     "Reported",
     "category_lines",
+    "new_place",
     "report_of",
     "report_page",
     "report_text",

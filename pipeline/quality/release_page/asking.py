@@ -76,22 +76,25 @@ def _manifest(store: Store, release: str) -> Manifest:
     return read_manifest(store, release, expect_sha256=published_digest(store, release))
 
 
-def written(found: Reported, target: str) -> list[Path]:
-    """Write a report and return its files: FORMS by the ending, anything else is a folder for all of it.
+def new_place(text: str) -> Path:
+    """Return where a report is to be written: a file of FORMS, or a folder. Raises ConfigError where that cannot be."""
+    path = expanded(text)
+    if path.suffix and path.suffix.lower() not in FORMS:
+        raise ConfigError(f"--to {text!r} ends in {path.suffix}; name a file in {', '.join(FORMS)}, or a folder")
+    if path.exists():
+        raise ConfigError(f"{path} is there already; name another place, or delete it first")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it first, or name another place")
+    return path
 
-    The folder holds `report.html`, `report.json` and a Parquet file for each table. Raises ConfigError where something
-    is there already or cannot be written.
+
+def written(found: Reported, path: Path) -> list[Path]:
+    """Write a report and return its files: the one that `path` names, or in a folder page, data and tables.
+
+    Raises ConfigError where something is there already or cannot be written.
     """
-    path = expanded(target)
-    if path.suffix.lower() not in FORMS:
-        if path.suffix:
-            raise ConfigError(f"--to {target!r} ends in {path.suffix}; name a file in {', '.join(FORMS)}, or a folder")
-        if path.exists():
-            raise ConfigError(f"{path} is there already; name another folder, or delete it first")
-        files = dict(_files(found))
-    else:
-        form = _PAGE if path.suffix.lower() == FORMS[0] else _DATA
-        files = dict(_files(found, only=form))
+    form = {"": None, FORMS[0]: _PAGE, FORMS[1]: _DATA}[path.suffix.lower()]
+    files = dict(_files(found, only=form))
     try:
         return [_write(path / name if not path.suffix else path, data) for name, data in files.items()]
     except OSError as error:

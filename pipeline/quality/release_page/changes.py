@@ -54,7 +54,9 @@ def returned(subject: Subject) -> pa.Table:
 def _refused_cards(quarantine: pa.Table, cards: Sequence[Card]) -> list[Card]:
     """Return cards whose words are why a photo of theirs was refused."""
     why: dict[str, str] = {}
-    rows = quarantine.filter(pc.is_in(quarantine["item_id"], value_set=pa.array([card.item_id for card in cards], pa.string())))
+    rows = quarantine.filter(
+        pc.is_in(quarantine["item_id"], value_set=pa.array([card.item_id for card in cards], pa.string()))
+    )
     for row in rows.to_pylist():
         why.setdefault(row["item_id"], row["reason"])
     return [Card(card.item_id, why.get(card.item_id, card.words), card.pixels) for card in cards]
