@@ -41,7 +41,8 @@ def run(arguments: Arguments) -> Outcome:
     store = config.store.open()
     check_store(store)
     asked = Asked(options.channel or config.publish.channel, options.category, options.price)
-    found = report_of(store, *[*releases, None, None][:2], asked)
+    first, second = [*releases, None, None][:2]
+    found = report_of(store, first, second, asked)
     files = [] if target is None else written(found, target)
     details = {"report": found.plain(), "files": [str(path) for path in files]}
     text = report_text(found) + "".join(f"\n{path}: {path.stat().st_size:,} bytes" for path in files)
