@@ -97,6 +97,9 @@ COMMANDS: dict[str, Command] = {
     "explain": Command(
         "Ask a release", "jobs.explain", "why an item has its neighbours: photos, latents, another release", CONFIG
     ),
+    "report": Command(
+        "Releases", "jobs.report", "a release beside another: verdict, pictures, curves; as page or data", CONFIG
+    ),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "recommend": Command(

@@ -119,14 +119,21 @@ def _column(told: Told, before: str | None) -> Column:
 
 
 def _gated(manifest: Manifest) -> tuple[Gated, ...]:
-    """Return the recorded verdicts; where there are none the gates whose value the manifest holds too."""
-    if manifest.verdicts is not None:
-        return tuple(
-            Gated(one["check"], one["value"], one["limit"], one["passed"] or one["allowed"] is not None)
-            for one in manifest.verdicts
-        )
-    known: dict[str, float] = {**manifest.counts, **manifest.measures}  # the gate on items looks at a count
-    found, limits = list[Gated](), manifest.config.get("gates") or {}
+    """Return the recorded verdicts; of a release that records none those of its limits and values."""
+    if manifest.verdicts is None:
+        return judged(manifest.config.get("gates"), manifest.counts, manifest.measures)
+    return tuple(
+        Gated(one["check"], one["value"], one["limit"], one["passed"] or one["allowed"] is not None)
+        for one in manifest.verdicts
+    )
+
+
+def judged(
+    recorded: Mapping[str, Any] | None, counts: Mapping[str, int], measures: Mapping[str, float]
+) -> tuple[Gated, ...]:
+    """Return the recorded gates whose value the manifest holds too; recorded: the config's section."""
+    known: dict[str, float] = {**counts, **measures}  # the gate on items looks at a count
+    found, limits = list[Gated](), recorded or {}
     for gate in GATES:
         if gate.field not in limits or gate.measure not in known:
             continue
