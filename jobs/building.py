@@ -11,7 +11,9 @@ from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict
+from pipeline.evaluation.judging import side_of
 from pipeline.evaluation.measured import whole_catalogue
+from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
 from pipeline.models import Bundle, load_bundle
@@ -23,9 +25,9 @@ from pipeline.quality.examining import (
     model_files,
     named_parts,
     refused_by_reason,
-    verdicts_on,
     with_first_seen,
 )
+from pipeline.quality.gating import counted_shares, gates_of, side_of_release, verdicts_on
 from pipeline.quality.nightly import measure_night, measured_files
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
@@ -81,6 +83,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             "changes": table_files(found.changes, looked_up=True),
             **found.built.files(),
             "report": (page, ".html", None),
+            "verdicts": table_files(verdicts_table(found.verdicts)),
             **found.further.files,
             **measured_files(found.nightly, found.measures),
         },
@@ -100,7 +103,12 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs={**inputs_of(config, plan), **found.further.inputs, "not_measured": found.nightly.left_out},
+        inputs={
+            **inputs_of(config, plan),
+            **found.further.inputs,
+            "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
+            "not_measured": found.nightly.left_out,
+        },
         **model_files(context.store, model_id, parent),
     )
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, written.manifest.file("report").name)
@@ -144,7 +152,14 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
         nightly = measure_night(store, config, plan, bundle, night, context.files)
+        nightly = nightly.behind(counted_shares(counts, quarantine, changes))
         measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}
-        verdicts = verdicts_on(measures, config.gates, plan.summary.sample)
-        tell(Examined(verdicts, refused_by_reason(quarantine), measures))
+        verdicts = verdicts_on(
+            measures,
+            side_of(measures, nightly.found, bundle.model_id),
+            side_of_release(store, parent) if parent else None,
+            gates_of(config.gates, plan.summary.sample),
+            context.allowed,
+        )
+        tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
     return Findings(items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)

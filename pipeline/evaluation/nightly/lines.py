@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -57,6 +57,10 @@ class Nightly:
     found: tuple[Measured, ...]
     left_out: dict[str, str]
     asked: pa.Table | None
+
+    def behind(self, others: Iterable[Measured]) -> Nightly:
+        """Return it with other measures of the night before the found ones."""
+        return replace(self, found=(*others, *self.found))
 
 
 def nightly_measures(tonight: Tonight) -> Nightly:
