@@ -17,7 +17,7 @@ from ..forks import FreshLock, never_freed, renewed_in_children
 from ..parts import read_part_rows
 from ..release import Delisted, FileEntry, Manifest
 from ..release.absent import Absences, Refusal
-from ..schema import pixels_column
+from ..schema import SEGMENT_PLACE, pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
 from .filters import RowFilter
@@ -29,7 +29,8 @@ from .kinds import check_readable
 from .latents import LatentArrays, Rows
 from .metrics import metric_named
 from .photo import PhotoEncoder
-from .search import open_index
+from .search import SearchIndex, open_index
+from .segments import open_segments, places_in, segments_of
 from .sids import FACT, SidTable
 
 SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
@@ -83,12 +84,7 @@ class OpenedRelease:
         files = manifest.files_of("items")
         self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
         self.items = ItemTable(self._item_files.described())
-        self.index = open_index(
-            self._fetch(manifest.file("index")),
-            manifest.metric,
-            features=self._fetch(manifest.file("features")) if "features" in manifest.files else None,
-            parameters=manifest.index_parameters,
-        )
+        self.index = self._open_index()
         self._absences = Absences(store, cache, manifest)
         self._masked = _Masked()
         self._check()
@@ -106,10 +102,24 @@ class OpenedRelease:
     def _fetch(self, entry: FileEntry) -> str:
         return str(self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256))
 
+    def _open_index(self) -> SearchIndex:
+        """Return the index, mapped: of one file, or of segments with the place in them that items gives each row."""
+        manifest = self.manifest
+        if manifest.segmented:
+            segments = segments_of(manifest)
+            places = places_in(self._item_files.columns(SEGMENT_PLACE.names), segments, manifest.release_id)
+            return open_segments(segments, self._fetch, manifest.metric, manifest.index_parameters, places)
+        beside = self._fetch(manifest.file("features")) if "features" in manifest.files else None
+        return open_index(
+            self._fetch(manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
+        )
+
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""
         release, rows = self.manifest.release_id, self.items.num_rows
-        for role in ("items", "index", *(["features"] if "features" in self.manifest.files else [])):
+        # Segments hold dead rows too, and were each held against its own entry.
+        files = () if self.manifest.segmented else ("index", "features")
+        for role in ("items", *(role for role in files if role in ("index", *self.manifest.files))):
             entries = self.manifest.files_of(role)
             said = None if any(entry.rows is None for entry in entries) else sum(entry.rows or 0 for entry in entries)
             found = rows if role == "items" else self.index.rows
@@ -121,7 +131,7 @@ class OpenedRelease:
         if rows == 0:
             return
         chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
-        stored = self.index.features[chosen]
+        stored = self.index.features_of(chosen)
         fits = self.index.metric.width is not None or self.index.latent_dim == self.manifest.latent_dim
         again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
         if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):

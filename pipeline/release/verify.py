@@ -53,7 +53,8 @@ def verify_release(
 ) -> ReleaseCheck:
     """Read every file and part of a release and compare bytes, sha256 and rows with its manifest.
 
-    Also checks that each row of items names a part of the manifest and a row inside it. share: only so many of its
+    Also checks that each row of items names a part of the manifest and a row inside it, and where the index is made of
+    segments a row of one of them, which no other row names. share: only so many of its
     files and parts, drawn by the seed, one at least; the others' presence and size are then looked up. Problems are
     returned, all of them; only a missing or unreadable manifest is raised (NotFound, IntegrityError, InputError).
     """
@@ -72,6 +73,7 @@ def verify_release(
                 problems.extend(found)
     if not problems and share >= 1.0:
         problems.extend(_reference_problems(store, manifest))
+        problems.extend(_segment_problems(store, manifest) if manifest.segmented else ())
     examined = sum(chosen[: len(files)].tolist())
     return ReleaseCheck(release_id, examined, len(read) - examined, size, tuple(problems), len(named) - len(read))
 
@@ -146,3 +148,26 @@ def _reference_problems(store: Store, manifest: Manifest) -> Iterator[str]:
         named.update(names)
     for name in sorted(rows.keys() - named):
         yield f"the manifest lists the part {name}, which items does not name"
+
+
+def _segment_problems(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong between the rows of items and the rows of segments that they name, each by one."""
+    taken = {entry.name: np.zeros(entry.rows or 0, np.bool_) for entry in manifest.files_of("index")}
+    for entry in manifest.files_of("items"):
+        with store.open(entry.name) as handle:
+            items = read_whole(handle, ["index_segment", "index_row"], dictionaries=["index_segment"])
+        codes, names = ranks(items["index_segment"])
+        rows = items["index_row"].to_numpy()
+        for number, name in enumerate(names):
+            mine = rows[codes == number]
+            if name not in taken:
+                yield f"items names the segment {name}, which the manifest does not list"
+            elif mine.min() < 0 or mine.max() >= len(taken[name]):
+                yield f"items names the rows {mine.min()} to {mine.max()} of {name}, which has {len(taken[name]):,}"
+            elif len(np.unique(mine)) < len(mine) or taken[name][mine].any():
+                yield f"two rows of items name one row of {name}"
+            else:
+                taken[name][mine] = True
+    for name, rows_taken in sorted(taken.items()):
+        if not rows_taken.any():
+            yield f"the manifest lists the segment {name}, which items does not name"
