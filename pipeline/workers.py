@@ -33,7 +33,8 @@ _TOKEN_WORDS = re.compile(r"(?i)unauthenticated|invalid authentication token|aut
 _START_S = 120.0
 # What Ray calls the types of machines that it only looks at, which no autoscaler has started.
 _ONLY_SEEN = re.compile(r"(node_[0-9a-f]+)?")
-Task, Answer = TypeVar("Task"), TypeVar("Answer")
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
 
 # Names, between spaces, of the environment variables that a submitted job brings to every worker.
 PASSED = "VISUAL_CODEBOOKS_PASSED"

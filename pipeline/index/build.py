@@ -90,7 +90,7 @@ def build_index(
     check_latents(latents, config)
     metric = fitted_metric(config.metric, config.mask, latents)
     features = metric.item_features(latents)
-    check_memory(*features.shape, config)
+    check_memory(features.shape[0], features.shape[1], config)
     with faiss_threads(config.threads):
         tuning, measuring = sampled(latents, metric, config)
         work = _Work(latents, features, metric, config, tuning, measuring, before or {})

@@ -128,7 +128,7 @@ def _written(metric: str, facts: Facts, trained: bytes | None) -> bytes:
     held = {"metric": np.frombuffer(text, np.uint8)}
     if trained is not None:
         held["index"] = np.frombuffer(trained, np.uint8)
-    np.savez(out, allow_pickle=False, **held)  # type: ignore[arg-type]  # NumPy's stubs take no mapping of arrays
+    np.savez(out, allow_pickle=False, **held)
     return out.getvalue()
 
 

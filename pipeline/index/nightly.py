@@ -158,7 +158,8 @@ def _exact_or_graph(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.nda
 
 def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
     """Return the index of the first kind that does what is asked for; raises ConfigError where none does."""
-    config, points, said = night.config, list[Point](), list[Point]()
+    config, points = night.config, list[Point]()
+    said: Sequence[Point] = ()
     for kind, why, looked_at in _kinds(night):
         said = looked_at or said
         made = _union(night, kind, night.before if kind == night.before.get("kind") else {})

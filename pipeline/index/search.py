@@ -98,7 +98,8 @@ class SearchIndex:
 
     def features_of(self, rows: Any) -> Float32:
         """Return the exact features of `rows` [...], float32 [..., f]."""
-        return self.planner.features[rows]
+        features: Float32 = self.planner.features[rows]
+        return features
 
     def search(self, queries: LatentArrays, k: int, *, allowed: Rows | RowFilter | None = None) -> Hits:
         """Return the k nearest rows of every query; arguments and errors as `search_bounded`."""

@@ -47,12 +47,12 @@ class Sample(BaseModel):
 class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
-    Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read,
-    2 where one has several, 3 where the index is made of segments, which lie outside of the release. files: by role
-    (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in the order of its rows. parts: the latents parts that items names, in name order. encoder,
-    bundle_config: the files of the model's bundle that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before
-    these were listed. counts, measures: by name. inputs: where the catalogue was read from, the train key, and `sample`
-    where it is one.
+    Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read, 2
+    where one has several, 3 where the index is made of segments, which lie outside of the release. files: by role
+    (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in the order of its rows. parts: the latents
+    parts that items names, in name order. encoder, bundle_config: the files of the model's bundle that a query by photo
+    reads, `encoder.onnx` and `config.json`; None in releases from before these were listed. counts, measures: by name.
+    inputs: where the catalogue was read from, the train key, and `sample` where it is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import IntegrityError
 from ..keys import SHORT, digest_of
@@ -39,11 +39,11 @@ def write_release(
 ) -> WrittenRelease:
     """Write a release's files and then its manifest; when another attempt was first, return that one's release.
 
-    files: by role, several as an iterator in the order of their rows, each of which is written before the next is
-    asked for. segments: the files of an index that is made of some, by role, which are on the store already. The
-    manifest is of format 1 where every role has one file and none of them is a segment. fields: every other field of
-    `Manifest`; `created` is now unless given. Raises IntegrityError when a part or a bundle's file that the manifest would
-    name is no longer on the store.
+    files: by role, several as an iterator in the order of their rows, each of which is written before the next is asked
+    for. segments: the files of an index that is made of some, by role, which are on the store already. The manifest is
+    of format 1 where every role has one file and none of them is a segment. fields: every other field of `Manifest`;
+    `created` is now unless given. Raises IntegrityError when a part or a bundle's file that the manifest would name is
+    no longer on the store.
     """
     claim_store(store)
     found = _find_release(store, release_id)
@@ -53,7 +53,7 @@ def write_release(
     fields.setdefault("created", datetime.now(UTC))
     several = any(len(written) > 1 for written in entries.values())
     entries |= {role: tuple(shared) for role, shared in (segments or {}).items()}
-    lowest = 3 if segments else 2 if several else 1
+    lowest: Literal[1, 2, 3] = 3 if segments else 2 if several else 1
     manifest = Manifest(release_id=release_id, format=lowest, files=entries, **fields)
     written = [entry for role in entries.values() for entry in role]
     check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])
