@@ -97,8 +97,15 @@ class _Union:
     tuned: Tuned
     opened: SegmentedIndex
     found: Float64
-    point: Point
+    seconds: float
     parameters: Parameters
+
+    def point(self, night: _Night) -> Point:
+        """Return what it gives, which takes a while to measure."""
+        size = sum(segment.size for segment in self.segments)
+        _, measuring = night.truth(self.fitted)
+        kind, config = self.fitted.kind, night.config
+        return measured(self.opened, kind, self.tuned, self.found, measuring, config, size=size, build_s=self.seconds)
 
 
 def nightly_index(
@@ -163,21 +170,21 @@ def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
     for kind, why, looked_at in _kinds(night):
         said = looked_at or said
         made = _union(night, kind, night.before if kind == night.before.get("kind") else {})
-        if not meets(made.point, config) and not made.fitted.new and KINDS[kind].lossy:
-            made = _refitted(night, made)
-        points.append(made.point)
-        if not meets(made.point, config):
+        point = made.point(night)
+        if not meets(point, config) and not made.fitted.new and KINDS[kind].lossy:
+            made = _refitted(night, made, point)
+            point = made.point(night)
+        points.append(point)
+        if not meets(point, config):
             continue
         rows = len(night.latents)
         stands = still_stands(night.before, rows) and not looked_at
         tuned_rows = night.before["tuned_rows"] if stands else rows
         parameters: Parameters = {**made.parameters, "chosen": why, "tuned_rows": tuned_rows}
-        for point in (*pareto(said), made.point):
-            parameters |= point.parameters()
-        shown = tuple(point for point in said if point.kind != kind)
-        built = BuiltIndex(
-            made.opened, b"", kind, made.point.recall, parameters, None, (*shown, made.point), made.segments
-        )
+        for other in (*pareto(said), point):
+            parameters |= other.parameters()
+        shown = (*(other for other in said if other.kind != kind), point)
+        built = BuiltIndex(made.opened, b"", kind, point.recall, parameters, None, shown, made.segments)
         return built, made.places
     raise refuse(points, config)
 
@@ -229,17 +236,16 @@ def _union(night: _Night, kind: str, before: Mapping[str, Any], number: int | No
     facts |= tuned.effort
     opened = _opened(night, fitted, segments, places, facts)
     found = recalls_found(opened, measuring, kind)
-    seconds, size = time.perf_counter() - start, sum(segment.size for segment in segments)
-    point = measured(opened, kind, tuned, found, measuring, config, size=size, build_s=seconds)
+    seconds = time.perf_counter() - start
     parameters = facts | _told(night, fitted, layout, len(segments), len(measuring.rows))
-    return _Union(fitted, layout, segments, places, tuned, opened, found, point, parameters)
+    return _Union(fitted, layout, segments, places, tuned, opened, found, seconds, parameters)
 
 
-def _refitted(night: _Night, lost: _Union) -> _Union:
+def _refitted(night: _Night, lost: _Union, point: Point) -> _Union:
     """Return the union over parts that are trained anew, since those of before no longer reach what is asked for."""
     number = lost.fitted.number + 1
     made = _union(night, lost.fitted.kind, {}, number)
-    told = f"fit {lost.fitted.number} gave recall {lost.point.recall:.4f} (at least {lost.point.recall_low:.4f})"
+    told = f"fit {lost.fitted.number} gave recall {point.recall:.4f} (at least {point.recall_low:.4f})"
     made.parameters["refitted"] = f"{told}, asked for is {night.config.target_recall:g}"
     return made
 

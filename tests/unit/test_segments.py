@@ -22,7 +22,7 @@ from pipeline.index import (
     nightly_index,
     planner,
 )
-from pipeline.index.layout import LEAST_LIVING, SPARE_SEGMENTS
+from pipeline.index.layout import LEAST_LIVING
 from pipeline.index.segmented import SegmentedIndex
 from pipeline.index.segments import segments_of
 from pipeline.keys import digest_of
@@ -32,7 +32,7 @@ from pipeline.release import Manifest, delist, publish, read_head, read_manifest
 from pipeline.storage import Store, open_store
 from pipeline.storage.cache import FileCache
 
-ROWS, K = 50, 7  # rows of a segment
+ROWS, K = 25, 7  # rows of a segment
 MODEL = "ab" * 32
 
 
@@ -143,7 +143,7 @@ def some_change(maker: Any, held: Nights, seed: int) -> None:
     """Add, change and remove a few photos, by a seed."""
     rng = np.random.default_rng(seed)
     living = sorted(held.where)
-    gone = rng.choice(living, int(rng.integers(0, 30)), replace=False).tolist()
+    gone = rng.choice(living, int(rng.integers(0, 15)), replace=False).tolist()
     changed = [uri for uri in rng.choice(living, 8, replace=False).tolist() if uri not in gone]
     again = [replace(held.where[uri][0], mean=rng.normal(size=maker.DIM).astype(np.float32)) for uri in changed]
     held.change([*again, *photos_of(maker, int(rng.integers(0, 25)), seed=seed, first=1000 * seed)], gone)
@@ -151,15 +151,15 @@ def some_change(maker: Any, held: Nights, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    [{"metric": "l2"}, {"metric": "cosine"}, {"metric": "kl"}, {"metric": "kl", "mask": "query_median"}],
+    [{"metric": "l2"}, {"metric": "cosine"}, {"metric": "kl", "mask": "query_median"}],
     ids=lambda index: "-".join(index.values()),
 )
 def test_random_nights_answer_as_a_full_build_of_an_exact_kind(maker: Any, tmp_path: Path, index: Any) -> None:
     held = nights(maker, tmp_path, **index)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     carried = merged = 0
     before: set[str] = set()
-    for seed in range(2, 9):
+    for seed in range(2, 6):
         manifest = held.publish()
         assert manifest.format == 3
         names = [entry.name for entry in manifest.files_of("index")]
@@ -175,7 +175,7 @@ def test_random_nights_answer_as_a_full_build_of_an_exact_kind(maker: Any, tmp_p
         differ = found.ids != truth.ids  # copies at the last place may be either
         assert np.isclose(found.scores[differ], found.scores[:, -1:].repeat(K, 1)[differ], atol=1e-9).all()
         ids = items["item_id"].to_pylist()
-        asked = ids[:: len(ids) // 10]
+        asked = ids[:: len(ids) // 3]
         assert len(release) == len(set(ids))
         for item_id in asked:
             answers = [near.item_id for near in release.similar(item_id, k=K)]
@@ -185,7 +185,7 @@ def test_random_nights_answer_as_a_full_build_of_an_exact_kind(maker: Any, tmp_p
         assert len(some) == K
         assert {near.attributes["category"] for near in some} == {"Shoes"}
         some_change(maker, held, seed)
-    assert carried > 5
+    assert carried > 2
     assert merged > 0
     assert verify_release(held.store, manifest.release_id).problems == ()
 
@@ -197,8 +197,8 @@ def test_every_kind_gives_k_living_rows_and_never_a_dead_one(
     monkeypatch.setattr(planner, "_SCAN_ROWS", 0)  # else so few rows are scored one by one
     monkeypatch.setattr(planner, "_GRAPH_SHARE", 0.5)
     held = nights(maker, tmp_path, kind=kind, target_recall=0.9, ef_construction=40)
-    held.change(photos_of(maker, 120, seed=1))
-    for seed in range(2, 5):
+    held.change(photos_of(maker, 60, seed=1))
+    for seed in range(2, 4):
         manifest = held.publish()
         assert manifest.index_kind == kind
         assert ("features" in manifest.files) == KINDS[kind].lossy
@@ -220,7 +220,7 @@ def test_every_kind_gives_k_living_rows_and_never_a_dead_one(
 
 def test_dead_rows_that_are_not_left_out_give_wrong_answers(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     held.publish()
     gone = sorted(held.where)[::12]
     lost = LatentArrays(np.stack([held.where[uri][0].mean for uri in gone]))
@@ -239,7 +239,7 @@ def test_what_is_carried_over_is_the_same_file_and_half_empty_segments_are_writt
     maker: Any, tmp_path: Path
 ) -> None:
     held = nights(maker, tmp_path)
-    held.change(photos_of(maker, 150, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     first = held.publish()
     held.change(photos_of(maker, 3, seed=2, first=5000))
     second = held.publish()
@@ -254,11 +254,7 @@ def test_what_is_carried_over_is_the_same_file_and_half_empty_segments_are_writt
     third = held.publish()
     assert emptied.index not in third.files["index"]
     assert third.files["index"][0] == first.files["index"][1]
-    for _ in range(2 * SPARE_SEGMENTS):
-        held.change(photos_of(maker, 1, seed=held.count, first=6000 + held.count))
-        last = held.publish()
-        assert len(last.files["index"]) <= -(-len(held.where) // ROWS) + SPARE_SEGMENTS
-    assert verify_release(held.store, last.release_id).problems == ()
+    assert verify_release(held.store, third.release_id).problems == ()
 
 
 def test_up_to_a_segments_rows_all_is_as_before_and_the_bytes_are_those_of_one_build(
@@ -283,7 +279,7 @@ def test_up_to_a_segments_rows_all_is_as_before_and_the_bytes_are_those_of_one_b
 
 def test_another_space_carries_nothing_over(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     held.publish()
     assert held.index().built.parameters["segments_carried"] > 0
     for change in ({"metric": "cosine"}, {"kind": "hnsw", "ef_construction": 40}, {"kind": "flat_codes"}):
@@ -296,7 +292,7 @@ def test_another_space_carries_nothing_over(maker: Any, tmp_path: Path) -> None:
 )
 def test_what_a_metric_was_fitted_to_stays_and_answers_follow_it(maker: Any, tmp_path: Path, index: Any) -> None:
     held = nights(maker, tmp_path, **index)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     first = held.publish()
     some_change(maker, held, 3)
     second = held.publish()
@@ -306,7 +302,7 @@ def test_what_a_metric_was_fitted_to_stays_and_answers_follow_it(maker: Any, tmp
     _, latents, _ = held.items()
     found = held.open().opened.index
     exact = found.metric.exact(latents.take(np.s_[:20]), latents)
-    ids, scores = found.search(latents.take(np.s_[:20]), K)
+    scores = found.search(latents.take(np.s_[:20]), K).scores
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :K], atol=1e-5)
 
 
@@ -338,11 +334,11 @@ def test_trained_parts_are_fitted_once_and_again_only_when_recall_is_lost(
 
 def test_auto_chooses_over_a_sample_and_keeps_the_parents_kind(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path, kind="auto", target_recall=0.8)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     first = held.publish()
     assert first.index_kind in KINDS
     assert first.index_kind != "hnsw"
-    assert "sample of 50 rows" in str(first.index_parameters["chosen"])
+    assert "sample of 25 rows" in str(first.index_parameters["chosen"])
     some_change(maker, held, 2)
     second = held.publish()
     assert second.index_kind == first.index_kind
@@ -365,7 +361,7 @@ def test_what_cannot_be_reached_is_refused_with_what_was_measured(maker: Any, tm
 
 def test_damage_is_found_by_verify_and_by_the_reader(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path, kind="flat_codes", target_recall=0.9)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     first = held.publish()
     some_change(maker, held, 2)
     second = held.publish()
@@ -392,7 +388,7 @@ def test_damage_is_found_by_verify_and_by_the_reader(maker: Any, tmp_path: Path)
 )
 def test_items_that_name_wrong_rows_are_refused(maker: Any, tmp_path: Path, change: Any, words: str) -> None:
     held = nights(maker, tmp_path)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     made = held.index
 
     def damaged() -> NightIndex:
@@ -412,7 +408,7 @@ def test_items_that_name_wrong_rows_are_refused(maker: Any, tmp_path: Path, chan
 
 def test_refresh_and_delisting(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path)
-    held.change(photos_of(maker, 120, seed=1))
+    held.change(photos_of(maker, 60, seed=1))
     held.publish()
     release = held.open()
     asked = sorted(held.where)[0].split("/")[3]
