@@ -288,7 +288,7 @@ def _opened(
     parameters: Parameters,
 ) -> SegmentedIndex:
     fetch = partial(_fetched, night)
-    return open_segments(segments, fetch, fitted.metric_name, dict(parameters), places)
+    return open_segments(segments, fetch, fitted.metric_name, parameters, places)
 
 
 def _fetched(night: _Night, entry: Any) -> str:

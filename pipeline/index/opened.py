@@ -17,7 +17,7 @@ from ..forks import FreshLock, never_freed, renewed_in_children
 from ..parts import read_part_rows
 from ..release import Delisted, FileEntry, Manifest
 from ..release.absent import Absences, Refusal
-from ..schema import SEGMENT_PLACE, pixels_column
+from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
 from .filters import RowFilter
@@ -29,8 +29,7 @@ from .kinds import check_readable
 from .latents import LatentArrays, Rows
 from .metrics import metric_named
 from .photo import PhotoEncoder
-from .search import SearchIndex, open_index
-from .segments import open_segments, places_in, segments_of
+from .segments import index_of
 from .sids import FACT, SidTable
 
 SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
@@ -84,7 +83,7 @@ class OpenedRelease:
         files = manifest.files_of("items")
         self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
         self.items = ItemTable(self._item_files.described())
-        self.index = self._open_index()
+        self.index = index_of(manifest, self._fetch, self._item_files.columns)
         self._absences = Absences(store, cache, manifest)
         self._masked = _Masked()
         self._check()
@@ -101,18 +100,6 @@ class OpenedRelease:
 
     def _fetch(self, entry: FileEntry) -> str:
         return str(self._cache.fetch(self._store, entry.name, size=entry.bytes, sha256=entry.sha256))
-
-    def _open_index(self) -> SearchIndex:
-        """Return the index, mapped: of one file, or of segments with the place in them that items gives each row."""
-        manifest = self.manifest
-        if manifest.segmented:
-            segments = segments_of(manifest)
-            places = places_in(self._item_files.columns(SEGMENT_PLACE.names), segments, manifest.release_id)
-            return open_segments(segments, self._fetch, manifest.metric, manifest.index_parameters, places)
-        beside = self._fetch(manifest.file("features")) if "features" in manifest.files else None
-        return open_index(
-            self._fetch(manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
-        )
 
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""

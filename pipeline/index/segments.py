@@ -13,7 +13,7 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,10 +29,11 @@ from ..keys import key_of
 from ..ordering import as_numpy, ranks
 from ..release import FileEntry, Manifest
 from ..release.manifest import SEGMENTS
+from ..schema import SEGMENT_PLACE
 from ..storage import Store
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
-from .features_file import SUFFIX
+from .features_file import SUFFIX, Source
 from .fitted import Fitted
 from .gather import gather_latents
 from .kinds import KINDS
@@ -178,23 +179,41 @@ def _found(store: Store, name: str, rows: int) -> FileEntry:
     return FileEntry(name=name, bytes=size, sha256=digest.hexdigest(), rows=rows)
 
 
+def index_of(
+    manifest: Manifest, fetch: Callable[[FileEntry], Source], columns: Callable[[Sequence[str]], pa.Table]
+) -> SearchIndex:
+    """Return a release's index: of one file, or of segments with the place in them that items gives each row.
+
+    fetch: an entry -> its local path, which is mapped, or its bytes. columns: names -> these columns of items. Errors
+    as `open_segments` and `open_index`.
+    """
+    if manifest.segmented:
+        segments = segments_of(manifest)
+        places = places_in(columns(SEGMENT_PLACE.names), segments, manifest.release_id)
+        return open_segments(segments, fetch, manifest.metric, manifest.index_parameters, places)
+    beside = fetch(manifest.file("features")) if "features" in manifest.files else None
+    return open_index(
+        fetch(manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
+    )
+
+
 def open_segments(
     segments: Sequence[Segment],
-    fetch: Callable[[FileEntry], str],
-    manifest_metric: str,
-    parameters: dict[str, Any],
+    fetch: Callable[[FileEntry], Source],
+    metric: str,
+    parameters: Mapping[str, Any],
     places: tuple[np.ndarray, np.ndarray],
 ) -> SegmentedIndex:
     """Return the index of some segments, each mapped; several are fetched at a time.
 
-    fetch: an entry -> its local path. parameters: as in the manifest; what was tuned is set on each segment. places: of
+    fetch: as for `index_of`. parameters: as in the manifest; what was tuned is set on each segment. places: of
     each row of items its segment's number and the row in it. Raises IntegrityError for a segment of other rows than it
     is listed with, and what `open_index` raises.
     """
 
     def opened(segment: Segment) -> SearchIndex:
         beside = None if segment.features is None else fetch(segment.features)
-        index = open_index(fetch(segment.index), manifest_metric, features=beside, parameters=parameters)
+        index = open_index(fetch(segment.index), metric, features=beside, parameters=parameters)
         if index.rows != segment.rows:
             raise IntegrityError(
                 f"{segment.index.name} has {index.rows:,} rows, the manifest says {segment.rows:,}; roll the channel "

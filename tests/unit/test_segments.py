@@ -27,8 +27,19 @@ from pipeline.index.segmented import SegmentedIndex
 from pipeline.index.segments import segments_of
 from pipeline.keys import digest_of
 from pipeline.parts import PartFile
+from pipeline.quality.side_by_side import open_space
 from pipeline.reader import Release, open_release
-from pipeline.release import Manifest, delist, publish, read_head, read_manifest, verify_release, write_release
+from pipeline.release import (
+    Manifest,
+    Policy,
+    delist,
+    expire,
+    publish,
+    read_head,
+    read_manifest,
+    verify_release,
+    write_release,
+)
 from pipeline.storage import Store, open_store
 from pipeline.storage.cache import FileCache
 
@@ -177,6 +188,8 @@ def test_random_nights_answer_as_a_full_build_of_an_exact_kind(maker: Any, tmp_p
         ids = items["item_id"].to_pylist()
         asked = ids[:: len(ids) // 3]
         assert len(release) == len(set(ids))
+        space = open_space(held.store, manifest)  # from bytes, as pages do
+        np.testing.assert_array_equal(space.index.search(queries, K).ids, found.ids)
         for item_id in asked:
             answers = [near.item_id for near in release.similar(item_id, k=K)]
             assert len(set(answers)) == K
@@ -377,6 +390,38 @@ def test_damage_is_found_by_verify_and_by_the_reader(maker: Any, tmp_path: Path)
             open_release(held.store.url, cache_dir=tmp_path / f"other{suffix}")
         path.write_bytes(whole)
     assert verify_release(held.store, second.release_id).problems == ()
+
+
+def test_expiry_keeps_what_a_kept_release_or_a_run_at_work_names_and_no_other_segment(
+    maker: Any, expiring: Any, tmp_path: Path
+) -> None:
+    store = expiring.ClockStore("memory://segments")
+    held = nights(maker, tmp_path)
+    held.store = store
+    held.change(photos_of(maker, 60, seed=1))
+    first = held.publish()
+    named = held.index().items.to_pylist()
+    gone = [row["uri"] for row in named if row["index_segment"] == first.files["index"][0].name]
+    store.pass_days(1)
+    held.change([], gone)  # its first segment dies
+    second = held.publish()
+    carried = set(first.files["index"]) & set(second.files["index"])
+    assert carried
+    policy = Policy(keep=1, keep_days=1, max_share=1.0)
+    dead = {entry.name for entry in first.files["index"]} - {entry.name for entry in second.files["index"]}
+    store.pass_days(20)
+    expiring.begin(store, "night-3")
+    store.put("runs/night-3/plan.parquet", expiring.plan([], parent=second.release_id, model=MODEL))
+    said = {one.entry.name: (one.keep, one.reason) for one in expire(store, policy).judged}
+    assert all(said[name] == (True, "run night-3 may be at work and may find this") for name in dead)
+    expiring.end(store, "night-3")
+    for _ in range(2):
+        expire(store, policy, yes=True)
+        store.pass_days(10)
+    assert f"releases/{first.release_id}/manifest.json" not in store.names()
+    assert not dead & store.names(), "no release names them"
+    assert {entry.name for entry in carried} <= store.names()
+    assert verify_release(store, second.release_id).problems == ()
 
 
 @pytest.mark.parametrize(
