@@ -88,6 +88,11 @@ class SearchIndex:
         """The number of features a row."""
         return int(self._index.d)
 
+    @property
+    def features(self) -> Float32:
+        """The exact features of all rows, float32 [n, f]."""
+        return self.features_of(np.s_[:])
+
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
