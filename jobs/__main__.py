@@ -87,6 +87,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
     "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
     "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
+    "sign": Command("Releases", "jobs.sign", "sign a release that is there, once its bytes are checked", CONFIG),
     "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
     "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
     "delist": Command("Releases", "jobs.delist", "hide items from every reader at once, or show them again", CONFIG),
@@ -95,6 +96,9 @@ COMMANDS: dict[str, Command] = {
     "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
     "explain": Command(
         "Ask a release", "jobs.explain", "why an item has its neighbours: photos, latents, another release", CONFIG
+    ),
+    "report": Command(
+        "Releases", "jobs.report", "a release beside another: verdict, pictures, curves; as page or data", CONFIG
     ),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
@@ -134,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failure = failure_of(error)
             if failure.unexpected:
                 sys.stderr.write(masked_for_people(traceback.format_exc()))
-            return answer.failed(failure.text, failure.exit_code, release=failure.release)
+            return answer.failed(failure.text, failure.exit_code, release=failure.release, verdicts=failure.verdicts)
         return 0 if outcome is None else answer.done(outcome)
 
 

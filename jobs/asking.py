@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
-from pipeline.errors import ConfigError, NotFound
+from pipeline.errors import NotFound
 from pipeline.index.opened import OpenedRelease
 from pipeline.reader import Neighbour, Release, open_release
 from pipeline.release import Manifest
-from pipeline.settings import parse_value
-from pipeline.storage.local import expanded
 
 _SHOWN_ATTRIBUTES = 4
 _WIDEST = 40
@@ -59,43 +56,6 @@ def open_other(arguments: Arguments, manifest: Manifest) -> tuple[OpenedRelease 
         if against is not None:
             raise
         return None, f"its parent {wanted} has expired; --against RELEASE_ID names another release to compare with"
-
-
-def new_file(text: str, endings: Sequence[str]) -> Path:
-    """Return the file that a page or table is to be written to. Raises ConfigError where that cannot be."""
-    path = expanded(text)
-    if path.suffix.lower() not in endings:
-        raise ConfigError(f"--to {text!r} does not end in one of {', '.join(endings)}, which says what to write")
-    if path.exists():
-        raise ConfigError(f"{path} is there already; name another file, or delete it first")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent} is no folder; make it first, or name another file")
-    return path
-
-
-def write_new(path: Path, data: bytes) -> int:
-    """Write a file that must not be there yet and return its bytes. Raises ConfigError where it cannot be written."""
-    try:
-        with path.open("xb") as file:
-            return file.write(data)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error}); name another file") from error
-
-
-def parse_where(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Return the filter of `--where NAME=VALUE` options, None when there is none.
-
-    Values are YAML: a text that looks like a number is written in quotes, --where 'size="42"'. Raises ConfigError.
-    """
-    where: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--where {text!r} is not of the form NAME=VALUE, for example --where category=Shoes")
-        if name in where:
-            raise ConfigError(f"--where names {name!r} twice; write --where '{name}=[a, b]' for any of several values")
-        where[name] = parse_value(value, f"--where {text!r}")
-    return where or None
 
 
 def answer(release: Release, asked: str, neighbours: Sequence[Neighbour]) -> Outcome:

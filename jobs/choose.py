@@ -6,12 +6,13 @@ import argparse
 import tempfile
 from contextlib import ExitStack
 
-from jobs.choosing import Stages, named_candidates, written
+from jobs.choosing import Stages, candidates_asked
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.context import Context
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
+from pipeline.quality.candidates import written
 from pipeline.quality.choice_report import choice_details, choice_text, choose_among
 from pipeline.quality.choose_config import PHOTOS, ChooseConfig
 from pipeline.quality.choosing import fold_photos, measure_candidates
@@ -42,7 +43,7 @@ def run(arguments: Arguments) -> Outcome:
         raise ConfigError(f"{str(target)!r} exists and is not overwritten; name another file with --write")
     config = load_config(arguments)
     asked = _asked(config.choose, options)
-    named = named_candidates(arguments, config, options.candidates)
+    named = candidates_asked(arguments, config)
     candidates = [each.candidate for each in named.values()]
     store, progress = config.store.open(), Progress()
     run = open_run(store, arguments.run or default_run_name())

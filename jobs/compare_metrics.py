@@ -6,7 +6,8 @@ import argparse
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
-from pipeline.evaluation.metric_table import asked_manifest, compare_metrics, comparison_text
+from pipeline.evaluation.metric_table import compare_metrics, comparison_text
+from pipeline.release import asked_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

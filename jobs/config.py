@@ -69,8 +69,11 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return a config as plain JSON values, without `monitor`: whom a run tells is no part of it, and may be secret."""
-    values = config.model_dump(mode="json", exclude={"monitor"})
+    """Return a config as plain JSON values, without `monitor` and `publish.sign`.
+
+    Whom a run tells and who signs is no part of it, and may be secret.
+    """
+    values = config.model_dump(mode="json", exclude={"monitor": True, "publish": {"sign"}})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
     for section, switched_off in (("tables", not config.tables.asked), ("semantic_ids", config.semantic_ids is None)):

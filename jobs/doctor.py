@@ -5,19 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
-
-from pydantic import ValidationError
 
 from jobs.command import Arguments, Outcome
 from jobs.place import LightConfig, load_light
-from pipeline.catalogue import CatalogueConfig, catalogue_files
-from pipeline.catalogue.columns import choose_columns
-from pipeline.catalogue.first_rows import read_sample
+from pipeline.catalogue.probing import probe_catalogue
 from pipeline.errors import CodebooksError, ConfigError, InputError
 from pipeline.findings import Finding
 from pipeline.machine import (
@@ -30,10 +24,9 @@ from pipeline.machine import (
     installed,
 )
 from pipeline.monitoring import check_told
-from pipeline.release import check_store, read_head
-from pipeline.storage import Files, Store, check_shows_writes, check_write_once, store_clock
+from pipeline.release.probing import probe_store
+from pipeline.storage import Files
 
-_CLOCK_S = 300.0
 _WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
 
 
@@ -46,7 +39,6 @@ class Patient:
 
     arguments: Arguments
     config: LightConfig | None = None
-    store: Store | None = None
     model: Any = None
     wanted: bool = field(init=False)
 
@@ -118,47 +110,15 @@ def check_config(patient: Patient) -> Iterator[Finding]:
 
 
 def check_the_store(patient: Patient) -> Iterator[Finding]:
-    """Write, read, list, delete and write once on the store, under a name of our own; its format, head and clock."""
-    if patient.config is None:
-        return
-    store = patient.config.store.open()
-    folder = f"runs/doctor-{uuid.uuid4().hex[:12]}/"
-    check_write_once(store, f"{folder}probe")
-    check_shows_writes(store, folder)
-    try:
-        clock = store_clock(store, f"{folder}clock")
-    finally:
-        store.delete(f"{folder}clock")
-    patient.store = store
-    yield Finding("ok", "store", f"{store.url}: write, read, list, delete and write-once work")
-    off = abs((datetime.now(UTC) - clock).total_seconds())
-    if off > _CLOCK_S:
-        yield Finding(
-            "warn", "clock", f"this machine and the store differ by {off:,.0f} s", "set this machine's clock (NTP)"
-        )
-    known = check_store(store)
-    head = read_head(store, patient.config.publish.channel) if known else None
-    current = f"current release {head.release_id} (number {head.number})" if head else "no release yet"
-    yield Finding("ok", "channel", f"{patient.config.publish.channel}: {current}")
+    """Write, read, list, delete and write once on the store; its clock and the channel's head."""
+    if patient.config is not None:
+        yield from probe_store(patient.config.store.open(), patient.config.publish.channel)
 
 
 def check_catalogue(patient: Patient) -> Iterator[Finding]:
     """The catalogue's first file: is it there, does it have the columns that the config names."""
-    if patient.config is None or not isinstance(patient.config.catalogue, dict):
-        return
-    try:
-        config = CatalogueConfig.model_validate(patient.config.catalogue)
-    except ValidationError as error:
-        problems = "; ".join(f"catalogue.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"not looked at, its section is wrong: {problems}") from error
-    files = catalogue_files(config, patient.config.store.options())
-    sample = read_sample(config, files)
-    what = f"{sample.format}, {sample.num_files:,} files" if sample.num_files > 1 else sample.format
-    if sample.rows is None:
-        yield Finding("ok", "catalogue", f"{sample.first}: {what}")
-        return
-    choose_columns(sample.rows.schema, config, sample.first)
-    yield Finding("ok", "catalogue", f"{sample.first}: {what}, columns {', '.join(sample.rows.column_names)}")
+    if patient.config is not None and isinstance(patient.config.catalogue, dict):
+        yield from probe_catalogue(patient.config.catalogue, patient.config.store.options())
 
 
 def check_monitor(patient: Patient) -> Iterator[Finding]:

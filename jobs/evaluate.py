@@ -8,11 +8,13 @@ from dataclasses import replace
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
 from jobs.pipeline_run import run_until
-from pipeline.errors import ConfigError, GateRefused
+from pipeline.errors import GateRefused
 from pipeline.progress import Progress
-from pipeline.quality.table import TableOptions, WrittenTable, named_bundles, write_quality
-from pipeline.quality.table_sample import LEAST, PHOTOS
+from pipeline.quality.table import TableOptions, WrittenTable, asked_table, named_bundles, write_quality
+from pipeline.quality.table_sample import PHOTOS
 from pipeline.runs import default_run_name
+
+_TABLE = ("table", "beside", "photos", "without_baselines")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,7 @@ def run(arguments: Arguments) -> Outcome:
     With --table then the quality table, also of a release that a gate refused. Raises as `run_until`; ConfigError for
     options of the table without it, and before anything is run for models that cannot stand in it.
     """
-    options = table_options(arguments.options)
+    options = asked_table(**{name: getattr(arguments.options, name) for name in _TABLE})
     if options is None:
         return run_until(arguments, "evaluate")
     config = load_config(arguments)
@@ -52,27 +54,6 @@ def run(arguments: Arguments) -> Outcome:
         raise
     written = _write(config, str(outcome.run), str(outcome.release), options)
     return replace(outcome, details={**outcome.details, **written.details}, text=f"{outcome.text}\n\n{written.text}")
-
-
-def table_options(given: argparse.Namespace) -> TableOptions | None:
-    """Return what was asked of the table, None for no table. Raises ConfigError for options that do not fit."""
-    if not given.table:
-        idle = [
-            name
-            for name, value in (
-                ("--beside", given.beside),
-                ("--photos", given.photos),
-                ("--without-baselines", given.without_baselines),
-            )
-            if value
-        ]
-        if idle:
-            raise ConfigError(f"{', '.join(idle)} without --table says nothing; add --table, or leave it out")
-        return None
-    photos = PHOTOS if given.photos is None else given.photos
-    if photos < LEAST:
-        raise ConfigError(f"--photos is {photos}; a quality table takes at least {LEAST}")
-    return TableOptions(tuple(given.beside), photos, not given.without_baselines)
 
 
 def _write(config: Config, run: str, release: str, options: TableOptions) -> WrittenTable:

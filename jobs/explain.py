@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.asking import new_file, open_asked, open_other, write_new
+from jobs.asking import open_asked, open_other
 from jobs.command import Arguments, Outcome
 from pipeline.quality.explaining import explain, explained_text
 from pipeline.quality.item_page import item_page
+from pipeline.storage.new_files import new_file, write_new
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.asking import new_file, write_new
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
 from pipeline.errors import ConfigError
 from pipeline.quality.trends import FORMS, trends, trends_file, trends_text
 from pipeline.release import check_store, history
+from pipeline.storage.new_files import new_file, write_new
 
 _TERMINAL, _WHOLE = 8, 30
 

@@ -15,16 +15,23 @@ from jobs.command import Arguments, Outcome
 from jobs.place import LightConfig
 from jobs.ray_session import ray_session
 from jobs.sources import read_sources
-from pipeline.errors import ConfigError, IntegrityError, NotFound
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.models import load_bundle
 from pipeline.models.priors import check_draw
 from pipeline.models.priors.stored import find_prior, load_prior
 from pipeline.nodes import ClusterConfig
 from pipeline.planning import ReleasePhotos, release_photos
-from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection, codes_of, network_of, train_key_of
+from pipeline.planning.prior_section import (
+    DEFAULT_PRIOR,
+    AnyPriorSection,
+    category_column,
+    codes_of,
+    network_of,
+    train_key_of,
+)
 from pipeline.progress import Progress
 from pipeline.quality.prior_results import Sampling, check_category, described, write_results
-from pipeline.release import Manifest, check_store, read_head, read_manifest
+from pipeline.release import Manifest, asked_manifest, check_store
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
 from pipeline.settings import check_and_build, merge
@@ -93,15 +100,16 @@ def run(arguments: Arguments) -> Outcome:
     options = arguments.options
     sampling = Sampling(options.samples, options.temperature, options.top_k, options.category)
     store = config.store.open()
-    check_store(store)
+    check_store(store)  # before the run's own folder is looked into
     run = open_run(store, arguments.run or default_run_name())
     # Read before the run begins: a wrong release, model or option leaves nothing on the store.
     held = _held_task(run)
-    manifest = _manifest(store, config, options, held)
+    named = held.release_id if held else options.release
+    manifest = asked_manifest(store, named, options.channel or config.publish.channel)
     bundle = load_bundle(store, manifest.model_id)
     num_codes = codes_of(manifest, bundle)
     check_draw(temperature=sampling.temperature, top_k=sampling.top_k, num_codes=num_codes)
-    column = category_column(config)
+    column = category_column(config.catalogue, config.prior)
     items = read_table(store, manifest, "items")
     photos = release_photos(items, config.prior.train, category=column)
     labels = photos.labels() if config.prior.by_category else ()
@@ -143,27 +151,11 @@ def load_prior_config(arguments: Arguments) -> PriorCommandConfig:
     return check_and_build(merge(read_sources(arguments)), PriorCommandConfig)
 
 
-def category_column(config: PriorCommandConfig) -> str | None:
-    """Return the column of categories, None where none is named.
-
-    Raises ConfigError for a prior `by_category` without one.
-    """
-    column = config.catalogue.get("category")
-    if column is not None and not isinstance(column, str):
-        raise ConfigError(f"catalogue.category is {column!r}; write the name of a column of the catalogue")
-    if column is None and config.prior.by_category:
-        raise ConfigError(
-            "prior.by_category is true and catalogue.category is not set; set it to the catalogue's column of "
-            "categories, or set prior.by_category to false"
-        )
-    return column
-
-
 def found_or_trained(
     work: Work, task: Task, manifest: Manifest, photos: ReleasePhotos, labels: tuple[str, ...], num_codes: int
 ) -> tuple[str, bool]:
     """Return the prior_id that answers the task's key, and whether it had to be trained."""
-    column = category_column(work.config)
+    column = category_column(work.config.catalogue, work.config.prior)
     former = train_key_of(work.config.prior, work.run.name, manifest, column, former=True)
     found = find_prior(work.store, task.train_key) or find_prior(work.store, former)
     if found is not None:
@@ -214,20 +206,6 @@ def _held_task(run: Run) -> Task | None:
         return None if data is None else Task.model_validate_json(data)
     except ValidationError as error:
         raise IntegrityError(f"{run.folder}{_TASK} is damaged ({error}); start a run of another name") from error
-
-
-def _manifest(store: Store, config: PriorCommandConfig, options: argparse.Namespace, held: Task | None) -> Manifest:
-    """Return the release that the run began with, else that which the options name."""
-    named = held.release_id if held else options.release
-    if named is not None:
-        return read_manifest(store, named)
-    channel = options.channel or config.publish.channel
-    head = read_head(store, channel)
-    if head is None:
-        raise NotFound(
-            f"channel {channel!r} on {store.url} has no release yet; run `codebooks refresh`, or name another channel"
-        )
-    return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
 
 
 def _frozen_text(config: PriorCommandConfig, options: argparse.Namespace, column: str | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.asking import add_query_arguments, answer, open_asked, parse_where
+from jobs.asking import add_query_arguments, answer, open_asked
 from jobs.command import Arguments, Outcome
 from pipeline.errors import InputError
+from pipeline.settings.conditions import parse_where
 from pipeline.storage.local import expanded
 
 

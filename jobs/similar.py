@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.asking import add_query_arguments, answer, open_asked, parse_where
+from jobs.asking import add_query_arguments, answer, open_asked
 from jobs.command import Arguments, Outcome
+from pipeline.settings.conditions import parse_where
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import pyarrow as pa
-from pyarrow import parquet
 
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
@@ -20,15 +14,11 @@ from jobs.pipeline_run import How, run_config
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.findings import Finding, Level
-from pipeline.images.render import render_products
-from pipeline.models.bundle import BUNDLES
+from pipeline.planning.trial import copy_bundles, in_small, small_catalogue, small_config
 from pipeline.progress import Progress
-from pipeline.storage import Store
 from pipeline.storage.config import StoreConfig
 from pipeline.workers import Whereabouts, ask_a_worker, whereabouts
 
-_MODEL_ID = re.compile(r"\b[0-9a-f]{64}\b")
-_CATEGORIES = ("first", "second")
 _MEND = "a night would end the same way: see the text, then try again"
 _REPORT = "no known trouble of a machine or a config; see the text, and report it if it is ours"
 
@@ -58,65 +48,18 @@ def tried(arguments: Arguments, *, whole: bool) -> Iterator[Finding]:
 def _scratch(arguments: Arguments, *, whole: bool) -> Iterator[Config]:
     """Yield the config of a night in small: a generated catalogue, one step, everything on a store of its own."""
     with tempfile.TemporaryDirectory(prefix="visual-codebooks-doctor-") as folder:
-        asked = load_config(arguments) if whole else Config.model_validate(_small(folder))
+        asked = load_config(arguments) if whole else Config.model_validate(small_config(folder))
         place = f"runs/doctor-{uuid.uuid4().hex[:12]}"
         standing = asked.store.open()
         scratch = StoreConfig(**{**asked.store.model_dump(), "url": f"{asked.store.url.rstrip('/')}/{place}"})
         try:
             store = scratch.open()
-            _copy_bundles(asked, standing, store)
-            store.put("catalogue.parquet", _catalogue(asked))
-            yield _in_small(asked, scratch)
+            copy_bundles(asked, standing, store)
+            store.put("catalogue.parquet", small_catalogue(asked))
+            yield Config.model_validate(in_small(config_values(asked), scratch.model_dump()))
         finally:
             for entry in list(standing.list(f"{place}/")):
                 standing.delete(entry.name)
-
-
-def _small(folder: str) -> dict[str, Any]:
-    return {
-        "store": {"url": folder},
-        "catalogue": {"source": folder},
-        "images": {"size": 32},
-        "model": {"kind": "vae", "latent_dim": 8, "channels": [8, 16]},
-        "train": {"batch_size": 32},
-        "encode": {"actors": 1},
-    }
-
-
-def _in_small(asked: Config, scratch: StoreConfig) -> Config:
-    """Return the config with what is learned, fetched and encoded cut down to one batch; the rest as it was asked."""
-    values = config_values(asked)
-    values["store"] = scratch.model_dump()
-    source = f"{scratch.url}/catalogue.parquet"
-    values["catalogue"] = {"source": source, "item_id": "item_id", "image": "image", "category": "category"}
-    values["train"] |= {"epochs": 1, "validation": 0.0, "split_by": None, "keep": "last", "milestones": []}
-    if values["train"]["schedule"] == "milestones":
-        values["train"]["schedule"] = "cosine"
-    return Config.model_validate(values)
-
-
-def _catalogue(asked: Config) -> bytes:
-    """Return a table of one batch of the demo's pictures, of two categories."""
-    count, side = max(asked.train.batch_size, 2), max(asked.images.size, 32)
-    pictures = [photo for _, photo in render_products(count, seed=0, size=(side, side))]
-    table = pa.table(
-        {
-            "item_id": [f"try-{number:06d}" for number in range(count)],
-            "image": pa.array(pictures, pa.binary()),
-            "category": [_CATEGORIES[number % 2] for number in range(count)],
-        }
-    )
-    written = io.BytesIO()
-    parquet.write_table(table, written)
-    return written.getvalue()
-
-
-def _copy_bundles(asked: Config, standing: Store, scratch: Store) -> None:
-    """Copy the bundles that the model is made of, or that its training begins with, to the store of the trial."""
-    named = _MODEL_ID.findall(f"{asked.model.model_dump_json()} {asked.train.init_from}")
-    for model_id in sorted(set(named)):
-        for entry in standing.list(f"{BUNDLES.folder}/{model_id}/"):
-            scratch.put(entry.name, standing.get(entry.name))
 
 
 def _worker(config: Config) -> tuple[Level, str, str]:

@@ -9,27 +9,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import Any, Unpack
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from .errors import ConfigError, NotFound
+from .errors import NotFound
 from .forks import FreshLock
-from .index import FUSIONS, GroupHits, LatentArrays, load_faiss, reciprocal_ranks
+from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
+from .index.asked import as_rows, basket_shares, checked_k, listed_keys
+from .index.contents import Contents, ItemKey
 from .index.fusion import rank_depth
-from .index.latents import Float32, Float64, Rows
-from .index.opened import OpenedRelease, StoredPhoto
-from .index.sids import SemanticId, SidTable
-from .release import ChannelEntry, Delisted, HeldLease, Manifest, check_store, read_delisted, read_head, take_lease
+from .index.latents import Float32, Rows
+from .index.opened import OpenedRelease
+from .index.opening import Opening, Terms
+from .release import (
+    ChannelEntry,
+    Delisted,
+    HeldLease,
+    Manifest,
+    check_signed,
+    check_store,
+    read_delisted,
+    read_head,
+    take_lease,
+)
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
 from .storage.cache import FileCache
 from .storage.room import asked_bytes
-
-ItemKey = str | int | np.integer[Any] | UUID  # what names an item: see `stored_item_id`
 
 CACHE_VARIABLE = "CODEBOOKS_READER_CACHE_GIB"
 
@@ -48,11 +56,10 @@ def open_release(
     *,
     channel: str = "stable",
     release_id: str | None = None,
-    expect_model: str | None = None,
     options: StorageOptions | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_gib: float | None = None,
-    lease: bool = False,
+    **opening: Unpack[Opening],
 ) -> Release:
     """Open the current release of a channel, or the one named by `release_id` (`channel` is then not looked at).
 
@@ -63,17 +70,21 @@ def open_release(
     free for this process.
     lease: hold the open release against expiry, for a day from each `refresh()`, which must be called more often then;
     takes the right to write below `leases/` of the store.
+    trusted_keys: public keys (PEM files, or their text), one of which must have signed whatever release is opened, now
+    and at each `refresh()`; takes the package cryptography.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
-    does not fit, ConfigError when FAISS is not installed as it should be.
+    does not fit, Untrusted (one of these) when no trusted key signed it as it lies there, ConfigError when FAISS is not
+    installed as it should be.
     """
     cache = FileCache(cache_dir, max_bytes=asked_bytes(cache_gib, CACHE_VARIABLE))
     store = open_store(store_url, options)
-    release = Release(store, cache, channel=channel, release_id=release_id, expect_model=expect_model, lease=lease)
+    terms = Terms.of(**opening)  # first: what cannot be is said before anything is fetched
+    release = Release(store, cache, terms, channel=channel, release_id=release_id)
     release.open()
     return release
 
 
-class Release:
+class Release(Contents):
     """An open release; every method may be called from several threads at once, also during `refresh`.
 
     A query runs on the release that was current when it began. Its vectors come from the index, which stores what it
@@ -85,25 +96,16 @@ class Release:
     """
 
     def __init__(
-        self,
-        store: Store,
-        cache: FileCache,
-        *,
-        channel: str,
-        release_id: str | None = None,
-        expect_model: str | None = None,
-        lease: bool = False,
+        self, store: Store, cache: FileCache, terms: Terms, *, channel: str, release_id: str | None = None
     ) -> None:
         """Use `open_release`."""
-        self._store, self._cache = store, cache
-        self._expect_model = expect_model
+        self._store, self._cache, self._terms = store, cache, terms
         self.channel = channel if release_id is None else None  # None: pinned to one release
         # Id and sha256 of the manifest, each None as long as it is not known.
         self._wanted: tuple[str | None, str | None] = (release_id, None)
         self._opening = FreshLock()
         self._opened: OpenedRelease | None = None
         self._delisted: Delisted | None = None
-        self._leasing = lease
         self._lease: HeldLease | None = None
 
     def open(self) -> None:
@@ -150,30 +152,6 @@ class Release:
         """The files of the release that queries now run on, for rooms of this library; `refresh` leaves them be."""
         return self._now()
 
-    def __len__(self) -> int:
-        """Return the number of items, delisted ones not among them."""
-        opened = self._now()
-        return len(opened.items) - len(opened.masked)
-
-    def __contains__(self, item_id: object) -> bool:
-        """Return whether the release holds an item. Raises ConfigError for what is no key, so that none is missed."""
-        return self._now().holds(item_id)
-
-    def item_ids(self) -> list[str]:
-        """Return every item's key, in order."""
-        opened = self._now()
-        return opened.shown(opened.items.item_ids())
-
-    def item_ids_from(self, prefix: str, limit: int) -> list[str]:
-        """Return the first keys that begin with a prefix, in order, `limit` at most."""
-        opened = self._now()
-        return opened.shown(opened.items.item_ids_from(prefix, limit + len(opened.masked)))[:limit]
-
-    def attributes(self, item_id: ItemKey) -> dict[str, Any]:
-        """Return an item's attributes. Raises UnknownItem."""
-        opened = self._now()
-        return opened.items.attributes_of(opened.find(item_id))
-
     def similar(self, item_id: ItemKey, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
         """Return the k items nearest to an item, nearest first, never the item itself; ties by item_id.
 
@@ -204,14 +182,14 @@ class Release:
         `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
         """
         opened = self._now()
-        basket = _listed(item_ids)
-        shares = _checked_basket(basket, fusion, weights)
+        basket = listed_keys(item_ids)
+        shares = basket_shares(basket, fusion, weights)
         items = [opened.find(item_id) for item_id in basket]
         counts = [len(opened.items.rows_of(item)) for item in items]
         vectors = opened.vectors(items)
         if fusion == "rrf":
             owners = np.repeat(np.arange(len(items)), counts)
-            answers = opened.answers(vectors, owners, rank_depth(_checked_k(k)), where, exclude=items)
+            answers = opened.answers(vectors, owners, rank_depth(checked_k(k)), where, exclude=items)
             return _neighbours(opened, reciprocal_ranks(answers, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
@@ -227,7 +205,7 @@ class Release:
         meaningless answers where the dimension happens to fit: pass `expect_model` to `open_release`. Raises
         ConfigError for another dimension or values that are not finite.
         """
-        queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=_matrix(vectors))
+        queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=as_rows(vectors))
         return _named(self._now(), queries, np.arange(len(queries)), k, where)
 
     def warm(self) -> None:
@@ -260,50 +238,6 @@ class Release:
         IntegrityError when the stored encoder is gone or not the one that the manifest lists.
         """
         return self._now().encoder()(data, category, max_pixels=max_pixels).mean
-
-    def photos(self, item_id: ItemKey) -> list[StoredPhoto]:
-        """Return an item's photos, in order: where each lies, and where its pixels are kept. Raises UnknownItem."""
-        return self._now().photos(item_id)
-
-    def pixels(self, item_id: ItemKey) -> NDArray[np.uint8] | None:
-        """Return an item's first kept photo, uint8 RGB [size, size, 3]; None where no pixels of it are kept.
-
-        These are the pixels that the encoder saw; they are read from the store, and expire before releases do. Raises
-        UnknownItem.
-        """
-        return self._now().pixels(item_id)
-
-    def latents(self, item_ids: Iterable[ItemKey]) -> pa.Table:
-        """Return the latents of items, one row a photo, in the order asked; the parts that hold them are fetched whole.
-
-        Columns: item_id, uri, view, mean [d], and log_var [d] or codes [h * w] where the model has them. Raises
-        UnknownItem.
-        """
-        return self._now().latents(_listed(item_ids))
-
-    def sid(self, item_id: ItemKey) -> SemanticId:
-        """Return an item's semantic ID. Raises UnknownItem; ConfigError where the release has no semantic IDs."""
-        opened = self._now()
-        return opened.sids().of(opened.find(item_id))
-
-    def items(self, prefix: Sequence[int]) -> list[str]:
-        """Return the items whose codes begin with these, in the order of their semantic IDs; [] is all of them.
-
-        The same as a condition of a question: where={"sid_prefix": prefix}. Errors as `sid`.
-        """
-        opened = self._now()
-        return opened.shown([opened.items.item_id(item) for item in opened.sids().items(prefix).tolist()])
-
-    def sids(self) -> SidTable:
-        """Return the semantic IDs of all items, for other tools: `matrix`, `ordered`, `words`. Errors as `sid`."""
-        return self._now().sids()
-
-    def table(self, role: str) -> pa.Table:
-        """Return a further table of the release, whole: `vectors`, `neighbours`, `sid_items`, `sid_retired`, `sid_map`.
-
-        Raises ConfigError where the release has no such table.
-        """
-        return self._now().table(role)
 
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.
@@ -343,10 +277,12 @@ class Release:
         load_faiss()
         check_store(self._store)
         manifest, found = read_hashed_manifest(self._store, release_id, expect_sha256=digest)
+        if self._terms.trusted:
+            check_signed(self._store, manifest, found, self._terms.trusted)
         # Before its files are fetched, so that none of them can go meanwhile.
-        lease = take_lease(self._store, release_id, owner="reader") if self._leasing else None
+        lease = take_lease(self._store, release_id, owner="reader") if self._terms.lease else None
         try:
-            opened = OpenedRelease(self._store, self._cache, manifest, self._expect_model)
+            opened = OpenedRelease(self._store, self._cache, manifest, self._terms.expect_model)
             self._delisted = read_delisted(self._store, self._delisted)
         except BaseException:
             if lease is not None:
@@ -378,45 +314,9 @@ def _named(
     where: Mapping[str, Any] | None,
     exclude: Sequence[int] = (),
 ) -> list[list[Neighbour]]:
-    answers = opened.answers(queries, owners, _checked_k(k), where, exclude)
+    answers = opened.answers(queries, owners, checked_k(k), where, exclude)
     return [_neighbours(opened, answer) for answer in answers]
 
 
 def _neighbours(opened: OpenedRelease, answer: GroupHits) -> list[Neighbour]:
     return [Neighbour(*found) for found in opened.named(answer)]
-
-
-def _listed(item_ids: Iterable[Any]) -> list[Any]:
-    """Return several keys as a list; one text is not its letters."""
-    if isinstance(item_ids, str | bytes | Mapping) or not isinstance(item_ids, Iterable):
-        raise ConfigError(f"item_ids is {item_ids!r:.80}; give a list of item_ids")
-    return list(item_ids)
-
-
-def _checked_k(k: Any) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k is {k!r}; it must be a whole number of at least 1")
-    return int(k)
-
-
-def _checked_basket(item_ids: list[Any], fusion: str, weights: Sequence[float] | None) -> Float64:
-    """Return one weight an item."""
-    if not item_ids:
-        raise ConfigError("item_ids is empty; give a list of at least one item_id")
-    if fusion not in FUSIONS:
-        raise ConfigError(f"unknown fusion {fusion!r}; one of {', '.join(FUSIONS)}")
-    if weights is None:
-        return np.ones(len(item_ids))
-    if fusion == "min":
-        raise ConfigError("fusion 'min' takes the nearest of the items and has no use for weights; leave them out")
-    shares = np.asarray(weights, np.float64)
-    if shares.shape != (len(item_ids),) or not (np.isfinite(shares) & (shares > 0)).all():
-        raise ConfigError(f"weights are {list(weights)!r}; give one positive number for each of {len(item_ids)} items")
-    return shares
-
-
-def _matrix(vectors: ArrayLike) -> Float32:
-    matrix = np.asarray(vectors, np.float32)
-    if matrix.ndim not in (1, 2):
-        raise ConfigError(f"vectors of shape {list(matrix.shape)}; pass rows [q, d], or one vector [d]")
-    return np.atleast_2d(matrix)

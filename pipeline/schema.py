@@ -174,6 +174,36 @@ NEIGHBOURS = pa.schema(
     ]
 )
 
+# What a night has measured, a value a row; `category`: null for the whole catalogue; `examples`: item_ids, worst first.
+MEASURES = pa.schema(
+    [
+        pa.field("measure", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("n", pa.int64()),
+        pa.field("examples", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+
+# One row a gate. `limit`: null where it is off; `parent`, `margin`: of a limit that is relative to the parent;
+# `allowed`: the reason that a person gave to let it pass once; `note`: why nothing was compared, or there is no value.
+VERDICTS = pa.schema(
+    [
+        pa.field("check", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("limit", pa.float64()),
+        pa.field("parent", pa.float64()),
+        pa.field("margin", pa.float64()),
+        pa.field("passed", pa.bool_(), nullable=False),
+        pa.field("allowed", pa.string()),
+        pa.field("note", pa.string()),
+        pa.field("examples", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+
 # Names that an attribute column must not have.
 RESERVED = frozenset(
     {

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError, NotFound
+from ..errors import ConfigError, InputError
 from ..index import (
     FITTED,
     MASKED,
@@ -28,7 +28,7 @@ from ..models.bundle import stored_config
 from ..models.codebooks import codebook_sizes
 from ..ordering import run_starts
 from ..parts import part_columns
-from ..release import Manifest, check_store, read_head, read_manifest
+from ..release import Manifest
 from ..release.tables import read_table
 from ..storage import Store
 from .category import GALLERY, QUERIES, first_photos
@@ -58,17 +58,6 @@ class MetricScore:
     def row(self) -> dict[str, object]:
         """Return it as plain values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-def asked_manifest(store: Store, release: str | None, channel: str) -> Manifest:
-    """Return the manifest of a release, None for the current one of a channel. Raises NotFound where there is none."""
-    check_store(store)
-    if release is not None:
-        return read_manifest(store, release)
-    head = read_head(store, channel)
-    if head is None:
-        raise NotFound(f"channel {channel!r} on {store.url} has no release yet; `codebooks refresh` publishes one")
-    return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
 
 
 def compare_metrics(store: Store, manifest: Manifest, *, category: str | None, seed: int = 0) -> list[MetricScore]:

@@ -80,6 +80,14 @@ class PlanSummary(BaseModel):
     memory: tuple[Need, ...] = ()
     seconds: float
 
+    def lines(self) -> list[str]:
+        """Return its counts for people, and what of the catalogue was dropped, merged or read otherwise."""
+        counts = self.counts
+        named = ", ".join(f"{counts[key]:,} {key}" for key in ("added", "changed", "removed", "same", "refused"))
+        head = f"plan: {counts['photos']:,} photos of {counts['items']:,} items: {named}; {counts['shards']:,} shards"
+        found = self.catalogue.counted
+        return [head, *(f"  {seen.number:,} {what}: {seen.where}" for what, seen in found.items())]
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -206,7 +214,7 @@ def release_config(config: NightSettings) -> dict[str, Any]:
     return _of_releases(
         {
             "index": config.index.model_dump(mode="json"),
-            "gates": config.gates.model_dump(mode="json"),
+            "gates": config.gates.model_dump(mode="json", exclude={"promote"}),
             "encode": {"precision": config.encode.precision},
             **table_settings(config),
         }

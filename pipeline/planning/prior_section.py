@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -78,3 +79,19 @@ def codes_of(manifest: Manifest, bundle: Bundle) -> int:
             "prior learns those of a VQ model: refresh with model.kind=vqvae, or name such a release with --release"
         )
     return int(bundle.model.quantizer.num_codes)
+
+
+def category_column(catalogue: Mapping[str, Any], prior: AnyPriorSection) -> str | None:
+    """Return the column of categories, None where none is named.
+
+    Raises ConfigError for a prior `by_category` without one.
+    """
+    column = catalogue.get("category")
+    if column is not None and not isinstance(column, str):
+        raise ConfigError(f"catalogue.category is {column!r}; write the name of a column of the catalogue")
+    if column is None and prior.by_category:
+        raise ConfigError(
+            "prior.by_category is true and catalogue.category is not set; set it to the catalogue's column of "
+            "categories, or set prior.by_category to false"
+        )
+    return column

@@ -21,7 +21,7 @@ from ..runs import open_run
 from ..storage import Files, Store
 from .pictures import Pictures
 from .table_page import QualityFacts, quality_page, table_text
-from .table_sample import PHOTOS, sample_photos
+from .table_sample import LEAST, PHOTOS, sample_photos
 
 FORMAT = 1
 _ID = 64  # hex digits of a model_id
@@ -35,6 +35,22 @@ class TableOptions:
     beside: tuple[str, ...] = ()
     photos: int = PHOTOS
     baselines: bool = True
+
+
+def asked_table(
+    *, table: bool, beside: Sequence[str], photos: int | None, without_baselines: bool
+) -> TableOptions | None:
+    """Return what a command line asks of the table, None for no table; ConfigError for options that do not fit."""
+    if not table:
+        given = {"--beside": beside, "--photos": photos, "--without-baselines": without_baselines}
+        idle = [name for name, value in given.items() if value]
+        if idle:
+            raise ConfigError(f"{', '.join(idle)} without --table says nothing; add --table, or leave it out")
+        return None
+    asked = PHOTOS if photos is None else photos
+    if asked < LEAST:
+        raise ConfigError(f"--photos is {asked}; a quality table takes at least {LEAST}")
+    return TableOptions(tuple(beside), asked, not without_baselines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ..index.groups import GroupHits
 from ..index.latents import Rows
 from ..index.opened import OpenedRelease
 from ..keys import SHORT, key_of
+from ..release.beside import recommend_folder
 from ..storage import Store
 from .baskets import baskets_of
 from .config import RecommendConfig
@@ -48,7 +49,7 @@ class Recommended:
 
 def default_folder(release_id: str, key: str) -> str:
     """Return the folder, on the release's own store, of what was asked by this key."""
-    return f"releases/{release_id}/recommend-{key[:SHORT]}/"
+    return recommend_folder(release_id, key[:SHORT])
 
 
 def recommend(

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, InputError, IntegrityError, NotFound
 from ..keys import DIGEST, SHORT, digest_of
+from ..release.beside import SUMMARY, sealed, unsealed
 from ..release.tables import write_table
 from ..storage import Store
 from .config import RecommendConfig
 
-SUMMARY = "recommendations.json"
 FILE_ROWS = 1 << 20  # of one file: what is held until it is written
 _GROUP_ROWS = 1 << 16
 
@@ -109,12 +109,14 @@ def read_summary(store: Store, folder: str) -> Summary | None:
     except NotFound:
         return None
     try:
-        return Summary.model_validate_json(data)
+        return Summary.model_validate_json(unsealed(data, folder + SUMMARY))
     except ValidationError as error:
         raise IntegrityError(
             f"{folder}{SUMMARY} on {store.url} is no summary of recommendations ({error.error_count()} errors); "
             "name another folder"
         ) from error
+    except ValueError as error:
+        raise IntegrityError(f"on {store.url}: {error}; it was changed, name another folder") from error
 
 
 def check_same(found: Summary, key: str, place: str) -> Summary:
@@ -129,7 +131,7 @@ def check_same(found: Summary, key: str, place: str) -> Summary:
 
 def write_summary(store: Store, folder: str, summary: Summary) -> Summary:
     """Write the summary, last of all; where another process was first with the same question, return its answer."""
-    if store.put_if_absent(folder + SUMMARY, summary.model_dump_json(indent=1).encode()):
+    if store.put_if_absent(folder + SUMMARY, sealed(summary.model_dump_json(indent=1).encode())):
         return summary
     found = read_summary(store, folder)
     if found is None:

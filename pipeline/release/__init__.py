@@ -1,9 +1,12 @@
 """Releases and the channel logs that say which one is current; knows files and bytes only."""
 
+from .allowances import write_allowance
 from .channel import (
     ChannelEntry,
+    asked_manifest,
     channel_names,
     check_takes_samples,
+    entry_name,
     promotable,
     promote,
     publish,
@@ -12,7 +15,7 @@ from .channel import (
     read_log,
     rollback,
 )
-from .config import PublishConfig
+from .config import PublishConfig, SignConfig
 from .delisting import Delisted, delist, read_delisted, relist
 from .diff import ReleaseDiff, diff_releases, diff_text
 from .expiry import Expiry, expire, undelete
@@ -22,6 +25,8 @@ from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .marked import inventory_bytes
 from .roots import Policy
+from .signatures import check_signed, sign_release, signature_name, signatures_of
+from .signing_keys import SigningKey, TrustedKey, read_signing_keys, read_trusted_keys, signers
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
 from .write import ReleaseFile, WrittenRelease, write_release
@@ -42,14 +47,20 @@ __all__ = [
     "ReleaseDiff",
     "ReleaseFile",
     "Sample",
+    "SignConfig",
+    "SigningKey",
+    "TrustedKey",
     "WrittenRelease",
+    "asked_manifest",
     "channel_names",
+    "check_signed",
     "check_store",
     "check_takes_samples",
     "claim_store",
     "delist",
     "diff_releases",
     "diff_text",
+    "entry_name",
     "expire",
     "history",
     "history_text",
@@ -68,15 +79,22 @@ __all__ = [
     "read_head",
     "read_log",
     "read_manifest",
+    "read_signing_keys",
     "read_table",
+    "read_trusted_keys",
     "release_id",
     "release_key",
     "relist",
     "rollback",
+    "sign_release",
+    "signature_name",
+    "signatures_of",
+    "signers",
     "take_lease",
     "undelete",
     "unpin",
     "verify_release",
+    "write_allowance",
     "write_release",
     "write_table",
 ]

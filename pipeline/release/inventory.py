@@ -17,7 +17,8 @@ _PART = re.compile(
     r"(latents|pixels|photos)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet"
     rf"|{SEGMENTS}[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.(?:faiss|npy)"
 )
-_OF_RELEASE = re.compile(rf"{RELEASES}([^/]+)/(?:(manifest\.json)|[a-z_]+-[0-9a-f]{{12}}\.[a-z]+)")
+_UNLISTED = r"manifest\.json|signature-[0-9a-f]{12}\.json"
+_OF_RELEASE = re.compile(rf"{RELEASES}([^/]+)/(?:({_UNLISTED})|[a-z_]+-[0-9a-f]{{12}}\.[a-z]+)")
 _OF_RUN = re.compile(r"runs/([^/]+)/(?:(checkpoints|tensorboard)/.+|plan\.parquet)")
 _STAYS = {
     "store.json": "the store's format",
@@ -49,7 +50,7 @@ def _judged(entry: Entry, rules: Rules) -> Judged:
     if why is None and (part := _PART.fullmatch(entry.name)):
         return _part(entry, part.group(1), rules)
     if why is None and (of_release := _OF_RELEASE.fullmatch(entry.name)):
-        return _release_file(entry, of_release.group(1), rules, manifest=bool(of_release.group(2)))
+        return _release_file(entry, of_release.group(1), rules, unlisted=bool(of_release.group(2)))
     if why is None and (of_run := _OF_RUN.fullmatch(entry.name)):
         return _run_file(entry, of_run.group(1), rules)
     if why is None and entry.name.startswith((PINS, LEASES)):
@@ -70,13 +71,14 @@ def _part(entry: Entry, kind: str | None, rules: Rules) -> Judged:
     return _aged(entry, days, rules, f"pixels live {days / timedelta(days=1):g} days")
 
 
-def _release_file(entry: Entry, release: str, rules: Rules, *, manifest: bool) -> Judged:
-    if manifest and release in rules.roots.releases:
+def _release_file(entry: Entry, release: str, rules: Rules, *, unlisted: bool) -> Judged:
+    """unlisted: the manifest or a signature, which stay as long as their release and are in no manifest."""
+    if unlisted and release in rules.roots.releases:
         return _kept(entry, rules.roots.releases[release])
     run = release.rpartition("-")[0]
     if run in rules.roots.runs:
         return _kept(entry, rules.roots.runs[run])
-    why = "release that nothing keeps" if manifest else "no kept manifest names it"
+    why = "release that nothing keeps" if unlisted else "no kept manifest names it"
     return _aged(entry, rules.grace, rules, why)
 
 

@@ -1,4 +1,4 @@
-"""Checking a release: every file and part that its manifest names, byte for byte."""
+"""Checking a release: every file and part that its manifest names, its bundle, tables beside it, byte for byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from ..keys import digest_of
 from ..ordering import ranks
 from ..parts import PartFile, read_whole
 from ..storage import Store
-from .manifest import FileEntry, Manifest, read_manifest
+from .beside import listed_beside
+from .manifest import FileEntry, Manifest, read_hashed_manifest
+from .signatures import signed_problems
+from .signing_keys import TrustedKey
+from .weights import bundle_problems
 
 _AT_ONCE = 4  # files that are read and hashed at a time
 
@@ -28,8 +32,8 @@ _AT_ONCE = 4  # files that are read and hashed at a time
 class ReleaseCheck:
     """What a check of a release found.
 
-    files (those of the bundle too), parts, bytes: how many were read; problems: one sentence each; listed: files that
-    were not read, only looked up.
+    files (those of the bundle and the tables beside the release too), parts, bytes: how many were read; problems: one
+    sentence each; listed: files that were not read, only looked up.
     """
 
     release_id: str
@@ -49,17 +53,27 @@ class ReleaseCheck:
 
 
 def verify_release(
-    store: Store, release_id: str, *, expect_sha256: str | None = None, share: float = 1.0, seed: int = 0
+    store: Store,
+    release_id: str,
+    *,
+    expect_sha256: str | None = None,
+    trusted: Sequence[TrustedKey] = (),
+    share: float = 1.0,
+    seed: int = 0,
 ) -> ReleaseCheck:
     """Read every file and part of a release and compare bytes, sha256 and rows with its manifest.
 
-    Also checks that each row of items names a part of the manifest and a row inside it, and where the index is made of
-    segments a row of one of them, which no other row names. share: only so many of its
-    files and parts, drawn by the seed, one at least; the others' presence and size are then looked up. Problems are
-    returned, all of them; only a missing or unreadable manifest is raised (NotFound, IntegrityError, InputError).
+    Also checks that each row of items names a part of the manifest and a row inside it (and a row of a segment which no
+    other row names, where the index is made of segments), that the bundle's weights make the model_id, and the tables
+    beside the release against the document that lists them. trusted: keys of which one at least must have signed the
+    manifest. share: only so many of its files and parts, drawn by the seed, one at least; the others' presence and size
+    are then looked up. Problems are returned, all of them; only a missing or unreadable manifest is raised (NotFound,
+    IntegrityError, InputError).
     """
-    manifest = read_manifest(store, release_id, expect_sha256=expect_sha256)
+    manifest, digest = read_hashed_manifest(store, release_id, expect_sha256=expect_sha256)
+    found = dict(listed_beside(store, release_id))
     files = [*(entry for entries in manifest.files.values() for entry in entries), *manifest.bundle_files()]
+    files += [entry for entries in found.values() if not isinstance(entries, str) for entry in entries]
     named: list[FileEntry | PartFile] = [*files, *manifest.parts]
     chosen = _drawn(len(named), share, seed)
     problems = list(_listing_problems(store, [entry for entry, read in zip(named, chosen, strict=True) if not read]))
@@ -68,9 +82,14 @@ def verify_release(
     # Several at once, since most of it is waiting; few, since each is held whole.
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for start in range(0, len(read), _AT_ONCE):
-            for entry_size, found in pool.map(partial(_examined, store), read[start : start + _AT_ONCE]):
+            for entry_size, wrong in pool.map(partial(_examined, store), read[start : start + _AT_ONCE]):
                 size += entry_size
-                problems.extend(found)
+                problems.extend(wrong)
+    problems.extend(said for said in found.values() if isinstance(said, str))
+    if trusted:
+        problems.extend(signed_problems(store, manifest, digest, trusted))
+    if share >= 1.0:
+        problems.extend(bundle_problems(store, manifest))
     if not problems and share >= 1.0:
         problems.extend(_reference_problems(store, manifest))
         problems.extend(_segment_problems(store, manifest) if manifest.segmented else ())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from ..release.config import CHANNEL_NAME
 from ..release.manifest import RELEASE_ID
@@ -21,6 +23,10 @@ class ServeConfig(BaseModel):
     channel: str = Field(default="stable", pattern=CHANNEL_NAME)
     release_id: str | None = Field(default=None, description="serve this release alone, whatever the channel does")
     expect_model: str | None = Field(default=None, description="never serve a release of another model_id")
+    trusted_keys: tuple[str, ...] | None = Field(
+        default=None,
+        description="PEM files of public keys, separated by commas, one of which must have signed what is served",
+    )
     beside: str | None = Field(
         default=None,
         pattern=RELEASE_ID,
@@ -44,3 +50,8 @@ class ServeConfig(BaseModel):
     max_body: int = Field(default=16 << 20, ge=1, description="bytes of a request's body at most")
     max_pixels: int = Field(default=40_000_000, ge=1, description="width x height of a photo that is sent, at most")
     drain_s: int = Field(default=20, ge=1, le=600, description="seconds that requests under way have after SIGTERM")
+
+    @field_validator("trusted_keys", mode="before")
+    @classmethod
+    def _separated(cls, given: Any) -> Any:
+        return given.split(",") if isinstance(given, str) else given

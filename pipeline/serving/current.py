@@ -93,6 +93,7 @@ class Current:
                 release_id=release_id,
                 expect_model=None if self._beside else self._config.expect_model,  # two models may well be compared
                 options=self._config.storage,
+                trusted_keys=self._config.trusted_keys,
             )
         else:
             release = copy.copy(self.served.release)  # the one that answers stays as it is

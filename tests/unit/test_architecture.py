@@ -50,6 +50,7 @@ ONLY_IN: dict[str, set[str]] = {
     "prometheus_client": {"monitoring"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "cryptography": {"release/signing_keys.py"},
 }
 
 

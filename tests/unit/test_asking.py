@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from jobs.__main__ import main
-from jobs.asking import parse_where
 from pipeline.errors import ConfigError
+from pipeline.settings.conditions import parse_where
 from pipeline.storage import Store, open_store
 
 SIZE, DIM = 8, 6

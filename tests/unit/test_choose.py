@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 from jobs.__main__ import main
-from jobs.choosing import named_candidates
+from jobs.choosing import candidates_asked
 from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline.errors import NotFound
@@ -110,8 +111,8 @@ def test_without_categories_items_and_views_are_found_again(shop: Path, capsys: 
 def test_without_names_the_configs_own_model_stands_beside_gradients() -> None:
     def names(*overrides: str, preset: str = "vae_clothing") -> dict[str, Any]:
         given = ("store=/s", "catalogue.source=/c.parquet", "train.split_by=maker", *overrides)
-        arguments = Arguments(config=preset, overrides=given)
-        return named_candidates(arguments, load_config(arguments), None)
+        arguments = Arguments(config=preset, overrides=given, options=Namespace(candidates=None))
+        return candidates_asked(arguments, load_config(arguments))
 
     found = names()
     assert list(found) == ["vae", "gradients", "gradients_views"]
@@ -120,8 +121,9 @@ def test_without_names_the_configs_own_model_stands_beside_gradients() -> None:
     assert "choose" not in found["vae"].values
     # A model that is compared anyway is compared once.
     assert list(names(preset="descriptor_clothing")) == ["descriptor", "gradients_views"]
-    given = Arguments(config="vae_clothing", overrides=("store=/s", "catalogue.source=/c.parquet"))
-    mixed = named_candidates(given, load_config(given), "vae_hog_clothing,descriptor_fashion_mnist")
+    asked = Namespace(candidates="vae_hog_clothing,descriptor_fashion_mnist")
+    given = Arguments(config="vae_clothing", overrides=("store=/s", "catalogue.source=/c.parquet"), options=asked)
+    mixed = candidates_asked(given, load_config(given))
     assert [each.candidate.settings.images.size for each in mixed.values()] == [64, 28]
     assert {each.candidate.settings.train.split_by for each in mixed.values()} == {"sender_id"}  # of the config alone
 

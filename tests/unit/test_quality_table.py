@@ -28,7 +28,7 @@ from pipeline.models import build_model, save_bundle
 from pipeline.parts import put_part
 from pipeline.progress import Progress
 from pipeline.quality import table as quality_table
-from pipeline.quality.table import TableOptions, named_bundles, write_quality
+from pipeline.quality.table import TableOptions, asked_table, named_bundles, write_quality
 from pipeline.quality.table_page import table_text, verdicts
 from pipeline.quality.table_sample import sample_photos
 from pipeline.release import write_release
@@ -308,24 +308,25 @@ def test_models_that_cannot_stand_in_the_table_are_refused(night: SimpleNamespac
     assert ask(night.larger) == [night.larger], "of another size, which it is shown"
 
 
-def options(**given: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"table": True, "beside": [], "photos": None, "without_baselines": False, **given})
+def asked(**given: Any) -> dict[str, Any]:
+    return {"table": True, "beside": [], "photos": None, "without_baselines": False, **given}
 
 
 def test_options_of_the_table() -> None:
-    assert evaluate.table_options(options(table=False)) is None
-    found = evaluate.table_options(options(beside=["a", "b"], photos=300, without_baselines=True))
+    assert asked_table(**asked(table=False)) is None
+    found = asked_table(**asked(beside=["a", "b"], photos=300, without_baselines=True))
     assert found == TableOptions(("a", "b"), 300, baselines=False)
-    assert evaluate.table_options(options()) == TableOptions((), 5000, baselines=True)
+    assert asked_table(**asked()) == TableOptions((), 5000, baselines=True)
     with pytest.raises(ConfigError, match="--beside, --photos without --table"):
-        evaluate.table_options(options(table=False, beside=["a"], photos=9))
+        asked_table(**asked(table=False, beside=["a"], photos=9))
     with pytest.raises(ConfigError, match="--photos is 9; a quality table takes at least 40"):
-        evaluate.table_options(options(photos=9))
+        asked_table(**asked(photos=9))
 
 
 def arguments(night: SimpleNamespace, **given: Any) -> Arguments:
     overrides = (f"store={night.url}", "catalogue.source=/nowhere.csv", "catalogue.category=category", *MODEL)
-    return Arguments(run="night", overrides=overrides, options=options(without_baselines=True, **given))
+    options = argparse.Namespace(**asked(without_baselines=True, **given))
+    return Arguments(run="night", overrides=overrides, options=options)
 
 
 def test_a_refused_release_has_its_table_too(night: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
