@@ -29,7 +29,8 @@ from pipeline.evaluation.verdicts import (
     verdicts_table,
     with_allowed,
 )
-from pipeline.quality.gating import checked_allowed, gate_names, verdicts_on
+from pipeline.quality.allowing import checked_allowed
+from pipeline.quality.gating import gate_names, verdicts_on
 
 # Newcombe 1998, Statistics in Medicine 17, table II: two shares, and the interval of their difference by method 10.
 NEWCOMBE = [
