@@ -15,7 +15,7 @@ from pipeline.evaluation.judging import side_of
 from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
-from pipeline.index import build_index, gather_latents
+from pipeline.index import gather_latents, nightly_index
 from pipeline.models import Bundle, load_bundle
 from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
@@ -27,8 +27,9 @@ from pipeline.quality.examining import (
     refused_by_reason,
     with_first_seen,
 )
-from pipeline.quality.gating import counted_shares, gates_of, side_of_release, verdicts_on
+from pipeline.quality.gating import counted_shares, gates_of, verdicts_on
 from pipeline.quality.nightly import measure_night, measured_files
+from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
@@ -66,7 +67,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     items = hashed_table(found.items)
     key = release_key(
         items_digest=items.digest,
-        manifest_format=items.manifest_format,
+        manifest_format=3 if found.built.segments else items.manifest_format,
         model_id=model_id,
         index=settings["index"],
         evaluation=measure_settings(config),
@@ -87,6 +88,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             **found.further.files,
             **measured_files(found.nightly, found.measures),
         },
+        segments=found.built.shared_files(),
         release_key=key,
         run=context.run.name,
         attempt=context.attempt.number,
@@ -129,8 +131,10 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items, columns=config.index.needs)
-        before = None if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
-        built = build_index(latents, config.index, before=before)
+        made = nightly_index(
+            store, items, latents, config.index, model_id=model_id, parent=parent, sample=plan.summary.sample
+        )
+        built = made.built
     context.attempt.check()
     with context.watch.stage("evaluate"):
         parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
@@ -162,4 +166,4 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             context.allowed,
         )
         tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
-    return Findings(items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)
+    return Findings(made.items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)

@@ -32,12 +32,11 @@ def near_duplicates(tonight: Tonight) -> Found:
     closest = tonight.names(asked[close[np.argsort(apart[close], kind="stable")[:_EXAMPLES]]])
     share, ends = len(close) / len(asked), wilson(len(close), len(asked))
     group = largest_group(vectors, tonight.sample_near, limit)
+    group_ends = wilson(len(group), len(rows))
     members = tonight.names(rows[group[:_EXAMPLES]])
     return [
         Measured("near_duplicate_share", share, *ends, n=len(asked), examples=closest),
-        Measured(
-            "largest_near_share", len(group) / len(rows), *wilson(len(group), len(rows)), None, len(rows), members
-        ),
+        Measured("largest_near_share", len(group) / len(rows), *group_ends, n=len(rows), examples=members),
     ]
 
 
