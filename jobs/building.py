@@ -132,7 +132,7 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items, columns=config.index.needs)
         made = nightly_index(
-            store, items, latents, config.index, model_id=model_id, parent=parent, sample=plan.summary.sample
+            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
         )
         built = made.built
     context.attempt.check()

@@ -60,11 +60,9 @@ def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: 
     one, other = np.repeat(np.arange(count), width), near.ravel()
     close = np.linalg.norm(vectors[one] - vectors[other], axis=1) <= limit
     pairs = coo_matrix((np.ones(int(close.sum())), (one[close], other[close])), shape=(count, count))
-    if not close.any():
-        return np.empty(0, np.int64)
     labels = connected_components(pairs, directed=False)[1]
     found: NDArray[np.int64] = np.flatnonzero(labels == np.argmax(np.bincount(labels)))
-    return found
+    return found if len(found) > 1 else found[:0]
 
 
 def _nearest_distance(tonight: Tonight, asked: NDArray[np.int64]) -> NDArray[np.float64]:
