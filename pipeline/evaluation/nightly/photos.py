@@ -37,12 +37,12 @@ def _within_reach(tonight: Tonight) -> Rows:
     others, other_names = ranks(places["latents_part"])  # photos whose pixels are not kept lie apart as their latents
     numbers = np.where(kept >= 0, kept, len(names) + others)
     held = [as_numpy(places[name], missing=0).astype(np.int64) for name in ("pixels_row", "latents_row")]
-    stretches = np.stack([numbers, np.where(kept >= 0, held[0], held[1]) // _STRETCH])
-    found, own = np.unique(stretches, axis=1, return_inverse=True)
-    if found.shape[1] <= _STRETCHES:
+    stretches = numbers << 32 | np.where(kept >= 0, held[0], held[1]) // _STRETCH
+    found, own = np.unique(stretches, return_inverse=True)
+    if len(found) <= _STRETCHES:
         return rows
     every = [*names, *other_names]
-    texts = [f"{every[number]}:{stretch}" for number, stretch in found.T.tolist()]
+    texts = [f"{every[one >> 32]}:{one & 0xFFFFFFFF}" for one in found.tolist()]
     chosen = np.argsort(hashes(texts, tonight.config.seed), kind="stable")[:_STRETCHES]
-    near: Rows = rows[np.isin(own.ravel(), chosen)]
+    near: Rows = rows[np.isin(own, chosen)]
     return near
