@@ -98,7 +98,7 @@ class _Looking:
         show = _Show(tonight, self, rows)
         seen = [show(places, pixels) for places, pixels in self._batches(tonight, rows)]
         if not seen:
-            return LeftOut("no photo's pixels are kept (images.keep), and none could be fetched once more")
+            return LeftOut("no photo's pixels are kept (images.keep), and none were fetched again (measures.fetched)")
         places = np.concatenate([one.places for one in seen])
         errors = [one.mse for one in seen if one.mse is not None]
         order, later = np.argsort(places), np.argsort(places[places < SECOND])
