@@ -290,6 +290,18 @@ def test_up_to_a_segments_rows_all_is_as_before_and_the_bytes_are_those_of_one_b
     assert "index_segment" not in held.index().items.column_names
 
 
+def test_a_broken_off_night_goes_on_with_the_segments_that_it_wrote(
+    maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = nights(maker, tmp_path, kind="flat_codes", target_recall=0.9)
+    held.change(photos_of(maker, 60, seed=1))
+    first = held.index().built
+    monkeypatch.setattr(segments, "_fill", lambda *_: pytest.fail("what is there is built again"))
+    again = held.index().built
+    assert again.segments == first.segments
+    assert dict(again.told())["segments"].startswith(f"{len(first.segments)}, 0 of them carried over")
+
+
 def test_another_space_carries_nothing_over(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path)
     held.change(photos_of(maker, 60, seed=1))
