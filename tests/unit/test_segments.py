@@ -21,6 +21,7 @@ from pipeline.index import (
     nightly,
     nightly_index,
     planner,
+    segments,
 )
 from pipeline.index.layout import LEAST_LIVING
 from pipeline.index.segmented import SegmentedIndex
