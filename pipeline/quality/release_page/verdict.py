@@ -13,7 +13,7 @@ from ...schema import VERDICTS
 from .subject import Subject
 
 _EXAMPLES = 3  # of a gate
-_CLOSE = 0.1  # of the way from a limit, below which a gate is said to be close to it
+_CLOSE = 0.02  # of the way from a limit, below which a gate is said to be close to it
 _WORST = 5  # examples of a measure
 _ENDS = ("_low", "_high")  # of a measure's interval, which manifests list as measures of their own
 
