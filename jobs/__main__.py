@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failure = failure_of(error)
             if failure.unexpected:
                 sys.stderr.write(masked_for_people(traceback.format_exc()))
-            return answer.failed(failure.text, failure.exit_code, release=failure.release)
+            return answer.failed(failure.text, failure.exit_code, release=failure.release, verdicts=failure.verdicts)
         return 0 if outcome is None else answer.done(outcome)
 
 
