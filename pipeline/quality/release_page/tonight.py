@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import CodebooksError
+from ...evaluation.verdicts import verdicts_table
 from ...index.opened import OpenedRelease
 from ...models import Bundle
 from ...planning import NightSettings, Plan
@@ -21,7 +22,7 @@ from .sides import Album, Side, fetched
 from .stored import told_of
 from .subject import Subject, Told
 from .told import night_facts
-from .verdict import measured_in, verdict_rows
+from .verdict import measured_in
 
 
 def report_page(
@@ -51,7 +52,7 @@ def report_page(
             facts=night_facts(config, plan, bundle, found, measured),
             counts=found.counts,
             measured=measured_in(found.measures),
-            verdicts=verdict_rows(found.verdicts),
+            verdicts=verdicts_table(found.verdicts),
             quarantine=found.quarantine,
             ids=found.further.shown.get("semantic_ids"),
         ),
