@@ -28,6 +28,7 @@ from ..catalogue import (
 )
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
+from ..evaluation import MeasuresConfig
 from ..ordering import as_numpy, ranks, run_starts, take_column
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table, write_table
@@ -120,16 +121,24 @@ class Plan:
 
 
 def make_plan(
-    config: NightSettings, store: Store, files: Files, *, run: str, limit: int | None, channel: str | None = None
+    config: NightSettings,
+    store: Store,
+    files: Files,
+    *,
+    run: str,
+    limit: int | None,
+    channel: str | None = None,
+    live: bool = False,
 ) -> Plan:
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
     limit: take a seeded sample of so many items, which is compared with nothing unless a channel for samples is named.
+    live: as in `look`.
     Raises ConfigError for a conditional model without categories, for more photos than this process can hold, and as
     `look`, InputError when the catalogue cannot be read or is empty, Unavailable on temporary failures.
     """
     began = time.monotonic()
-    standing = look(config, store, run=run, limit=limit, channel=channel)
+    standing = look(config, store, run=run, limit=limit, channel=channel, live=live)
     parent, transform = standing.parent, standing.transform_id
     renewal = renewal_of(standing, store)
     told = category_told(config)
@@ -214,11 +223,17 @@ def release_config(config: NightSettings) -> dict[str, Any]:
     return _of_releases(
         {
             "index": config.index.model_dump(mode="json"),
-            "gates": config.gates.model_dump(mode="json"),
+            "gates": config.gates.model_dump(mode="json", exclude={"promote"}),
             "encode": {"precision": config.encode.precision},
             **table_settings(config),
+            **({"measures": measured} if (measured := measure_settings(config)) else {}),
         }
     )
+
+
+def measure_settings(config: NightSettings) -> dict[str, Any]:
+    """Return the section `measures` as plain values, nothing where it is the default."""
+    return config.measures.model_dump(mode="json") if config.measures != MeasuresConfig() else {}
 
 
 def table_settings(config: NightSettings) -> dict[str, Any]:
