@@ -13,6 +13,7 @@ from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
+from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import load_bundle
 from pipeline.planning import Plan, release_config, table_settings
 from pipeline.quality.examining import (
@@ -91,7 +92,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         transform_id=plan.summary.transform_id,
         metric=found.built.index.metric.name,
         index_kind=found.built.kind,
-        index_parameters=found.built.parameters,
+        index_parameters={**found.built.parameters, **pair_quantiles(found.built.index, found.items["item_id"])},
         counts=found.counts,
         measures=found.measures,
         parts=named_parts(found.items, encoded.parts),

@@ -74,9 +74,11 @@ def key_pair(folder: Path) -> tuple[Path, Path]:
 
 def two_nights(base: Path, items: int) -> tuple[Site, str]:
     """Return the newer release and the other one's id, both signed, of two models and two catalogues."""
-    private, public = key_pair(base)
+    private, public = (base / "key.pem", base / "key.pub") if (base / "key.pem").exists() else key_pair(base)
     for number, seed in enumerate((1, 2)):
         folder = base / f"catalogue-{number}"
+        if folder.exists():  # of a call before
+            continue
         render_catalogue(folder, items=items, seed=seed)
         codebooks(
             "refresh", "--run", f"night-{number}", f"store={base / 'store'}",
@@ -224,12 +226,16 @@ def main() -> int:
     parser.add_argument("--places", type=int, default=1000)
     parser.add_argument("--items", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", type=Path, help="a folder to keep the releases in; a second call damages them anew")
+    parser.add_argument("--prepare", action="store_true", help="make the releases and damage nothing yet")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="flips-") as folder:
-        base = Path(folder)
-        (base / "scratch").mkdir()
+        base = options.base or Path(folder)
+        (base / "scratch").mkdir(parents=True, exist_ok=True)
         site, other = two_nights(base, options.items)
+        if options.prepare:
+            return 0
         began = time.monotonic()
         result = measured(site, other, options.places, options.seed)
         result["seconds"] = round(time.monotonic() - began, 1)
