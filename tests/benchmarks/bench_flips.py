@@ -1,9 +1,9 @@
 """Damage every file that a real release rests on, and see who refuses it by its name: `verify`, and the reader.
 
-Two nights of a rendered catalogue are refreshed by the real command (tables, semantic IDs, a signature), and customers'
-events become tables beside the second one. Then, one damage at a time: a byte changed at random places, every byte of
-the first and last eight, each file cut, emptied, lengthened, missing, or that of the other release in its place.
-The reader has an empty cache each time and asks every question that reads the damaged file.
+Two nights of a rendered catalogue are refreshed by the real command, its stages in this process (tables, semantic IDs,
+a signature), and customers' events become tables beside each. Then, one damage at a time: a byte changed at random
+places, every byte of the first and last eight, each file cut, emptied, lengthened, missing, or that of the other
+release in its place. The reader has an empty cache each time and asks every question that reads the damaged file.
 
     python tests/benchmarks/bench_flips.py --places 1000 --json tests/benchmarks/results/flips.json
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -29,12 +29,15 @@ import pyarrow.parquet as pq
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from jobs.__main__ import main as command
+from pipeline.encoding import run_shards_here
 from pipeline.errors import CodebooksError
 from pipeline.images.render import render_catalogue
 from pipeline.reader import Release, open_release
 from pipeline.release import Manifest, published_digest, read_head, read_manifest, read_trusted_keys, verify_release
 from pipeline.release import verify as verify_room
 from pipeline.storage import Store, open_store
+from pipeline.training import train_here
 
 TABLES = ["tables.vectors=true", "tables.neighbours=10", "semantic_ids={levels: [16, 8]}"]
 
@@ -58,9 +61,15 @@ class Site(NamedTuple):
 
 
 def codebooks(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs", *words], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{words}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    """Run a command here, its stages in this process: what is written is what Ray's workers write."""
+    with (
+        mock.patch("jobs.computing.train_job", train_here),
+        mock.patch("jobs.computing.run_shards", run_shards_here),
+        mock.patch("jobs.context.ray_session", return_value=nullcontext()),
+        mock.patch("jobs.pipeline_run.early_session", return_value=nullcontext()),
+    ):
+        if code := command([*words]):
+            raise SystemExit(f"{words}: exit {code}")
 
 
 def key_pair(folder: Path) -> tuple[Path, Path]:
@@ -149,6 +158,8 @@ def questions(manifest: Manifest, photo: bytes) -> dict[str, Callable[[Release],
         for role in manifest.files
         if role not in {"items", "index", "features", "report", "quarantine", "changes"}
     }
+    unknown: Callable[[Release], object] = lambda release: release.opened.refusals("never-seen")  # noqa: E731
+    asked |= {"quarantine": unknown, "changes": lambda release: release.similar("never-seen")}
     return asked | {"part": lambda release: release.latents(release.item_ids())}
 
 
