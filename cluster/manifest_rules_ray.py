@@ -22,6 +22,34 @@ def ray_jobs(manifests: Manifests) -> Iterator[Problem]:
             yield Problem(where, text)
 
 
+def ray_services(manifests: Manifests) -> Iterator[Problem]:
+    """What Ray Serve asks of a RayService's own text, which the operator hands on unread."""
+    for where, document in manifests.of_kind("RayService"):
+        for text in _serve_config(at(document, "spec.serveConfigV2")):
+            yield Problem(f"{where} spec.serveConfigV2", text)
+
+
+def _serve_config(text: object) -> Iterator[str]:
+    try:
+        config = yaml.safe_load(str(text or ""))
+    except yaml.YAMLError as error:
+        yield f"is no YAML: {error}"
+        return
+    served = config.get("applications") if isinstance(config, dict) else None
+    if not isinstance(served, list) or not served:
+        yield "names no applications; nothing would be served"
+        return
+    if at(config, "http_options.host") in (None, "127.0.0.1", "localhost"):
+        yield "http_options.host is not 0.0.0.0: no Service reaches a proxy that listens on loopback"
+    for each in served:
+        module, colon, name = str(each.get("import_path") or "").partition(":")
+        if not (module and colon and name):
+            yield f"import_path is {each.get('import_path')!r}; write MODULE:NAME"
+        for deployment in each.get("deployments") or []:
+            if "user_config" in deployment:
+                yield "user_config is set: a replica that it reconfigures takes no requests meanwhile"
+
+
 def _jobs(manifests: Manifests) -> Iterator[tuple[str, Document]]:
     for where, document in manifests.of_kind("RayJob"):
         yield where, document.get("spec") or {}

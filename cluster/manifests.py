@@ -39,6 +39,7 @@ RULES: tuple[Rule, ...] = (
     manifest_rules_pods.started_templates,
     manifest_rules_ray.ray_jobs,
     manifest_rules_ray.ray_clusters,
+    manifest_rules_ray.ray_services,
 )
 
 

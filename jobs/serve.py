@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 from jobs.command import Arguments, Outcome
 from jobs.place import load_light
@@ -12,6 +13,7 @@ from pipeline.serving import add_options, serve, settings_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `serve`."""
     parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
+    parser.add_argument("--on", choices=("processes", "ray"), default="processes", help="of this machine, or Ray Serve")
     add_options(parser)
 
 
@@ -20,5 +22,9 @@ def run(arguments: Arguments) -> Outcome:
     config = load_light(arguments)
     channel = arguments.options.channel or config.publish.channel
     settings = settings_of(arguments.options, config.store.url, config.store.options(), channel)
-    serve(settings)
+    if arguments.options.on == "ray":
+        # By name: it loads Ray, without which a service must still start.
+        importlib.import_module("jobs.ray_serving").serve_on_ray(settings, arguments)
+    else:
+        serve(settings)
     return Outcome(reason="stopped", details={"channel": channel}, text="the service has ended; nothing was under way")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,31 @@ from .application import application
 from .config import TOKEN_VARIABLE, ServeConfig
 
 _BACKLOG = 2048
+_OPTIONS = {name: field for name, field in ServeConfig.model_fields.items() if field.description is not None}
 _TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105  what a bearer token may be (RFC 6750)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add one option for each setting of a service that has a description."""
-    for name, field in ServeConfig.model_fields.items():
-        if field.description is not None:
-            shown = "" if field.default is None else f" (default {field.default})"
-            kind = type(field.default) if isinstance(field.default, int | float) else str
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", type=kind, metavar=name.upper(), help=f"{field.description}{shown}"
-            )
+    for name, field in _OPTIONS.items():
+        shown = "" if field.default is None else f" (default {field.default})"
+        kind = type(field.default) if isinstance(field.default, int | float) else str
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=name.upper(), help=f"{field.description}{shown}"
+        )
 
 
 def settings_of(options: argparse.Namespace, store_url: str, storage: StorageOptions, channel: str) -> ServeConfig:
     """Return the settings of a command line; the token comes from the environment. Raises ConfigError."""
-    given = {name: value for name, value in vars(options).items() if name in ServeConfig.model_fields}
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    values |= {"store_url": store_url, "storage": storage, "channel": channel, "token": _token()}
+    given = {name: value for name, value in vars(options).items() if name in _OPTIONS and value is not None}
+    return parse_settings(given, store_url, storage, channel)
+
+
+def parse_settings(given: Mapping[str, Any], store_url: str, storage: StorageOptions, channel: str) -> ServeConfig:
+    """Return the settings of options by their names; the token comes from the environment. Raises ConfigError."""
+    if unknown := sorted(set(given) - set(_OPTIONS)):
+        raise ConfigError(f"the service has no option {unknown[0]!r}; there are: {', '.join(_OPTIONS)}")
+    values = {**given, "store_url": store_url, "storage": storage, "channel": channel, "token": _token()}
     try:
         return ServeConfig.model_validate(values)
     except ValidationError as error:

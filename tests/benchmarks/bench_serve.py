@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two moves of the channel")
     parser.add_argument("--calm", type=float, default=10.0, help="seconds before the first and after the last")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--on", choices=("processes", "ray"), default="processes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +179,7 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """Serve, ask, stop; return what was seen."""
     port = 18417
     command = [sys.executable, "-m", "jobs", "serve", f"store={store.url}", "--port", str(port)]
-    command += ["--workers", str(options.workers), "--poll-s", "0.5"]
+    command += ["--workers", str(options.workers), "--poll-s", "0.5", "--on", options.on]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
         load = Load()
         try:
@@ -202,6 +203,7 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "on": options.on,
         "items": options.items,
         "dim": options.dim,
         "workers": options.workers,

@@ -52,6 +52,7 @@ def base() -> tuple[Document, ...]:
     """Return the objects of the base as they are written, before kustomize."""
     files = [path for path in sorted((KUBERNETES / "base").glob("*.yaml")) if path.stem not in NOT_OBJECTS]
     files.append(ROOT / "cluster" / "schedulers" / "argo.yaml")
+    files.append(KUBERNETES / "components" / "serve-on-ray" / "service.yaml")
     documents = [document for path in files for document in read_documents(path.read_text(), path.name)]
     for document in documents:
         document["metadata"]["namespace"] = "visual-codebooks"  # as an overlay says
@@ -60,6 +61,10 @@ def base() -> tuple[Document, ...]:
 
 ARGO = "spec.workflowSpec.templates.0"
 FLOW = "codebooks-refresh"
+SERVED = """
+http_options: {host: 127.0.0.1}
+applications: [{import_path: jobs.ray_serving, deployments: [{name: codebooks, user_config: {}}]}]
+"""
 NOT_OBJECTS = {"kustomization", "references", "shop"}
 
 
@@ -177,6 +182,11 @@ SPOILT: list[tuple[str, str, str, str, Any, str]] = [
     ("ray_clusters", "RayJob", "refresh", f"{CPU}.suspend", True, "does not go with enableInTreeAutoscaling"),
     ("ray_clusters", "RayJob", "refresh", f"{HEAD}.template.spec.containers.0.env.0",
      {"name": "RAY_REDIS_ADDRESS", "value": "redis:6379"}, "belongs into gcsFaultToleranceOptions"),
+    ("ray_services", "RayService", "serve", "spec.serveConfigV2", GONE, "names no applications"),
+    ("ray_services", "RayService", "serve", "spec.serveConfigV2", "a: [", "is no YAML"),
+    ("ray_services", "RayService", "serve", "spec.serveConfigV2", SERVED, "listens on loopback"),
+    ("ray_services", "RayService", "serve", "spec.serveConfigV2", SERVED, "write MODULE:NAME"),
+    ("ray_services", "RayService", "serve", "spec.serveConfigV2", SERVED, "user_config is set"),
 ]  # fmt: skip
 
 
