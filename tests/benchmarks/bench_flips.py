@@ -102,6 +102,8 @@ def two_nights(base: Path, items: int) -> tuple[Site, str]:
         assert head is not None
         releases.append(head.release_id)
         events = base / f"events-{number}.parquet"
+        if events.exists():
+            continue
         rng, known = np.random.default_rng(number), open_release(store.url, release_id=head.release_id).item_ids()
         rows = {"customer": [f"c{who % 40}" for who in range(200)], "item": rng.choice(known, 200).tolist()}
         pq.write_table(pa.table(rows), events)
