@@ -214,7 +214,7 @@ def release_config(config: NightSettings) -> dict[str, Any]:
     return _of_releases(
         {
             "index": config.index.model_dump(mode="json"),
-            "gates": config.gates.model_dump(mode="json"),
+            "gates": config.gates.model_dump(mode="json", exclude={"promote"}),
             "encode": {"precision": config.encode.precision},
             **table_settings(config),
         }
