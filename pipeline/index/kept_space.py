@@ -92,9 +92,7 @@ def kept_space(
         )
     mine, theirs = _in_both(items, read_table(store, parent, "items", columns=_COLUMNS))
     known = gather_latents(store, theirs)
-    fit = fit_space(
-        latents.mean[mine], known.mean if before is None else before.vectors(known.mean), metric=metric
-    )
+    fit = fit_space(latents.mean[mine], known.mean if before is None else before.vectors(known.mean), metric=metric)
     return _decided(store, f"models/{model_id}/", place, fit, {"onto": onto, "metric": metric})
 
 

@@ -70,7 +70,9 @@ def space_of(data: bytes, name: str, dim: int) -> Space:
     except (OSError, ValueError, EOFError) as error:
         raise IntegrityError(f"{name} is no rotation of a space: {error}; restore it") from error
     if found.dtype != np.dtype("<f8") or found.shape != (dim, dim):
-        raise IntegrityError(f"{name} holds {found.dtype} {list(found.shape)}, expected float64 [{dim}, {dim}]; restore it")
+        raise IntegrityError(
+            f"{name} holds {found.dtype} {list(found.shape)}, expected float64 [{dim}, {dim}]; restore it"
+        )
     if not np.allclose(found.T @ found, np.eye(dim), rtol=0, atol=_ORTHOGONAL):
         raise IntegrityError(f"{name} holds a matrix that is no rotation: it would change distances; restore it")
     return Space(found)

@@ -215,7 +215,7 @@ def measured(site: Site, other: str, places: int, seed: int) -> dict[str, object
         site.store.delete(damage.name)
         if damage.data is not None:
             site.store.put_if_absent(damage.name, damage.data)
-        said = refused_by(site, damage, digest_of(data), asked.get(role))
+        said = refused_by(site, digest_of(data), asked.get(role))
         alone += damage.kind == "missing" and manifest_alone(site) > 0
         site.store.delete(damage.name)
         site.store.put_if_absent(damage.name, data)
