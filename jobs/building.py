@@ -27,7 +27,8 @@ from pipeline.quality.examining import (
     refused_by_reason,
     with_first_seen,
 )
-from pipeline.quality.gating import counted_shares, gates_of, side_of_release, verdicts_on
+from pipeline.quality.gating import counted_shares, gates_of, verdicts_on
+from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files

@@ -20,7 +20,9 @@ from pipeline.events import Finished, Planned, tell
 from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.progress import Progress
-from pipeline.quality.gating import allowed_in_run, checked_allowed, gate_names
+from pipeline.quality.allowing import allowed_in_run, checked_allowed
+from pipeline.quality.gating import gate_names
+from pipeline.quality.promoting import beside_text
 from pipeline.quality.release_page import category_lines
 from pipeline.release import entry_name, publish, sign_release, signers, write_allowance
 from pipeline.runs import Run, default_run_name, open_run
@@ -36,13 +38,14 @@ class How:
     """What a command line says beside the config.
 
     limit: items of a seeded sample, None for the whole catalogue. channel: where to publish instead of publish.channel.
-    retrain: everything may be trained and encoded anew. allow, reason: gates that are let pass, and why; no part of
-    what a run freezes as its config, so that a retry may add them.
+    retrain: everything may be trained and encoded anew. live: the channel's bundle is kept. allow, reason: gates that
+    are let pass, and why; no part of what a run freezes as its config, so that a retry may add them.
     """
 
     limit: int | None = None
     channel: str | None = None
     retrain: bool | None = None
+    live: bool | None = None
     allow: tuple[str, ...] | None = None
     reason: str | None = None
 
@@ -54,7 +57,7 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     """
     config = load_config(arguments)
     name = arguments.run or default_run_name()
-    given = ("channel", "retrain", "allow", "reason")
+    given = ("channel", "retrain", "live", "allow", "reason")
     how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in given})
     command = "refresh" if until == "publish" else until
     channel = how.channel or (config.publish.channel if how.limit is None else NO_CHANNEL)
@@ -168,6 +171,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             attempt=context.attempt.number,
         )
     text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
+    text += beside_text(context.store, context.config.publish, _channel(plan), candidate.manifest.model_id)
     outcome = Outcome(
         run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
     )
@@ -186,7 +190,7 @@ def check_meant(config: Config, run: Run, how: How) -> None:
     if held is not None:
         renewal = Plan.from_bytes(held).summary.renewal
     else:
-        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel)
+        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel, live=bool(how.live))
         renewal = renewal_of(standing, run.store)
     if renewal is not None:
         require_meant(renewal, config, run, how)
@@ -213,7 +217,13 @@ def frozen_plan(context: Context, how: How) -> Plan:
     if held is None:
         context.attempt.check()
         plan = make_plan(
-            context.config, context.store, context.files, run=context.run.name, limit=how.limit, channel=how.channel
+            context.config,
+            context.store,
+            context.files,
+            run=context.run.name,
+            limit=how.limit,
+            channel=how.channel,
+            live=bool(how.live),
         )
         data = plan.to_bytes()
         held = context.run.freeze("plan.parquet", data)

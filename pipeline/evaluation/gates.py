@@ -35,10 +35,10 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    min: Mapping[str, AnyLimit] = {}
-    max: Mapping[str, AnyLimit] = {}
-    max_drop: Mapping[str, AnyLimit] = {}
-    max_rise: Mapping[str, AnyLimit] = {}
+    min: dict[str, AnyLimit] = {}
+    max: dict[str, AnyLimit] = {}
+    max_drop: dict[str, AnyLimit] = {}
+    max_rise: dict[str, AnyLimit] = {}
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

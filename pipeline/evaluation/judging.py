@@ -18,6 +18,7 @@ POOLED = "(small categories together)"
 NO_PARENT = "no parent to compare with"
 NOT_TONIGHT = "not measured tonight: it wants a parent, one of this bundle, or more that is new"
 OTHER_BUNDLE = "the parent is of another bundle, whose space this cannot be compared with"
+BARE = "only its value is known, not on how much it was measured: limits by default do not compare it"
 _ROUNDING = 1e-12  # 0.98 - 0.96 > 0.02 in floats: a value at its limit passes
 
 
@@ -56,19 +57,21 @@ def judge(
     """Return the verdict of every limit, those of `defaults` too that `limits` does not state otherwise.
 
     A limit that was stated and whose measure was not taken refuses the release, unless it is one that some nights
-    rightly lack (`known.occasional`); a default limit says nothing then. A measure that had nothing to be measured on
-    (n = 0, as the drift of added items where none were added) passes. Limits on differences pass without a parent,
-    where the parent has not measured it, and between bundles those on what is bound to one space
-    (`known.bound_to_space`). By category each is judged so that chance refuses none of them more often than it would a
-    single one; those measured on fewer than LEAST things on either side are pooled, those that one side lacks are not
-    compared. prefix: before the verdicts' names.
+    rightly lack (`known.occasional`); a default limit says nothing then, nor of differences between bare values. A
+    measure that had nothing to be measured on (n = 0, as the drift of added items where none were added) passes. Limits
+    on differences pass without a parent, where the parent has not measured it, and between bundles those on what is
+    bound to one space (`known.bound_to_space`). By category each is judged so that chance refuses none of them more
+    often than it would a single one; those measured on fewer than LEAST things on either side are pooled, those that
+    one side lacks are not compared. prefix: before the verdicts' names.
     """
     verdicts: list[GateVerdict] = []
     for kind in KINDS:
         stated, usual = getattr(limits, kind), {} if defaults is None else getattr(defaults, kind)
         for measure, limit in {**usual, **stated}.items():
-            asked = _Asked(f"{prefix}{kind}.{measure}", kind, measure, _spelled_out(limit), now, parent)
-            verdicts += asked.verdicts(stated=measure in stated)
+            asked = _Asked(
+                f"{prefix}{kind}.{measure}", kind, measure, _spelled_out(limit), measure in stated, now, parent
+            )
+            verdicts += asked.verdicts()
     return verdicts
 
 
@@ -90,22 +93,23 @@ class _Asked:
     kind: str
     measure: str
     limit: Limit | None
+    stated: bool
     now: Side
     parent: Side | None
 
-    def verdicts(self, *, stated: bool) -> Iterator[GateVerdict]:
+    def verdicts(self) -> Iterator[GateVerdict]:
         found = self.now.whole().get(self.measure)
         if self.limit is None:
             yield GateVerdict(self.name, math.nan if found is None else found.value, None, passed=True)
-        elif found is None and stated and occasional(self.measure):
+        elif found is None and self.stated and occasional(self.measure):
             yield GateVerdict(self.name, math.nan, self.limit.limit, passed=True, note=NOT_TONIGHT)
-        elif found is None and stated:
+        elif found is None and self.stated:
             yield self._refused(self.limit.limit, self._not_measured())
         elif found is not None:
             earlier = {} if self.parent is None else self.parent.whole()
             yield self._verdict(self.limit.limit, found, earlier.get(self.measure))
             if self.limit.by_category:
-                yield from self._by_category(self.limit.limit, stated=stated)
+                yield from self._by_category(self.limit.limit)
 
     @property
     def _relative(self) -> bool:
@@ -120,9 +124,9 @@ class _Asked:
         hint = f"did you mean {near[0]!r}?" if near else f"measured were: {', '.join(names)}"
         return f"{self.measure!r} was not measured; {hint} Null switches the gate off"
 
-    def _by_category(self, limit: float, *, stated: bool) -> Iterator[GateVerdict]:
+    def _by_category(self, limit: float) -> Iterator[GateVerdict]:
         tonight = self.now.of_categories(self.measure)
-        if not tonight and stated:
+        if not tonight and self.stated:
             yield self._refused(limit, f"{self.measure!r} was not measured by category (is catalogue.category set?)")
         earlier: dict[str, Measured] = {}
         if self._relative and self.parent is not None:
@@ -163,11 +167,17 @@ class _Asked:
             return replace(verdict, note=OTHER_BUNDLE, parent=None if before is None else before.value)
         if before is None or math.isnan(before.value):
             return replace(verdict, note="the parent has no value of it")
+        if not self.stated and (_is_bare(now) or _is_bare(before)):
+            return replace(verdict, parent=before.value, note=BARE)
         rises = self.kind == "max_rise"
         further = now.value - before.value if rises else before.value - now.value
         margin = (margin_of_rise if rises else margin_of_fall)(before, now, comparisons=comparisons)
         passed = further - margin <= limit + _ROUNDING
         return replace(verdict, parent=before.value, margin=margin, passed=passed)
+
+
+def _is_bare(one: Measured) -> bool:
+    return one.low is None and one.n is None
 
 
 def _is_small(one: Measured) -> bool:

@@ -67,8 +67,8 @@ class GateVerdict:
         if self.parent is not None:
             fallen = self.parent - self.value
             said.append(f"parent {self.parent:.6g}")
-            said.append(f"{'fell' if fallen > 0 else 'rose'} by {abs(fallen):.4g}, by chance up to {self.margin:.4g}")
-        elif self.margin is not None:
+            said.append(f"{'fell' if fallen > 0 else 'rose'} by {abs(fallen):.4g}")
+        if self.margin is not None:
             said.append(f"by chance up to {self.margin:.4g}")
         if self.note is not None:
             said.append(self.note)

@@ -1,27 +1,20 @@
-"""What the gates say of a release before it is written, and what a person lets pass."""
+"""What the gates say of a release before it is written."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..encoding import NOT_FINITE
-from ..errors import ConfigError
 from ..evaluation import GATES, GatesConfig, GateVerdict, check_gates
 from ..evaluation.defaults import nightly_defaults
-from ..evaluation.judging import Side, judge, limit_names, side_of
+from ..evaluation.judging import Side, judge, limit_names
 from ..evaluation.margins import share_of
-from ..evaluation.measured import Measured, measured_of
+from ..evaluation.measured import Measured
 from ..evaluation.verdicts import Allowed, with_allowed
-from ..release import Manifest, Sample
-from ..release.tables import read_table
-from ..runs import Run
-from ..storage import Store
+from ..release import Sample
 from ..tables import SID_MOVES
 
 _EXAMPLES = 20
@@ -52,13 +45,6 @@ def verdicts_on(
     return with_allowed(verdicts, allowed)
 
 
-def side_of_release(store: Store, manifest: Manifest) -> Side:
-    """Return a release as gates see it."""
-    rows = measured_of(read_table(store, manifest, "measures")) if "measures" in manifest.files else []
-    counts = {name: float(value) for name, value in manifest.counts.items() if name == "items"}
-    return side_of({**counts, **manifest.measures}, rows, manifest.model_id)
-
-
 def counted_shares(counts: Mapping[str, int], quarantine: pa.Table, changes: pa.Table) -> list[Measured]:
     """Return the shares of `examining.measure` with how many photos each is of, its interval and examples.
 
@@ -77,35 +63,3 @@ def counted_shares(counts: Mapping[str, int], quarantine: pa.Table, changes: pa.
 
 def _first(table: pa.Table) -> tuple[str, ...]:
     return tuple(str(item) for item in table["item_id"].slice(0, _EXAMPLES).to_pylist())
-
-
-def checked_allowed(gates: Sequence[str] | None, reason: str | None, known: Sequence[str]) -> Allowed | None:
-    """Return what a command line allows, None for nothing.
-
-    known: the names of the gates that there are. Raises ConfigError for another name, for a gate without a reason, and
-    for a reason without a gate.
-    """
-    if not gates and reason is None:
-        return None
-    if not gates:
-        raise ConfigError(f"--reason {reason!r} without --allow says nothing; name the gate with --allow GATE")
-    if reason is None or not reason.strip():
-        raise ConfigError(f"--allow {gates[0]} wants a reason, which others will read: add --reason TEXT")
-    for gate in gates:
-        if gate not in known:
-            near = get_close_matches(gate, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            raise ConfigError(f"--allow {gate!r} names no gate; {hint}")
-    return Allowed(tuple(dict.fromkeys(gates)), reason.strip())
-
-
-def allowed_in_run(run: Run, attempt: int, asked: Allowed | None) -> tuple[Allowed, ...]:
-    """Return what this and earlier attempts of a run were told to let pass, the newest last.
-
-    It belongs to the run and lies in its folder, so that a retry need not say it again; a retry may add to it.
-    """
-    folder = f"{run.folder}allowed/"
-    if asked is not None:
-        run.freeze(f"allowed/{attempt:06d}.json", json.dumps(asdict(asked)).encode())
-    found = (json.loads(run.store.get(entry.name)) for entry in sorted(run.store.list(folder), key=lambda e: e.name))
-    return tuple(Allowed(tuple(each["gates"]), each["reason"]) for each in found)

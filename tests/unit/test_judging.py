@@ -29,7 +29,8 @@ from pipeline.evaluation.verdicts import (
     verdicts_table,
     with_allowed,
 )
-from pipeline.quality.gating import checked_allowed, gate_names, verdicts_on
+from pipeline.quality.allowing import checked_allowed
+from pipeline.quality.gating import gate_names, verdicts_on
 
 # Newcombe 1998, Statistics in Medicine 17, table II: two shares, and the interval of their difference by method 10.
 NEWCOMBE = [
@@ -222,6 +223,15 @@ def test_defaults_hold_beside_what_is_stated_and_step_back() -> None:
     looser = judge(Limits(max_drop={"photo_recall": 0.9}), Side([Measured("photo_recall", 0.3)], "m"),
                    Side([Measured("photo_recall", 0.9)], "m"), defaults=NIGHTLY)  # fmt: skip
     assert [v.limit for v in looser if v.name == "max_drop.photo_recall"] == [0.9]
+
+
+def test_a_default_limit_judges_no_bare_value_and_a_stated_one_does() -> None:
+    """A parent of an older version says how large a measure is, and not on how many things."""
+    sides = [Measured("category_knn", 0.3, 0.28, 0.32, n=900)], [Measured("category_knn", 0.9)]
+    (default,) = judged({}, *sides, defaults=NIGHTLY)
+    assert (default.passed, default.parent, default.margin) == (True, 0.9, None)
+    assert not judged({"max_drop": {"category_knn": 0.05}}, *sides)[0].passed
+    assert not judged({}, sides[0], [Measured("category_knn", 0.9, n=900)], defaults=NIGHTLY)[0].passed
 
 
 def test_flat_measures_of_older_releases_have_their_intervals() -> None:
