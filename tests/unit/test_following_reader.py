@@ -19,7 +19,8 @@ import pytest
 
 from pipeline.async_reader import AsyncRelease, open_release_async
 from pipeline.errors import ConfigError, IntegrityError, Unavailable, UnknownItem
-from pipeline.index import IndexConfig
+from pipeline.index import IndexConfig, build_index
+from pipeline.index.segmented import SegmentedIndex
 from pipeline.index.thresholds import QUANTILES, least_score, pair_quantiles
 from pipeline.reader import open_release
 from pipeline.release import read_manifest
@@ -196,6 +197,15 @@ def test_exact_answers_are_those_of_the_definition(maker: Any, store: Store) -> 
     item = opened.find("sku-007")
     vectors = opened.vectors([item])
     (found,) = opened.answers(vectors, np.zeros(len(vectors), np.int64), 5, None, [item], exactly=True)
+    # Of segments too: the same rows, dealt to two of them.
+    rows = np.arange(opened.index.rows)
+    halves = [build_index(opened.index.latents(rows[side::2]), IndexConfig(kind="hnsw", metric="l2")).index
+              for side in (0, 1)]  # fmt: skip
+    segmented = SegmentedIndex(halves, (rows % 2).astype(np.int32), (rows // 2).astype(np.int32))
+    assert segmented.exactly().planner.all_exact(5)
+    assert not segmented.planner.all_exact(5)
+    near = segmented.exactly().search(vectors, 5)
+    np.testing.assert_array_equal(near.ids, opened.index.exactly().search(vectors, 5).ids)
     expected = maker.brute_force(made, "l2", made.means("sku-007"), 5, left_out=["sku-007"])
     assert [opened.items.item_id(group) for group in found.groups.tolist()] == [item_id for item_id, _ in expected]
 
