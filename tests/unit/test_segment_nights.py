@@ -25,10 +25,10 @@ def test_nights_of_segments(
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
 
     def night(run: str, items: range, *words: str) -> Any:
-        rows = "".join(f"item-{number:02d},{number}.png,{'ab'[number % 2]}\n" for number in items)
-        (tmp_path / "catalogue.csv").write_text("item_id,image,category\n" + rows)
+        rows = "".join(f"item-{number:02d},{number}.png\n" for number in items)
+        (tmp_path / "catalogue.csv").write_text("item_id,image\n" + rows)
         where = [f"store={tmp_path / 'store'}", f"catalogue.source={tmp_path / 'catalogue.csv'}"]
-        asked = ["catalogue.category=category", "index.segment_rows=16", "tables.neighbours=3"]
+        asked = ["index.segment_rows=16", "tables.neighbours=3"]
         return commands_here.run("refresh", "--run", run, *where, *asked, *stages_here.SMALL, *words)
 
     store = open_store(str(tmp_path / "store"))
