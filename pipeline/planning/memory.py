@@ -26,7 +26,7 @@ _SLICE_BYTES = 630  # of each photo in them
 _PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
-_PLACED = 60  # bytes a photo while it is looked which segments stay, where the index is made of some
+_PLACED = 100  # bytes a photo while it is looked which segments stay, where the index is made of some
 _COPIES = 3  # of an index: as it is built, as a file, and opened as readers do
 _GIB = 2**30
 

@@ -41,6 +41,7 @@ from pipeline.release import (
     verify_release,
     write_release,
 )
+from pipeline.release.manifest import parse_manifest
 from pipeline.storage import Store, open_store
 from pipeline.storage.cache import FileCache
 
@@ -435,6 +436,27 @@ def test_expiry_keeps_what_a_kept_release_or_a_run_at_work_names_and_no_other_se
     assert not dead & store.names(), "no release names them"
     assert {entry.name for entry in carried} <= store.names()
     assert verify_release(store, second.release_id).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (f"indexes/{MODEL}/", "indexes/another/", "names must stay inside their folder"),
+        (f"indexes/{MODEL}/", f"indexes/{MODEL}/../../runs/", "names must stay inside their folder"),
+        ('"format":3', '"format":2', "format 2 has no segments"),
+        ('"format":3', '"format":4', "upgrade visual-codebooks"),
+    ],
+)
+def test_segments_lie_in_their_models_folder_and_older_formats_have_none(
+    maker: Any, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    held = nights(maker, tmp_path)
+    held.change(photos_of(maker, 60, seed=1))
+    text = held.publish().to_bytes().decode()
+    parse_manifest(text.encode(), "as it is")
+    assert old in text
+    with pytest.raises((IntegrityError, InputError), match=words):
+        parse_manifest(text.replace(old, new).encode(), "changed")
 
 
 @pytest.mark.parametrize(
