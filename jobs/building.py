@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from jobs.computing import Encoded
 from jobs.config import Config
@@ -28,7 +31,9 @@ from pipeline.quality.examining import (
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
-from pipeline.tables import Night, further_tables
+from pipeline.tables import Night, SemanticIdsConfig, further_tables
+from pipeline.tables.quantizer import Codebooks
+from pipeline.training import CodebooksJob, train_codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,7 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             index=built.index,
             changes=changes,
             parent=parent,
+            train=partial(codebooks_of, context),
             category=config.catalogue.category,
             sample=plan.summary.sample,
         )
@@ -145,3 +151,11 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
         verdicts = verdicts_on(measures, config.gates, plan.summary.sample)
         tell(Examined(verdicts, refused_by_reason(quarantine), measures))
     return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts, further)
+
+
+def codebooks_of(context: Context, vectors: np.ndarray, asked: SemanticIdsConfig) -> Codebooks:
+    """Return codebooks of semantic IDs that are trained, by this attempt or an earlier one of the run."""
+    context.progress.note(f"codebooks of semantic IDs: {asked.method} on {len(vectors):,} item vectors")
+    where, threads = f"runs/{context.run.name}", context.config.train.threads
+    job = CodebooksJob(context.store, vectors, asked, where, context.attempt.number, threads)
+    return train_codebooks(job, progress=context.progress.training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .config import SemanticIdsConfig, TablesConfig
-from .night import SID_MOVES, FurtherTables, Night, further_tables
+from .night import SID_MOVES, FurtherTables, Night, TrainCodebooks, further_tables
 from .sid_measures import sid_lines
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Night",
     "SemanticIdsConfig",
     "TablesConfig",
+    "TrainCodebooks",
     "further_tables",
     "sid_lines",
 ]

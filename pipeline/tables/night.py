@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_files
-from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders
+from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
 from .vectors import ItemVectors, item_vectors, vectors_table
@@ -32,10 +32,16 @@ from .vectors import ItemVectors, item_vectors, vectors_table
 _ROWS = 1 << 17  # items whose vectors are float64 at a time
 SID_MOVES = "sid_moves"  # the measure that must be 0
 
+# Returns codebooks of a method that needs a training, made of a sample of item vectors.
+TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
+
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
+
+    train: asked where the bundle has no codebooks yet and their method needs a training.
+    """
 
     run: str
     model_id: str
@@ -45,6 +51,7 @@ class Night:
     index: SearchIndex
     changes: pa.Table
     parent: Manifest | None
+    train: TrainCodebooks
     category: str | None = None
     sample: Sample | None = None
 
@@ -151,7 +158,11 @@ def _codebooks(
     held = find_codebooks(store, name)
     if held is not None:
         return held
-    books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
+    if config.method == "rqvae":
+        generator = np.random.default_rng(config.seed)
+        books = night.train(some_vectors(found.vectors, config.levels, generator), config)
+    else:
+        books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
     if before is not None:
         both = _in_both(before.slots, found)
         new = encode(found.vectors[both.new], books)
