@@ -76,7 +76,8 @@ def keep_codebooks(store: Store, name: str, books: Codebooks, facts: Mapping[str
 def codebooks_bytes(books: Codebooks, facts: Mapping[str, str]) -> bytes:
     """Return codebooks as a safetensors file: level_0, level_1, ... float32 [codes, d]; facts: its metadata.
 
-    Trained ones have `encoder_shift`, `encoder_scale` [d] and `encoder_weight_0` [outputs, inputs], `encoder_bias_0`, ...
+    Trained ones have `encoder_shift`, `encoder_scale` and, layer by layer, `encoder_weight_0` [outputs, inputs],
+    `encoder_bias_0`, ... too.
     """
     tensors = {f"level_{number}": level for number, level in enumerate(books.levels)}
     if books.encoder is not None:

@@ -57,9 +57,9 @@ class SemanticIdsConfig(BaseModel):
     """How items get semantic IDs: short sequences of codes, of which near items share the first ones.
 
     levels: codes of each level. method: `rq_kmeans`, k-means of what the levels before left over, or `rqvae`, the same
-    sum of codes in the space of a small autoencoder that is trained with them. capacity: the most
-    items that may have the same codes; an item beyond them takes the nearest last code that has room. None: no limit.
-    Items of the same codes are told apart by a suffix either way. seed: of the sample and the first centroids or weights.
+    sum of codes in the space of a small autoencoder that is trained with them. capacity: the most items that may have
+    the same codes; an item beyond them takes the nearest last code that has room. None: no limit. Items of the same
+    codes are told apart by a suffix either way. seed: of the sample and of the first centroids or weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

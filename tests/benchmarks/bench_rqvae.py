@@ -1,6 +1,6 @@
 """Semantic IDs by residual k-means and by a trained autoencoder on the same Fashion-MNIST vectors.
 
-    python tests/benchmarks/bench_rqvae.py --data ../shared/data --json rqvae.json [--items 5000] [--epochs 100 400]
+    python tests/benchmarks/bench_rqvae.py --data ../shared/data --json rqvae.json [--items 5000] [--epochs 100 300]
 
 Vectors as in bench_sids.py. `kept` is the share of the vectors' spread that the codes bring back (1 - squared error /
 variance): of rq_kmeans by the sum of its centroids, of rqvae by a least-squares line from the sum of its codes, as what
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[100, 400])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[100, 300])
     options = parser.parse_args()
     torch.set_num_threads(1)
     vectors, categories = read_vectors(options.data, options.items)

@@ -142,24 +142,25 @@ def batched(vectors: np.ndarray, books: Codebooks) -> dict[str, int]:
 def next_items(vectors: np.ndarray, codes: np.ndarray) -> dict[str, float]:
     """Return how often the item bought next is among 100 of all, from a made-up log: with IDs, and with random ones.
 
-    A pair of the log is an item and one of its nearest 20. Learned from 5,000 pairs is how often a first code follows a
+    A pair of the log is an item and one of its nearest 20. Learned from 5,000 pairs (or all items but 1,000) is how often a first code follows a
     first code; asked are 1,000 pairs of items that the log never began with. The random IDs are the same ones dealt out
     anew, so that only what they say is gone.
     """
     generator = np.random.default_rng(0)
-    begun = generator.choice(len(vectors), 6000, replace=False)
+    learned = min(5000, len(vectors) - 1000)
+    begun = generator.choice(len(vectors), learned + 1000, replace=False)
     held = LatentArrays(mean=vectors)
     near, _ = nearest_exact(METRICS["cosine"], held, held.take(begun), 20, exclude=begun)
-    following = near[np.arange(6000), generator.integers(20, size=6000)]
+    following = near[np.arange(len(begun)), generator.integers(20, size=len(begun))]
     dealt = generator.permutation(codes)
     found = {}
     for name, ids in (("hit_rate_with_ids", codes), ("hit_rate_with_random_ids", dealt)):
         first = ids[:, 0].astype(np.int64)
         sizes = np.bincount(first).astype(np.float64)
         counts = np.zeros((len(sizes), len(sizes)))
-        np.add.at(counts, (first[begun[:5000]], first[following[:5000]]), 1)
+        np.add.at(counts, (first[begun[:learned]], first[following[:learned]]), 1)
         hits = 0
-        for item, wanted in zip(begun[5000:].tolist(), following[5000:].tolist(), strict=True):
+        for item, wanted in zip(begun[learned:].tolist(), following[learned:].tolist(), strict=True):
             scores = (counts[first[item]] / sizes)[first]
             scores[item] = -1
             scores += 1e-9 * generator.random(len(scores))  # what scores the same comes in random order
