@@ -17,6 +17,7 @@ from pipeline.evaluation import GateVerdict
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
 from pipeline.models import load_bundle
+from pipeline.models.codebooks import code_levels
 from pipeline.planning import Plan, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
@@ -143,6 +144,7 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             changes=changes,
             parent=parent,
             train=partial(codebooks_of, context),
+            code_levels=lambda: code_levels(load_bundle(store, model_id).model),
             category=config.catalogue.category,
             sample=plan.summary.sample,
         )

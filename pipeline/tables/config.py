@@ -19,16 +19,39 @@ MAX_LEVELS = 8
 Level = Annotated[int, Field(ge=2, le=MAX_CODES)]
 
 
+class CodebookTableConfig(BaseModel):
+    """The table of a VQ model's codes. groups: into how many groups of like codes; None: the square root of their
+    number. seed: of the grouping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: int | None = Field(default=None, ge=1, le=MAX_CODES)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switched_on(cls, given: Any) -> Any:
+        """`codebook: true` is the section with its defaults."""
+        return {} if given is True else given
+
+
 class TablesConfig(BaseModel):
     """Tables that a release may have besides. vectors: one vector an item, always there where items have semantic IDs.
 
-    neighbours: how many nearest items of every item are listed; 0: no such table.
+    neighbours: how many nearest items of every item are listed; 0: no such table. codebook: the codes of a VQ model,
+    in groups; None: no such table.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vectors: bool = False
     neighbours: int = Field(default=0, ge=0, le=1000)
+    codebook: CodebookTableConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # releases without it have the digests that they had
+        return {name: value for name, value in values.items() if name != "codebook" or value is not None}
 
     @property
     def asked(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
+from .codebook_table import CodeLevel, codebook_table
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_files
 from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
@@ -40,7 +41,8 @@ TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
 class Night:
     """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
 
-    train: asked where the bundle has no codebooks yet and their method needs a training.
+    train: asked where the bundle has no codebooks yet and their method needs a training. code_levels: asked for the
+    codebooks of the model where the table of its codes is wanted; none of a model without codes.
     """
 
     run: str
@@ -52,6 +54,7 @@ class Night:
     changes: pa.Table
     parent: Manifest | None
     train: TrainCodebooks
+    code_levels: Callable[[], Sequence[CodeLevel]]
     category: str | None = None
     sample: Sample | None = None
 
@@ -82,19 +85,22 @@ def further_tables(
     """Return the tables that are asked for; none where nothing is.
 
     Semantic IDs are those of the last release before that had some, as far as its codebooks are tonight's. Raises
-    ConfigError for codebooks larger than the catalogue, IntegrityError for damaged ones, InputError where no code has
-    room for an item.
+    ConfigError for codebooks larger than the catalogue and for a table of codes that the model has not, IntegrityError
+    for damaged ones, InputError where no code has room for an item.
     """
     made = FurtherTables()
     if semantic_ids is None and not tables.asked:
         return made
+    if tables.codebook is not None:
+        held = codebook_table(store, night.items, night.code_levels(), tables.codebook, night.category)
+        made.files["codebook"] = table_files(held.table)
+        made.measures.update(held.measures)
     if tables.neighbours:
         made.files["neighbours"] = neighbour_files(night.items, night.index, tables.neighbours)
-        if not tables.vectors and semantic_ids is None:
-            return made
+    if not tables.vectors and semantic_ids is None:
+        return made
     found = item_vectors(night.items, night.latents, metric=night.metric)
-    if tables.vectors or semantic_ids is not None:
-        made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
+    made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
     if semantic_ids is not None:
         _semantic_ids(store, night, semantic_ids, found, made)
     return made

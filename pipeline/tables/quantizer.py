@@ -56,7 +56,7 @@ def fit_codebooks(vectors: Float32, sizes: Sequence[int], *, seed: int) -> Codeb
     residuals = some_vectors(vectors, sizes, generator).astype(np.float64)
     levels: list[Float32] = []
     for number, size in enumerate(sizes):
-        levels.append(_k_means(residuals.astype(np.float32), size, generator, level=number + 1))
+        levels.append(k_means(residuals.astype(np.float32), size, generator, level=number + 1))
         residuals -= levels[-1][nearest_codes(residuals, levels[-1])]
     return Codebooks(tuple(levels))
 
@@ -128,7 +128,7 @@ def squared_distances(vector: Float64, centroids: Float64) -> Float64:
     return distances
 
 
-def _k_means(points: Float32, size: int, generator: np.random.Generator, *, level: int) -> Float32:
+def k_means(points: Float32, size: int, generator: np.random.Generator, *, level: int) -> Float32:
     """Return centroids float32 [size, d]: Lloyd's algorithm from different points drawn at random."""
     centroids = _different_points(points, size, generator, level)
     before: Rows | None = None
