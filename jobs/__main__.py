@@ -97,6 +97,9 @@ COMMANDS: dict[str, Command] = {
     "explain": Command(
         "Ask a release", "jobs.explain", "why an item has its neighbours: photos, latents, another release", CONFIG
     ),
+    "report": Command(
+        "Releases", "jobs.report", "a release beside another: verdict, pictures, curves; as page or data", CONFIG
+    ),
     "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
     "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
     "recommend": Command(
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failure = failure_of(error)
             if failure.unexpected:
                 sys.stderr.write(masked_for_people(traceback.format_exc()))
-            return answer.failed(failure.text, failure.exit_code, release=failure.release)
+            return answer.failed(failure.text, failure.exit_code, release=failure.release, verdicts=failure.verdicts)
         return 0 if outcome is None else answer.done(outcome)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from jobs.command import Outcome
@@ -38,7 +38,9 @@ class Answer:
         )
         return outcome.exit_code
 
-    def failed(self, text: str, code: int, *, release: str | None = None) -> int:
+    def failed(
+        self, text: str, code: int, *, release: str | None = None, verdicts: Sequence[Mapping[str, Any]] = ()
+    ) -> int:
         """Say why a command failed, and return its exit code."""
         text = masked_for_people(text)
         sys.stderr.write(f"codebooks: {text}\n")
@@ -51,6 +53,7 @@ class Answer:
                 "reason": reason,
                 "error": text,
                 "exit_code": code,
+                **({"verdicts": list(verdicts)} if verdicts else {}),
             }
         )
         return code

@@ -14,6 +14,8 @@ from jobs.config import Config
 from jobs.context import Context
 from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict
+from pipeline.evaluation.judging import side_of
+from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
 from pipeline.models import load_bundle
@@ -26,9 +28,10 @@ from pipeline.quality.examining import (
     model_files,
     named_parts,
     refused_by_reason,
-    verdicts_on,
     with_first_seen,
 )
+from pipeline.quality.gating import counted_shares, gates_of, verdicts_on
+from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
@@ -85,6 +88,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             "changes": table_files(found.changes, looked_up=True),
             **found.built.files(),
             "report": (page, ".html", None),
+            "verdicts": table_files(verdicts_table(found.verdicts)),
             **found.further.files,
         },
         release_key=key,
@@ -103,7 +107,11 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs={**inputs_of(config, plan), **found.further.inputs},
+        inputs={
+            **inputs_of(config, plan),
+            **found.further.inputs,
+            "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
+        },
         **model_files(context.store, model_id, parent),
     )
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, written.manifest.file("report").name)
@@ -150,8 +158,14 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
         measures |= further.measures
-        verdicts = verdicts_on(measures, config.gates, plan.summary.sample)
-        tell(Examined(verdicts, refused_by_reason(quarantine), measures))
+        verdicts = verdicts_on(
+            measures,
+            side_of(measures, counted_shares(counts, quarantine, changes), model_id),
+            side_of_release(store, parent) if parent else None,
+            gates_of(config.gates, plan.summary.sample),
+            context.allowed,
+        )
+        tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
     return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts, further)
 
 

@@ -73,7 +73,8 @@ def config_values(config: Config) -> dict[str, Any]:
 
     Whom a run tells and who signs is no part of it, and may be secret.
     """
-    values = config.model_dump(mode="json", exclude={"monitor": True, "publish": {"sign"}})
+    idle = {"sign", *(["canary"] if config.publish.canary is None else [])}
+    values = config.model_dump(mode="json", exclude={"monitor": True, "publish": idle})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
     for section, switched_off in (("tables", not config.tables.asked), ("semantic_ids", config.semantic_ids is None)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jobs.config import Config, config_values
 from jobs.ray_session import ray_session
+from pipeline.evaluation.verdicts import Allowed
 from pipeline.progress import Progress
 from pipeline.runs import Attempt, Run
 from pipeline.storage import Files, Store
@@ -20,7 +21,8 @@ StartRay = Callable[[], None]
 class Context:
     """One live attempt of a run and where it reads, writes and shows what it does.
 
-    here: its stages compute in this process, without Ray, and its bundles are thrown away.
+    here: its stages compute in this process, without Ray, and its bundles are thrown away. allowed: gates that a person
+    lets pass.
     """
 
     config: Config
@@ -31,6 +33,7 @@ class Context:
     progress: Progress
     watch: Watch
     here: bool = False
+    allowed: tuple[Allowed, ...] = ()
 
 
 def ray_starter(context: Context, stack: ExitStack) -> StartRay:

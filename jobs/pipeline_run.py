@@ -15,12 +15,16 @@ from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.ray_session import early_session
 from pipeline.errors import ConfigError, GateRefused
+from pipeline.evaluation.verdicts import allowed_in, refusal_text
 from pipeline.events import Finished, Planned, tell
 from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
 from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
 from pipeline.progress import Progress
+from pipeline.quality.allowing import allowed_in_run, checked_allowed
+from pipeline.quality.gating import gate_names
+from pipeline.quality.promoting import beside_text
 from pipeline.quality.release_page import category_lines
-from pipeline.release import publish, sign_release, signers
+from pipeline.release import entry_name, publish, sign_release, signers, write_allowance
 from pipeline.runs import Run, default_run_name, open_run
 from pipeline.watch import Watch
 
@@ -34,12 +38,16 @@ class How:
     """What a command line says beside the config.
 
     limit: items of a seeded sample, None for the whole catalogue. channel: where to publish instead of publish.channel.
-    retrain: everything may be trained and encoded anew.
+    retrain: everything may be trained and encoded anew. live: the channel's bundle is kept. allow, reason: gates that
+    are let pass, and why; no part of what a run freezes as its config, so that a retry may add them.
     """
 
     limit: int | None = None
     channel: str | None = None
     retrain: bool | None = None
+    live: bool | None = None
+    allow: tuple[str, ...] | None = None
+    reason: str | None = None
 
 
 def run_until(arguments: Arguments, until: Until) -> Outcome:
@@ -49,7 +57,8 @@ def run_until(arguments: Arguments, until: Until) -> Outcome:
     """
     config = load_config(arguments)
     name = arguments.run or default_run_name()
-    how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in ("channel", "retrain")})
+    given = ("channel", "retrain", "live", "allow", "reason")
+    how = How(limit=arguments.limit, **{key: getattr(arguments.options, key, None) for key in given})
     command = "refresh" if until == "publish" else until
     channel = how.channel or (config.publish.channel if how.limit is None else NO_CHANNEL)
     with monitored(config.monitor, config.store, run=name, command=command, channel=channel):
@@ -62,6 +71,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
     files = photo_files(config)
     signers(config.publish)  # a key that cannot be read is said now, and not after the encoding
     run = open_run(store, name)
+    allowed = checked_allowed(how.allow, how.reason, gate_names(config.gates))
     if until == "publish":
         check_meant(config, run, how)
     with ExitStack() as stack:
@@ -74,7 +84,8 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
                 run=name, release=done["release"], published=True, reason=ALREADY, details=done, text=ALREADY
             )
         watch = stack.enter_context(Watch())
-        context = Context(config, store, files, run, attempt, progress, watch)
+        may_pass = allowed_in_run(run, attempt.number, allowed)
+        context = Context(config, store, files, run, attempt, progress, watch, allowed=may_pass)
         with watch.stage("plan"):
             plan = frozen_plan(context, how)
         tell(Planned(plan.summary.counts))
@@ -114,15 +125,15 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
     if until == "index":
         text = f"release {release} is written and on no channel"
         return finish(context.run, _unpublished(name, release, "indexed", text), plan, context.watch, candidate)
-    refused = [verdict for verdict in candidate.verdicts if not verdict.passed]
-    if refused:
-        listed = "; ".join(f"gates.{verdict.name}: {verdict.value:.6g}, limit {verdict.limit:g}" for verdict in refused)
-        finish(context.run, _unpublished(name, release, "refused by a gate", listed), plan, context.watch, candidate)
-        raise GateRefused(
-            f"release {release} is written and not published, {len(refused)} gates refused it: {listed}. The channel "
-            f"stays as it is; look at {candidate.report_name}, or change the limits and start a run of another name",
-            release=release,
+    if any(verdict.stops for verdict in candidate.verdicts):
+        said = refusal_text(
+            candidate.verdicts,
+            what=f"release {release} is written and not published",
+            look_at=candidate.report_name,
+            again=f"the same command with --run {name}",
         )
+        finish(context.run, _unpublished(name, release, "refused by a gate", said), plan, context.watch, candidate)
+        raise GateRefused(said, release=release, verdicts=[verdict.plain() for verdict in candidate.verdicts])
     if until == "evaluate" or plan.summary.channel is None:
         lines = [f"release {release} passes its gates and is on no channel"]
         if plan.summary.sample is not None and until == "publish":
@@ -141,6 +152,15 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
     release, digest = candidate.manifest.release_id, candidate.manifest_sha256
     with context.watch.stage("publish"):
         sign_release(context.store, release, signers(context.config.publish), expect_sha256=digest)
+        write_allowance(
+            context.store,
+            entry_name(_channel(plan), plan.summary.head + 1),
+            release_id=release,
+            manifest_sha256=digest,
+            run=context.run.name,
+            attempt=context.attempt.number,
+            allowed=allowed_in(candidate.verdicts),
+        )
         entry = publish(
             context.store,
             _channel(plan),
@@ -151,6 +171,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             attempt=context.attempt.number,
         )
     text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
+    text += beside_text(context.store, context.config.publish, _channel(plan), candidate.manifest.model_id)
     outcome = Outcome(
         run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
     )
@@ -169,7 +190,7 @@ def check_meant(config: Config, run: Run, how: How) -> None:
     if held is not None:
         renewal = Plan.from_bytes(held).summary.renewal
     else:
-        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel)
+        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel, live=bool(how.live))
         renewal = renewal_of(standing, run.store)
     if renewal is not None:
         require_meant(renewal, config, run, how)
@@ -196,7 +217,13 @@ def frozen_plan(context: Context, how: How) -> Plan:
     if held is None:
         context.attempt.check()
         plan = make_plan(
-            context.config, context.store, context.files, run=context.run.name, limit=how.limit, channel=how.channel
+            context.config,
+            context.store,
+            context.files,
+            run=context.run.name,
+            limit=how.limit,
+            channel=how.channel,
+            live=bool(how.live),
         )
         data = plan.to_bytes()
         held = context.run.freeze("plan.parquet", data)
@@ -240,6 +267,7 @@ def finish(
     if candidate is not None:
         details["counts"] = candidate.manifest.counts
         details["measures"] = candidate.manifest.measures
+        details["verdicts"] = [verdict.plain() for verdict in candidate.verdicts]
         details["report"] = candidate.report_name
     names = ("run", "release", "published", "reason")
     run.write_result({**{name: getattr(outcome, name) for name in names}, **details})

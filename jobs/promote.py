@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 
 from jobs.command import Arguments, Outcome
-from jobs.place import load_light
+from jobs.parser import add_allowing
+from jobs.place import LightConfig
+from jobs.sources import read_sources
+from pipeline.evaluation.gates import GatesConfig
+from pipeline.quality.promoting import require_promotable
 from pipeline.release import check_store, promotable, promote, read_head, verify_release
+from pipeline.settings import check_and_build, merge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET_CHANNEL", help="the channel that is to have it, as `stable`")
     parser.add_argument("--release", metavar="RELEASE_ID", help="one of the source's log; by default its current one")
     parser.add_argument("--sample", metavar="SHARE", type=float, default=1.0, help="read only this share of the files")
+    add_allowing(parser)
+
+
+class PromoteConfig(LightConfig):
+    """The light config, and what must hold between the two releases."""
+
+    gates: GatesConfig = GatesConfig()
 
 
 def run(arguments: Arguments) -> Outcome:
-    """Verify the release and append it to the other channel's log; a later rollback can undo it."""
+    """Judge and verify the release and append it to the other channel's log; a later rollback can undo it.
+
+    Raises GateRefused (exit 4) where it does not keep gates.promote.
+    """
     options = arguments.options
-    store = load_light(arguments).store.open()
+    config = check_and_build(merge(read_sources(arguments)), PromoteConfig)
+    store = config.store.open()
     check_store(store)
     before = read_head(store, options.target)
     asked = promotable(store, options.source, options.release)
@@ -28,8 +44,10 @@ def run(arguments: Arguments) -> Outcome:
     if before is not None and before.release_id == asked.release_id:
         text = f"{asked.release_id} is the current release of channel {options.target} already; nothing was changed"
         return Outcome(release=asked.release_id, reason="nothing to do", details=details, text=text)
+    found = require_promotable(store, asked, before, config.gates.promote, allow=options.allow, reason=options.reason)
+    details["verdicts"] = [verdict.plain() for verdict in found.verdicts]
     verify_release(store, asked.release_id, expect_sha256=asked.manifest_sha256, share=options.sample).require()
-    entry = promote(store, options.source, options.target, release=asked.release_id)
+    entry = promote(store, options.source, options.target, release=asked.release_id, allowed=found.allowed)
     text = f"channel {options.target} is at {entry.release_id} (number {entry.number}), promoted from {options.source}"
     if before is not None:
         text += f". Undo with: codebooks rollback --channel {options.target} --to {before.release_id}"

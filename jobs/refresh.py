@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jobs.command import Arguments, Outcome
+from jobs.parser import add_allowing
 from jobs.pipeline_run import run_until
 
 
@@ -21,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train and encode everything anew if the settings now ask for it; without it, and without train.when, "
         "only a channel's first refresh does",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="keep the bundle of the channel's release, also when the period of train.when is over: the night that "
+        "goes on serving while a new bundle waits on publish.canary",
+    )
+    add_allowing(parser)
 
 
 def run(arguments: Arguments) -> Outcome:

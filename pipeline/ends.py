@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import CodebooksError, GateRefused, Unavailable
 from .stopping import STOPPING
@@ -27,21 +28,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Failure:
     """What an error means to who called a command. release: of a release that is written and on no channel.
 
-    unexpected: a mistake of ours, of which the traceback is worth printing.
+    verdicts: of the gates that refused it. unexpected: a mistake of ours, of which the traceback is worth printing.
     """
 
     text: str
     exit_code: int
     release: str | None = None
     unexpected: bool = False
+    verdicts: Sequence[Mapping[str, Any]] = ()
 
 
 def failure_of(error: BaseException) -> Failure:
     """Return how a command ends that this error came out of; secrets are not masked here."""
     if isinstance(error, KeyboardInterrupt | SystemExit):  # a library's own handler of SIGTERM may call sys.exit
         return Failure(STOPPING.text, Unavailable.exit_code)
+    if isinstance(error, GateRefused):
+        return Failure(str(error), error.exit_code, error.release, verdicts=error.verdicts)
     if isinstance(error, CodebooksError):
-        return Failure(str(error), error.exit_code, error.release if isinstance(error, GateRefused) else None)
+        return Failure(str(error), error.exit_code)
     if full := full_disk(error):
         return Failure(full, Unavailable.exit_code)
     text = "".join(traceback.format_exception_only(error)).strip()

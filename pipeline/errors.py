@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class CodebooksError(Exception):
     """Base of all errors raised on purpose; the text says what, the value, and what to do."""
@@ -24,14 +27,15 @@ class InputError(CodebooksError, ValueError):
 class GateRefused(CodebooksError):
     """A release was built and a gate refused to publish it; the channel stays where it was.
 
-    release: the id of the release that is written and on no channel.
+    release: the id of the release that is written and on no channel. verdicts: of its gates, as plain values.
     """
 
     exit_code = 4
 
-    def __init__(self, text: str, *, release: str | None = None) -> None:
+    def __init__(self, text: str, *, release: str | None = None, verdicts: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(text)
         self.release = release
+        self.verdicts = verdicts
 
 
 class Conflict(CodebooksError):

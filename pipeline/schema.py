@@ -194,7 +194,7 @@ MEASURES = pa.schema(
 )
 
 # One row a gate. `limit`: null where it is off; `parent`, `margin`: of a limit that is relative to the parent;
-# `allowed`: the reason that a person gave to let it pass once.
+# `allowed`: the reason that a person gave to let it pass once; `note`: why nothing was compared, or there is no value.
 VERDICTS = pa.schema(
     [
         pa.field("check", pa.string(), nullable=False),
@@ -205,6 +205,7 @@ VERDICTS = pa.schema(
         pa.field("margin", pa.float64()),
         pa.field("passed", pa.bool_(), nullable=False),
         pa.field("allowed", pa.string()),
+        pa.field("note", pa.string()),
         pa.field("examples", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
     ]
 )

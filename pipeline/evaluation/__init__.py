@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .category import category_knn, category_measures
-from .gates import GATES, GatesConfig, GateVerdict, check_gates
+from .gates import GATES, GatesConfig, check_gates
 from .knn import knn_accuracy, knn_labels, label_knn
+from .verdicts import GateVerdict
 
 __all__ = [
     "GATES",

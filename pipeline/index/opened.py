@@ -231,6 +231,10 @@ class OpenedRelease:
         found = self._item_files.rows(self.items.rows_of(self.find(item_id)), columns)
         return [StoredPhoto(**row) for row in found.to_pylist()]
 
+    def rows(self, wanted: Rows, columns: Sequence[str]) -> pa.Table:
+        """Return these rows of the items table, in this order."""
+        return self._item_files.rows(wanted, columns)
+
     def pixels(self, item_id: Any) -> NDArray[np.uint8] | None:
         """Return the first of an item's photos that is kept, uint8 RGB [size, size, 3]. Raises UnknownItem."""
         pictures = (self.pixels_of(photo) for photo in self.photos(item_id))

@@ -136,7 +136,7 @@ def _run_samples(now: Standing) -> Iterator[_Sample]:
         "measure": now.measures,
         "gate_value": {verdict.name: verdict.value for verdict in now.verdicts},
         "gate_limit": {verdict.name: verdict.limit for verdict in now.verdicts if verdict.limit is not None},
-        "gate_passed": {verdict.name: int(verdict.passed) for verdict in now.verdicts},
+        "gate_passed": {verdict.name: int(verdict.passed or verdict.allowed is not None) for verdict in now.verdicts},
         "monitor_failures": now.failures,
     }
     for name, values in by_label.items():

@@ -48,7 +48,13 @@ def message(standing: Standing, *, store: str, links: str | None) -> dict[str, A
         "published": ended.published,
         "report": f"{links or masked(store).rstrip('/')}/{report}" if report else None,
         "gates": [
-            {"gate": each.name, "value": _number(each.value), "limit": each.limit, "passed": each.passed}
+            {
+                "gate": each.name,
+                "value": _number(each.value),
+                "limit": each.limit,
+                "passed": each.passed,
+                "allowed": each.allowed,
+            }
             for each in standing.verdicts
         ],
         "quarantined": {f"{stage}/{reason}": count for (stage, reason), count in sorted(standing.refused.items())},

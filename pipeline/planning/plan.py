@@ -120,16 +120,24 @@ class Plan:
 
 
 def make_plan(
-    config: NightSettings, store: Store, files: Files, *, run: str, limit: int | None, channel: str | None = None
+    config: NightSettings,
+    store: Store,
+    files: Files,
+    *,
+    run: str,
+    limit: int | None,
+    channel: str | None = None,
+    live: bool = False,
 ) -> Plan:
     """Read the catalogue, resolve tokens, compare with the channel's release and cut the work into shards.
 
     limit: take a seeded sample of so many items, which is compared with nothing unless a channel for samples is named.
+    live: as in `look`.
     Raises ConfigError for a conditional model without categories, for more photos than this process can hold, and as
     `look`, InputError when the catalogue cannot be read or is empty, Unavailable on temporary failures.
     """
     began = time.monotonic()
-    standing = look(config, store, run=run, limit=limit, channel=channel)
+    standing = look(config, store, run=run, limit=limit, channel=channel, live=live)
     parent, transform = standing.parent, standing.transform_id
     renewal = renewal_of(standing, store)
     told = category_told(config)
@@ -215,7 +223,7 @@ def release_config(config: NightSettings) -> dict[str, Any]:
     return _of_releases(
         {
             "index": config.index.model_dump(mode="json"),
-            "gates": config.gates.model_dump(mode="json"),
+            "gates": config.gates.model_dump(mode="json", exclude={"promote"}),
             "encode": {"precision": config.encode.precision},
             **table_settings(config),
         }

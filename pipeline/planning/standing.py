@@ -44,11 +44,16 @@ class Standing:
         return bool(parent.config.get("encode") != {"precision": self.asked.precision})
 
 
-def look(config: NightSettings, store: Store, *, run: str, limit: int | None, channel: str | None = None) -> Standing:
+def look(
+    config: NightSettings, store: Store, *, run: str, limit: int | None, channel: str | None = None, live: bool = False
+) -> Standing:
     """Return what stands for a run that takes `limit` items, None for all of the catalogue.
 
     channel: named on the command line; else a run of the whole catalogue publishes on publish.channel and a sample
-    nowhere, with no release to compare it with. Raises ConfigError for a sample on a channel of whole catalogues.
+    nowhere, with no release to compare it with. A night of another bundle than that of the channel's release goes on
+    publish.canary where there is one, and carries on from what is there of its bundle. live: it keeps the bundle of the
+    channel's release, also when the period of train.when is over. Raises ConfigError for a sample on a channel of whole
+    catalogues, and for `live` where the settings ask for another bundle.
     """
     sample = None if limit is None else Sample(limit=limit, seed=config.train.seed)
     where = channel or (config.publish.channel if sample is None else None)
@@ -63,16 +68,42 @@ def look(config: NightSettings, store: Store, *, run: str, limit: int | None, ch
     parent = read_manifest(store, head.release_id) if head else None
     asked = Asked.of(config, sample)
     period = asked.period(run)
-    model_id = _answering(store, asked, period, parent)
+    model_id, train_key = _answering(store, asked, period, parent), asked.train_key(period)
+    if live:
+        model_id, train_key = _kept(store, asked, parent)
+    number, canary = head.number if head else 0, config.publish.canary
+    if canary is not None and channel is None and sample is None and parent is not None and parent.model_id != model_id:
+        beside = read_head(store, canary)
+        where, number = canary, beside.number if beside else 0
+        carried = read_manifest(store, beside.release_id) if beside else None
+        if carried is not None and carried.model_id == model_id and carried.sample is None:
+            parent = carried
     return Standing(
         channel=where,
-        head=head.number if head else 0,
+        head=number,
         parent=parent,
         transforms=main_transforms(config, store, model_id),
         asked=asked,
-        train_key=asked.train_key(period),
+        train_key=train_key,
         model_id=model_id,
     )
+
+
+def _kept(store: Store, asked: Asked, parent: Manifest | None) -> tuple[str, str]:
+    """Return the bundle of the channel's release and its train key, for a night that is to keep it."""
+    before = None if parent is None else parent_asked(store, parent)
+    if parent is None or before is None:
+        raise ConfigError(
+            "--live keeps the bundle of the channel's release, and there is none, or its settings are no longer on the "
+            "store; leave --live out"
+        )
+    old, new = before.settings(), asked.settings()
+    if differ := sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
+        raise ConfigError(
+            f"--live keeps the bundle of release {parent.release_id}, and the config asks for another one: "
+            f"{', '.join(differ)}; run it with the config of that release, or leave --live out"
+        )
+    return parent.model_id, str(parent.inputs["train_key"])
 
 
 def parent_asked(store: Store, parent: Manifest) -> Asked | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,16 +11,16 @@ import pyarrow.compute as pc
 from ..catalogue import named_in
 from ..encoding import NOT_FINITE
 from ..errors import GateRefused, InputError, IntegrityError
-from ..evaluation import GatesConfig, GateVerdict, category_measures, check_gates
+from ..evaluation import GatesConfig, GateVerdict, category_measures
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
 from ..ordering import ranks, run_starts, take_rows
 from ..parts import PartFile
 from ..planning import NightSettings, Plan
-from ..release import FileEntry, Manifest, Sample
+from ..release import FileEntry, Manifest
 from ..schema import quarantine_schema
 from ..storage import Store
-from ..tables import SID_MOVES, FurtherTables
+from ..tables import FurtherTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,16 @@ def model_files(store: Store, model_id: str, parent: Manifest | None) -> dict[st
     return found
 
 
-def check_encoded(items: pa.Table, refused: pa.Table, gates: GatesConfig) -> None:
+def check_encoded(items: pa.Table, refused: pa.Table, gates: GatesConfig, *, allowed: Container[str] = ()) -> None:
     """Refuse what no release can be made of, before an index is built for it.
 
-    items: the living photos; refused: the others, with their reasons. Raises GateRefused when the model gives more
-    photos no finite latents than `gates.max_not_finite` allows, InputError when no photo is left.
+    items: the living photos; refused: the others, with their reasons; allowed: gates that a person lets pass. Raises
+    GateRefused when the model gives more photos no finite latents than `gates.max_not_finite` allows, InputError when
+    no photo is left.
     """
     photos, broken = items.num_rows + refused.num_rows, _not_finite(refused)
-    if gates.max_not_finite is not None and broken > gates.max_not_finite * photos:
+    over = gates.max_not_finite is not None and broken > gates.max_not_finite * photos
+    if over and "max_not_finite" not in allowed:
         raise GateRefused(
             f"the model gives {broken:,} of {photos:,} photos latents that are not finite numbers, and "
             f"gates.max_not_finite is {gates.max_not_finite:g}: the model is broken, not the photos. Train again with "
@@ -123,19 +125,6 @@ def refused_by_reason(quarantine: pa.Table) -> dict[tuple[str, str], int]:
     """Return how many photos were refused by (stage, reason)."""
     counted = quarantine.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
     return {(row["stage"], row["reason"]): row["count_all"] for row in counted}
-
-
-def gates_of(gates: GatesConfig, sample: Sample | None) -> GatesConfig:
-    """Return the limits for a release; those on how many items there are say nothing of a sample."""
-    return gates if sample is None else gates.model_copy(update={"min_items": None, "max_removed": None})
-
-
-def verdicts_on(measures: Mapping[str, float], gates: GatesConfig, sample: Sample | None) -> tuple[GateVerdict, ...]:
-    """Return the verdict of every gate; that no published semantic ID moves is no matter of limits."""
-    verdicts = check_gates(measures, gates_of(gates, sample))
-    if SID_MOVES in measures:
-        verdicts.append(GateVerdict(SID_MOVES, measures[SID_MOVES], 0.0, passed=measures[SID_MOVES] == 0))
-    return tuple(verdicts)
 
 
 def measure(

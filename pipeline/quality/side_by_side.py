@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from ..images import ImagesConfig
 from ..index import LatentArrays, SearchIndex, gather_latents, open_index
 from ..release import Manifest
 from ..release.tables import read_file, read_table
-from ..report import NeighbourRow, ReportData, render_page
+from ..report import NeighbourRow, Picture, ReportData, render_page
 from ..storage import Store
 from .pictures import Pictures
-from .release_page import category_lines, choose_queries, neighbour_rows, neighbours_of
+from .release_page import category_lines
+
+_QUERIES = 8
+_NEIGHBOURS = 10
+_OVERFETCH = 40  # photos asked for so that ten distinct other items are among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ def _rows_of_all(spaces: Sequence[Space]) -> list[list[int]]:
     places = [{pair: row for row, pair in enumerate(_photos(space.items))} for space in spaces]
     first = spaces[0].items
     photos = _photos(first)
-    pairs = [photos[row] for row in choose_queries(first, seed=0)]
+    chosen = np.random.default_rng(0).choice(first.num_rows, size=min(_QUERIES, first.num_rows), replace=False)
+    pairs = [photos[row] for row in sorted(chosen.tolist())]
     return [[place[pair] for place in places] for pair in pairs if all(pair in place for place in places)]
 
 
@@ -79,3 +85,43 @@ def _told(space: Space) -> str:
     manifest = space.manifest
     measured = "; ".join(category_lines(manifest.measures)) or "no category named"
     return f"{manifest.latent_dim} dimensions, {manifest.metric}; {measured}"
+
+
+def neighbours_of(row: int, items: pa.Table, latents: LatentArrays, index: SearchIndex) -> list[tuple[int, float]]:
+    """Return (row, score) of the ten nearest photos of other items, the best photo of each item, nearest first."""
+    ids, scores = index.search(latents.take([row]), min(_OVERFETCH, items.num_rows))
+    own = items["item_id"][row].as_py()
+    best: dict[str, tuple[int, float]] = {}
+    for found, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True):
+        if found < 0:
+            break
+        item = items["item_id"][found].as_py()
+        if item != own and item not in best:
+            best[item] = (found, score)
+    return list(best.values())[:_NEIGHBOURS]
+
+
+def neighbour_rows(
+    items: pa.Table,
+    shown: Sequence[int],
+    found: Sequence[Sequence[tuple[int, float]]],
+    pixels: dict[int, np.ndarray],
+    *,
+    category: str | None,
+) -> list[NeighbourRow]:
+    """Return the grid: a query and its neighbours; those without pixels are left out."""
+    rows = []
+    for query, near in zip(shown, found, strict=True):
+        if query not in pixels:
+            continue
+        label = items[category][query].as_py() if category else None
+        pictures = []
+        for row, score in near:
+            if row in pixels:
+                other = items[category][row].as_py() if category else None
+                detail = f"{score:.3f}" if other is None else f"{other}, {score:.3f}"
+                same = None if label is None or other is None else other == label
+                pictures.append(Picture(pixels[row], items["item_id"][row].as_py(), detail, same))
+        caption = items["item_id"][query].as_py()
+        rows.append(NeighbourRow(Picture(pixels[query], caption, str(label or ""), None), pictures))
+    return rows

@@ -13,6 +13,7 @@ from pyarrow import csv
 
 from ..evaluation.gates import GATES
 from ..release.history import History, Told
+from ..release.manifest import Manifest
 from ..release.tables import write_table
 from ..report.trends import Curve, Point, TrendsData, render_trends
 
@@ -22,7 +23,10 @@ _COUNT, _MEASURE = "count", "measure"
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A gate of a release, judged anew from what its manifest records. limit: None where the gate was off."""
+    """A gate of a release as its manifest records it; of releases from before verdicts were recorded judged anew.
+
+    limit: None where the gate was off. passed: or let pass by a person.
+    """
 
     gate: str
     value: float | None
@@ -110,14 +114,24 @@ def _column(told: Told, before: str | None) -> Column:
         verdict=told.verdict,
         counts={} if manifest is None else dict(manifest.counts),
         measures={} if manifest is None else dict(manifest.measures),
-        gates=() if manifest is None else _gated(manifest.config.get("gates"), manifest.counts, manifest.measures),
+        gates=() if manifest is None else _gated(manifest),
     )
 
 
-def _gated(
+def _gated(manifest: Manifest) -> tuple[Gated, ...]:
+    """Return the recorded verdicts; of a release that records none those of its limits and values."""
+    if manifest.verdicts is None:
+        return judged(manifest.config.get("gates"), manifest.counts, manifest.measures)
+    return tuple(
+        Gated(one["check"], one["value"], one["limit"], one["passed"] or one["allowed"] is not None)
+        for one in manifest.verdicts
+    )
+
+
+def judged(
     recorded: Mapping[str, Any] | None, counts: Mapping[str, int], measures: Mapping[str, float]
 ) -> tuple[Gated, ...]:
-    """Return the recorded gates whose value the manifest holds too."""
+    """Return the recorded gates whose value the manifest holds too; recorded: the config's section."""
     known: dict[str, float] = {**counts, **measures}  # the gate on items looks at a count
     found, limits = list[Gated](), recorded or {}
     for gate in GATES:
@@ -166,10 +180,10 @@ def trends_table(found: Trends) -> pa.Table:
     for kind, name in found.names:
         values = [one.value(kind, name) for one in found.columns]
         columns[f"{kind}_{name}"] = pa.array(values, whole if kind == _COUNT else pa.float64())
-    for gate in GATES:
-        limits = [next((g.limit for g in one.gates if g.gate == gate.field), None) for one in found.columns]
+    for gate in dict.fromkeys([*(gate.field for gate in GATES), *(g.gate for one in found.columns for g in one.gates)]):
+        limits = [next((g.limit for g in one.gates if g.gate == gate), None) for one in found.columns]
         if any(limit is not None for limit in limits):
-            columns[f"limit_{gate.field}"] = pa.array(limits, pa.float64())
+            columns[f"limit_{gate}"] = pa.array(limits, pa.float64())
     return pa.table(columns)
 
 

@@ -1,10 +1,12 @@
 """Releases and the channel logs that say which one is current; knows files and bytes only."""
 
+from .allowances import write_allowance
 from .channel import (
     ChannelEntry,
     asked_manifest,
     channel_names,
     check_takes_samples,
+    entry_name,
     promotable,
     promote,
     publish,
@@ -58,6 +60,7 @@ __all__ = [
     "delist",
     "diff_releases",
     "diff_text",
+    "entry_name",
     "expire",
     "history",
     "history_text",
@@ -91,6 +94,7 @@ __all__ = [
     "undelete",
     "unpin",
     "verify_release",
+    "write_allowance",
     "write_release",
     "write_table",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
 from ..keys import DIGEST
 from ..storage import Store
+from .allowances import write_allowance
 from .config import CHANNEL_NAME
 from .format import check_store
 from .holds import kept_while_appending
@@ -111,8 +112,8 @@ def publish(
     expected_head: the head's number when the run froze its plan, 0 for an empty channel. When that entry already names
     this release the run had won before its reply was lost, and the entry is returned. Raises Conflict, naming the
     winner, when the entry is anything else: a newer state of the channel is never overwritten by an older plan. After
-    Unavailable the outcome is unknown; the same call again finds out.
-    Raises ConfigError for a sample of a catalogue where the channel's release is of a whole one.
+    Unavailable the outcome is unknown; the same call again finds out. Raises ConfigError for a sample of a catalogue
+    where the channel's release is of a whole one.
     """
     check_store(store)
     # The manifest is read first: what the log names must be whole before any reader can meet it.
@@ -199,13 +200,21 @@ def rollback(store: Store, channel: str, *, to: str | None = None) -> ChannelEnt
     )
 
 
-def promote(store: Store, from_channel: str, to_channel: str, *, release: str | None = None) -> ChannelEntry:
+def promote(
+    store: Store,
+    from_channel: str,
+    to_channel: str,
+    *,
+    release: str | None = None,
+    allowed: Mapping[str, str] | None = None,
+) -> ChannelEntry:
     """Make a release of one channel the current one of another, and return that one's head.
 
-    release: one that is in the log of `from_channel`; None: its current one. When it is current there already, nothing
-    is written. Only presence is looked at here: `verify_release` reads the bytes. Raises NotFound when `from_channel`
-    is empty or never had the release, Conflict when `to_channel` moved meanwhile, ConfigError for a sample where
-    `to_channel` is empty or has one of a whole catalogue.
+    release: one that is in the log of `from_channel`; None: its current one. allowed: the reasons by gate of what a
+    person let pass. When it is current there already, nothing is written. Only presence is looked at here:
+    `verify_release` reads the bytes. Raises NotFound when `from_channel` is empty or never had the release, Conflict
+    when `to_channel` moved meanwhile, ConfigError for a sample where `to_channel` is empty or has one of a whole
+    catalogue.
     """
     source = promotable(store, from_channel, release)
     head = read_head(store, to_channel)
@@ -216,10 +225,20 @@ def promote(store: Store, from_channel: str, to_channel: str, *, release: str | 
             f"release {source.release_id} is a sample of its catalogue, and {to_channel!r} is empty: its readers "
             "would take it for the catalogue. `codebooks refresh --limit N --channel NAME` begins a channel for samples"
         )
+    number = 0 if head is None else head.number
+    write_allowance(
+        store,
+        entry_name(to_channel, number + 1),
+        release_id=source.release_id,
+        manifest_sha256=source.manifest_sha256,
+        run=source.run,
+        attempt=source.attempt,
+        allowed=allowed or {},
+    )
     return publish(
         store,
         to_channel,
-        expected_head=0 if head is None else head.number,
+        expected_head=number,
         release_id=source.release_id,
         manifest_sha256=source.manifest_sha256,
         run=source.run,

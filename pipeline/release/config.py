@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 CHANNEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -34,9 +34,20 @@ class SignConfig(BaseModel):
 
 
 class PublishConfig(BaseModel):
-    """channel: the log that a finished refresh appends to (`stable`, `canary`). sign: by whom releases are signed."""
+    """channel: the log that a finished refresh appends to (`stable`, `canary`). sign: by whom releases are signed.
+
+    canary: the channel of releases of another bundle than that of the current release of `channel`; they wait there
+    for `codebooks promote`. Without it a new bundle goes live with its first release that passes the gates.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channel: str = Field(default="stable", pattern=CHANNEL_NAME)
     sign: SignConfig | None = None
+    canary: str | None = Field(default=None, pattern=CHANNEL_NAME)
+
+    @model_validator(mode="after")
+    def _apart(self) -> PublishConfig:
+        if self.canary == self.channel:
+            raise ValueError(f"canary is {self.canary!r}, the channel itself; name another one, for example canary")
+        return self

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import ConfigError, NotFound
 from ..storage import Store
-from .channel import ChannelEntry, log_numbers, read_entries
+from .allowances import read_allowances
+from .channel import ChannelEntry, entry_name, log_numbers, read_entries
 from .manifest import Manifest, read_manifest
 
 _COUNTS = ("items", "photos", "refused", "added", "changed", "removed")
@@ -19,17 +20,27 @@ _RECALL = "recall"
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One line of a channel's history. manifest: None once the release has expired; holders: who pins or leases it."""
+    """One line of a channel's history. manifest: None once the release has expired; holders: who pins or leases it;
+    allowed: the reasons by gate of what a person let pass."""
 
     entry: ChannelEntry
     manifest: Manifest | None
     current: bool
     holders: tuple[str, ...] = ()
+    allowed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str | None:
-        """What the gates said: only releases that pass them reach a channel. None where no gates are recorded."""
-        return "passed" if self.manifest is not None and self.manifest.config.get("gates") else None
+        """What the gates said: `passed`; `allowed`, by a person with a reason; `refused`, of a release that a rollback
+        put live by its id. None where no gates are recorded."""
+        if self.allowed:
+            return "allowed"
+        if self.manifest is None or not self.manifest.config.get("gates"):
+            return None
+        failed = [verdict for verdict in self.manifest.verdicts or () if not verdict["passed"]]
+        if not failed:
+            return "passed"
+        return "refused" if any(verdict["allowed"] is None for verdict in failed) else "allowed"
 
     def row(self) -> dict[str, Any]:
         """Return this line as plain values for JSON."""
@@ -47,6 +58,7 @@ class Told:
             "counts": dict(manifest.counts) if manifest else {},
             "recall": manifest.measures.get(_RECALL) if manifest else None,
             "verdict": self.verdict,
+            **({"allowed": dict(self.allowed)} if self.allowed else {}),
             "pins": list(self.holders),
         }
 
@@ -121,6 +133,7 @@ def history_text(found: History) -> str:
         extra = [_shown(row[name]) for name in more]
         cells.append(["*" if row["current"] else "", number, created, release, row["reason"], *numbers, *extra])
     lines = [f"channel {found.channel}, * marks the current release", *_aligned(cells, {1, *range(5, 5 + len(counts))})]
+    lines += [f"{t.entry.number}: {gate} was allowed: {why}" for t in found.told for gate, why in t.allowed.items()]
     if found.left_out:
         lines.append(f"{found.left_out:,} older entries are left out; --last N shows more")
     return "\n".join(lines)
@@ -136,12 +149,14 @@ def _told(
     before: int,
 ) -> History:
     manifests = {release: _manifest(store, release) for release in {entry.release_id for entry in entries}}
+    allowed = read_allowances(store, {entry_name(channel, one.number): one.manifest_sha256 for one in entries})
     told = tuple(
         Told(
             entry,
             manifests[entry.release_id],
             entry.number == head,
             tuple(holders.get(entry.release_id, ())),
+            allowed.get(entry_name(channel, entry.number), {}),
         )
         for entry in entries
     )

@@ -49,8 +49,8 @@ class Manifest(BaseModel):
     2 where one has several. files: by role (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in
     the order of its rows. parts: the latents parts that items names, in name order. encoder, bundle_config: the files
     of the model's bundle that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before
-    these were listed. counts, measures: by name. inputs: where the catalogue was read from, the train key, and `sample`
-    where it is one.
+    these were listed. counts, measures: by name. inputs: where the catalogue was read from, the train key, `sample`
+    where it is one, and the gates' `verdicts`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,6 +123,12 @@ class Manifest(BaseModel):
         # Among the free-form inputs, so that readers of before can read the release too.
         found = self.inputs.get("sample")
         return None if found is None else Sample.model_validate(found)
+
+    @property
+    def verdicts(self) -> list[dict[str, Any]] | None:
+        """Return what the gates said, one a gate, as rows of the table `verdicts`; None in releases from before."""
+        found = self.inputs.get("verdicts")
+        return None if found is None else list(found)
 
     def names(self) -> list[str]:
         """Return the name of every file that a reader of this release may open, its manifest aside."""

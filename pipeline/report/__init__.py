@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .drawing import render_night
+from .night import NightReport
 from .page import GateRow, NeighbourRow, Picture, ReportData, render_page
 from .quality import Cell, QualityData, QualityTable, SpaceLine, render_quality
 
@@ -9,11 +11,13 @@ __all__ = [
     "Cell",
     "GateRow",
     "NeighbourRow",
+    "NightReport",
     "Picture",
     "QualityData",
     "QualityTable",
     "ReportData",
     "SpaceLine",
+    "render_night",
     "render_page",
     "render_quality",
 ]

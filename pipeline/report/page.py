@@ -93,6 +93,13 @@ def _data_uri(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def _number(value: float | None) -> str:
+    """Return a number as people read it: whole ones in full, others to four digits, "" for none."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:,.4g}"
+
+
 @functools.cache
 def template(name: str) -> Template:
     """Return a page's template; every page escapes what it is given and refuses names that it is not."""
@@ -108,4 +115,6 @@ def template(name: str) -> Template:
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["number"] = _number
+    environment.filters["percent"] = lambda share: f"{share:.2%}" if share < 0.01 else f"{share:.1%}"
     return environment.get_template(name)

@@ -43,6 +43,11 @@ class Curve:
         """The points that have a value."""
         return [point for point in self.points if point.value is not None]
 
+    @property
+    def moves(self) -> bool:
+        """Whether its values differ."""
+        return len({point.value for point in self.known}) > 1
+
     def extreme(self, *, largest: bool) -> Point:
         """Return the point of the largest or the smallest value, the first of several."""
         return (max if largest else min)(self.known, key=lambda point: point.value or 0.0)

@@ -77,9 +77,8 @@ class LocalStore(Store):
 
     def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         path = self._path(name)
-        with _translated(path):
-            if path.is_file():  # spares writing aside what could not win; the link below is what decides
-                return False
+        if retrying(lambda: _is_file(path), self._retry):  # spares writing aside what could not win
+            return False  # else the link below is what decides
         # One file aside for all tries: its link count says whether any of them won.
         with self._aside(data) as aside:
             return retrying(lambda: _link(aside, path), self._retry)
@@ -94,22 +93,34 @@ class LocalStore(Store):
 
     def stat(self, name: str) -> Entry:
         path = self._path(name)
-        with _translated(path):
-            found = path.stat()
+
+        def look() -> os.stat_result:
+            with _translated(path):
+                return path.stat()
+
+        found = retrying(look, self._retry)
         if not modes.S_ISREG(found.st_mode):
             raise NotFound(f"{path} is a folder, not a file")
         return _entry(name, found)
 
     def delete(self, name: str) -> None:
         path = self._path(name)
-        with contextlib.suppress(NotFound), _translated(path):
-            if not path.is_dir():
-                path.unlink()
+
+        def remove() -> None:
+            with contextlib.suppress(NotFound), _translated(path):
+                if not path.is_dir():
+                    path.unlink()
+
+        retrying(remove, self._retry)
 
     def open(self, name: str) -> BinaryIO:
         path = self._path(name)
-        with _translated(path):
-            return path.open("rb")
+
+        def opened() -> BinaryIO:
+            with _translated(path):
+                return path.open("rb")
+
+        return retrying(opened, self._retry)
 
     def arrow_filesystem(self) -> tuple[Any, str]:
         return pafs.LocalFileSystem(), str(self._root)
@@ -151,18 +162,10 @@ class LocalStore(Store):
     def _walk(self, base: str, stem: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         """Yield the files under the folder `base` whose names in it begin with `stem`."""
         folder = self._root / base
-        with _translated(folder):
-            try:
-                here = folder.stat()
-                with os.scandir(folder) as found:
-                    names = [
-                        entry.name + "/" if _is_folder(entry) else entry.name
-                        for entry in found
-                        if entry.name.startswith(stem)
-                    ]
-            except (FileNotFoundError, NotADirectoryError):
-                return
-        identity = (here.st_dev, here.st_ino)
+        looked = retrying(lambda: _looked(folder, stem), self._retry)
+        if looked is None:
+            return
+        identity, names = looked
         if identity in above:
             return  # a symbolic link to a folder that is being walked
         # A folder sorts with its slash: `a-b` comes before `a/x` in the order of whole names.
@@ -172,7 +175,7 @@ class LocalStore(Store):
             if name.endswith("/"):
                 yield from self._walk(base + name, "", (*above, identity))
                 continue
-            details = _details(folder / name)
+            details = retrying(lambda path=folder / name: _details(path), self._retry)  # type: ignore[misc]
             if details is not None:
                 yield _entry(self._listed(base + name), details)
 
@@ -223,6 +226,27 @@ def is_folder(path: Path) -> bool:
     """Return whether a path is a folder. Raises Forbidden where that may not be seen, InputError for no path at all."""
     with _translated(path):
         return path.is_dir()
+
+
+def _is_file(path: Path) -> bool:
+    with _translated(path):
+        return path.is_file()
+
+
+def _looked(folder: Path, stem: str) -> tuple[tuple[int, int], list[str]] | None:
+    """Return what a folder is, and the names in it that begin with `stem`, folders with a slash; None: it is not."""
+    with _translated(folder):
+        try:
+            here = folder.stat()
+            with os.scandir(folder) as found:
+                names = [
+                    entry.name + "/" if _is_folder(entry) else entry.name
+                    for entry in found
+                    if entry.name.startswith(stem)
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return (here.st_dev, here.st_ino), names
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -61,11 +61,15 @@ class Night:
 
 @dataclass(frozen=True, slots=True)
 class FurtherTables:
-    """files: by role, as `write_release` takes them. measures: by name. inputs: what the manifest says of them."""
+    """files: by role, as `write_release` takes them. measures: by name. inputs: what the manifest says of them.
+
+    shown: by role those of the tables that the report shows something of.
+    """
 
     files: dict[str, Iterator[ReleaseFile] | tuple[bytes, str, int | None]] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, pa.Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,9 @@ def _semantic_ids(
     given = give_slots(found.item_ids, nearest, found.vectors, books, slots, config.capacity)
     norms = _residual_norms(found, given.codes, books)
     since = _since(given, slots, night.run)
-    made.files["semantic_ids"] = table_files(_sid_table(found, given, nearest, since, norms, sizes))
+    ids = _sid_table(found, given, nearest, since, norms, sizes)
+    made.shown["semantic_ids"] = ids.select(["item_id", "codes"])
+    made.files["semantic_ids"] = table_files(ids)
     made.files["sid_items"] = table_files(_items_of(found, given))
     made.files["sid_retired"] = table_files(_retired(slots, given, night.run))
     made.files["sid_codebooks"] = (held.data, ".safetensors", None)

@@ -2,9 +2,12 @@
 
 Fashion-MNIST's 60,000 training photos as 64 principal components of their pixels, queried by photos of its test set,
 which are in no index; truth by NumPy in float64. Each kind is built and tuned as a night does it, written, and opened
-as a reader opens it: mapped, in a process of its own for the memory. One thread.
+as a reader opens it: mapped, in a process of its own for the memory. One thread. With --rows the photos are drawn
+again, with return, until there are so many, each with a jitter of its own; queries stay the test photos, as they are.
+Each kind is built in a process of its own, whose peak memory is noted beside what the latents alone take.
 
     python tests/benchmarks/bench_index.py --data ../shared/data [--json results.json] [--kinds flat ivf_sq8]
+        [--rows 1000000 --jitter 0.1 --queries 200]
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_
 from pipeline.index.filters import RowFilter  # noqa: E402
 
 K = 10
+BLOCK = 20_000  # rows compared at a time
 SHARES = {"all": 1.0, "50 %": 0.5, "5 %": 0.05, "1 %": 0.01, "0.1 %": 0.001, "1 item": 0.0}
 
 
@@ -61,11 +65,26 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
-def truth_of(items: NDArray[np.float64], queries: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the K nearest allowed rows of each query by the cosine, by definition."""
-    near = queries @ items[rows].T
+def drawn_again(latents: NDArray[np.float32], rows: int, jitter: float) -> NDArray[np.float32]:
+    """Return so many latents, each one of these with noise of `jitter` times each number's spread."""
+    generator = np.random.default_rng(2)
+    picked = latents[generator.integers(len(latents), size=rows)]
+    noise = generator.standard_normal(picked.shape, np.float32)
+    return picked + np.float32(jitter) * latents.std(axis=0) * noise
+
+
+def truth_of(items: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the K nearest allowed rows of each query by the cosine, by definition, in float64."""
     there = min(K, len(rows))
-    return rows[np.argsort(-near, axis=1, kind="stable")[:, :there]]
+    asked, best = unit(queries), np.empty((len(queries), 0), np.float64)
+    found = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        best = np.concatenate([best, asked @ unit(items[block]).T], axis=1)
+        found = np.concatenate([found, np.broadcast_to(block, (len(asked), len(block)))], axis=1)
+        order = np.lexsort((found, -best), axis=-1)[:, :there]
+        best, found = np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1)
+    return found
 
 
 def latencies(index: SearchIndex, queries: LatentArrays, allowed: RowFilter | None) -> dict[str, float]:
@@ -74,11 +93,17 @@ def latencies(index: SearchIndex, queries: LatentArrays, allowed: RowFilter | No
         start = time.perf_counter()
         index.search(queries.take(np.s_[number : number + 1]), K, allowed=allowed)
         alone.append(1e3 * (time.perf_counter() - start))
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     index.search(queries, K, allowed=allowed)
     qps = len(queries) / (time.perf_counter() - start)
+    spent = 1e3 * (time.process_time() - cpu) / len(queries)
     p50, p99 = np.percentile(alone, [50, 99])
-    return {"qps": round(qps, 1), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+    return {
+        "qps": round(qps, 1),
+        "cpu_ms_in_batch": round(spent, 4),
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+    }
 
 
 def filtered(
@@ -98,6 +123,17 @@ def filtered(
             **latencies(index, queries, allowed),
         }
     return found
+
+
+def held_mb() -> float:
+    """Return what this process holds in memory, in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def peak_mb() -> float:
+    """Return the most that this process has held, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def resident(folder: Path, parameters: dict[str, Any], lossy: bool) -> dict[str, float]:
@@ -125,12 +161,15 @@ def resident(folder: Path, parameters: dict[str, Any], lossy: bool) -> dict[str,
 def measure(
     kind: str, items: LatentArrays, queries: LatentArrays, truths: dict[str, Any], target: float
 ) -> dict[str, Any]:
-    start = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of before, which a child begins with its parent's
+    before = held_mb()
+    start, cpu = time.perf_counter(), time.process_time()
     try:
         built = build_index(items, IndexConfig(kind=kind, threads=1, target_recall=target))
     except ConfigError as error:
         return {"kind": kind, "refused": str(error).splitlines()[1].strip()}
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = peak_mb()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for role, (data, suffix, _) in built.files().items():
@@ -149,6 +188,9 @@ def measure(
             "bytes_per_item": round(len(built.data) / len(items), 1),
             "features_bytes_per_item": 0 if built.features is None else round(len(built.features) / len(items), 1),
             "build_s": round(seconds, 1),
+            "build_cpu_s": round(cpu, 1),
+            "before_build_mb": round(before),
+            "peak_build_mb": round(peak),
             **resident(folder, dict(built.parameters), lossy),
             "filters": filtered(index, queries, truths),
         }
@@ -164,20 +206,52 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--target", type=float, default=0.98)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--jitter", type=float, default=0.1)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--held", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
+    if options.one is not None:  # one kind, in a process of its own
+        print(json.dumps(one_kind(options.one, options.held, options.target)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run(options, Path(folder))
+
+
+def one_kind(kind: str, held: Path, target: float) -> dict[str, Any]:
+    items, queries = (LatentArrays(mean=np.load(held / f"{name}.npy")) for name in ("items", "queries"))
+    truths = {
+        name: (np.load(held / f"rows-{at}.npy"), np.load(held / f"truth-{at}.npy")) for at, name in enumerate(SHARES)
+    }
+    return measure(kind, items, queries, truths, target)
+
+
+def apart(kind: str, held: Path, target: float) -> dict[str, Any]:
+    """Return `one_kind` of a process of its own."""
+    asked = [sys.executable, __file__, "--data", ".", "--one", kind, "--held", str(held), "--target", str(target)]
+    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run(options: argparse.Namespace, held: Path) -> None:
     train, test = components(options.data / "fashion-mnist", options.queries, options.dim)
-    items, asked = unit(train), unit(test)
+    if options.rows:
+        train = drawn_again(train, options.rows, options.jitter)
+    np.save(held / "items.npy", train)
+    np.save(held / "queries.npy", test)
     generator = np.random.default_rng(0)
-    truths = {}
-    for name, share in SHARES.items():
-        count = max(1, round(share * len(items)))
-        rows = np.sort(generator.permutation(len(items))[:count]).astype(np.int64)
-        truths[name] = (rows, truth_of(items, asked, rows))
+    for at, share in enumerate(SHARES.values()):
+        count = max(1, round(share * len(train)))
+        rows = np.sort(generator.permutation(len(train))[:count]).astype(np.int64)
+        np.save(held / f"rows-{at}.npy", rows)
+        np.save(held / f"truth-{at}.npy", truth_of(train, test, rows))
     result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work",
         "faiss": faiss.__version__,
-        "photos": len(items),
+        "photos": len(train),
+        "drawn_again": bool(options.rows),
+        "jitter": options.jitter if options.rows else 0.0,
         "dim": options.dim,
         "queries": len(test),
         "target_recall": options.target,
@@ -188,7 +262,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip()}
     for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
-        row = measure(kind, LatentArrays(mean=train), LatentArrays(mean=test), truths, options.target)
+        row = apart(kind, held, options.target)
         result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]
         text = json.dumps(result, indent=1) + "\n"
         print(text) if options.json is None else options.json.write_text(text)

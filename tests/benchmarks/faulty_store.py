@@ -10,6 +10,7 @@ import fcntl
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,9 +114,10 @@ def _free_port() -> int:
 
 @dataclass
 class Rule:
-    """What happens to some requests. method, where: which (a regular expression on the target).
+    """What happens to some requests. method, where: which (regular expressions on the method and on the target).
 
-    share: of the targets, always the same ones. status, code: the answer instead of the server's; 0: its own.
+    share: of the targets, always the same ones; each: of the requests instead, drawn anew for every one. status, code:
+    the answer instead of the server's; 0: its own. lost: the server does as asked, and its answer is never sent.
     before: called once for each target before its first request goes on.
     """
 
@@ -123,20 +126,23 @@ class Rule:
     share: float = 1.0
     status: int = 0
     code: str = ""
+    each: bool = False
+    lost: bool = False
     before: Callable[[str], None] | None = None
     hits: set[str] = field(default_factory=set)
 
     def takes(self, method: str, target: str) -> bool:
         path = target.partition("?")[0]
-        chosen = zlib.crc32(path.encode()) / 2**32 < self.share
-        return method == self.method and bool(re.search(self.where, path)) and chosen
+        drawn = random.random() if self.each else zlib.crc32(path.encode()) / 2**32
+        return bool(re.fullmatch(self.method, method)) and bool(re.search(self.where, path)) and drawn < self.share
 
 
 class FaultProxy:
-    """Passes requests on with their Host and signature, but for those that `rules` take."""
+    """Passes requests on with their Host and signature, but for those that `rules` take. counts: of what it did."""
 
     def __init__(self, server_port: int) -> None:
         self.rules: list[Rule] = []
+        self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self, "server_port": server_port})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -153,6 +159,9 @@ class FaultProxy:
         """Return the rule that takes a request; its `before` has run."""
         with self.lock:
             rule = next((rule for rule in self.rules if rule.takes(method, target)), None)
+            self.counts[
+                "passed" if rule is None else "lost" if rule.lost else "refused" if rule.status else "told"
+            ] += 1
             if rule is not None and target not in rule.hits:
                 rule.hits.add(target)
                 if rule.before is not None:
@@ -181,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = connection.getresponse()
         data = found.read()
         connection.close()
+        if rule is not None and rule.lost:
+            self.close_connection = True
+            return
         self._send(found.status, dict(found.headers.items()), data)
 
     def _send(self, status: int, headers: dict[str, str], data: bytes) -> None:

@@ -99,13 +99,13 @@ def rendered_rows(data: Path, part: str) -> Iterator[tuple[bytes, str, str, str]
 
 
 def prepare(data: Path, cache: Path, catalogue: str, size: int, limit: int | None) -> str:
-    """Decode a catalogue's photos into parts, once, and return the folder's name in the cache."""
+    """Decode a catalogue's photos into parts, once, and return the folder's name in the cache, as parts are named."""
     config = ImagesConfig(size=size)
-    name = f"{catalogue}-{size}-{transform_id(config)}" + (f"-{limit}" if limit else "")
+    name = f"pixels/{catalogue}-{size}-{transform_id(config)}" + (f"-{limit}" if limit else "")
     if (cache / name).exists():
         return name
     print(f"decoding {catalogue} at {size} pixels", flush=True)
-    cache.mkdir(parents=True, exist_ok=True)
+    (cache / name).parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=cache))
     for part in ("train", "test"):
         chunk: list[tuple[bytes, str, str, str]] = []

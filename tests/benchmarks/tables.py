@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
+from index_tables import engines_table, turmoil_table
 from model_tables import (
     by_name,
     enlarged_table,
@@ -197,6 +198,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "folds clothing": lambda: folds_table(runs_of("folds")),
     "enlarged fashion_mnist": lambda: enlarged_table(runs_of("enlarged")),
     "tuned clothing": lambda: tuned_table(runs_of("tuned")),
+    "turmoil": lambda: turmoil_table(results_of("turmoil")),
+    "engines": lambda: engines_table(results_of("tables")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }
 for _name in CATALOGUES:

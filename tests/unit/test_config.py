@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from jobs.__main__ import main
 from jobs.command import Arguments
-from jobs.config import Config, load_config
+from jobs.config import Config, config_values, load_config
 from jobs.pipeline_run import How, config_text
 from jobs.place import LightConfig, load_light
 from jobs.sources import PRESETS, preset_names, read_sources
@@ -479,3 +479,17 @@ def test_arguments_with_defaults_yield_to_the_user() -> None:
     assert arguments.with_overrides("store=/default", "a=1").overrides == ("store=/default", "a=1", "store=/mine")
     assert arguments.with_preset("demo").config == "demo"
     assert Arguments(config="mine.yaml").with_preset("demo").config == "mine.yaml"
+
+
+def test_limits_are_stated_by_the_names_of_measures(tmp_path: Path) -> None:
+    text = SMALLEST + "gates: {max_drop: {photo_recall: {limit: 0.02, by_category: true}}, max: {drift_auc: null}}\n"
+    gates = given(tmp_path, text, "gates.promote.min.recall=0.9", "gates.min={photo_recall: 0.7}").gates
+    assert gates.model_dump(mode="json", exclude_defaults=True) == {
+        "max_drop": {"photo_recall": {"limit": 0.02, "by_category": True}}, "max": {"drift_auc": None},
+        "min": {"photo_recall": 0.7}, "promote": {"min": {"recall": 0.9}},
+    }  # fmt: skip
+    assert "did you mean 'photo_recall'?" in refused(tmp_path, SMALLEST, "gates.min.photo_recal=0.7")
+    assert "gates.max_drop.photo_recall" in refused(tmp_path, SMALLEST, "gates.max_drop.photo_recall=much")
+    assert "gates.max_fall: unknown name" in refused(tmp_path, SMALLEST, "gates.max_fall.photo_recall=0.1")
+    assert "another one" in refused(tmp_path, SMALLEST, "publish.canary=stable")
+    assert "canary" not in config_values(given(tmp_path))["publish"]

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.evaluation import GATES, GatesConfig, GateVerdict, check_gates
+from pipeline.evaluation.gates import Limits
 
 GOOD = {"recall": 0.99, "quarantine_share": 0.01, "not_finite_share": 0.001, "removed_share": 0.02, "items": 500.0}
 
@@ -19,7 +20,8 @@ def verdict(name: str, measures: dict[str, float], **limits: float | None) -> Ga
 
 def test_good_measures_pass_every_gate() -> None:
     verdicts = check_gates(GOOD, GatesConfig())
-    assert [found.name for found in verdicts] == list(GatesConfig.model_fields)
+    assert [found.name for found in verdicts] == [gate.field for gate in GATES]
+    assert {*GatesConfig.model_fields} - {gate.field for gate in GATES} == {*Limits.model_fields, "promote"}
     assert all(found.passed for found in verdicts)
 
 

@@ -129,6 +129,39 @@ class TestFailures:
         assert [entry.name for entry in store.list()] == ["runs/a"]
         assert [*(tmp_path / ASIDE).iterdir()] == []
 
+    @pytest.mark.parametrize("call", ["stat", "delete", "list", "open", "exists", "put_if_absent"])
+    def test_a_moments_failure_of_a_mount_is_borne_by_every_call(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        store = LocalStore(str(tmp_path), retry=QUICK)
+        store.put("d/a", b"1")
+        failing = {"stat": 1, "unlink": 1, "open": 1, "scandir": 1}
+
+        def flaky(name: str, real: Any) -> Any:
+            def now(*given: Any, **options: Any) -> Any:
+                if str(given[0]).startswith(str(tmp_path / "d")) and failing[name]:
+                    failing[name] -= 1
+                    raise OSError(errno.ESTALE, "injected")
+                return real(*given, **options)
+
+            return now
+
+        for name in ("stat", "unlink", "open"):
+            monkeypatch.setattr(Path, name, flaky(name, getattr(Path, name)))
+        monkeypatch.setattr(os, "scandir", flaky("scandir", os.scandir))
+        if call == "list":
+            assert [entry.name for entry in store.list()] == ["d/a"]
+        elif call == "open":
+            with store.open("d/a") as handle:
+                assert handle.read() == b"1"
+        elif call == "put_if_absent":
+            assert store.put_if_absent("d/a", b"2") is False
+        else:
+            getattr(store, call)("d/a")
+        assert 0 in failing.values()
+        monkeypatch.undo()
+        assert (tmp_path / "d" / "a").is_file() is (call != "delete")
+
     def test_each_write_is_made_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[str] = []
         real = os.fsync

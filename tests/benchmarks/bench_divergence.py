@@ -1,0 +1,300 @@
+"""A small open benchmark: neighbours of diagonal Gaussians by KL, reverse KL, Jeffreys and W2, and how fast they are.
+
+--set FOLDER is written once: latents of Fashion-MNIST by the preset `vae_fashion_mnist` (the training photos are the
+items, test photos ask), the truth in float64 from the definitions, by NumPy, and a README of the format. Then every
+kind of index is held to that truth; and exact KL search over --rows items (the set's own, drawn again with a jitter of
+a hundredth of their spread) is timed against torch: the divergence element by element, and as one matrix product.
+A B A B, one thread, the same queries; ratios of seconds a query, median and range of all pairs.
+
+    python tests/benchmarks/bench_divergence.py --data ../shared/data --set FOLDER --json results/divergence.json
+        [--epochs 3] [--rows 1000000] [--pairs 7] [--only set,kinds,speed]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_metrics import latents_of
+from model_measures import load, prepare, preset_config, train
+from side_by_side import ROOT
+
+from pipeline.errors import CodebooksError
+from pipeline.index import KINDS, IndexConfig, LatentArrays, build_index
+
+QUERIES, DEPTH, K = 500, 100, 10
+SIGMA, WIDEST = 0.01, 20.0  # the narrowest deviation and the widest log variance, part of every metric
+MASKS = ("none", "query_median")
+Terms = tuple[np.ndarray, np.ndarray, np.ndarray]  # mean, variance, log variance, float64 [.., d]
+
+README = """# Neighbours of diagonal Gaussians: a small open benchmark
+
+Latents of Fashion-MNIST (MIT licence) by a variational autoencoder of {dims} numbers: {items:,} items (its training
+photos), {queries:,} queries (test photos, none of them an item). NumPy's own format; row n of `items_*` is item n.
+
+| file | shape | type | what |
+|---|---|---|---|
+| `items_mean.npy`, `items_log_var.npy` | {items} x {dims} | float32 | means and log variances of the items |
+| `queries_mean.npy`, `queries_log_var.npy` | {queries} x {dims} | float32 | those of the queries |
+| `items_label.npy`, `queries_label.npy` | | uint8 | the category, of 10 |
+| `truth_<metric>[_query_median].npy` | {queries} x {depth} | int32 | the nearest items, nearest first, ties by number |
+| `value_<metric>[_query_median].npy` | {queries} x {depth} | float64 | their values, computed from the definition |
+
+Log variances count as no less than 2 ln {sigma} and no more than {widest:g}. Query q, item x, all sums over latents:
+
+- `kl`: sum (ln vx - ln vq + (vq + (mq - mx)^2) / vx - 1) / 2, in nats; `reverse_kl` with q and x changed about;
+- `jeffreys`: their sum; `w2`: the root of sum (mq - mx)^2 + (sq - sx)^2, s the deviations;
+- `_query_median`: the sum only over latents whose log variance in the query lies below the median of its {dims} (where
+  none does, those at it).
+
+Recall@10 is the share of the first ten of `truth` that are among the ten returned. `set.json` has each file's sha256.
+"""
+
+
+def terms(mean: np.ndarray, log_var: np.ndarray) -> Terms:
+    wide = np.clip(log_var.astype(np.float64), 2 * np.log(SIGMA), WIDEST)
+    return mean.astype(np.float64), np.exp(wide), wide
+
+
+def _kl(q: Terms, x: Terms) -> np.ndarray:
+    return 0.5 * (x[2] - q[2] + (q[1] + (q[0] - x[0]) ** 2) / x[1] - 1.0)
+
+
+DEFINITIONS: dict[str, Callable[[Terms, Terms], np.ndarray]] = {
+    "kl": _kl,
+    "reverse_kl": lambda q, x: _kl(x, q),
+    "jeffreys": lambda q, x: _kl(q, x) + _kl(x, q),
+    "w2": lambda q, x: (q[0] - x[0]) ** 2 + (np.sqrt(q[1]) - np.sqrt(x[1])) ** 2,
+}
+
+
+def truth_of(name: str, mask: str, queries: Terms, items: Terms) -> tuple[np.ndarray, np.ndarray]:
+    """Return the DEPTH nearest items of every query and their values, from the definition, a query at a time."""
+    ids, values = np.empty((len(queries[0]), DEPTH), np.int32), np.empty((len(queries[0]), DEPTH))
+    for at in range(len(queries[0])):
+        own = tuple(term[at] for term in queries)
+        kept = np.ones(len(own[0]), np.bool_)
+        if mask == "query_median":
+            middle = np.median(own[2])
+            kept = own[2] < middle if (own[2] < middle).any() else own[2] <= middle
+        mine = DEFINITIONS[name](tuple(t[kept] for t in own), tuple(t[:, kept] for t in items)).sum(axis=1)  # type: ignore[arg-type]
+        value = np.sqrt(mine) if name == "w2" else mine
+        near = np.argpartition(value, DEPTH)[:DEPTH]
+        order = np.lexsort((near, value[near]))
+        ids[at], values[at] = near[order], value[near[order]]
+    return ids, values
+
+
+def write_set(folder: Path, options: argparse.Namespace) -> None:
+    """Train, encode, and write the set; nothing where it is there."""
+    if (folder / "set.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    source = prepare(options.data, options.cache, "fashion_mnist", 28, None)
+    bank, held = (load(options.cache / source, part, 28) for part in ("train", "test"))
+    model, _ = train(preset_config("vae_fashion_mnist", options.epochs), 0, options.cache, source, bank)
+    names = sorted(set(bank.categories))
+    for side, photos, count in (("items", bank, None), ("queries", held, QUERIES)):
+        latents = latents_of(model, photos.pixels[:count])
+        np.save(folder / f"{side}_mean.npy", latents.mean)
+        np.save(folder / f"{side}_log_var.npy", latents.log_var)
+        np.save(folder / f"{side}_label.npy", np.array([names.index(c) for c in photos.categories[:count]], np.uint8))
+    items, queries = (terms(*arrays(folder, side)) for side in ("items", "queries"))
+    for name in DEFINITIONS:
+        for mask in MASKS:
+            ids, values = truth_of(name, mask, queries, items)
+            np.save(folder / f"truth_{file_name(name, mask)}.npy", ids)
+            np.save(folder / f"value_{file_name(name, mask)}.npy", values)
+            print(f"truth of {name}, {mask}", flush=True)
+    about = {"items": len(items[0]), "queries": len(queries[0]), "dims": items[0].shape[1], "depth": DEPTH}
+    (folder / "README.md").write_text(README.format(**about, sigma=SIGMA, widest=WIDEST))
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.npy"))}
+    (folder / "set.json").write_text(json.dumps({**about, "sha256": digests}, indent=1) + "\n")
+
+
+def file_name(metric: str, mask: str) -> str:
+    return metric if mask == "none" else f"{metric}_{mask}"
+
+
+def arrays(folder: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.load(folder / f"{side}_mean.npy"), np.load(folder / f"{side}_log_var.npy")
+
+
+def latents(folder: Path, side: str) -> LatentArrays:
+    mean, log_var = arrays(folder, side)
+    return LatentArrays(mean=mean, log_var=log_var)
+
+
+# --- every kind held to the truth
+
+
+def kinds(folder: Path) -> Iterator[dict[str, Any]]:
+    items, queries = latents(folder, "items"), latents(folder, "queries")
+    for metric in DEFINITIONS:
+        for mask in MASKS:
+            truth = np.load(folder / f"truth_{file_name(metric, mask)}.npy")[:, :K]
+            values = np.load(folder / f"value_{file_name(metric, mask)}.npy")[:, :K]
+            # The lossy kinds under KL, the one that was asked for; of the others only what is exact and one code.
+            for kind in KINDS if (metric, mask) == ("kl", "none") else ("flat", "ivf_sq8"):
+                config = IndexConfig(kind=kind, metric=metric, mask=mask, threads=1, target_recall=0.95)
+                about = {"metric": metric, "mask": mask, "kind": kind}
+                yield {**about, **one_kind(items, queries, truth, values, config)}
+
+
+def one_kind(
+    items: LatentArrays, queries: LatentArrays, truth: np.ndarray, values: np.ndarray, config: IndexConfig
+) -> dict[str, Any]:
+    begun = time.process_time()
+    try:
+        built = build_index(items, config)
+    except CodebooksError as error:
+        return {"refused": " ".join(str(error).split())[:200]}
+    seconds = time.process_time() - begun
+    index = built.index
+    index.search(queries.take(np.s_[:10]), K)
+    begun = time.perf_counter()
+    hits = index.search(queries, K)
+    spent = time.perf_counter() - begun
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(hits.ids, truth, strict=True)]
+    # A value beside the one of the definition is what says that the exact kinds are exact, ties or not.
+    wrong = float(np.max(np.abs(-hits.scores - values) / np.maximum(values, 1e-9))) if config.kind == "flat" else None
+    return {
+        "recall_at_10": round(float(np.sum(shared)) / truth.size, 4),
+        "reported_recall": round(built.recall, 4),
+        "largest_relative_error": wrong,
+        "bytes_per_item": round(len(built.data) / len(items), 1),
+        "queries_per_s": round(len(queries) / spent, 1),
+        "build_cpu_s": round(seconds, 1),
+    }
+
+
+# --- exact KL beside torch
+
+
+def speed(folder: Path, rows: int, pairs: int) -> dict[str, Any]:
+    """Return seconds a query of ours, of torch element by element, and of torch as one product, and their ratios."""
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(0)
+    mean, log_var = arrays(folder, "items")
+    drawn = generator.integers(len(mean), size=rows)
+    many = [
+        each[drawn] + (0.01 * each.std(axis=0) * generator.standard_normal((rows, each.shape[1]), np.float32))
+        for each in (mean, log_var)
+    ]
+    items = LatentArrays(mean=many[0].astype(np.float32), log_var=many[1].astype(np.float32))
+    queries = latents(folder, "queries").take(np.s_[:64])
+    index = build_index(items, IndexConfig(kind="flat", metric="kl", threads=1, queries=10)).index
+    ways = {"elementwise": Elementwise(items), "product": Product(items)}
+    asked = {"one": 1, "batch_of_64": 64}
+    found: dict[str, Any] = {"rows": rows, "dims": items.mean.shape[1], "pairs": pairs}
+    for name, count in asked.items():
+        for way, theirs in ways.items():
+            if (name, way) == ("batch_of_64", "elementwise"):
+                continue  # it takes a query at a time either way
+            found[f"{way}_{name}"] = alternated(index, theirs, queries, count, pairs)
+            print(way, name, found[f"{way}_{name}"], flush=True)
+    return found
+
+
+def alternated(index: Any, theirs: Any, queries: LatentArrays, count: int, pairs: int) -> dict[str, Any]:
+    ours_s, theirs_s, overlap = [], [], []
+    for pair in range(-1, pairs):  # the first warms
+        own = queries.take(np.s_[0:64]) if count > 1 else queries.take(np.s_[pair + 1 : pair + 2])
+        begun = time.perf_counter()
+        hits = index.search(own, K)
+        between = time.perf_counter()
+        near = theirs.search(own, K)
+        ended = time.perf_counter()
+        if pair >= 0:
+            ours_s.append((between - begun) / count)
+            theirs_s.append((ended - between) / count)
+            overlap.append(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(hits.ids, near, strict=True)]))
+    ratios = np.array(theirs_s) / np.array(ours_s)
+    return {
+        "ours_ms": round(1e3 * float(np.median(ours_s)), 3),
+        "torch_ms": round(1e3 * float(np.median(theirs_s)), 3),
+        "ratio_median": round(float(np.median(ratios)), 2),
+        "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
+        "overlap_at_10": round(float(np.mean(overlap)), 4),
+    }
+
+
+class Elementwise:
+    """KL by `torch.distributions`, summed over latents, a query at a time, as it is usually written."""
+
+    def __init__(self, items: LatentArrays) -> None:
+        assert items.log_var is not None
+        deviation = torch.from_numpy(np.exp(0.5 * items.log_var)).clamp(min=SIGMA)
+        self.items = torch.distributions.Normal(torch.from_numpy(items.mean), deviation)
+
+    @torch.inference_mode()
+    def search(self, queries: LatentArrays, k: int) -> np.ndarray:
+        assert queries.log_var is not None
+        found = []
+        for mean, log_var in zip(queries.mean, queries.log_var, strict=True):
+            own = torch.distributions.Normal(
+                torch.from_numpy(mean), torch.from_numpy(np.exp(0.5 * log_var)).clamp(min=SIGMA)
+            )
+            values = torch.distributions.kl_divergence(own, self.items).sum(dim=1)
+            found.append(torch.topk(values, k, largest=False).indices.numpy())
+        return np.stack(found)
+
+
+class Product:
+    """KL as one matrix product of the same features, in float32, and `topk`."""
+
+    def __init__(self, items: LatentArrays) -> None:
+        mean, var, log_var = terms(items.mean, items.log_var)  # type: ignore[arg-type]
+        last = (mean * mean / var + log_var).sum(axis=1, keepdims=True)
+        self.items = torch.from_numpy(np.concatenate([1.0 / var, mean / var, last], axis=1).astype(np.float32))
+
+    @torch.inference_mode()
+    def search(self, queries: LatentArrays, k: int) -> np.ndarray:
+        mean, var, _ = terms(queries.mean, queries.log_var)  # type: ignore[arg-type]
+        own = np.concatenate([var + mean * mean, -2.0 * mean, np.ones((len(mean), 1))], axis=1).astype(np.float32)
+        return torch.topk(torch.from_numpy(own) @ self.items.T, k, dim=1, largest=False).indices.numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
+    parser.add_argument("--set", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--only", default="set,kinds,speed")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    write_set(options.set, options)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
+            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
+    result["results"]["set"] = {**json.loads((options.set / "set.json").read_text()), **said}
+    if "speed" in parts:
+        result["results"]["speed"] = {**speed(options.set, options.rows, options.pairs), **said}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if "kinds" in parts:
+        rows = result["results"]["kinds"] = []
+        for row in kinds(options.set):
+            print(json.dumps(row), flush=True)
+            rows.append({**row, **said})
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Every metric and mask of the index on Gaussian latents: do the latents of low variance alone find best?
+
+The presets `vae` and `cvae` of a catalogue, three seeds each, trained on the photos to learn from; the held-out photos
+are asked of those (of `--gallery` of them, drawn once), exactly, by `index/metrics.py`: k-NN (k = 10, majority, ties
+to the nearest), precision at 10, MAP@R. A CVAE is told no category, neither of what is asked nor of what is there.
+Masks by the catalogue are those of the photos that answer. Values of a query are averaged over seeds; intervals and
+differences (95 %, bootstrap) over queries, of clothing over contributors. Clothing is split as of old, 279 held out.
+
+    python tests/benchmarks/bench_metrics.py --data ../shared/data --json results/metrics.json [--catalogues clothing]
+        [--models vae,cvae] [--seeds 0,1,2] [--epochs 3] [--gallery 20000] [--queries 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model_measures import Photos, load, prepare, preset_config, train
+from side_by_side import ROOT
+
+from pipeline.evaluation.folds import group_difference, group_mean
+from pipeline.evaluation.knn import elected
+from pipeline.index import MASKED, LatentArrays, Metric, fitted_metric, nearest_exact, needs_of
+from pipeline.models import Batch, Model
+
+SIZES = {"fashion_mnist": 28, "clothing": 64}
+MEASURES = ("knn", "precision_at_10", "map_at_r")
+K, BLOCK = 10, 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What answers and what is asked: photos with their categories as numbers; groups: of those asked."""
+
+    gallery: Photos
+    queries: Photos
+    known: np.ndarray
+    truth: np.ndarray
+    groups: list[str]
+
+
+def drawn(photos: Photos, most: int, seed: int) -> Photos:
+    """Return at most so many photos, drawn by a seed."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(photos.items))[:most])
+    names = ([held[row] for row in rows] for held in (photos.categories, photos.items, photos.groups))
+    return Photos(photos.pixels[rows], *names)
+
+
+@torch.inference_mode()
+def latents_of(model: Model, pixels: np.ndarray) -> LatentArrays:
+    """Return the latents of photos uint8 [n, s, s, 3]; a conditional model is told no category."""
+    model.eval()
+    told = torch.zeros(BLOCK, dtype=torch.long) if getattr(model, "conditional", False) else None
+    means, log_vars = [], []
+    for start in range(0, len(pixels), BLOCK):
+        images = torch.from_numpy(pixels[start : start + BLOCK].transpose(0, 3, 1, 2).copy())
+        found = model.encode_batch(Batch(images, None if told is None else told[: len(images)]))
+        assert found.log_var is not None
+        means.append(found.mean.numpy())
+        log_vars.append(found.log_var.numpy())
+    return LatentArrays(mean=np.concatenate(means), log_var=np.concatenate(log_vars))
+
+
+def ranked(metric: Metric, items: LatentArrays, queries: LatentArrays) -> Iterator[np.ndarray]:
+    """Yield, a block of queries at a time, all rows from near to far, by the metric's features in float64."""
+    known, asked = metric.item_features(items).astype(np.float64), metric.query_features(queries).astype(np.float64)
+    for start in range(0, len(asked), BLOCK):
+        near = asked[start : start + BLOCK] @ known.T
+        if metric.geometry == "l2":
+            near = 2.0 * near - np.sum(known * known, axis=1)
+        yield np.argsort(-near, axis=1, kind="stable")
+
+
+def values_of(metric: Metric, items: LatentArrays, queries: LatentArrays, asked: Asked) -> dict[str, np.ndarray]:
+    """Return MEASURES of every query, float64 [q]."""
+    near, scores = nearest_exact(metric, items, queries, K)
+    correct = (elected(asked.known[near], scores, None) == asked.truth).astype(np.float64)
+    precision, average, at = np.empty(len(correct)), np.empty(len(correct)), 0
+    for order in ranked(metric, items, queries):
+        for row in order:
+            fits = asked.known[row] == asked.truth[at]
+            relevant = int(fits.sum())
+            hits = fits[:relevant]
+            precision[at] = fits[:K].mean()
+            average[at] = (np.cumsum(hits) / np.arange(1, relevant + 1) * hits).sum() / max(1, relevant)
+            at += 1
+    return {"knn": correct, "precision_at_10": precision, "map_at_r": average}
+
+
+def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows of one preset: every metric and mask, averaged over seeds."""
+    folder, bank = photos
+    config = preset_config(name, options.epochs)
+    found: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {}
+    seconds, low_var = [], []
+    for seed in map(int, options.seeds.split(",")):
+        model, spent = train(config, seed, options.cache, folder, bank)
+        seconds.append(round(spent["train_cpu_s"], 1))
+        items, queries = (latents_of(model, photos.pixels) for photos in (asked.gallery, asked.queries))
+        assert queries.log_var is not None
+        low_var.append(round(float(np.median(np.exp(queries.log_var).mean(axis=0))), 4))
+        for metric, masks in MASKED.items():
+            for mask in masks:
+                if not items.missing(needs_of(metric, mask)) and not metric.startswith("codes"):
+                    own = values_of(fitted_metric(metric, mask, items), items, queries, asked)
+                    found.setdefault((metric, mask), []).append(own)
+        print(name, seed, spent["train_cpu_s"], f"{np.mean(found['cosine', 'none'][-1]['knn']):.3f}", flush=True)
+    means = {
+        key: {each: np.mean([one[each] for one in own], axis=0) for each in MEASURES} for key, own in found.items()
+    }
+    rows = [
+        {
+            "metric": metric, "mask": mask,
+            **{each: spread(means[metric, mask][each], asked.groups) for each in MEASURES},
+            "knn_by_seed": [round(100 * float(one["knn"].mean()), 2) for one in found[metric, mask]],
+            "to_no_mask": ahead(means[metric, mask], means[metric, "none"], asked.groups),
+            "to_cosine": ahead(means[metric, mask], means["cosine", "none"], asked.groups),
+        }
+        for metric, mask in found
+    ]  # fmt: skip
+    about = {"preset": name, "dims": items.mean.shape[1], "epochs": config.train.epochs, "train_cpu_s": seconds}
+    return {**about, "median_variance": low_var, "gallery": len(asked.known), "queries": len(asked.truth), "rows": rows}
+
+
+def spread(values: np.ndarray, groups: list[str]) -> list[float]:
+    """Return mean and 95 % interval in per cent."""
+    told = group_mean(values, groups)
+    return [round(100 * value, 2) for value in (told.mean, told.low, told.high)]
+
+
+def ahead(values: dict[str, np.ndarray], base: dict[str, np.ndarray], groups: list[str]) -> dict[str, list[float]]:
+    """Return how far values are above others by the same queries, in points, with 95 % intervals."""
+    differences = {each: group_difference(values[each], base[each], groups) for each in MEASURES}
+    return {
+        each: [round(100 * value, 2) for value in (one.mean, one.low, one.high)] for each, one in differences.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--catalogues", default=",".join(SIZES))
+    parser.add_argument("--models", default="vae,cvae")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--gallery", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, default=1000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
+            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread"}  # fmt: skip
+    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
+    for catalogue in options.catalogues.split(","):
+        folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)
+        bank, held = (load(options.cache / folder, part, SIZES[catalogue]) for part in ("train", "test"))
+        gallery, queries = drawn(bank, options.gallery, 0), drawn(held, options.queries, 1)
+        names = sorted(set(bank.categories))
+        known, truth = (np.array([names.index(one) for one in side.categories]) for side in (gallery, queries))
+        asked = Asked(gallery, queries, known, truth, queries.groups)
+        for model in options.models.split(","):
+            begun = time.perf_counter()
+            own = of_model(f"{model}_{catalogue}", (folder, bank), asked, options)
+            own["seconds"] = round(time.perf_counter() - begun)
+            result["results"].setdefault(catalogue, {})[model] = {**own, **said}
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
