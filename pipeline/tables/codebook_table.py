@@ -96,7 +96,9 @@ def codebook_table(
             photos[number] += _photos_with(mine, len(level.vectors))
             told = named[rows] >= 0
             pairs = grouped[number][mine[told]] * categories + named[rows][told][:, None]
-            counts[number] += np.bincount(pairs.reshape(-1), minlength=counts[number].size).reshape(-1, categories)
+            counts[number] += np.bincount(pairs.reshape(-1), minlength=counts[number].size).reshape(
+                counts[number].shape
+            )
     tables = [_rows(level, uses[number], photos[number], grouped[number]) for number, level in enumerate(levels)]
     measures: dict[str, float] = {}
     for level, counted in zip(levels, counts, strict=True):

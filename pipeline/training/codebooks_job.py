@@ -85,6 +85,7 @@ class CodebooksJob:
             build=self._model,
             inputs=self._digest(),
             line=line,
+            scalars="tensorboard/semantic_ids",  # beside those of the model that the run may have trained
         )
         trained = loop.run()
         ranks.wait_for_all()
