@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import torch
 from torch import Tensor
 
+from jobs.building import codebooks_of
 from pipeline.errors import ConfigError, InputError, IntegrityError, Unavailable
+from pipeline.index import LatentArrays
 from pipeline.keys import digest_of, key_of
 from pipeline.models.base import Batch, Step
 from pipeline.models.quantizers import EMAQuantizer
 from pipeline.models.rqvae import RQVAE, RQVAESettings
 from pipeline.release import Sample
 from pipeline.storage.memory import MemoryStore
-from pipeline.tables import SemanticIdsConfig
+from pipeline.tables import SemanticIdsConfig, TablesConfig, further_tables
 from pipeline.tables.code_map import renumbered
 from pipeline.tables.codebook_files import codebooks_bytes, codebooks_from, codebooks_name
 from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks, remainders
@@ -233,3 +238,47 @@ def test_fewer_different_vectors_than_codes_are_refused() -> None:
     vectors = np.repeat(clustered(5), 10, axis=0)
     with pytest.raises(ConfigError, match="asks for 16 codes at level 1, and the items have only 5 different vectors"):
         train_codebooks(job_of(MemoryStore("memory://few"), vectors))
+
+
+def test_a_night_asks_for_a_training_once_a_bundle(trained: tuple[np.ndarray, Codebooks, MemoryStore]) -> None:
+    vectors, books, _ = trained
+    asked: list[int] = []
+
+    def train(sample: np.ndarray, config: SemanticIdsConfig) -> Codebooks:
+        asked.append(len(sample))
+        assert config.method == "rqvae"
+        return books
+
+    rows = vectors[:200]
+    ids = pa.table({"item_id": [f"sku-{number:03d}" for number in range(len(rows))]})
+    night: Any = SimpleNamespace(
+        run="one", model_id="ab", metric="l2", items=ids, latents=LatentArrays(mean=rows), index=None,
+        changes=ids.slice(0, 0), parent=None, train=train, code_levels=None, category=None, sample=None,
+    )  # fmt: skip
+    store = MemoryStore("memory://nights")
+    made = [further_tables(store, night, TablesConfig(), ASKED) for _ in range(2)]
+    assert asked == [200], "the second night finds what the first one kept"
+    data, suffix, _ = made[1].files["sid_codebooks"]
+    assert (suffix, digest_of(data)) == (".safetensors", made[0].inputs["semantic_ids"]["codebooks"])
+    table = pq.read_table(pa.BufferReader(b"".join(file.data for file in made[1].files["semantic_ids"])))
+    codes = encode(rows, codebooks_from(data, "kept"))
+    left = np.linalg.norm(remainders(rows, codes, books), axis=1)
+    for row in table.to_pylist():
+        number = int(row["item_id"][-3:])
+        assert row["codes"] == codes[number].tolist()
+        assert row["residual_norm"] == pytest.approx(left[number], rel=1e-5)
+
+
+def test_the_command_hands_over_what_a_training_needs() -> None:
+    told: list[str] = []
+    context: Any = SimpleNamespace(
+        store=MemoryStore("memory://context"), run=SimpleNamespace(name="night"), attempt=SimpleNamespace(number=3),
+        config=SimpleNamespace(train=SimpleNamespace(threads=1)),
+        progress=SimpleNamespace(note=told.append, training=lambda progress: None),
+    )  # fmt: skip
+    short = ASKED.model_copy(update={"rqvae": ASKED.rqvae.model_copy(update={"epochs": 1})})
+    books = codebooks_of(context, clustered(200), short)
+    assert books.sizes == (16, 8)
+    assert told == ["codebooks of semantic IDs: rqvae on 200 item vectors"]
+    (name,) = [entry.name for entry in context.store.list("runs/night/codebooks-")]
+    assert np.array_equal(codebooks_from(context.store.get(name), name).levels[0], books.levels[0])
