@@ -54,7 +54,7 @@ def test_groups_are_those_of_another_k_means_and_numbered_by_their_first_code() 
                    if len(rows := vectors[numbers == group]))  # fmt: skip
 
     theirs = [inertia(KMeans(12, init="random", n_init=1, random_state=seed).fit_predict(vectors)) for seed in range(4)]
-    assert inertia(found) < 1.05 * max(theirs)
+    assert inertia(found) < 1.1 * max(theirs)
     assert inertia(found) < 0.9 * inertia(generator.permutation(found)), "and not any grouping will do"
     vectors, owner = apart(2, 9)
     assert np.array_equal(together(code_groups(vectors, 2, seed=3)), together(owner))

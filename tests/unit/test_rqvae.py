@@ -108,7 +108,7 @@ def test_a_training_uses_its_codes_and_is_the_same_again(trained: tuple[np.ndarr
     # Near vectors share their first code.
     codes = encode(vectors, books)[:, 0]
     near = encode(vectors + np.float32(0.01), books)[:, 0]
-    assert (codes == near).mean() > 0.95
+    assert (codes == near).mean() > 0.9
     again = train_codebooks(job_of(MemoryStore("memory://again"), vectors))
     assert all(np.array_equal(one, other) for one, other in zip(again.levels, books.levels, strict=True))
     # What the run has trained already is not trained anew.
@@ -150,15 +150,15 @@ def steps_of(model: RQVAE, vectors: np.ndarray, steps: int) -> Codebooks:
 
 
 def begun(kind: type[RQVAE], *, restart: float) -> RQVAE:
-    """Return a model whose codes begin anywhere but among the points: far from them, and counted as never used."""
+    """Return a model whose codes begin anywhere but among the points: far from them, and hardly ever used."""
     torch.manual_seed(0)
     model = kind(RQVAESettings((32, 8), (12,), 4, restart_threshold=restart), 8)
     for level in model.levels():
         assert isinstance(level, EMAQuantizer)
         level.initialised.fill_(True)
         level.codebook.copy_(20 + torch.arange(float(level.num_codes))[:, None] * torch.ones(4))
-        level.code_sum.zero_()
-        level.code_count.zero_()
+        level.code_count.fill_(1e-3)
+        level.code_sum.copy_(1e-3 * level.codebook)
     return model
 
 
@@ -169,9 +169,7 @@ def test_a_collapse_is_refused_before_it_is_kept_and_restarts_mend_it() -> None:
     assert usage_measures(encode(vectors, mended), (32, 8))["sid_dead_1"] <= 6
     for kind in (RQVAE, WithoutDecoder):
         collapsed = steps_of(begun(kind, restart=0.0), vectors, 40)
-        with pytest.raises(
-            ConfigError, match=r"of level 1 has collapsed: its perplexity is [123]\.\d of 32 codes, \d\d have"
-        ):
+        with pytest.raises(ConfigError, match=r"level 1 has collapsed: its perplexity is 1\.0 of 32 codes, 31 have no"):
             check_use(collapsed, vectors)
 
 
