@@ -38,7 +38,7 @@ from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
-from pipeline.tables import Night, SemanticIdsConfig, further_tables
+from pipeline.tables import Makers, Night, SemanticIdsConfig, further_tables
 from pipeline.tables.quantizer import Codebooks
 from pipeline.training import CodebooksJob, train_codebooks
 
@@ -158,12 +158,11 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             index=built.index,
             changes=changes,
             parent=parent,
-            train=partial(codebooks_of, context),
-            code_levels=partial(code_levels, bundle.model),
             category=config.catalogue.category,
             sample=plan.summary.sample,
         )
-        further = further_tables(store, night, config.tables, config.semantic_ids)
+        makers = Makers(partial(codebooks_of, context), partial(code_levels, bundle.model))
+        further = further_tables(store, night, config.tables, config.semantic_ids, makers)
         nightly = measure_night(store, config, plan, bundle, night, context.files)
         nightly = nightly.behind(counted_shares(counts, quarantine, changes))
         measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}

@@ -39,11 +39,7 @@ TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
-
-    train: asked where the bundle has no codebooks yet and their method needs a training. code_levels: asked for the
-    codebooks of the model where the table of its codes is wanted; none of a model without codes.
-    """
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
 
     run: str
     model_id: str
@@ -53,10 +49,17 @@ class Night:
     index: SearchIndex
     changes: pa.Table
     parent: Manifest | None
-    train: TrainCodebooks
-    code_levels: Callable[[], Sequence[CodeLevel]]
     category: str | None = None
     sample: Sample | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Makers:
+    """What tables need of a model, which is asked for it where they do. train: where the bundle has no codebooks yet
+    and their method is a training; code_levels: the model's codebooks, none of a model without codes."""
+
+    train: TrainCodebooks
+    code_levels: Callable[[], Sequence[CodeLevel]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class _Published:
 
 
 def further_tables(
-    store: Store, night: Night, tables: TablesConfig, semantic_ids: SemanticIdsConfig | None
+    store: Store, night: Night, tables: TablesConfig, semantic_ids: SemanticIdsConfig | None, makers: Makers
 ) -> FurtherTables:
     """Return the tables that are asked for; none where nothing is.
 
@@ -96,7 +99,7 @@ def further_tables(
     if semantic_ids is None and not tables.asked:
         return made
     if tables.codebook is not None:
-        held = codebook_table(store, night.items, night.code_levels(), tables.codebook, night.category)
+        held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category)
         made.files["codebook"] = table_files(held.table)
         made.measures.update(held.measures)
     if tables.neighbours:
@@ -106,15 +109,20 @@ def further_tables(
     found = item_vectors(night.items, night.latents, metric=night.metric)
     made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
     if semantic_ids is not None:
-        _semantic_ids(store, night, semantic_ids, found, made)
+        _semantic_ids(store, night, semantic_ids, makers.train, found, made)
     return made
 
 
 def _semantic_ids(
-    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, made: FurtherTables
+    store: Store,
+    night: Night,
+    config: SemanticIdsConfig,
+    train: TrainCodebooks,
+    found: ItemVectors,
+    made: FurtherTables,
 ) -> None:
     before = _published(store, night.parent)
-    held = _codebooks(store, night, config, found, before)
+    held = _codebooks(store, night, config, train, found, before)
     books, sizes = held.books, held.books.sizes
     same = before is not None and before.digest == held.digest
     epoch = 1 if before is None else before.epoch + (not same)
@@ -163,7 +171,12 @@ def _published(store: Store, manifest: Manifest | None) -> _Published | None:
 
 
 def _codebooks(
-    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, before: _Published | None
+    store: Store,
+    night: Night,
+    config: SemanticIdsConfig,
+    train: TrainCodebooks,
+    found: ItemVectors,
+    before: _Published | None,
 ) -> HeldCodebooks:
     """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
     name = codebooks_name(night.model_id, config, night.metric, night.sample)
@@ -172,7 +185,7 @@ def _codebooks(
         return held
     if config.method == "rqvae":
         generator = np.random.default_rng(config.seed)
-        books = night.train(some_vectors(found.vectors, config.levels, generator), config)
+        books = train(some_vectors(found.vectors, config.levels, generator), config)
     else:
         books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
     if before is not None:

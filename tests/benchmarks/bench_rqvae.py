@@ -21,15 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from bench_sids import next_items, read_vectors
+from bench_sids import LEVELS, next_items, read_vectors
 
 from pipeline.storage.memory import MemoryStore
 from pipeline.tables import SemanticIdsConfig
 from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks, some_vectors
 from pipeline.tables.sid_measures import neighbour_measures, purity_measures, usage_measures
 from pipeline.training import CodebooksJob, train_codebooks
-
-LEVELS = {"3x256": (256, 256, 256), "1024,256,256": (1024, 256, 256)}
 
 
 def books_of(vectors: np.ndarray, levels: tuple[int, ...], epochs: int | None) -> Codebooks:
@@ -82,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(1)
     vectors, categories = read_vectors(options.data, options.items)
     results: dict[str, Any] = {"items": len(vectors), "dim": vectors.shape[1], "levels": {}}
-    for name, levels in LEVELS.items():
+    for name, levels in LEVELS["fashion_mnist"].items():
         kinds = {"rq_kmeans": None, **{f"rqvae, {epochs} epochs": epochs for epochs in options.epochs}}
         results["levels"][name] = {
             kind: measured(vectors, categories, levels, epochs) for kind, epochs in kinds.items()

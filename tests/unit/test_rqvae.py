@@ -22,7 +22,7 @@ from pipeline.models.quantizers import EMAQuantizer
 from pipeline.models.rqvae import RQVAE, RQVAESettings
 from pipeline.release import Sample
 from pipeline.storage.memory import MemoryStore
-from pipeline.tables import SemanticIdsConfig, TablesConfig, further_tables
+from pipeline.tables import Makers, SemanticIdsConfig, TablesConfig, further_tables
 from pipeline.tables.code_map import renumbered
 from pipeline.tables.codebook_files import codebooks_bytes, codebooks_from, codebooks_name
 from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks, remainders
@@ -251,10 +251,10 @@ def test_a_night_asks_for_a_training_once_a_bundle(trained: tuple[np.ndarray, Co
     ids = pa.table({"item_id": [f"sku-{number:03d}" for number in range(len(rows))]})
     night: Any = SimpleNamespace(
         run="one", model_id="ab", metric="l2", items=ids, latents=LatentArrays(mean=rows), index=None,
-        changes=ids.slice(0, 0), parent=None, train=train, code_levels=None, category=None, sample=None,
+        changes=ids.slice(0, 0), parent=None, category=None, sample=None,
     )  # fmt: skip
     store = MemoryStore("memory://nights")
-    made = [further_tables(store, night, TablesConfig(), ASKED) for _ in range(2)]
+    made = [further_tables(store, night, TablesConfig(), ASKED, Makers(train, lambda: ())) for _ in range(2)]
     assert asked == [200], "the second night finds what the first one kept"
     data, suffix, _ = made[1].files["sid_codebooks"]
     assert (suffix, digest_of(data)) == (".safetensors", made[0].inputs["semantic_ids"]["codebooks"])
