@@ -12,11 +12,12 @@ from jobs.context import Context
 from pipeline.catalogue import CARRIED, changes_between
 from pipeline.evaluation import GateVerdict
 from pipeline.evaluation.judging import side_of
+from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import build_index, gather_latents
-from pipeline.models import load_bundle
-from pipeline.planning import Plan, release_config, table_settings
+from pipeline.models import Bundle, load_bundle
+from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
     count,
@@ -27,6 +28,7 @@ from pipeline.quality.examining import (
     with_first_seen,
 )
 from pipeline.quality.gating import counted_shares, gates_of, verdicts_on
+from pipeline.quality.nightly import measure_night, measured_files
 from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
@@ -47,8 +49,8 @@ class Candidate:
 def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encoded) -> Candidate:
     """Build the index over the items and write the release; the first attempt to write its manifest wins."""
     parent = read_manifest(context.store, plan.summary.parent) if plan.summary.parent else None
-    found = examine(context, plan, model_id, encoded, parent)
     bundle = load_bundle(context.store, model_id)
+    found = examine(context, plan, bundle, encoded, parent)
     config = context.config
     with context.watch.stage("report"):
         page = report_page(
@@ -68,7 +70,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         manifest_format=items.manifest_format,
         model_id=model_id,
         index=settings["index"],
-        evaluation={},
+        evaluation=measure_settings(config),
         gates=settings["gates"],
         parent=plan.summary.parent,
         tables=table_settings(config),
@@ -84,6 +86,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             "report": (page, ".html", None),
             "verdicts": table_files(verdicts_table(found.verdicts)),
             **found.further.files,
+            **measured_files(found.nightly, found.measures),
         },
         release_key=key,
         run=context.run.name,
@@ -105,6 +108,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             **inputs_of(config, plan),
             **found.further.inputs,
             "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
+            "not_measured": found.nightly.left_out,
         },
         **model_files(context.store, model_id, parent),
     )
@@ -119,7 +123,7 @@ def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:
     return inputs
 
 
-def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, parent: Manifest | None) -> Findings:
+def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, parent: Manifest | None) -> Findings:
     """Build the index over the items, and measure what the gates look at."""
     context.attempt.check()
     config, store, items = context.config, context.store, encoded.items
@@ -135,10 +139,9 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
         quarantine = with_first_seen(encoded.refused, parent_quarantine, context.run.name)
         changes = changes_between(items, quarantine, parent_items, parent_quarantine)
         counts = count(items, quarantine, changes, plan)
-        measures = measure(config, items, latents, built, counts)
         night = Night(
             run=context.run.name,
-            model_id=model_id,
+            model_id=bundle.model_id,
             metric=config.index.metric,
             items=items,
             latents=latents,
@@ -149,13 +152,15 @@ def examine(context: Context, plan: Plan, model_id: str, encoded: Encoded, paren
             sample=plan.summary.sample,
         )
         further = further_tables(store, night, config.tables, config.semantic_ids)
-        measures |= further.measures
+        nightly = measure_night(store, config, plan, bundle, night, context.files)
+        nightly = nightly.behind(counted_shares(counts, quarantine, changes))
+        measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}
         verdicts = verdicts_on(
             measures,
-            side_of(measures, counted_shares(counts, quarantine, changes), model_id),
+            side_of(measures, nightly.found, bundle.model_id),
             side_of_release(store, parent) if parent else None,
             gates_of(config.gates, plan.summary.sample),
             context.allowed,
         )
         tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
-    return Findings(items, quarantine, changes, latents, built, counts, measures, verdicts, further)
+    return Findings(items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)

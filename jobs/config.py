@@ -11,7 +11,7 @@ from jobs.command import Arguments
 from jobs.sources import read_sources
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
-from pipeline.evaluation import GatesConfig
+from pipeline.evaluation import GatesConfig, MeasuresConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
 from pipeline.models import AnyModelConfig
@@ -45,6 +45,7 @@ class Config(BaseModel):
     index: IndexConfig = Field(default_factory=IndexConfig)
     tables: TablesConfig = TablesConfig()
     semantic_ids: SemanticIdsConfig | None = None
+    measures: MeasuresConfig = MeasuresConfig()
     gates: GatesConfig = Field(default_factory=GatesConfig)
     publish: PublishConfig = Field(default_factory=PublishConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -77,8 +78,13 @@ def config_values(config: Config) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"monitor": True, "publish": idle})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep
-    for section, switched_off in (("tables", not config.tables.asked), ("semantic_ids", config.semantic_ids is None)):
-        if switched_off:  # a run's frozen config is then what it was before there were such sections
+    plain = {
+        "tables": not config.tables.asked,
+        "semantic_ids": config.semantic_ids is None,
+        "measures": config.measures == MeasuresConfig(),
+    }
+    for section, left_out in plain.items():
+        if left_out:  # a run's frozen config is then what it was before there were such sections
             del values[section]
     return values
 

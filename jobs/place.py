@@ -36,6 +36,7 @@ class LightConfig(BaseModel):
     monitor: Any = None
     tables: Any = None
     semantic_ids: Any = None
+    measures: Any = None
 
 
 def load_light(arguments: Arguments) -> LightConfig:

@@ -5,6 +5,7 @@ A category is a weak teacher: a customer may want the colour. So these are measu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from ..ordering import as_numpy, ranks, run_starts
-from .knn import label_knn
+from .knn import label_hits, label_knn
 from .probe import linear_probe
 from .retrieval import interval, retrieve
 
@@ -26,6 +27,14 @@ _ASKED = 0.2
 # other. Tables that compare models choose the strength (`linear_probe`).
 _STRENGTH = 0.1
 _STEPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How well items were answered for: values float64 [q] of the items whose first photos are at rows int64 [q]."""
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
 
 
 def category_knn(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> float | None:
@@ -49,16 +58,24 @@ def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, see
     others, where these hold two categories. All but the first also with `_low` and `_high`, the 95 % bootstrap interval
     over queries. Precision and MAP@R depend on the size of the gallery: compare releases of about one size.
     """
+    found: dict[str, float] = {}
+    for name, answers in category_answers(items, vectors, category, seed=seed).items():
+        found[name] = float(answers.values.mean())
+        if name != "category_knn":
+            found[f"{name}_low"], found[f"{name}_high"] = interval(answers.values, seed=seed)
+    return found
+
+
+def category_answers(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, Answers]:
+    """Return what `category_measures` are the means of, by name."""
     rows, labels = first_photos(items, category)
     if len(labels) < 2:
         return {}
     matrix = _taken(vectors, rows)
-    found = {"category_knn": label_knn(matrix, labels, seed=seed)}
-    values = {**_retrieved(matrix, labels, seed), **_probed(matrix, labels, seed)}
-    for name, numbers in values.items():
-        low, high = interval(numbers, seed=seed)
-        found |= {name: float(numbers.mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
+    asked, hits = label_hits(matrix, labels, seed=seed)
+    found = {"category_knn": Answers(asked, hits.astype(np.float64))}
+    found |= {**_retrieved(matrix, labels, seed), **_probed(matrix, labels, seed)}
+    return {name: Answers(rows[one.rows], one.values) for name, one in found.items()}
 
 
 def first_photos(items: pa.Table, category: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -75,8 +92,8 @@ def _taken(vectors: ArrayLike, rows: NDArray[np.int64]) -> NDArray[Any]:
     return matrix if len(rows) == len(matrix) else np.asarray(matrix[rows])
 
 
-def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return the retrieval measures of each query; nothing where every item has a category of its own."""
+def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, Answers]:
+    """Return the retrieval measures of each query by its place; nothing where every item has its own category."""
     picked = np.sort(np.random.default_rng([seed, 0]).permutation(len(labels))[:GALLERY])
     kinds, numbers, counts = np.unique(labels[picked], return_inverse=True, return_counts=True)
     if len(kinds) == len(picked):
@@ -87,15 +104,16 @@ def _retrieved(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[st
     found = retrieve(
         gallery, numbers, gallery[asked], numbers[asked], gallery_ids=np.arange(len(picked)), query_ids=asked, seed=seed
     )
+    places = picked[asked[found.rows]]
     return {
-        "category_precision_at_10": found.precision,
-        "category_map_at_r": found.average_precision,
-        "category_ndcg_at_10": found.ndcg,
+        "category_precision_at_10": Answers(places, found.precision),
+        "category_map_at_r": Answers(places, found.average_precision),
+        "category_ndcg_at_10": Answers(places, found.ndcg),
     }
 
 
-def _probed(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return whether the probe names each asked item's category; nothing where too few are known."""
+def _probed(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, Answers]:
+    """Return whether the probe names each asked item's category, by its place; nothing where too few are known."""
     picked = np.random.default_rng([seed, 2]).permutation(len(labels))[:GALLERY]
     kinds, counts = np.unique(labels[picked], return_counts=True)
     frequent = kinds[np.argsort(-counts, kind="stable")[:KINDS]]
@@ -106,4 +124,4 @@ def _probed(matrix: NDArray[Any], labels: NDArray[Any], seed: int) -> dict[str, 
     probe = linear_probe(
         matrix[known], labels[known], matrix[asked], labels[asked], strengths=[_STRENGTH], steps=_STEPS, seed=seed
     )
-    return {"category_probe": probe.correct.astype(np.float64)}
+    return {"category_probe": Answers(asked, probe.correct.astype(np.float64))}

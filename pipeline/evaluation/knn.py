@@ -80,9 +80,16 @@ def label_knn(
 
     By row, not by item: other photos of the query's item may vote.
     """
+    return float(np.mean(label_hits(vectors, labels, k=k, queries=queries, seed=seed)[1]))
+
+
+def label_hits(
+    vectors: ArrayLike, labels: ArrayLike, *, k: int = _K, queries: int = _QUERIES, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the rows [q] that `label_knn` asks, and whether each is of its neighbours' label, bool [q]."""
     bank, known = _matrix(vectors), np.asarray(labels)
     rows = np.sort(np.random.default_rng(seed).permutation(len(bank))[:queries]).astype(np.int64)
-    return float(np.mean(knn_labels(bank, known, bank[rows], k=k, exclude=rows) == known[rows]))
+    return rows, np.asarray(knn_labels(bank, known, bank[rows], k=k, exclude=rows) == known[rows], np.bool_)
 
 
 def _check_voting(k: int, temperature: float | None) -> None:

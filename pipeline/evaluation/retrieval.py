@@ -21,6 +21,7 @@ Int64 = NDArray[np.int64]
 
 _BLOCK = 1 << 23  # similarities held at a time: 32 MiB
 _DRAWS = 1000
+_DRAWN = 1 << 18  # values drawn at a time
 _STREAM = 0x71E5
 
 
@@ -162,8 +163,11 @@ def interval(values: ArrayLike, *, level: float = 0.95, draws: int = _DRAWS, see
     given = np.asarray(values, np.float64)
     if given.ndim != 1 or not len(given):
         raise InputError(f"values of shape {list(given.shape)} are no list of at least one number")
-    dice = np.random.default_rng(seed)
-    means = np.array([given[dice.integers(len(given), size=len(given))].mean() for _ in range(draws)])
+    dice, step = np.random.default_rng(seed), max(1, _DRAWN // len(given))
+    blocks = [min(step, draws - start) for start in range(0, draws, step)]
+    means = np.concatenate(
+        [given[dice.integers(len(given), size=(block, len(given)))].mean(axis=1) for block in blocks]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from .asked import Asked, category_told
 from .code_rows import ReleasePhotos, release_photos
 from .memory import memory_lines
-from .plan import Plan, PlanSummary, make_plan, nothing_to_do, nothing_usable, release_config, table_settings
+from .plan import (
+    Plan,
+    PlanSummary,
+    make_plan,
+    measure_settings,
+    nothing_to_do,
+    nothing_usable,
+    release_config,
+    table_settings,
+)
 from .refused import ask_refused_again
 from .renewal import Renewal, renewal_of
 from .resolution import main_transforms, photos_to_learn_from, pixels_line, shard_builder, stores_pixels
@@ -31,6 +40,7 @@ __all__ = [
     "look",
     "main_transforms",
     "make_plan",
+    "measure_settings",
     "memory_lines",
     "nothing_to_do",
     "nothing_usable",

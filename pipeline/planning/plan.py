@@ -28,6 +28,7 @@ from ..catalogue import (
 )
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
+from ..evaluation import MeasuresConfig
 from ..ordering import as_numpy, ranks, run_starts, take_column
 from ..release import Manifest, Sample, read_manifest
 from ..release.tables import read_table, write_table
@@ -225,8 +226,14 @@ def release_config(config: NightSettings) -> dict[str, Any]:
             "gates": config.gates.model_dump(mode="json", exclude={"promote"}),
             "encode": {"precision": config.encode.precision},
             **table_settings(config),
+            **({"measures": measured} if (measured := measure_settings(config)) else {}),
         }
     )
+
+
+def measure_settings(config: NightSettings) -> dict[str, Any]:
+    """Return the section `measures` as plain values, nothing where it is the default."""
+    return config.measures.model_dump(mode="json") if config.measures != MeasuresConfig() else {}
 
 
 def table_settings(config: NightSettings) -> dict[str, Any]:

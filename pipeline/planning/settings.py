@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..catalogue import CatalogueConfig
 from ..encoding import EncodeConfig
-from ..evaluation import GatesConfig
+from ..evaluation import GatesConfig, MeasuresConfig
 from ..images import ImagesConfig
 from ..index import IndexConfig
 from ..models import AnyModelConfig
@@ -34,6 +34,8 @@ class NightSettings(Protocol):
     def tables(self) -> TablesConfig: ...
     @property
     def semantic_ids(self) -> SemanticIdsConfig | None: ...
+    @property
+    def measures(self) -> MeasuresConfig: ...
     @property
     def gates(self) -> GatesConfig: ...
     @property

@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 from ..catalogue import named_in
 from ..encoding import NOT_FINITE
 from ..errors import GateRefused, InputError, IntegrityError
-from ..evaluation import GatesConfig, GateVerdict, category_measures
+from ..evaluation import GatesConfig, GateVerdict
+from ..evaluation.nightly.lines import Nightly
 from ..index import BuiltIndex, LatentArrays
 from ..models import bundle_files
 from ..ordering import ranks, run_starts, take_rows
 from ..parts import PartFile
-from ..planning import NightSettings, Plan
+from ..planning import Plan
 from ..release import FileEntry, Manifest
 from ..schema import quarantine_schema
 from ..storage import Store
@@ -27,7 +28,8 @@ from ..tables import FurtherTables
 class Findings:
     """What a release is found to be before it is written: its tables, latents, index, measures and verdicts.
 
-    latents: one row a row of items, in their order. counts, measures: by name. further: its tables beside these.
+    latents: one row a row of items, in their order. counts, measures: by name. nightly: the measures with categories
+    and examples. further: its tables beside these.
     """
 
     items: pa.Table
@@ -37,6 +39,7 @@ class Findings:
     built: BuiltIndex
     counts: dict[str, int]
     measures: dict[str, float]
+    nightly: Nightly
     verdicts: tuple[GateVerdict, ...]
     further: FurtherTables
 
@@ -127,20 +130,14 @@ def refused_by_reason(quarantine: pa.Table) -> dict[tuple[str, str], int]:
     return {(row["stage"], row["reason"]): row["count_all"] for row in counted}
 
 
-def measure(
-    config: NightSettings, items: pa.Table, latents: LatentArrays, built: BuiltIndex, counts: dict[str, int]
-) -> dict[str, float]:
-    """Return what the gates look at and what the page shows, by name; shares are of all photos that were asked for."""
+def measure(built: BuiltIndex, counts: dict[str, int]) -> dict[str, float]:
+    """Return what follows from counts and from the index alone, by name; shares are of all photos asked for."""
     unused = counts["refused"] - counts["held"]
     asked = max(1, unused + counts["photos"])
-    measures = {
+    return {
         "recall": built.recall,
         "quarantine_share": unused / asked,
         "not_finite_share": counts["not_finite"] / asked,
         "removed_share": counts["removed"] / max(1, counts["parent_photos"]),
         "items": float(counts["items"]),
     }
-    category = config.catalogue.category
-    if category is not None:
-        measures |= category_measures(items, latents.mean, category, seed=config.train.seed)
-    return measures

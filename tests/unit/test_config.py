@@ -111,7 +111,7 @@ def test_the_smallest_file_of_the_design_is_enough(tmp_path: Path) -> None:
 def test_every_section_of_the_design_is_there_and_light_knows_them_all() -> None:
     sections = {
         "store", "catalogue", "images", "model", "train", "prior", "encode", "index", "gates", "publish", "cluster",
-        "choose", "monitor", "tables", "semantic_ids",
+        "choose", "monitor", "tables", "semantic_ids", "measures",
     }  # fmt: skip
     assert set(Config.model_fields) == sections
     assert set(LightConfig.model_fields) == sections

@@ -1,6 +1,6 @@
 """What a night measures of a release without labels, one file each; `lines.LINES` is the table, one line a measure.
 
-A line is switched off by its name in `measures.off`. Shares are 0..1; `up`, `down`: which way is better, `-`: neither.
+A line is left out by its name in `measures.without`. Shares are 0..1; `up`, `down`: which way is better; `-`: neither.
 `[c]`: also a row by category, of up to 20 of the most frequent ones with 10 asked items or more. All but those marked
 `n` have an interval of 95 %.
 

@@ -32,7 +32,7 @@ class MeasuresConfig(BaseModel):
 
     queries: items whose photos are shown once more and whose neighbours are asked of the index, and about as many more
     so that each of the 20 most frequent categories has some. sample: items that stand for the catalogue where all are
-    compared with all. seed: which items these are, and how their photos are shown. off: lines that are not measured.
+    compared with all. seed: which items these are, and how their photos are shown. without: lines that are left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,4 +40,4 @@ class MeasuresConfig(BaseModel):
     queries: int = Field(default=1000, ge=10, le=20_000)
     sample: int = Field(default=10_000, ge=100, le=50_000)
     seed: int = Field(default=0, ge=0)
-    off: tuple[LineName, ...] = ()
+    without: tuple[LineName, ...] = ()

@@ -1,0 +1,36 @@
+"""Which items of the catalogue have no usable photo, so that nobody is offered them?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...ordering import as_numpy, ranks, run_starts, take_column
+from ..measured import Measured
+from .sampling import by_kind
+from .tonight import Found, LeftOut, Tonight
+
+_EXAMPLES = 10
+
+
+def coverage(tonight: Tonight) -> Found:
+    """Return `coverage`, also by category; examples: items without a usable photo."""
+    catalogue, category = tonight.catalogue, tonight.night.category
+    if not catalogue.num_rows:
+        return LeftOut("no item was asked for")
+    rows = np.flatnonzero(run_starts(catalogue["item_id"]))
+    ids = take_column(catalogue["item_id"], rows)
+    living = take_column(tonight.night.items["item_id"], tonight.firsts).combine_chunks()
+    covered = as_numpy(pc.is_in(ids, value_set=living.cast(ids.type))).astype(np.bool_)
+    named = category is not None and category in catalogue.column_names
+    labels, kinds = (
+        (None, list[str]()) if not named else ranks(take_column(catalogue[str(category)], rows).cast(pa.string()))
+    )
+    everyone, found = np.arange(len(rows)), []
+    for name, asked in [(None, everyone), *by_kind(labels, kinds, everyone)]:
+        lost = asked[~covered[asked]][:_EXAMPLES]
+        examples = tuple(take_column(ids, lost).to_pylist())
+        share = float(covered[asked].mean())
+        found.append(Measured("coverage", share, category=name, n=len(asked), examples=examples))
+    return found
