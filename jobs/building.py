@@ -15,7 +15,7 @@ from pipeline.evaluation.judging import side_of
 from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
-from pipeline.index import build_index, gather_latents
+from pipeline.index import gather_latents, nightly_index
 from pipeline.models import Bundle, load_bundle
 from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
@@ -67,7 +67,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     items = hashed_table(found.items)
     key = release_key(
         items_digest=items.digest,
-        manifest_format=items.manifest_format,
+        manifest_format=3 if found.built.segments else items.manifest_format,
         model_id=model_id,
         index=settings["index"],
         evaluation=measure_settings(config),
@@ -88,6 +88,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
             **found.further.files,
             **measured_files(found.nightly, found.measures),
         },
+        segments=found.built.shared_files(),
         release_key=key,
         run=context.run.name,
         attempt=context.attempt.number,
@@ -130,8 +131,10 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items, columns=config.index.needs)
-        before = None if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
-        built = build_index(latents, config.index, before=before)
+        made = nightly_index(
+            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
+        )
+        built = made.built
     context.attempt.check()
     with context.watch.stage("evaluate"):
         parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
@@ -163,4 +166,4 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             context.allowed,
         )
         tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
-    return Findings(items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)
+    return Findings(made.items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)

@@ -52,7 +52,7 @@ _PIXELS = [
 # A part's full name on the store. In memory one word a part: its 145 letters, twice a photo, were half of all that is
 # held of a photo. In Parquet plain text (which its own encoding keeps once a row group), so that any reader takes it.
 _PART_NAME = pa.dictionary(pa.int32(), pa.string())
-PART_NAMES = ("latents_part", "pixels_part")
+PART_NAMES = ("latents_part", "pixels_part", "index_segment")
 
 # What a plan adds to PHOTOS. `status`: added | changed | same | refused. A `same` row names where its pixels and
 # latents already lie; `shard` is null where nothing has to be computed; `retried` marks a photo whose fetch was
@@ -80,6 +80,14 @@ ITEMS = pa.schema(
         pa.field("latents_row", pa.int32(), nullable=False),
         pa.field("pixels_part", _PART_NAME),  # null once the pixels have expired
         pa.field("pixels_row", pa.int32()),
+    ]
+)
+
+# What items has besides where the index is made of segments: the segment's name on the store, and the row in it.
+SEGMENT_PLACE = pa.schema(
+    [
+        pa.field("index_segment", _PART_NAME, nullable=False),
+        pa.field("index_row", pa.int32(), nullable=False),
     ]
 )
 
@@ -197,7 +205,17 @@ VERDICTS = pa.schema(
 )
 
 # Names that an attribute column must not have.
-RESERVED = frozenset({*PHOTOS.names, *ITEMS.names, *(field.name for field in _PLAN), "score", "change", "first_seen"})
+RESERVED = frozenset(
+    {
+        *PHOTOS.names,
+        *ITEMS.names,
+        *SEGMENT_PLACE.names,
+        *(field.name for field in _PLAN),
+        "score",
+        "change",
+        "first_seen",
+    }
+)
 
 
 def plan_schema(attributes: Sequence[pa.Field]) -> pa.Schema:
@@ -265,6 +283,13 @@ def latents_schema(dim: int, *, log_var: bool, num_codes: int = 0) -> pa.Schema:
     if num_codes:
         fields.append(pa.field("codes", pa.list_(pa.int32(), num_codes), nullable=False))
     return _versioned(pa.schema(fields), LATENTS_VERSION)
+
+
+def with_segments(items: pa.Table, segments: pa.DictionaryArray, rows: pa.Array) -> pa.Table:
+    """Return an items table with the place of each row in the index: the segment's name, and the row in it."""
+    for field, values in zip(SEGMENT_PLACE, (segments, rows), strict=True):
+        items = items.append_column(field, values)
+    return items
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:

@@ -19,6 +19,7 @@ from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_feature
 from .latents import LatentArrays
 from .metric import Metric
 from .metrics import MASKED, METRICS, fitted_metric, metric_named, metric_of_index, needs_of
+from .nightly import NightIndex, nightly_index
 from .search import Hits, SearchIndex, open_index
 from .where import matching_rows
 
@@ -38,6 +39,7 @@ __all__ = [
     "Kind",
     "LatentArrays",
     "Metric",
+    "NightIndex",
     "SearchIndex",
     "build_index",
     "check_readable",
@@ -54,6 +56,7 @@ __all__ = [
     "nearest_exact",
     "nearest_groups",
     "needs_of",
+    "nightly_index",
     "open_index",
     "reciprocal_ranks",
 ]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, InputError
+from ..release import FileEntry
 from .codes import photos_with_code
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
 from .gpu import cloned_to_cpu, cloned_to_gpu
-from .kinds import KINDS, candidate_kinds, cells_of, estimate_bytes, faiss_version, training_rows
+from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
 from .metrics import WITH_CODE, fitted_metric
 from .recall import Truth, recalls, sampled, unseen
 from .search import SearchIndex, open_index
+from .segments import Segment
 from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
@@ -37,7 +39,7 @@ class BuiltIndex:
 
     kind: its row of the table. recall: recall@k, a share, over sampled queries that took no part in tuning. parameters:
     what was built and found, for the manifest. features: the file of exact features of a kind that stores codes.
-    points: what each kind that was built gave.
+    points: what each kind that was built gave. segments: of which it is made, then without data of its own.
     """
 
     index: SearchIndex
@@ -47,6 +49,7 @@ class BuiltIndex:
     parameters: Parameters
     features: bytes | None = None
     points: tuple[Point, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     def told(self) -> list[tuple[str, str]]:
         """Return for people why this kind was chosen, and what each kind that was built gave: (what, text)."""
@@ -54,30 +57,46 @@ class BuiltIndex:
         return [*why, *((point.kind, point.line()) for point in self.points)]
 
     def files(self) -> dict[str, tuple[bytes, str, int | None]]:
-        """Return the release's files that it is made of: by role, bytes, suffix and rows."""
+        """Return the release's own files that it is made of: by role, bytes, suffix and rows."""
+        if self.segments:
+            return {}
         rows = self.index.rows
         beside = {} if self.features is None else {"features": (self.features, SUFFIX, rows)}
         return {"index": (self.data, ".faiss", rows), **beside}
 
+    def shared_files(self) -> dict[str, tuple[FileEntry, ...]]:
+        """Return the files that it shares with other releases, by role: its segments, none where it is one file."""
+        if not self.segments:
+            return {}
+        beside = tuple(segment.features for segment in self.segments if segment.features is not None)
+        return {"index": tuple(segment.index for segment in self.segments), **({"features": beside} if beside else {})}
 
-def build_index(latents: LatentArrays, config: IndexConfig, *, before: Mapping[str, Any] | None = None) -> BuiltIndex:
+
+def build_index(
+    latents: LatentArrays,
+    config: IndexConfig,
+    *,
+    before: Mapping[str, Any] | None = None,
+    among: Sequence[str] | None = None,
+) -> BuiltIndex:
     """Build, tune and measure an index over latents [n], in their order.
 
     The same input gives the same bytes, but for `auto`, which chooses by measured times. before: the parameters of the
     parent's index, with its `kind`: tuning begins there, and `auto` keeps that kind while it does what is asked for.
+    among: of which kinds `auto` takes one; None: all that fit `memory_gib`.
     Raises InputError for latents that are missing or not finite, ConfigError when the index would not fit
     `memory_gib`, or when no kind of codes reaches `target_recall` and `latency_p99_ms`.
     """
-    _check_latents(latents, config)
+    check_latents(latents, config)
     metric = fitted_metric(config.metric, config.mask, latents)
     features = metric.item_features(latents)
-    _check_memory(features, config)
+    check_memory(features.shape[0], features.shape[1], config)
     with faiss_threads(config.threads):
         tuning, measuring = sampled(latents, metric, config)
         work = _Work(latents, features, metric, config, tuning, measuring, before or {})
         if config.kind in ("flat", "hnsw"):
             return _as_asked(work, config.kind)
-        return _chosen(work)
+        return _chosen(work, among or candidate_kinds(features.shape[0], features.shape[1], config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +143,16 @@ def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
     del index  # there are two more of it
     said = {"k": config.k, **_weights(work), **tuned.effort}
     opened = open_index(data, work.metric.name, features=held, parameters=said)
-    found = _recalls(opened, work, name) if apart is None else apart.found
+    found = recalls_found(opened, work.measuring, name) if apart is None else apart.found
     return _Made(data, tuned, opened, found, time.perf_counter() - start)
 
 
-def _recalls(opened: SearchIndex, work: _Work, name: str) -> Float64:
+def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
     """Return recalls of the measuring queries: of codes, no more than the effort found gives by itself."""
     if not KINDS[name].lossy:
-        return recalls(opened, work.measuring)
+        return recalls(opened, measuring)
     with opened.planner.as_set():
-        return recalls(opened, work.measuring)
+        return recalls(opened, measuring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +179,9 @@ def _as_asked(work: _Work, name: str) -> BuiltIndex:
     return BuiltIndex(made.opened, made.data, name, recall, _built_with(work, name) | made.tuned.effort)
 
 
-def _chosen(work: _Work) -> BuiltIndex:
+def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     """Return the index of the kind that does best what is asked for, with what the others gave."""
     config, before = work.config, work.before
-    names = candidate_kinds(work.features.shape[0], work.features.shape[1], config)
     parent = before.get("kind")
     points: list[Point] = []
     kept: tuple[_Made, Choice] | None = None
@@ -199,7 +217,8 @@ def _chosen(work: _Work) -> BuiltIndex:
     return BuiltIndex(made.opened, made.data, kind, choice.point.recall, parameters, features, tuple(points))
 
 
-def _check_latents(latents: LatentArrays, config: IndexConfig) -> None:
+def check_latents(latents: LatentArrays, config: IndexConfig) -> None:
+    """Raise InputError for latents that are missing or not finite."""
     missing = latents.missing(config.needs)
     if missing:
         masked = "" if config.mask == "none" else f" with the mask {config.mask!r}"
@@ -215,23 +234,23 @@ def _check_latents(latents: LatentArrays, config: IndexConfig) -> None:
         )
 
 
-def _check_memory(features: Float32, config: IndexConfig) -> None:
+def check_memory(rows: int, dim: int, config: IndexConfig) -> None:
+    """Raise ConfigError where an index of so many rows of `dim` features would not fit `memory_gib`."""
     if config.kind == "auto":
-        _check_least(features, config)
+        _check_least(rows, dim, config)
         return
-    need = estimate_bytes(features.shape[0], features.shape[1], config)
+    need = estimate_bytes(rows, dim, config)
     if config.memory_gib is not None and need > config.memory_gib * _GIB:
         raise ConfigError(
-            f"a {config.kind} index of {features.shape[0]} rows x {features.shape[1]} features needs about "
+            f"a {config.kind} index of {rows} rows x {dim} features needs about "
             f"{need / _GIB:.3g} GiB, index.memory_gib allows {config.memory_gib:g}; raise it"
             + (", lower index.m, or take kind: flat" if config.kind == "hnsw" else "")
         )
 
 
-def _check_least(features: Float32, config: IndexConfig) -> None:
+def _check_least(rows: int, dim: int, config: IndexConfig) -> None:
     if config.memory_gib is None:
         return
-    rows, dim = features.shape
     needs = {name: rows * KINDS[name].row_bytes(dim, rows, config) for name in candidate_kinds(rows, dim, config)}
     least = min(needs, key=lambda name: needs[name])
     if needs[least] > config.memory_gib * _GIB:
@@ -246,11 +265,7 @@ def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -
     faiss = load_faiss()
     geometry = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
     kind = KINDS[name]
-    if kind.lowest_faiss > faiss_version():
-        raise ConfigError(
-            f"an index of kind {name!r} needs FAISS {'.'.join(map(str, kind.lowest_faiss))}, installed is "
-            f"{faiss.__version__}: pip install --upgrade faiss-cpu, or take kind: flat_codes"
-        )
+    check_installed(name)
     index = kind.make(features.shape[1], geometry, len(features), config)
     if not index.is_trained:
         index.train(training_rows(features, config))

@@ -24,8 +24,10 @@ class IndexConfig(BaseModel):
     the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
     sampled queries and their seed for tuning and for measuring recall. memory_gib: refuse to build an index estimated
     above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built, for codes and
-    `auto`; None: no limit. threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where the
-    installed FAISS sees some.
+    `auto`; None: no limit. segment_rows: above so many photos the index is made of
+    several files of up to so many, of which a night writes those that change (fewer, where a photo's features are so
+    many that a file would pass 4 GiB). threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where
+    the installed FAISS sees some.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,11 +44,12 @@ class IndexConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     memory_gib: float | None = Field(default=None, gt=0.0)
     latency_p99_ms: float | None = Field(default=None, gt=0.0)
+    segment_rows: int = Field(default=2_000_000, ge=16, le=1 << 30)
     threads: int | None = Field(default=None, ge=1)
     gpu: Literal["auto", "never"] = "auto"
 
     # Fields that came later: at their default they are in no dump, and so in no release's key.
-    quiet: ClassVar[tuple[str, ...]] = ("latency_p99_ms", "mask")
+    quiet: ClassVar[tuple[str, ...]] = ("latency_p99_ms", "mask", "segment_rows")
 
     @property
     def needs(self) -> tuple[str, ...]:

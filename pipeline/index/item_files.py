@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from ..errors import InputError
 from ..ordering import take_rows
 from ..parts import read_rows
-from ..schema import ITEMS_VERSION, attribute_fields
+from ..schema import ITEMS_VERSION, PART_NAMES, attribute_fields
 from .latents import Rows
 
 
@@ -34,8 +35,12 @@ class ItemFiles:
 
     def described(self) -> pa.Table:
         """Return item_id and the attributes of every row."""
-        columns = ["item_id", *(field.name for field in attribute_fields(self._schema))]
-        return pa.concat_tables(pq.read_table(pa.BufferReader(file), columns=columns) for file in self._files)
+        return self.columns(["item_id", *(field.name for field in attribute_fields(self._schema))])
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Return these columns of every row; names of parts and segments as dictionaries."""
+        read = partial(pq.read_table, columns=list(names), read_dictionary=[n for n in PART_NAMES if n in names])
+        return pa.concat_tables(read(pa.BufferReader(file)) for file in self._files)
 
     def rows(self, wanted: Rows, columns: Sequence[str]) -> pa.Table:
         """Return these rows, in this order; of each file the row groups that hold some are read."""

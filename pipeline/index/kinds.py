@@ -202,12 +202,32 @@ def check_readable(kind: str, release: str) -> None:
         )
 
 
+def check_installed(kind: str) -> None:
+    """Raise ConfigError when the installed FAISS is too old to build a kind."""
+    lowest = KINDS[kind].lowest_faiss
+    if lowest > faiss_version():
+        raise ConfigError(
+            f"an index of kind {kind!r} needs FAISS {'.'.join(map(str, lowest))}, installed is "
+            f"{load_faiss().__version__}: pip install --upgrade faiss-cpu, or take kind: flat_codes"
+        )
+
+
+def rows_to_train(rows: int) -> int:
+    """Return how many rows of a catalogue cells and codes for an index of `rows` rows are fitted to at most."""
+    return min(max(_LEAST_TRAINED_ON, _TRAINED_ON * cells_of(rows)), _MOST_TRAINED_ON)
+
+
 def training_rows(features: Float32, config: IndexConfig) -> Float32:
     """Return a seeded sample of features to fit cells and codes to; a few rows repeated where there are hardly any."""
-    wanted = min(max(_LEAST_TRAINED_ON, _TRAINED_ON * cells_of(len(features))), _MOST_TRAINED_ON)
+    wanted = rows_to_train(len(features))
     if len(features) > wanted:
         drawn = np.random.default_rng(config.seed).permutation(len(features))[:wanted]
         return np.ascontiguousarray(features[np.sort(drawn)])
+    return enough_rows(features)
+
+
+def enough_rows(features: Float32) -> Float32:
+    """Return features to fit to; a few rows repeated where there are hardly any, zeros where there are none."""
     if len(features) >= _LEAST_ROWS:
         return features
     if len(features) == 0:

@@ -39,6 +39,7 @@ MASKED: Mapping[str, tuple[str, ...]] = {
     for name in METRICS
 } | dict.fromkeys(FITTED, ("none",))  # codes have no variances to choose by
 WITH_CODE = "photos_with_code"  # of an index by `codes`, in its parameters: what its weights follow from
+PHOTOS_FITTED = "photos_fitted"  # and of how many photos, where that is not the index's own number
 
 
 def fitted_metric(name: str, mask: str, latents: LatentArrays) -> Metric:
@@ -84,6 +85,8 @@ def metric_named(name: str) -> Metric:
 def metric_of_index(name: str, parameters: Mapping[str, Any], photos: int) -> Metric:
     """Return the metric of an index of so many photos, by its name and parameters in a manifest.
 
+    Where the parameters say to how many photos it was fitted, that counts.
+
     Raises ConfigError as `metric_named`, IntegrityError where the weights of `codes` are not among the parameters.
     """
     if name != "codes":
@@ -94,7 +97,7 @@ def metric_of_index(name: str, parameters: Mapping[str, Any], photos: int) -> Me
         raise IntegrityError(
             f"an index by 'codes' has no index_parameters.{WITH_CODE} that can be read; roll the channel back"
         ) from error
-    return bag_metric(counts, photos)
+    return bag_metric(counts, int(parameters.get(PHOTOS_FITTED, photos)))
 
 
 def needs_of(name: str, mask: str) -> tuple[str, ...]:

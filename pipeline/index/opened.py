@@ -29,7 +29,7 @@ from .kinds import check_readable
 from .latents import LatentArrays, Rows
 from .metrics import metric_named
 from .photo import PhotoEncoder
-from .search import open_index
+from .segments import index_of
 from .sids import FACT, SidTable
 
 SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
@@ -83,12 +83,7 @@ class OpenedRelease:
         files = manifest.files_of("items")
         self._item_files = ItemFiles((self._fetch(entry) for entry in files), files[0].name)
         self.items = ItemTable(self._item_files.described())
-        self.index = open_index(
-            self._fetch(manifest.file("index")),
-            manifest.metric,
-            features=self._fetch(manifest.file("features")) if "features" in manifest.files else None,
-            parameters=manifest.index_parameters,
-        )
+        self.index = index_of(manifest, self._fetch, self._item_files.columns)
         self._absences = Absences(store, cache, manifest)
         self._masked = _Masked()
         self._check()
@@ -109,7 +104,9 @@ class OpenedRelease:
     def _check(self) -> None:
         """Raise IntegrityError when the files do not fit each other or the manifest."""
         release, rows = self.manifest.release_id, self.items.num_rows
-        for role in ("items", "index", *(["features"] if "features" in self.manifest.files else [])):
+        # Segments hold dead rows too, and were each held against its own entry.
+        files = () if self.manifest.segmented else ("index", "features")
+        for role in ("items", *(role for role in files if role in ("index", *self.manifest.files))):
             entries = self.manifest.files_of(role)
             said = None if any(entry.rows is None for entry in entries) else sum(entry.rows or 0 for entry in entries)
             found = rows if role == "items" else self.index.rows
@@ -121,7 +118,7 @@ class OpenedRelease:
         if rows == 0:
             return
         chosen = np.linspace(0, rows - 1, num=min(rows, 64), dtype=np.int64)
-        stored = self.index.features[chosen]
+        stored = self.index.features_of(chosen)
         fits = self.index.metric.width is not None or self.index.latent_dim == self.manifest.latent_dim
         again = self.index.metric.item_features(self.index.latents(chosen)) if fits else stored
         if not fits or again.shape != stored.shape or not np.allclose(again, stored, rtol=1e-4, atol=1e-5):

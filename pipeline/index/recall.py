@@ -36,13 +36,32 @@ class Truth:
         return Truth(self.rows[::step], self.queries.take(np.s_[::step]), self.kth[::step], self.neighbours)
 
 
-def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int) -> Truth:
-    """Return the exact k-th scores of these rows' neighbours, each row itself left out."""
+def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int, *, block: int | None = None) -> Truth:
+    """Return the exact k-th scores of these rows' neighbours, each row itself left out.
+
+    block: rows whose features are held at a time; None: all.
+    """
     queries = latents.take(rows)
-    _, scores = nearest_exact(metric, latents, queries, k, exclude=rows)
+    if block is None:
+        _, scores = nearest_exact(metric, latents, queries, k, exclude=rows)
+    else:
+        scores = _nearest_in_blocks(metric, latents, queries, k, rows, block)
     neighbours = scores.shape[1]
     kth = scores[:, -1] if neighbours else np.empty(0)
     return Truth(rows=rows, queries=queries, kth=kth, neighbours=neighbours)
+
+
+def _nearest_in_blocks(
+    metric: Metric, latents: LatentArrays, queries: LatentArrays, k: int, exclude: Rows, block: int
+) -> Float64:
+    """Return the scores [q, k] of the nearest rows, each query's own row left out; a block of rows at a time."""
+    best = np.empty((len(queries), 0))
+    for start in range(0, len(latents), block):
+        ids, scores = nearest_exact(metric, latents.take(np.s_[start : start + block]), queries, k + 1)
+        scores = np.where(ids + start == exclude[:, None], -np.inf, scores)
+        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, : k + 1]
+    # One column of a short catalogue is the query's own -inf.
+    return best[:, : min(k, len(latents) - 1)]
 
 
 def unseen(truth: Truth, kept: LatentArrays, metric: Metric, k: int) -> Truth:
@@ -53,14 +72,17 @@ def unseen(truth: Truth, kept: LatentArrays, metric: Metric, k: int) -> Truth:
     return Truth(rows=np.full(len(truth.rows), -1), queries=truth.queries, kth=kth, neighbours=neighbours)
 
 
-def sampled(latents: LatentArrays, metric: Metric, config: IndexConfig) -> tuple[Truth, Truth]:
-    """Return two disjoint samples of queries: one to tune by (none for `flat`), one to measure by."""
+def sampled(
+    latents: LatentArrays, metric: Metric, config: IndexConfig, *, block: int | None = None
+) -> tuple[Truth, Truth]:
+    """Return two disjoint samples of queries: one to tune by (none for `flat`), one to measure by; block: as above."""
     affordable = _TRUTH_PRODUCTS // max(1, 2 * latents.mean.size)
     count = min(config.queries, max(100, affordable), (len(latents) + 1) // 2)
     drawn = np.random.default_rng(config.seed).permutation(len(latents))[: 2 * count]
     tuning = np.sort(drawn[: len(drawn) // 2]) if config.kind != "flat" else drawn[:0]
     measuring = np.sort(drawn[len(drawn) // 2 :])
-    return truth_of(latents, metric, tuning, config.k), truth_of(latents, metric, measuring, config.k)
+    drawn_pair = (truth_of(latents, metric, rows, config.k, block=block) for rows in (tuning, measuring))
+    return next(drawn_pair), next(drawn_pair)
 
 
 def recalls(index: SearchIndex, truth: Truth) -> Float64:

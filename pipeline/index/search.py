@@ -77,7 +77,6 @@ class SearchIndex:
         self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
         self.planner = Planner(index, features, spare)
-        self.features: Float32 = self.planner.features
 
     @property
     def rows(self) -> int:
@@ -89,13 +88,23 @@ class SearchIndex:
         """The number of features a row."""
         return int(self._index.d)
 
+    @property
+    def features(self) -> Float32:
+        """The exact features of all rows, float32 [n, f]."""
+        return self.features_of(np.s_[:])
+
     def latents(self, rows: Any) -> LatentArrays:
         """Return what the index knows of the latents of `rows`: enough to query with and to score exactly.
 
         For `cosine` the means at length 1, for `codes` the bags at length 1, otherwise the latents themselves; those
         that a mask leaves out are 0.
         """
-        return self.metric.recover(self.features[rows])
+        return self.metric.recover(self.features_of(rows))
+
+    def features_of(self, rows: Any) -> Float32:
+        """Return the exact features of `rows` [...], float32 [..., f]."""
+        features: Float32 = self.planner.features[rows]
+        return features
 
     def search(self, queries: LatentArrays, k: int, *, allowed: Rows | RowFilter | None = None) -> Hits:
         """Return the k nearest rows of every query; arguments and errors as `search_bounded`."""

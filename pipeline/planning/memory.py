@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ..encoding import PART_BYTES
 from ..errors import ConfigError
 from ..index import estimate_bytes, estimate_features_bytes, feature_width
+from ..index.segments import most_rows
 from ..storage.room import memory_limit
 from .settings import NightSettings
 
@@ -25,6 +26,7 @@ _SLICE_BYTES = 630  # of each photo in them
 _PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
+_PLACED = 60  # bytes a photo while it is looked which segments stay, where the index is made of some
 _COPIES = 3  # of an index: as it is built, as a file, and opened as readers do
 _GIB = 2**30
 
@@ -61,12 +63,15 @@ def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
     """Return what each role of a night takes, the driver first."""
     rows = sizes.row_bytes + sizes.photos * _PLACES
     width = sizes.code_features or feature_width(sizes.latent_dim, config.index)
-    index = estimate_bytes(sizes.photos, width, config.index)
-    beside = estimate_features_bytes(sizes.photos, width, config.index)
+    most = most_rows(width, config.index)
+    at_once = min(sizes.photos, most)  # segments are built one after the other, or elsewhere
+    index = estimate_bytes(at_once, width, config.index)
+    beside = estimate_features_bytes(at_once, width, config.index)
+    placed = _PLACED * sizes.photos if sizes.photos > most else 0
     latents = 4 * sizes.photos * sizes.latent_dim * len(config.index.needs)
     base = _BASE + min(_SLICES, _SLICE_BYTES * sizes.photos)
     planning, collecting = base + int(_PLAN * rows), _BASE + int(_COLLECT * rows)
-    building = base + int(_BUILD * rows) + 2 * latents + _COPIES * index + beside
+    building = base + int(_BUILD * rows) + 2 * latents + _COPIES * index + beside + placed
     photos = f"{sizes.photos:,} photos of {rows / max(1, sizes.photos):,.0f} bytes"
     said = [
         ("driver", max(planning, collecting, building), f"{photos}: it plans, collects, and builds the index"),

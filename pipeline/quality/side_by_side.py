@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from ..images import ImagesConfig
-from ..index import LatentArrays, SearchIndex, gather_latents, open_index
+from ..index import LatentArrays, SearchIndex, gather_latents
+from ..index.segments import index_of
 from ..release import Manifest
 from ..release.tables import read_file, read_table
 from ..report import NeighbourRow, Picture, ReportData, render_page
@@ -40,10 +42,7 @@ class Space:
 def open_space(store: Store, manifest: Manifest) -> Space:
     """Return a release's space. Meant for releases that fit into memory."""
     items = read_table(store, manifest, "items")
-    beside = read_file(store, manifest.file("features")) if "features" in manifest.files else None
-    index = open_index(
-        read_file(store, manifest.file("index")), manifest.metric, features=beside, parameters=manifest.index_parameters
-    )
+    index = index_of(manifest, partial(read_file, store), items.select)
     return Space(manifest, items, gather_latents(store, items, columns=index.metric.needs), index)
 
 

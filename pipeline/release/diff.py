@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..ordering import ranks
-from ..schema import RESERVED
+from ..schema import RESERVED, SEGMENT_PLACE
 from ..storage import Store
 from .manifest import Manifest
 from .tables import read_table
 
-_UNREAD = ("view", "latents_part", "latents_row", "pixels_part", "pixels_row")
+_UNREAD = ("view", "latents_part", "latents_row", "pixels_part", "pixels_row", *SEGMENT_PLACE.names)
 _LINEAGE = ("model_id", "model_kind", "metric", "index_kind", "transform_id", "code_version")
 
 Flags = npt.NDArray[np.bool_]

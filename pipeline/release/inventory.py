@@ -9,11 +9,14 @@ from datetime import datetime, timedelta
 
 from ..storage import Entry
 from .holds import LEASES, PINS
-from .manifest import RELEASES
+from .manifest import RELEASES, SEGMENTS
 from .marked import Judged
 from .roots import Policy, Roots
 
-_PART = re.compile(r"(latents|pixels|photos)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet")
+_PART = re.compile(
+    r"(latents|pixels|photos)/[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.parquet"
+    rf"|{SEGMENTS}[A-Za-z0-9_-]+/[A-Za-z0-9._-]+\.(?:faiss|npy)"
+)
 _UNLISTED = r"manifest\.json|signature-[0-9a-f]{12}\.json"
 _OF_RELEASE = re.compile(rf"{RELEASES}([^/]+)/(?:({_UNLISTED})|[a-z_]+-[0-9a-f]{{12}}\.[a-z]+)")
 _OF_RUN = re.compile(r"runs/([^/]+)/(?:(checkpoints|tensorboard)/.+|plan\.parquet)")
@@ -58,11 +61,11 @@ def _judged(entry: Entry, rules: Rules) -> Judged:
     return _kept(entry, why)
 
 
-def _part(entry: Entry, kind: str, rules: Rules) -> Judged:
+def _part(entry: Entry, kind: str | None, rules: Rules) -> Judged:
     used = next((why for folder, why in rules.roots.folders if entry.name.startswith(folder)), None)
     if used is not None:
         return _kept(entry, used)
-    if kind == "latents":
+    if kind not in ("pixels", "photos"):  # latents, or a segment of an index
         return _aged(entry, rules.grace, rules, "no kept release names it")
     days = max(rules.grace, timedelta(days=rules.policy.pixels_days))
     return _aged(entry, days, rules, f"pixels live {days / timedelta(days=1):g} days")

@@ -15,8 +15,10 @@ from ..keys import DIGEST, SHORT, digest_of, key_of, portable
 from ..parts import PartFile
 from ..storage import Store
 
-FORMAT: Final = 2  # the newest manifest that this version reads; it writes the oldest that can say what is in one
+FORMAT: Final = 3  # the newest manifest that this version reads; it writes the oldest that can say what is in one
 RELEASES = "releases/"
+SEGMENTS = "indexes/"  # of indexes, which several releases share
+SEGMENTED = ("index", "features")  # the roles whose files may lie there
 # A run's name, `-` and 12 hex; what schedulers pass as a logical date fits.
 RELEASE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:+=@-]{0,140}$"
 PLAIN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a file's or folder's name, of one part
@@ -45,17 +47,17 @@ class Sample(BaseModel):
 class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
-    Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read,
-    2 where one has several. files: by role (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in
-    the order of its rows. parts: the latents parts that items names, in name order. encoder, bundle_config: the files
-    of the model's bundle that a query by photo reads, `encoder.onnx` and `config.json`; None in releases from before
-    these were listed. counts, measures: by name. inputs: where the catalogue was read from, the train key, `sample`
-    where it is one, and the gates' `verdicts`.
+    Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read, 2
+    where one has several, 3 where the index is made of segments, which lie outside of the release. files: by role
+    (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in the order of its rows. parts: the latents
+    parts that items names, in name order. encoder, bundle_config: the files of the model's bundle that a query by photo
+    reads, `encoder.onnx` and `config.json`; None in releases from before these were listed. counts, measures: by name.
+    inputs: where the catalogue was read from, the train key, `sample` where it is one, and the gates' `verdicts`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1, 2] = 1
+    format: Literal[1, 2, 3] = 1
     release_id: str = Field(pattern=RELEASE_ID)
     release_key: str
     run: str
@@ -92,12 +94,19 @@ class Manifest(BaseModel):
         several = [role for role, entries in self.files.items() if len(entries) > 1]
         if self.format == 1 and several:
             raise ValueError(f"format 1 has one file a role, and there are several of {', '.join(several)}")
+        if self.format < 3 and self.segmented:
+            raise ValueError(f"format {self.format} has no segments, and its index is made of some")
         return self
 
     @field_serializer("files")
     def _stored_files(self, files: dict[str, tuple[FileEntry, ...]]) -> dict[str, Any]:
         dumped = {role: [entry.model_dump(mode="json") for entry in entries] for role, entries in files.items()}
         return {role: entries[0] for role, entries in dumped.items()} if self.format == 1 else dumped
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the index is made of segments, and items says in which of them each row is."""
+        return any(entry.name.startswith(SEGMENTS) for entry in self.files.get("index", ()))
 
     def files_of(self, role: str) -> tuple[FileEntry, ...]:
         """Return the files of a role, in the order of their rows. Raises IntegrityError when there are none."""
@@ -161,7 +170,7 @@ def release_key(
     evaluation: Mapping[str, Any],
     gates: Mapping[str, Any],
     parent: str | None,
-    manifest_format: Literal[1, 2] = 1,
+    manifest_format: Literal[1, 2, 3] = 1,
     tables: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the key of a release (64 hex): what is in it, not when or by which code it was made.
@@ -254,9 +263,12 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
 def _strays(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield (what, name) of every file that does not lie where this manifest's files belong."""
     own, bundle = release_folder(manifest.release_id), f"models/{manifest.model_id}/"
+    segments = f"{SEGMENTS}{manifest.model_id}/"
     for role, entries in manifest.files.items():
         for entry in entries:
-            if not entry.name.startswith(own) or not re.fullmatch(PLAIN, entry.name.removeprefix(own)):
+            shared = role in SEGMENTED and entry.name.startswith(segments)
+            folder = segments if shared else own
+            if not entry.name.startswith(folder) or not re.fullmatch(PLAIN, entry.name.removeprefix(folder)):
                 yield f"its {role}", entry.name
     for part in manifest.parts:
         folder = f"latents/{manifest.model_id}/"

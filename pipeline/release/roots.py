@@ -17,7 +17,7 @@ from ..schema import PART_NAMES
 from ..storage import Entry, Store
 from .channel import CHANNELS, read_entries
 from .holds import Lease, Pin, read_holds
-from .manifest import RELEASES, Manifest, read_manifest
+from .manifest import RELEASES, SEGMENTS, Manifest, read_manifest
 
 ALIVE = timedelta(hours=1)  # a run that has given a sign of life since may find and use any part; 240 heartbeats
 _LEAST_GRACE = timedelta(days=7)
@@ -234,7 +234,7 @@ def _holding(document: Pin | Lease, modified: datetime, now: datetime) -> str | 
 @dataclass(frozen=True, slots=True)
 class _Planned:
     names: frozenset[str] = frozenset()
-    folders: tuple[str, ...] = ("latents/", "pixels/", "photos/")
+    folders: tuple[str, ...] = ("latents/", "pixels/", "photos/", SEGMENTS)
     parent: str | None = None
 
 
@@ -264,4 +264,5 @@ def _plan_of(store: Store, run: str) -> _Planned:
     model, transform = meta.get("model_id"), meta.get("transform_id")
     latents = f"latents/{model}/" if model else "latents/"
     pixels = [f"{kind}/{transform}/" if transform else f"{kind}/" for kind in ("pixels", "photos")]
-    return _Planned(frozenset(names), (latents, *pixels), meta.get("parent"))
+    segments = f"{SEGMENTS}{model}/" if model else SEGMENTS
+    return _Planned(frozenset(names), (latents, *pixels, segments), meta.get("parent"))

@@ -63,11 +63,12 @@ def verify_release(
 ) -> ReleaseCheck:
     """Read every file and part of a release and compare bytes, sha256 and rows with its manifest.
 
-    Also checks that each row of items names a part of the manifest and a row inside it, that the bundle's weights make
-    the model_id, and the tables beside the release against the document that lists them. trusted: keys of which one at
-    least must have signed the manifest. share: only so many of its files and parts, drawn by the seed, one at least;
-    the others' presence and size are then looked up. Problems are returned, all of them; only a missing or unreadable
-    manifest is raised (NotFound, IntegrityError, InputError).
+    Also checks that each row of items names a part of the manifest and a row inside it (and a row of a segment which no
+    other row names, where the index is made of segments), that the bundle's weights make the model_id, and the tables
+    beside the release against the document that lists them. trusted: keys of which one at least must have signed the
+    manifest. share: only so many of its files and parts, drawn by the seed, one at least; the others' presence and size
+    are then looked up. Problems are returned, all of them; only a missing or unreadable manifest is raised (NotFound,
+    IntegrityError, InputError).
     """
     manifest, digest = read_hashed_manifest(store, release_id, expect_sha256=expect_sha256)
     found = dict(listed_beside(store, release_id))
@@ -91,6 +92,7 @@ def verify_release(
         problems.extend(bundle_problems(store, manifest))
     if not problems and share >= 1.0:
         problems.extend(_reference_problems(store, manifest))
+        problems.extend(_segment_problems(store, manifest) if manifest.segmented else ())
     examined = sum(chosen[: len(files)].tolist())
     return ReleaseCheck(release_id, examined, len(read) - examined, size, tuple(problems), len(named) - len(read))
 
@@ -165,3 +167,26 @@ def _reference_problems(store: Store, manifest: Manifest) -> Iterator[str]:
         named.update(names)
     for name in sorted(rows.keys() - named):
         yield f"the manifest lists the part {name}, which items does not name"
+
+
+def _segment_problems(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong between the rows of items and the rows of segments that they name, each by one."""
+    taken = {entry.name: np.zeros(entry.rows or 0, np.bool_) for entry in manifest.files_of("index")}
+    for entry in manifest.files_of("items"):
+        with store.open(entry.name) as handle:
+            items = read_whole(handle, ["index_segment", "index_row"], dictionaries=["index_segment"])
+        codes, names = ranks(items["index_segment"])
+        rows = items["index_row"].to_numpy()
+        for number, name in enumerate(names):
+            mine = rows[codes == number]
+            if name not in taken:
+                yield f"items names the segment {name}, which the manifest does not list"
+            elif mine.min() < 0 or mine.max() >= len(taken[name]):
+                yield f"items names the rows {mine.min()} to {mine.max()} of {name}, which has {len(taken[name]):,}"
+            elif len(np.unique(mine)) < len(mine) or taken[name][mine].any():
+                yield f"two rows of items name one row of {name}"
+            else:
+                taken[name][mine] = True
+    for name, rows_taken in sorted(taken.items()):
+        if not rows_taken.any():
+            yield f"the manifest lists the segment {name}, which items does not name"

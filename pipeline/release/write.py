@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import IntegrityError
 from ..keys import SHORT, digest_of
@@ -34,12 +34,14 @@ def write_release(
     *,
     release_id: str,
     files: Mapping[str, ReleaseFile | tuple[bytes, str, int | None] | Iterator[ReleaseFile]],
+    segments: Mapping[str, Sequence[FileEntry]] | None = None,
     **fields: Any,
 ) -> WrittenRelease:
     """Write a release's files and then its manifest; when another attempt was first, return that one's release.
 
-    files: by role, several as an iterator in the order of their rows, each of which is written before the next is
-    asked for. The manifest is of format 1 where every role has one file. fields: every other field of `Manifest`;
+    files: by role, several as an iterator in the order of their rows, each of which is written before the next is asked
+    for. segments: the files of an index that is made of some, by role, which are on the store already. The manifest is
+    of format 1 where every role has one file and none of them is a segment. fields: every other field of `Manifest`;
     `created` is now unless given. Raises IntegrityError when a part or a bundle's file that the manifest would name is
     no longer on the store.
     """
@@ -50,7 +52,9 @@ def write_release(
     entries = {role: tuple(_write_files(store, release_id, role, held)) for role, held in sorted(files.items())}
     fields.setdefault("created", datetime.now(UTC))
     several = any(len(written) > 1 for written in entries.values())
-    manifest = Manifest(release_id=release_id, format=2 if several else 1, files=entries, **fields)
+    entries |= {role: tuple(shared) for role, shared in (segments or {}).items()}
+    lowest: Literal[1, 2, 3] = 3 if segments else 2 if several else 1
+    manifest = Manifest(release_id=release_id, format=lowest, files=entries, **fields)
     written = [entry for role in entries.values() for entry in role]
     check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])
     data = manifest.to_bytes()

@@ -37,7 +37,7 @@ def fields_of(annotation: Any) -> dict[str, Any]:
         # `annotation` of a field leaves out its metadata, and with it the discriminator, which is not needed here.
         return {name: field.annotation for name, field in annotation.model_fields.items()}
     found: dict[str, Any] = {}
-    if typing.get_origin(annotation) not in (list, tuple, dict, set, frozenset):
+    if typing.get_origin(annotation) not in (list, tuple, dict, set, frozenset, Mapping):
         for member in typing.get_args(annotation):
             fields = fields_of(member)
             both = {name: found[name] | fields[name] for name in fields if name in found}

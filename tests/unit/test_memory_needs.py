@@ -16,7 +16,8 @@ from pipeline.planning.memory import Sizes, check_driver, memory_needs
 from pipeline.storage import room
 from pipeline.training import TrainConfig
 
-CONFIG: Any = SimpleNamespace(index=IndexConfig(kind="flat"), train=TrainConfig(batch_size=10))
+FLAT = IndexConfig(kind="flat", segment_rows=10_000_000)  # one file
+CONFIG: Any = SimpleNamespace(index=FLAT, train=TrainConfig(batch_size=10))
 SIZES = Sizes(photos=10_000_000, row_bytes=2_000_000_000, latent_dim=32, pixel_bytes=12_288, trains=True)
 GIB = 2**30
 
@@ -33,7 +34,11 @@ def test_needs_are_the_sums_that_their_lines_say() -> None:
     assert needs["each actor"] == memory._BASE + 3 * 128 * 2**20
     assert needs["each trainer"] - needs["each actor"] == 64 * 10 * 12_288
     assert "each trainer" not in {need.role for need in memory_needs(CONFIG, replace(SIZES, trains=False))}
-    graph: Any = SimpleNamespace(index=IndexConfig(kind="hnsw"), train=CONFIG.train)
+    segments: Any = SimpleNamespace(index=IndexConfig(kind="flat"), train=CONFIG.train)
+    fewer = {need.role: need.bytes for need in memory_needs(segments, SIZES)}["driver as index builder"]
+    saved = needs["driver as index builder"] - fewer
+    assert saved == pytest.approx(3 * 0.8 * vectors - 10_000_000 * memory._PLACED, rel=0.01), "one of five segments"
+    graph: Any = SimpleNamespace(index=FLAT.model_copy(update={"kind": "hnsw"}), train=CONFIG.train)
     assert memory_needs(graph, SIZES)[0].bytes > needs["driver"]
     lines = list(memory_lines(memory_needs(CONFIG, SIZES)))
     assert lines[1].startswith(f"  driver: {needs['driver'] / GIB:.1f} GiB (10,000,000 photos of 340 bytes")

@@ -23,12 +23,12 @@ A line is left out by its name in `measures.without`. Shares are 0..1; `up`, `do
 | scores | score_q01, score_q50, score_q99 | score, - | quantiles of the score of an item's nearest other item |
 | | score_q01_shift, score_q50_shift, score_q99_shift | score, 0 | n; tonight's less the parent's |
 | near_duplicates | near_duplicate_share | share, down | items with another one nearer than 1 % of the way to any item |
-| | largest_near_share | share, down | n; the largest group of such of all sampled items |
-| identical | identical_share | share, down | n; items with a picture (same bytes) that is another item's too |
+| | largest_near_share | share, down | the largest group of such of all sampled items |
+| identical | identical_share | share, down | items with a picture (same bytes) that is another item's too |
 | | largest_identical_group | items, down | n; items that share one picture: a placeholder |
-| | largest_identical_share | share, down | n; the same of all items |
-| rekeyed | rekeyed_share | share, 0 | n; of pictures in both releases, those whose items are all others now |
-| coverage | coverage [c] | share, up | n; of the catalogue's items, those with a usable photo |
+| | largest_identical_share | share, down | the same of all items |
+| rekeyed | rekeyed_share | share, 0 | of pictures in both releases, those whose items are all others now |
+| coverage | coverage [c] | share, up | of the catalogue's items, those with a usable photo |
 | drift | drift_auc | share, 0.5 | how well added items are told from others of their categories |
 | | drift_mmd, drift_mmd_p | -, 0 | n; unbiased squared MMD of the same and its permutation p-value |
 | drift_changed | drift_changed_auc | share, 0.5 | the same of changed photos, before against after: a new camera |

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from ...ordering import as_numpy, ranks, run_starts, take_column
 from ..measured import Measured
+from .intervals import wilson
 from .sampling import by_kind
 from .tonight import Found, LeftOut, Tonight
 
@@ -15,7 +16,11 @@ _EXAMPLES = 10
 
 
 def coverage(tonight: Tonight) -> Found:
-    """Return `coverage`, also by category; examples: items without a usable photo."""
+    """Return `coverage`, also by category; examples: items without a usable photo.
+
+    All items are looked at; the intervals are for a catalogue of which these were drawn, so that a small one may lose
+    an item.
+    """
     catalogue, category = tonight.catalogue, tonight.night.category
     if not catalogue.num_rows:
         return LeftOut("no item was asked for")
@@ -31,6 +36,7 @@ def coverage(tonight: Tonight) -> Found:
     for name, asked in [(None, everyone), *by_kind(labels, kinds, everyone)]:
         lost = asked[~covered[asked]][:_EXAMPLES]
         examples = tuple(take_column(ids, lost).to_pylist())
-        share = float(covered[asked].mean())
-        found.append(Measured("coverage", share, category=name, n=len(asked), examples=examples))
+        count = int(covered[asked].sum())
+        ends = wilson(count, len(asked))
+        found.append(Measured("coverage", count / len(asked), *ends, name, len(asked), examples))
     return found

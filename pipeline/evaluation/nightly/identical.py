@@ -7,7 +7,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..measured import Measured
-from .tonight import Found, Tonight
+from .intervals import wilson
+from .tonight import Found, LeftOut, Tonight
 
 _GROUPS = 5
 
@@ -15,24 +16,27 @@ _GROUPS = 5
 def identical(tonight: Tonight) -> Found:
     """Return `identical_share`, `largest_identical_group` and `largest_identical_share` over all photos.
 
-    Examples: one item of each of the largest groups, the largest first; items of the largest group.
+    All items are looked at; the intervals are for a catalogue of which these were drawn, so that of thirty items two
+    alike are no scandal. Examples: an item of each of the largest groups, the largest first; items of the largest.
     """
     items = len(tonight.firsts)
+    if not items:
+        return LeftOut("there are no items")
     pictures = numbered(tonight.night.items["digest"])
-    pairs = np.unique(np.stack([pictures, tonight.groups.numbers]), axis=1) if items else np.empty((2, 0), np.int64)
+    pairs = np.unique(np.stack([pictures, tonight.groups.numbers]), axis=1)
     sharing = np.bincount(pairs[0], minlength=1)  # items by picture
     shared = sharing[pairs[0]] > 1
     largest = np.lexsort((np.arange(len(sharing)), -sharing))[:_GROUPS]
     largest = largest[sharing[largest] > 1]
     first = [int(pairs[1][np.searchsorted(pairs[0], picture)]) for picture in largest.tolist()]
     group = pairs[1][pairs[0] == largest[0]] if len(largest) else np.empty(0, np.int64)
-    share = len(np.unique(pairs[1][shared])) / max(1, items)
-    size = max(1, len(group))
+    sharers, size = len(np.unique(pairs[1][shared])), len(group)
     members = tonight.names(tonight.firsts[group[:10]])
+    named = tonight.names(tonight.firsts[np.array(first, np.int64)])
     return [
-        Measured("identical_share", share, n=items, examples=tonight.names(tonight.firsts[np.array(first, np.int64)])),
+        Measured("identical_share", sharers / items, *wilson(sharers, items), n=items, examples=named),
         Measured("largest_identical_group", float(size), n=items, examples=members),
-        Measured("largest_identical_share", size / max(1, items), n=items, examples=members),
+        Measured("largest_identical_share", size / items, *wilson(size, items), n=items, examples=members),
     ]
 
 

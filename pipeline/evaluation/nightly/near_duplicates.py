@@ -32,10 +32,11 @@ def near_duplicates(tonight: Tonight) -> Found:
     closest = tonight.names(asked[close[np.argsort(apart[close], kind="stable")[:_EXAMPLES]]])
     share, ends = len(close) / len(asked), wilson(len(close), len(asked))
     group = largest_group(vectors, tonight.sample_near, limit)
-    members = tonight.names(rows[group[:_EXAMPLES]]) if len(group) > 1 else ()
+    group_ends = wilson(len(group), len(rows))
+    members = tonight.names(rows[group[:_EXAMPLES]])
     return [
         Measured("near_duplicate_share", share, *ends, n=len(asked), examples=closest),
-        Measured("largest_near_share", len(group) / len(rows), n=len(rows), examples=members),
+        Measured("largest_near_share", len(group) / len(rows), *group_ends, n=len(rows), examples=members),
     ]
 
 
@@ -49,7 +50,8 @@ def usual_distance(vectors: NDArray[np.float64], *, seed: int) -> float:
 
 
 def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: float) -> NDArray[np.int64]:
-    """Return the rows of the largest group that pairs (a row and one of its near [n, k]) within the limit join."""
+    """Return the rows of the largest group that pairs (a row and one of its near [n, k]) within the limit join, none
+    where there is no pair."""
     # scipy is there wherever a release is made (scikit-learn brings it); whoever reads one need not have it.
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -60,7 +62,7 @@ def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: 
     pairs = coo_matrix((np.ones(int(close.sum())), (one[close], other[close])), shape=(count, count))
     labels = connected_components(pairs, directed=False)[1]
     found: NDArray[np.int64] = np.flatnonzero(labels == np.argmax(np.bincount(labels)))
-    return found
+    return found if len(found) > 1 else found[:0]
 
 
 def _nearest_distance(tonight: Tonight, asked: NDArray[np.int64]) -> NDArray[np.float64]:

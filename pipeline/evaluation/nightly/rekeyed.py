@@ -10,6 +10,7 @@ from ...ordering import as_numpy
 from ...release import read_table
 from ..measured import Measured
 from .identical import numbered
+from .intervals import wilson
 from .tonight import Found, LeftOut, Tonight
 
 _COLUMNS = ["item_id", "digest"]
@@ -27,7 +28,7 @@ def rekeyed(tonight: Tonight) -> Found:
         return LeftOut("there is no parent")
     now = night.items.select(_COLUMNS)
     if not pc.any(pc.equal(night.changes["change"], "added")).as_py():  # no photo has come to an item
-        return [Measured("rekeyed_share", 0.0, n=now.num_rows)]
+        return [Measured("rekeyed_share", 0.0, *wilson(0, max(1, now.num_rows)), n=now.num_rows)]
     before = read_table(tonight.store, night.parent, "items", columns=_COLUMNS)
     there = as_numpy(pc.is_in(now["digest"], value_set=before["digest"].combine_chunks())).astype(np.bool_)
     kept = as_numpy(pc.is_in(_pairs(now), value_set=_pairs(before).combine_chunks())).astype(np.bool_)
@@ -36,8 +37,9 @@ def rekeyed(tonight: Tonight) -> Found:
     if not len(both):
         return LeftOut("no picture is in both releases")
     moved = np.flatnonzero(there & ~np.isin(pictures, same))
-    share = (len(both) - len(same)) / len(both)
-    return [Measured("rekeyed_share", share, n=len(both), examples=tonight.names(moved[:_EXAMPLES]))]
+    count = len(both) - len(same)
+    examples = tonight.names(moved[:_EXAMPLES])
+    return [Measured("rekeyed_share", count / len(both), *wilson(count, len(both)), None, len(both), examples)]
 
 
 def _pairs(photos: pa.Table) -> pa.ChunkedArray:
