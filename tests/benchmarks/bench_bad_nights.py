@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,10 @@ def told(name: str, found: dict[str, Any], began: float, meant: str | None) -> d
     refused = [{key: v[key] for key in ("check", "category", "value", "limit", "parent", "margin")} | {
         "examples": v["examples"][:3]} for v in verdicts if not v["passed"]]  # fmt: skip
     stopped = [v["check"] for v in refused]
+    values = {v["check"]: [v["value"], v["parent"], v["margin"]] for v in verdicts if v["category"] is None}
     right = meant in stopped if meant else not stopped and found["exit_code"] == 0
-    row = {"night": name, "meant": meant, "exit_code": found["exit_code"], "refused": refused, "right": right,
-           "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+    row = {"night": name, "meant": meant, "exit_code": found["exit_code"], "refused": refused, "values": values,
+           "right": right, "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
     print(f"{'ok ' if right else 'NOT'} {name}: exit {found['exit_code']}, {', '.join(stopped) or 'passed'}"
           f" ({row['seconds']} s)", flush=True)  # fmt: skip
     return row
@@ -77,17 +78,22 @@ def tried(shop: bad.Shop, number: int, name: str, meant: str | None, spoil: Spoi
         return told(name, tonight.night(f"bad-{number}", *words, broken=broken), began, meant)
 
 
-def honest(shop: bad.Shop, nights: int, rows: list[dict[str, Any]]) -> None:
-    """Run nights of one percent churn, and a week in which a fifth of the catalogue is another season's."""
+def keep(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def honest(shop: bad.Shop, nights: int) -> Iterator[dict[str, Any]]:
+    """Yield nights of one percent churn, and a week in which a fifth of the catalogue is another season's."""
     for number in range(nights):
         began, few = time.monotonic(), max(1, len(shop.rows) // 100)
         bad.churn(shop, few, few, 5)
-        rows.append(told(f"1 % churn, night {number + 1}", shop.night(f"honest-{number:02d}"), began, None))
+        yield told(f"1 % churn, night {number + 1}", shop.night(f"honest-{number:02d}"), began, None)
     each = len(shop.rows) // 5 // 7
     for day in range(7):
         began = time.monotonic()
         bad.season(shop, *WEEK[day % len(WEEK)], each)
-        rows.append(told(f"season, day {day + 1}", shop.night(f"season-{day}"), began, None))
+        yield told(f"season, day {day + 1}", shop.night(f"season-{day}"), began, None)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -133,6 +139,7 @@ def main() -> int:
         shop.night("second")
         for number, (name, meant, spoil, broken) in enumerate(NIGHTS):
             found["bad"].append(tried(shop, number, name, meant, spoil, broken))
+            keep(asked.json, found)
         found["honest"].append(tried(shop, 98, "a night after the same parent, nothing spoilt", None, None, None))
         codes = bad.open_shop(Path(folder) / "codes", data, asked.items // 2, CODES)
         codes.night("first")
@@ -142,9 +149,10 @@ def main() -> int:
         found["honest"].append(
             tried(codes, 21, "another bundle of codes, trained as it should be", None, None, None, *again)
         )
-        honest(shop, asked.nights, found["honest"])
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        keep(asked.json, found)
+        for row in honest(shop, asked.nights):
+            found["honest"].append(row)
+            keep(asked.json, found)
     print(table(found))
     return 0 if all(row["right"] for row in [*found["bad"], *found["honest"]]) else 1
 
