@@ -24,6 +24,7 @@ from PIL import Image
 
 import jobs.building
 import pipeline.encoding.actors
+import pipeline.index.nightly
 from jobs.__main__ import main
 from pipeline.images.render import render_products
 
@@ -179,10 +180,10 @@ def _altered(shop: Shop, items: list[str], how: Callable[[Any], Any]) -> None:
 
 
 def scrambled_index(patch: pytest.MonkeyPatch) -> None:
-    build = jobs.building.build_index
+    build = pipeline.index.nightly.build_index
     mixed = np.random.default_rng(0)
     patch.setattr(
-        jobs.building, "build_index",
+        pipeline.index.nightly, "build_index",
         lambda latents, *a, **k: build(latents.take(mixed.permutation(len(latents.mean))), *a, **k),
     )  # fmt: skip
 
