@@ -78,6 +78,18 @@ def tried(shop: bad.Shop, number: int, name: str, meant: str | None, spoil: Spoi
         return told(name, tonight.night(f"bad-{number}", *words, broken=broken), began, meant)
 
 
+def spoilt(shop: bad.Shop, codes: bad.Shop) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the bad nights, and beside them such as differ only in that nothing is spoilt, each with which it is."""
+    for number, (name, meant, spoil, broken) in enumerate(NIGHTS):
+        yield "bad", tried(shop, number, name, meant, spoil, broken)
+    yield "honest", tried(shop, 98, "a night after the same parent, nothing spoilt", None, None, None)
+    codes.night("first")
+    again = ("--retrain", "train.seed=1")
+    meant, broken = "min.code_perplexity", bad.collapsed_codebook
+    yield "bad", tried(codes, 20, "codebook collapsed", meant, None, broken, *again)
+    yield "honest", tried(codes, 21, "another bundle of codes, trained as it should be", None, None, None, *again)
+
+
 def keep(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -118,6 +130,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--nights", type=int, default=30)
+    parser.add_argument("--only", choices=["bad", "honest"], help="half of it, so that both can run at once")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what is in --json")
     asked = parser.parse_args()
@@ -137,22 +150,15 @@ def main() -> int:
         shop.night("first")
         bad.churn(shop, asked.items // 100, asked.items // 100, 5)
         shop.night("second")
-        for number, (name, meant, spoil, broken) in enumerate(NIGHTS):
-            found["bad"].append(tried(shop, number, name, meant, spoil, broken))
-            keep(asked.json, found)
-        found["honest"].append(tried(shop, 98, "a night after the same parent, nothing spoilt", None, None, None))
-        codes = bad.open_shop(Path(folder) / "codes", data, asked.items // 2, CODES)
-        codes.night("first")
-        again = ("--retrain", "train.seed=1")
-        found["bad"].append(tried(codes, 20, "codebook collapsed", "min.code_perplexity", None,
-                                  bad.collapsed_codebook, *again))  # fmt: skip
-        found["honest"].append(
-            tried(codes, 21, "another bundle of codes, trained as it should be", None, None, None, *again)
-        )
-        keep(asked.json, found)
-        for row in honest(shop, asked.nights):
-            found["honest"].append(row)
-            keep(asked.json, found)
+        if asked.only != "honest":
+            codes = bad.open_shop(Path(folder) / "codes", data, asked.items // 2, CODES)
+            for kind, row in spoilt(shop, codes):
+                found[kind].append(row)
+                keep(asked.json, found)
+        if asked.only != "bad":
+            for row in honest(shop, asked.nights):
+                found["honest"].append(row)
+                keep(asked.json, found)
     print(table(found))
     return 0 if all(row["right"] for row in [*found["bad"], *found["honest"]]) else 1
 
