@@ -16,6 +16,7 @@ from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import gather_latents, nightly_index
+from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import Bundle, load_bundle
 from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
@@ -99,7 +100,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         transform_id=plan.summary.transform_id,
         metric=found.built.index.metric.name,
         index_kind=found.built.kind,
-        index_parameters=found.built.parameters,
+        index_parameters={**found.built.parameters, **pair_quantiles(found.built.index, found.items["item_id"])},
         counts=found.counts,
         measures=found.measures,
         parts=named_parts(found.items, encoded.parts),

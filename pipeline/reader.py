@@ -1,28 +1,34 @@
 """Reading releases: product keys in, product keys out. `open_release` is all that a recommender team imports.
 
 Works with the base install and FAISS; neither ray nor torch is needed. Only a query by photo needs the encoder:
-onnxruntime and Pillow, from the extra `run`.
+onnxruntime and Pillow, the extra `photo`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import NotFound
+from .errors import ConfigError, NotFound
 from .forks import FreshLock
 from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.asked import as_rows, basket_shares, checked_k, listed_keys
 from .index.contents import Contents, ItemKey
+from .index.fetching import fetch_ahead
+from .index.following import Following
 from .index.fusion import rank_depth
-from .index.latents import Float32, Rows
+from .index.latents import Float32
 from .index.opened import OpenedRelease
 from .index.opening import Opening, Terms
+from .index.question import Question, least_of, warm
+from .index.seen_recall import RecallCheck, SeenRecall
+from .index.thresholds import near_enough
 from .release import (
     ChannelEntry,
     Delisted,
@@ -72,6 +78,9 @@ def open_release(
     takes the right to write below `leases/` of the store.
     trusted_keys: public keys (PEM files, or their text), one of which must have signed whatever release is opened, now
     and at each `refresh()`; takes the package cryptography.
+    progress: told (bytes that are here, bytes in all) while files are fetched, on the threads that fetch them.
+    check_one_in: of so many questions one, drawn at random, is answered once more by an exact search on a thread of its
+    own, and compared: `recall_seen`. That scores every item that may answer; take a large number for a large release.
     Raises NotFound when there is no such release, IntegrityError when a digest, a row count, the metric or the model
     does not fit, Untrusted (one of these) when no trusted key signed it as it lies there, ConfigError when FAISS is not
     installed as it should be.
@@ -107,6 +116,7 @@ class Release(Contents):
         self._opened: OpenedRelease | None = None
         self._delisted: Delisted | None = None
         self._lease: HeldLease | None = None
+        self._check = None if terms.check_one_in is None else RecallCheck(terms.check_one_in)
 
     def open(self) -> None:
         """Open the release now, where that has not been done; every question does it too. Errors as `open_release`."""
@@ -116,17 +126,18 @@ class Release(Contents):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_opening", "_opened", "_delisted", "_lease")
+            if name not in ("_opening", "_opened", "_delisted", "_lease", "_check")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _opening=FreshLock(), _opened=None, _delisted=None, _lease=None)
+        self._check = None if self._terms.check_one_in is None else RecallCheck(self._terms.check_one_in)
 
     def __copy__(self) -> Release:
         copied = Release.__new__(Release)
         copied.__setstate__(self.__getstate__())
         # What is open never changes, so both may use it.
-        copied._opened, copied._delisted = self._opened, self._delisted
+        copied._opened, copied._delisted, copied._check = self._opened, self._delisted, self._check
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Release:
@@ -152,18 +163,36 @@ class Release(Contents):
         """The files of the release that queries now run on, for rooms of this library; `refresh` leaves them be."""
         return self._now()
 
-    def similar(self, item_id: ItemKey, k: int = 10, *, where: Mapping[str, Any] | None = None) -> list[Neighbour]:
+    @property
+    def recall_seen(self) -> SeenRecall | None:
+        """What `check_one_in` has seen since the release was opened, over all it moved to; None where it was not given.
+
+        A copy counts into the same numbers; a pickle begins anew.
+        """
+        return None if self._check is None else self._check.seen
+
+    def similar(
+        self,
+        item_id: ItemKey,
+        k: int = 10,
+        *,
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
+        min_quantile: float | None = None,
+    ) -> list[Neighbour]:
         """Return the k items nearest to an item, nearest first, never the item itself; ties by item_id.
 
         All photos of the item ask, and an item's score is its best pair of photos. where: {attribute: value}, a list
-        means any, {"min": a, "max": b} a range with both ends; nulls never match. Fewer than k come back only when
-        there are no more. Raises UnknownItem, saying whether the item is quarantined, delisted or was never seen, and
-        ConfigError for an unknown attribute.
+        means any, {"min": a, "max": b} a range with both ends; nulls never match. min_score: only items of at least
+        this score; min_quantile: only items nearer than this share of random pairs of items (0.999: than 999 of 1,000),
+        which, unlike a score, means the same with every model. Fewer than k come back only when there are no more.
+        Raises UnknownItem, saying whether the item is quarantined, delisted or was never seen, and ConfigError for an
+        unknown attribute, and for a quantile that the release has not measured.
         """
         opened = self._now()
         item = opened.find(item_id)
-        owners = np.zeros(len(opened.items.rows_of(item)), np.int64)
-        return _named(opened, opened.vectors([item]), owners, k, where, exclude=[item])[0]
+        least = least_of(opened, min_score, min_quantile)
+        return self._named(opened, Question.alone(opened.vectors([item]), k, where, [item]), least)[0]
 
     def similar_to_many(
         self,
@@ -189,30 +218,36 @@ class Release(Contents):
         vectors = opened.vectors(items)
         if fusion == "rrf":
             owners = np.repeat(np.arange(len(items)), counts)
-            answers = opened.answers(vectors, owners, rank_depth(checked_k(k)), where, exclude=items)
+            answers = self._answers(opened, Question(vectors, owners, rank_depth(checked_k(k)), where, items))
             return _neighbours(opened, reciprocal_ranks(answers, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
-        return _named(opened, vectors, np.zeros(len(vectors), np.int64), k, where, exclude=items)[0]
+        return self._named(opened, Question.alone(vectors, k, where, items))[0]
 
     def search(
-        self, vectors: ArrayLike | LatentArrays, k: int = 10, *, where: Mapping[str, Any] | None = None
+        self,
+        vectors: ArrayLike | LatentArrays,
+        k: int = 10,
+        *,
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
+        min_quantile: float | None = None,
     ) -> list[list[Neighbour]]:
         """Return the k nearest items of every vector, one list a vector.
 
         vectors: float [q, d], rows of latents of the release's own model; one vector [d] counts as [1, d]. A metric
         that compares variances (see the manifest) wants `LatentArrays` with log_var. Vectors of another model give
-        meaningless answers where the dimension happens to fit: pass `expect_model` to `open_release`. Raises
-        ConfigError for another dimension or values that are not finite.
+        meaningless answers where the dimension happens to fit: pass `expect_model` to `open_release`. The rest as
+        in `similar`. Raises ConfigError for another dimension or values that are not finite.
         """
         queries = vectors if isinstance(vectors, LatentArrays) else LatentArrays(mean=as_rows(vectors))
-        return _named(self._now(), queries, np.arange(len(queries)), k, where)
+        opened = self._now()
+        least = least_of(opened, min_score, min_quantile)
+        return self._named(opened, Question(queries, np.arange(len(queries)), k, where), least)
 
     def warm(self) -> None:
         """Ask for the neighbours of the first item, as it is stored, so that no question is the first."""
-        opened = self._now()
-        if len(opened.items):
-            _named(opened, opened.vectors([0]), np.zeros(len(opened.items.rows_of(0)), np.int64), 10, None)
+        warm(self._now())
 
     def similar_photo(
         self,
@@ -222,11 +257,17 @@ class Release(Contents):
         where: Mapping[str, Any] | None = None,
         category: Any = None,
         max_pixels: int | None = None,
+        min_score: float | None = None,
+        min_quantile: float | None = None,
     ) -> list[Neighbour]:
-        """Return the k items nearest to a photo, given as the bytes of its file; the rest as in `encode_photo`."""
+        """Return the k items nearest to a photo, given as the bytes of its file; the rest as in `encode_photo`.
+
+        where, min_score, min_quantile: as in `similar`.
+        """
         opened = self._now()
         vectors = opened.encoder()(data, category, max_pixels=max_pixels)
-        return _named(opened, vectors, np.zeros(1, np.int64), k, where)[0]
+        least = least_of(opened, min_score, min_quantile)
+        return self._named(opened, Question.alone(vectors, k, where), least)[0]
 
     def encode_photo(self, data: bytes, *, category: Any = None, max_pixels: int | None = None) -> Float32:
         """Return the mean of a photo's latents, float32 [1, d], by the release's own encoder (ONNX, on the CPU).
@@ -242,8 +283,9 @@ class Release(Contents):
     def refresh(self) -> bool:
         """Move to the channel's head and return whether it had moved; a pinned release never moves.
 
-        Items that were delisted since are shown no more, also where nothing moves. Queries under way finish on the
-        release they began on. On any error this release stays open as it is.
+        The new release is fetched, checked and asked once before anybody else is answered by it. Items that were
+        delisted since are shown no more, also where nothing moves. Queries under way finish on the release they began
+        on. On any error this release stays open as it is.
         """
         with self._opening:
             if self._opened is not None:
@@ -258,6 +300,32 @@ class Release(Contents):
                 return False
             self._open(head.release_id, head.manifest_sha256)
             return True
+
+    def follow(
+        self,
+        every_s: float = 60.0,
+        *,
+        on_swap: Callable[[Release], None] | None = None,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> Following:
+        """Call `refresh` about every so many seconds on a thread of its own, until the returned object is stopped.
+
+        A look that fails is logged, and this release stays open. Raises ConfigError where the release is pinned.
+        """
+        if self.channel is None:
+            raise ConfigError(
+                f"release {self.release_id} was opened by its id and never moves; open a channel to follow"
+            )
+        return Following(self, every_s, on_swap=on_swap, on_error=on_error)
+
+    def _answers(self, opened: OpenedRelease, asked: Question) -> list[GroupHits]:
+        answers = asked.answers(opened)
+        if self._check is not None:
+            self._check.observe(answers, partial(asked.exactly, opened))
+        return answers
+
+    def _named(self, opened: OpenedRelease, asked: Question, least: float | None = None) -> list[list[Neighbour]]:
+        return [_neighbours(opened, near_enough(answer, least)) for answer in self._answers(opened, asked)]
 
     def _now(self) -> OpenedRelease:
         """Return the open release, opening it first where this object has just come out of a pickle."""
@@ -282,6 +350,7 @@ class Release(Contents):
         # Before its files are fetched, so that none of them can go meanwhile.
         lease = take_lease(self._store, release_id, owner="reader") if self._terms.lease else None
         try:
+            fetch_ahead(self._store, self._cache, manifest, self._terms.progress)
             opened = OpenedRelease(self._store, self._cache, manifest, self._terms.expect_model)
             self._delisted = read_delisted(self._store, self._delisted)
         except BaseException:
@@ -289,6 +358,8 @@ class Release(Contents):
                 lease.close()
             raise
         opened.mask(self._delisted)
+        if self._opened is not None:
+            warm(opened)
         self._wanted = (release_id, found)
         self._opened = opened  # one reference: a query sees the old release or the new one, whole
         before, self._lease = self._lease, lease
@@ -304,18 +375,6 @@ class Release(Contents):
                 "another channel"
             )
         return head
-
-
-def _named(
-    opened: OpenedRelease,
-    queries: LatentArrays,
-    owners: Rows,
-    k: int,
-    where: Mapping[str, Any] | None,
-    exclude: Sequence[int] = (),
-) -> list[list[Neighbour]]:
-    answers = opened.answers(queries, owners, checked_k(k), where, exclude)
-    return [_neighbours(opened, answer) for answer in answers]
 
 
 def _neighbours(opened: OpenedRelease, answer: GroupHits) -> list[Neighbour]:

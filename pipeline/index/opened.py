@@ -172,11 +172,17 @@ class OpenedRelease:
         k: int,
         where: Mapping[str, Any] | None,
         exclude: Sequence[int] = (),
+        *,
+        exactly: bool = False,
     ) -> list[GroupHits]:
-        """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`."""
+        """Return the k items nearest to every owner of queries, as numbers; see `nearest_groups`.
+
+        exactly: score every item that may answer, whatever the index is.
+        """
+        index = self.index.exactly() if exactly else self.index
         allowed = self._allowed(where) if where else None
         left_out = np.concatenate([np.asarray(exclude, np.int64), self._masked.numbers])
-        return nearest_groups(self.index, queries, owners, k, self.items.groups, allowed=allowed, exclude=left_out)
+        return nearest_groups(index, queries, owners, k, self.items.groups, allowed=allowed, exclude=left_out)
 
     def _allowed(self, where: Mapping[str, Any]) -> RowFilter:
         """Return the rows that fit `where`; `sid_prefix` asks for the first codes, where no attribute has this name."""

@@ -34,7 +34,7 @@ class PhotoEncoder:
         except ImportError as error:
             raise ConfigError(
                 "a query by photo needs the encoder, and onnxruntime is not installed; run "
-                "`pip install 'visual-codebooks[run]'`, or only `pip install onnxruntime pillow`"
+                "`pip install 'visual-codebooks[photo]'`"
             ) from error
         folder = f"models/{manifest.model_id}"
         written = _read(store, cache, f"{folder}/config.json", manifest.bundle_config)
@@ -76,8 +76,8 @@ class PhotoEncoder:
             pixels = decode_each(data, *images)
         except ImportError as error:
             raise ConfigError(
-                "a query by photo needs Pillow to decode it, which is not installed; run `pip install pillow`, or "
-                "`pip install 'visual-codebooks[run]'`"
+                "a query by photo needs Pillow to decode it, which is not installed; run "
+                "`pip install 'visual-codebooks[photo]'`"
             ) from error
         batches = [np.ascontiguousarray(seen.transpose(2, 0, 1)[None]) for seen in pixels]  # uint8 [1, 3, size, size]
         given = dict(zip(self._inputs, batches, strict=True))

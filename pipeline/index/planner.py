@@ -7,6 +7,7 @@ doubles for those queries until it has them, and ends exact. So k rows come back
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,12 @@ class Planner:
         rows = int(self._index.ntotal)
         there = rows if allowed is None else len(allowed)
         return rows == 0 or self._scans(there / rows, rows, self._asked(count, there))
+
+    def exactly(self) -> Planner:
+        """Return a planner of the same index that scores every allowed row, whatever the index is."""
+        exact = copy.copy(self)
+        exact._flat = True
+        return exact
 
     @contextmanager
     def as_set(self) -> Iterator[None]:

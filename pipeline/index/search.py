@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class SearchIndex:
     def dim(self) -> int:
         """The number of features a row."""
         return int(self._index.d)
+
+    def exactly(self) -> SearchIndex:
+        """Return this index as one whose every search scores every allowed row: slow, and the truth."""
+        exact = copy.copy(self)
+        exact.planner = self.planner.exactly()
+        return exact
 
     @property
     def features(self) -> Float32:

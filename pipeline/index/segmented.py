@@ -6,6 +6,7 @@ changed since the segment was written, and is left out of every search of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -75,6 +76,13 @@ class SegmentedIndex(SearchIndex):
     def dim(self) -> int:
         """The number of features a row."""
         return self._segments[0].dim
+
+    def exactly(self) -> SegmentedIndex:
+        """Return this index as one whose every search scores every allowed row of every segment."""
+        exact = copy.copy(self)
+        exact._segments = tuple(segment.exactly() for segment in self._segments)
+        exact.planner = _Planners([segment.planner for segment in exact._segments], self._living)
+        return exact
 
     def features_of(self, rows: Any) -> Float32:
         """Return the exact features of `rows` [...], float32 [..., f]."""

@@ -23,6 +23,7 @@ from .asked import Asked, Basket, VectorSearch
 
 JSON = "application/json"
 _PICTURES = ("jpeg", "png", "webp", "gif", "bmp", "tiff")
+_OF_PHOTOS = ("k", "where", "min_score", "min_quantile", "category")
 PHOTO_TYPES = (*(f"image/{kind}" for kind in _PICTURES), "application/octet-stream")
 
 
@@ -48,13 +49,13 @@ def json_answer(values: Mapping[str, Any], release: Release | None, status: int 
 
 def similar(asked: Asked) -> Answer:
     """The items nearest to an item; what a second release says to the same, where that is asked for."""
-    k, where, beside = asked.k(), asked.where(), asked.beside()
-    found = asked.release.similar(asked.item_id, k, where=where)
+    k, where, beside, limits = asked.k(), asked.where(), asked.beside(), asked.thresholds()
+    found = asked.release.similar(asked.item_id, k, where=where, **limits)
     values = {"item_id": asked.item_id, **_shown(asked), "neighbours": _rows(found)}
     if beside is not None:
         named = {"release_id": beside.release_id, "model_id": beside.model_id, "metric": beside.manifest.metric}
         try:
-            rows, error = _rows(beside.similar(asked.item_id, k, where=where)), None
+            rows, error = _rows(beside.similar(asked.item_id, k, where=where, **limits)), None
         except (UnknownItem, ConfigError) as refused:  # it may lack the item or an attribute; the first has answered
             rows, error = None, str(refused)
         values["beside"] = {**named, "neighbours": rows, "error": error}
@@ -70,13 +71,19 @@ def search(asked: Asked) -> Answer:
             415, f"the body's Content-Type is {asked.media_type[:80]!r}; send vectors as {JSON}, or a photo's bytes as "
             f"{', '.join(PHOTO_TYPES)} (curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'), not as a form"
         )  # fmt: skip
-    if unused := [name for name in ("k", "where", "category") if name in asked.query]:
+    if unused := [name for name in _OF_PHOTOS if name in asked.query]:
         raise RequestRefused(422, f"{unused[0]} belongs to a photo's query string; for vectors it stands in the body")
     body = asked.model(VectorSearch)
     asked.at_most("the number of vectors", len(body.vectors), asked.config.max_vectors, "--max-vectors")
     rows = asked.checked_k(body.k) * len(body.vectors)
     asked.at_most("k times the number of vectors", rows, asked.config.max_rows, "--max-rows")
-    found = asked.release.search(_latents(asked.release, body), body.k, where=body.where)
+    found = asked.release.search(
+        _latents(asked.release, body),
+        body.k,
+        where=body.where,
+        min_score=body.min_score,
+        min_quantile=body.min_quantile,
+    )
     return json_answer({**_shown(asked), "answers": [_rows(each) for each in found]}, asked.release)
 
 
@@ -124,6 +131,7 @@ def _by_photo(asked: Asked) -> Answer:
         where=asked.where(),
         category=asked.query.get("category"),
         max_pixels=asked.config.max_pixels,
+        **asked.thresholds(),
     )
     return json_answer({**_shown(asked), "answers": [_rows(found)]}, asked.release)
 

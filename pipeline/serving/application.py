@@ -80,6 +80,7 @@ class Service:
             return Answer(self._document)
         if path == "/metrics":
             check_token(request, self.config)
+            self.current.count_recall()
             return Answer(self.counts.text().encode(), media_type=CONTENT_TYPE)
         if path == "/readyz":
             if served is None:

@@ -33,7 +33,14 @@ class _Body(BaseModel):
     )
 
 
-class VectorSearch(_Body):
+class _Near(_Body):
+    min_score: FiniteFloat | None = Field(default=None, description="only items of at least this score")
+    min_quantile: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="only items nearer than this share of random pairs of items, as 0.999"
+    )
+
+
+class VectorSearch(_Near):
     """Vectors to search for: rows of latents of the release's own model."""
 
     vectors: Annotated[list[list[FiniteFloat]], Field(min_length=1, description="one list of numbers a query")]
@@ -67,6 +74,12 @@ WHERE = Parameter(
     {"type": "object"},
     'Only items that fit, a JSON object: {"category": "Shoes"}, a list means any, {"min": a, "max": b} a range, '
     '{"sid_prefix": [1, 2]} the first codes of semantic IDs.',
+)
+MIN_SCORE = Parameter("min_score", {"type": "number"}, "Only items of at least this score.")
+MIN_QUANTILE = Parameter(
+    "min_quantile",
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "Only items nearer than this share of random pairs of items: 0.999 is nearer than 999 of 1,000.",
 )
 CATEGORY = Parameter("category", {"type": "string"}, "What the photo shows, for a model that is told categories.")
 LIMIT = Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}, "How many at most.")
@@ -136,6 +149,10 @@ class Asked:
             raise RequestRefused(503, f"the second release is not open: {self.second.problem}")
         return served.release
 
+    def thresholds(self) -> dict[str, float | None]:
+        """Return the parameters min_score and min_quantile, None where they are not given. Raises RequestRefused."""
+        return {each.name: number(self.query, each) for each in (MIN_SCORE, MIN_QUANTILE)}
+
     def where(self) -> Where | None:
         """Return the parameter where. Raises RequestRefused."""
         text = self.query.get("where")
@@ -171,6 +188,17 @@ def whole(query: Mapping[str, str], parameter: Parameter, *, most: int | None) -
         allowed = "of at least 1" if most is None else f"from 1 to {most:,}"
         raise RequestRefused(422, f"{parameter.name} is {text[:80]!r}; it must be a whole number {allowed}")
     return value
+
+
+def number(query: Mapping[str, str], parameter: Parameter) -> float | None:
+    """Return a parameter that is a finite number, None where it is not given. Raises RequestRefused."""
+    text = query.get(parameter.name)
+    if text is None:
+        return None
+    try:
+        return float(TypeAdapter(FiniteFloat).validate_strings(text))
+    except ValidationError:
+        raise RequestRefused(422, f"{parameter.name} is {text[:80]!r}; it must be a finite number") from None
 
 
 def checked_query(request: Request, parameters: tuple[Parameter, ...]) -> dict[str, str]:

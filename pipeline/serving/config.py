@@ -42,6 +42,12 @@ class ServeConfig(BaseModel):
     threads: int = Field(default=2, ge=1, le=256, description="searches at once in each process")
     queue: int = Field(default=64, ge=0, le=100_000, description="requests that may wait in each process, else 429")
     timeout_s: float = Field(default=10.0, gt=0, le=3600, description="seconds that a request may take, else 503")
+    check_one_in: int | None = Field(
+        default=None,
+        ge=1,
+        description="of so many questions one, drawn at random, is answered once more by an exact search beside the "
+        "others and compared: the recall that is seen stands in /metrics",
+    )
     poll_s: float = Field(default=15.0, gt=0, le=86400, description="seconds between two looks at the channel")
     max_k: int = Field(default=1000, ge=1, description="neighbours of an item, a photo, a basket or a vector at most")
     max_rows: int = Field(default=20_000, ge=1, description="neighbours of one answer at most, of all its vectors")

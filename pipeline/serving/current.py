@@ -51,6 +51,7 @@ class Current:
     async def look(self) -> None:
         """Look at the channel once, on a thread of its own; a look that fails is counted and logged, never raised."""
         loop = asyncio.get_running_loop()
+        self.count_recall()
         self._counts.add("polls", 0 if self._beside else 1)
         try:
             opened = await loop.run_in_executor(self._looking, self._newer)
@@ -79,6 +80,13 @@ class Current:
         self._counts.name_release(*named)
         log.info("serving release %s of model %s", *named)
 
+    def count_recall(self) -> None:
+        """Bring the counts of what `check_one_in` has seen up to date; on the event loop's thread, as all counting."""
+        seen = None if self.served is None else self.served.release.recall_seen
+        if seen is not None:
+            for name in ("checked", "neighbours", "found", "skipped"):
+                self._counts.set(f"recall_{name}", getattr(seen, name))
+
     def close(self) -> None:
         """Let go of the poller's thread."""
         self._looking.shutdown(wait=False, cancel_futures=True)
@@ -94,6 +102,7 @@ class Current:
                 expect_model=None if self._beside else self._config.expect_model,  # two models may well be compared
                 options=self._config.storage,
                 trusted_keys=self._config.trusted_keys,
+                check_one_in=None if self._beside else self._config.check_one_in,
             )
         else:
             release = copy.copy(self.served.release)  # the one that answers stays as it is

@@ -10,7 +10,21 @@ from pydantic import BaseModel
 
 from . import answers
 from .answers import Answer
-from .asked import BESIDE, CATEGORY, CODES, LIMIT, PREFIX, WHERE, Asked, Basket, K, Parameter, VectorSearch
+from .asked import (
+    BESIDE,
+    CATEGORY,
+    CODES,
+    LIMIT,
+    MIN_QUANTILE,
+    MIN_SCORE,
+    PREFIX,
+    WHERE,
+    Asked,
+    Basket,
+    K,
+    Parameter,
+    VectorSearch,
+)
 
 _TEXT, _NUMBER, _WHOLE, _YES = ({"type": kind} for kind in ("string", "number", "integer", "boolean"))
 
@@ -19,6 +33,7 @@ def _list(items: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": dict(items)}
 
 
+_NEAR = (K, WHERE, MIN_SCORE, MIN_QUANTILE)
 _NEIGHBOURS = _list({"$ref": "#/components/schemas/Neighbour"})
 _BESIDE = {
     "type": "object",
@@ -66,12 +81,12 @@ class Route:
 ROUTES = (
     Route(
         "GET", "/similar/{item_id}", "The items nearest to an item, never the item itself.", answers.similar,
-        {"item_id": _TEXT, "metric": _TEXT, "neighbours": _NEIGHBOURS}, (K, WHERE, BESIDE), None,
+        {"item_id": _TEXT, "metric": _TEXT, "neighbours": _NEIGHBOURS}, (*_NEAR, BESIDE), None,
         {"beside": _BESIDE},
     ),
     Route(
         "POST", "/search", "The items nearest to each of some vectors, or to a photo sent as the body.", answers.search,
-        {"metric": _TEXT, "answers": _list(_NEIGHBOURS)}, (K, WHERE, CATEGORY), VectorSearch, photo=True,
+        {"metric": _TEXT, "answers": _list(_NEIGHBOURS)}, (*_NEAR, CATEGORY), VectorSearch, photo=True,
     ),
     Route(
         "POST", "/baskets", "The items nearest to several items together, none of these among them.", answers.baskets,

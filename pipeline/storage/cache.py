@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,19 @@ class FileCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._given, self.max_bytes)
 
-    def fetch(self, store: Store, name: str, *, size: int, sha256: str) -> Path:
+    def fetch(
+        self, store: Store, name: str, *, size: int, sha256: str, came: Callable[[int], None] | None = None
+    ) -> Path:
         """Return a local path of a stored file of `size` bytes, fetched now if it is not here.
 
+        came: told of the bytes of each piece that has come; of a file that is here, of all at once.
         Raises IntegrityError when the stored bytes have another size or digest or are gone, ConfigError when the
         folder cannot be written.
         """
         path = self.folder / sha256[:2] / sha256
         if self._held(path, size):
+            if came is not None:
+                came(size)
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -68,6 +73,8 @@ class FileCache:
                         sink.write(chunk)
                     except OSError as error:
                         raise self._unwritable(error, size) from error
+                    if came is not None:
+                        came(len(chunk))
                 if (found_size, found.hexdigest()) != (size, sha256):
                     raise IntegrityError(
                         f"{name} on {store.url} has {_several(found_size, size)} and the sha256 {found.hexdigest()}, "
@@ -80,6 +87,12 @@ class FileCache:
         finally:
             Path(partial).unlink(missing_ok=True)
         return path
+
+    def make_room_for(self, files: Iterable[tuple[str, int]]) -> None:
+        """Make room for several files, of (sha256, bytes), that are about to be fetched; those here count not."""
+        sizes = [size for sha256, size in files if not self._held(self.folder / sha256[:2] / sha256, size)]
+        if sizes and self.folder.is_dir():
+            self._make_room(sum(sizes))
 
     def _held(self, path: Path, size: int) -> bool:
         try:

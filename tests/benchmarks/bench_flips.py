@@ -1,9 +1,9 @@
 """Damage every file that a real release rests on, and see who refuses it by its name: `verify`, and the reader.
 
-Two nights of a rendered catalogue are refreshed by the real command (tables, semantic IDs, a signature), and customers'
-events become tables beside the second one. Then, one damage at a time: a byte changed at random places, every byte of
-the first and last eight, each file cut, emptied, lengthened, missing, or that of the other release in its place.
-The reader has an empty cache each time and asks every question that reads the damaged file.
+Two nights of a rendered catalogue are refreshed by the real command, its stages in this process (tables, semantic IDs,
+a signature), and customers' events become tables beside each. Then, one damage at a time: a byte changed at random
+places, every byte of the first and last eight, each file cut, emptied, lengthened, missing, or that of the other
+release in its place. The reader has the damaged file in no cache and asks a question that reads it.
 
     python tests/benchmarks/bench_flips.py --places 1000 --json tests/benchmarks/results/flips.json
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -29,12 +29,16 @@ import pyarrow.parquet as pq
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from jobs.__main__ import main as command
+from pipeline.encoding import run_shards_here
 from pipeline.errors import CodebooksError
 from pipeline.images.render import render_catalogue
+from pipeline.keys import digest_of
 from pipeline.reader import Release, open_release
 from pipeline.release import Manifest, published_digest, read_head, read_manifest, read_trusted_keys, verify_release
 from pipeline.release import verify as verify_room
 from pipeline.storage import Store, open_store
+from pipeline.training import train_here
 
 TABLES = ["tables.vectors=true", "tables.neighbours=10", "semantic_ids={levels: [16, 8]}"]
 
@@ -58,9 +62,15 @@ class Site(NamedTuple):
 
 
 def codebooks(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs", *words], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{words}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    """Run a command here, its stages in this process: what is written is what Ray's workers write."""
+    with (
+        mock.patch("jobs.computing.train_job", train_here),
+        mock.patch("jobs.computing.run_shards", run_shards_here),
+        mock.patch("jobs.context.ray_session", return_value=nullcontext()),
+        mock.patch("jobs.pipeline_run.early_session", return_value=nullcontext()),
+    ):
+        if code := command([*words]):
+            raise SystemExit(f"{words}: exit {code}")
 
 
 def key_pair(folder: Path) -> tuple[Path, Path]:
@@ -74,9 +84,11 @@ def key_pair(folder: Path) -> tuple[Path, Path]:
 
 def two_nights(base: Path, items: int) -> tuple[Site, str]:
     """Return the newer release and the other one's id, both signed, of two models and two catalogues."""
-    private, public = key_pair(base)
+    private, public = (base / "key.pem", base / "key.pub") if (base / "key.pem").exists() else key_pair(base)
     for number, seed in enumerate((1, 2)):
         folder = base / f"catalogue-{number}"
+        if folder.exists():  # of a call before
+            continue
         render_catalogue(folder, items=items, seed=seed)
         codebooks(
             "refresh", "--run", f"night-{number}", f"store={base / 'store'}",
@@ -91,6 +103,8 @@ def two_nights(base: Path, items: int) -> tuple[Site, str]:
         assert head is not None
         releases.append(head.release_id)
         events = base / f"events-{number}.parquet"
+        if events.exists():
+            continue
         rng, known = np.random.default_rng(number), open_release(store.url, release_id=head.release_id).item_ids()
         rows = {"customer": [f"c{who % 40}" for who in range(200)], "item": rng.choice(known, 200).tolist()}
         pq.write_table(pa.table(rows), events)
@@ -147,11 +161,18 @@ def questions(manifest: Manifest, photo: bytes) -> dict[str, Callable[[Release],
         for role in manifest.files
         if role not in {"items", "index", "features", "report", "quarantine", "changes"}
     }
+    unknown: Callable[[Release], object] = lambda release: release.opened.refusals("never-seen")  # noqa: E731
+    asked |= {"quarantine": unknown, "changes": lambda release: release.similar("never-seen")}
     return asked | {"part": lambda release: release.latents(release.item_ids())}
 
 
-def refused_by(site: Site, damage: Damage, ask: Callable[[Release], object] | None) -> dict[str, str | None]:
-    """Return what `verify` and the reader say, None where they say nothing; without `ask` the reader is not asked."""
+def refused_by(
+    site: Site, damage: Damage, right: str, ask: Callable[[Release], object] | None
+) -> dict[str, str | None]:
+    """Return what `verify` and the reader say, None where they say nothing; without `ask` the reader is not asked.
+
+    right: the sha256 of what should lie there. The reader has every other file in its cache, to be quick, and not this.
+    """
     trusted = read_trusted_keys([site.key])
     said: dict[str, str | None] = {}
     digest = published_digest(site.store, site.release)
@@ -161,12 +182,12 @@ def refused_by(site: Site, damage: Damage, ask: Callable[[Release], object] | No
     except CodebooksError as error:
         said["verify"] = str(error)
     if ask is not None:
-        with tempfile.TemporaryDirectory(dir=site.scratch) as cache:
-            try:
-                ask(open_release(site.store.url, channel="night-1", cache_dir=cache, trusted_keys=[site.key]))
-                said["reader"] = None
-            except CodebooksError as error:
-                said["reader"] = str(error)
+        (site.scratch / right[:2] / right).unlink(missing_ok=True)
+        try:
+            ask(open_release(site.store.url, channel="night-1", cache_dir=site.scratch, trusted_keys=[site.key]))
+            said["reader"] = None
+        except CodebooksError as error:
+            said["reader"] = str(error)
     return said
 
 
@@ -194,8 +215,8 @@ def measured(site: Site, other: str, places: int, seed: int) -> dict[str, object
         site.store.delete(damage.name)
         if damage.data is not None:
             site.store.put_if_absent(damage.name, damage.data)
-        said = refused_by(site, damage, asked.get(role))
-        alone += damage.kind == "byte" and manifest_alone(site) > 0
+        said = refused_by(site, digest_of(data), asked.get(role))
+        alone += damage.kind == "missing" and manifest_alone(site) > 0
         site.store.delete(damage.name)
         site.store.put_if_absent(damage.name, data)
         counts["tried"][damage.kind] += 1
@@ -212,7 +233,7 @@ def measured(site: Site, other: str, places: int, seed: int) -> dict[str, object
         "asked_of_reader": dict(asked_reader),
         "refused_by_reader": dict(counts["reader"]),
         "missed": missed[:50],
-        "bytes_found_by_the_manifest_alone": alone,
+        "missing_files_found_by_the_manifest_alone": alone,
         "files": len(roles),
         "bytes": sum(len(site.store.get(name)) for name in roles),
         "damages_by_role": dict(sorted(by_role.items())),
@@ -224,12 +245,16 @@ def main() -> int:
     parser.add_argument("--places", type=int, default=1000)
     parser.add_argument("--items", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", type=Path, help="a folder to keep the releases in; a second call damages them anew")
+    parser.add_argument("--prepare", action="store_true", help="make the releases and damage nothing yet")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="flips-") as folder:
-        base = Path(folder)
-        (base / "scratch").mkdir()
+        base = options.base or Path(folder)
+        (base / "scratch").mkdir(parents=True, exist_ok=True)
         site, other = two_nights(base, options.items)
+        if options.prepare:
+            return 0
         began = time.monotonic()
         result = measured(site, other, options.places, options.seed)
         result["seconds"] = round(time.monotonic() - began, 1)

@@ -29,7 +29,7 @@ LEVELS: list[set[str]] = [
     {"monitoring", "planning", "progress"},
     {"quality"},
     {"reader"},
-    {"serving"},
+    {"async_reader", "serving"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Rooms that may import a room of their own level.

@@ -153,7 +153,7 @@ def test_what_is_not_installed_is_named_with_the_remedy(
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[run\]"):
+    with pytest.raises(ConfigError, match=r"pip install .*visual-codebooks\[photo\]"):
         release.encode_photo(data)
 
 

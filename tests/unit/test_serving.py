@@ -704,3 +704,61 @@ def test_time_of_a_request_is_counted_from_its_head(store: Store) -> None:
             return text
 
     assert 'requests_total{route="/similar/{item_id}",status="200"} 1' in asyncio.run(run())
+
+
+# --- thresholds, the recall that is seen, keys
+
+
+def test_thresholds_are_those_of_the_reader(store: Store) -> None:
+    release = open_release(store.url)
+    whole = release.similar("sku-003", 7)
+    vectors = [release.latents(["sku-003"])["mean"][0].as_py()]
+
+    async def run() -> None:
+        async with serving(store) as client:
+            near = await client.ask("/similar/sku-003", k=7, min_score=repr(whole[2].score))
+            assert pairs(near.json["neighbours"]) == ids_of(whole[:3])
+            found = await client.ask("/search", {"vectors": vectors, "k": 7, "min_score": 0.9})
+            assert pairs(found.json["answers"][0]) == ids_of(release.search(vectors, 7, min_score=0.9)[0])
+            for query in ({"min_score": "nan"}, {"min_quantile": "high"}):
+                refused = await client.ask("/similar/sku-003", **query)
+                assert refused.status == 422
+                assert "must be a finite number" in refused.json["error"]
+            old = await client.ask("/similar/sku-003", min_quantile=0.99)  # this release has measured none
+            assert old.status == 422
+            assert "no scores of random pairs in its manifest" in old.json["error"]
+
+    asyncio.run(run())
+
+
+def test_the_recall_that_is_seen_is_told(store: Store) -> None:
+    async def run() -> None:
+        async with serving(store, check_one_in=1) as client:
+            for number in range(3):
+                assert (await client.ask(f"/similar/sku-{number:03d}", k=5)).status == 200
+                client.service.current.served.release._check.wait()
+            told = (await client.ask("/metrics")).body.decode()
+            found = {family.name: family.samples[0].value for family in text_string_to_metric_families(told)
+                     if "recall" in family.name}  # fmt: skip
+            checked, neighbours = found["codebooks_serve_recall_checked"], found["codebooks_serve_recall_neighbours"]
+            assert checked >= 3  # the question that warms the release is none of anybody's
+            assert found["codebooks_serve_recall_found"] == neighbours == 5 * checked
+
+    asyncio.run(run())
+
+
+def test_a_service_with_trusted_keys_serves_nothing_unsigned(store: Store, tmp_path: Path) -> None:
+    cryptography = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    public = cryptography.Ed25519PrivateKey.generate().public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(pem)
+
+    async def run() -> None:
+        async with serving(store, trusted_keys=f"{tmp_path / 'key.pub'}") as client:
+            ready = await client.ask("/readyz")
+            assert ready.status == 503
+            assert "is not signed" in ready.json["error"]
+
+    asyncio.run(run())
