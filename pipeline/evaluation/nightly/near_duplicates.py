@@ -18,7 +18,7 @@ def near_duplicates(tonight: Tonight) -> Found:
     """Return `near_duplicate_share` of the asked items in tonight's index, and `largest_near_share` of the sampled.
 
     Near is a distance of latents' means (for cosine of their directions) below CLOSE of the median between two sampled
-    items. A group is what such pairs join among each sampled item's NEAR nearest. Examples: of the nearest pairs, and
+    items. A group is what such pairs join among each sampled item's nearest ten. Examples: of the nearest pairs, and
     of the group.
     """
     rows, seed = tonight.sample, tonight.config.seed
@@ -66,7 +66,7 @@ def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: 
 
 
 def _nearest_distance(tonight: Tonight) -> NDArray[np.float64]:
-    """Return the distance of each asked item's first photo to the nearest one of its near items, or inf; float64 [q]."""
+    """Return the distance of each asked item to the nearest photo of its neighbours, float64 [q], inf without any."""
     asked, sizes = tonight.asked, tonight.groups.sizes
     places, columns = np.nonzero(asked.near >= 0)
     others = asked.near[places, columns]
