@@ -158,5 +158,5 @@ def _in_both(items: pa.Table, parent_items: pa.Table) -> tuple[np.ndarray, pa.Ta
 def _keys(table: pa.Table) -> pa.Array:
     """Return one text a photo: its key and its token, which changes when the photo does."""
     parts = [table[name].cast(pa.large_string()).combine_chunks() for name in ("item_id", "uri", "token")]
-    whole = pc.binary_join_element_wise(*parts, "\x00")
+    whole = pc.binary_join_element_wise(*parts, pa.scalar("\x00", pa.large_string()))
     return whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
