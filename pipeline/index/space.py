@@ -97,16 +97,16 @@ def fit_space(new: Float32, known: Float32, *, metric: str) -> Fit:
     new, known: float32 [n, d], row by row of the same photo; by `cosine` at length 1. Raises ConfigError for another
     dimension, or fewer photos than twice the dimension.
     """
-    if new.shape != known.shape:
-        raise ConfigError(
-            f"publish.keep_space cannot bring vectors of {new.shape[1]} dimensions into a space of {known.shape[1]}; "
-            "train a model of the same size, or set publish.keep_space=false"
-        )
     photos, dim = new.shape
     if photos < _LEAST * dim:
         raise ConfigError(
             f"publish.keep_space needs {_LEAST * dim:,} photos that the release before has too, unchanged, for vectors "
             f"of {dim} dimensions, and there are {photos:,}; set publish.keep_space=false, or take another channel"
+        )
+    if new.shape != known.shape:
+        raise ConfigError(
+            f"publish.keep_space cannot bring vectors of {new.shape[1]} dimensions into a space of {known.shape[1]}; "
+            "train a model of the same size, or set publish.keep_space=false"
         )
     mine, theirs = (_compared(each, metric) for each in (new, known))
     left, _, right = np.linalg.svd(mine.T @ theirs)

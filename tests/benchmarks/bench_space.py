@@ -39,6 +39,7 @@ from pipeline.training import train_here
 
 ASKED, K = 200, 10
 KEPT = ["publish.keep_space=true", "tables.vectors=true", "index.kind=flat"]
+KEPT += ["measures.queries=10", "measures.sample=100"]  # what a night measures is not the matter here
 
 
 def codebooks(*words: str) -> None:
@@ -60,7 +61,7 @@ def two_nights(base: Path, data: Path, *, items: int, epochs: int, metric: str, 
             "refresh", "--run", f"seed-{seed}", f"store={base / 'store'}", f"catalogue.source={base}/catalogue.parquet",
             "catalogue.item_id=item_id", "catalogue.image=image", "catalogue.category=category", f"model.kind={kind}",
             "model.latent_dim=32", "model.network=fc", "images.size=28", f"train.epochs={epochs}",
-            f"train.seed={seed}", "train.when=always", f"index.metric={metric}", "measures.queries=10", "measures.sample=100", *KEPT,
+            f"train.seed={seed}", "train.when=always", f"index.metric={metric}", *KEPT,
         )  # fmt: skip
     return open_store(str(base / "store"))
 
