@@ -29,6 +29,7 @@ import torch
 from model_measures import Photos, load, prepare, preset_config, train
 from side_by_side import ROOT
 
+from jobs.config import Config
 from pipeline.evaluation.folds import group_difference, group_mean
 from pipeline.evaluation.knn import elected
 from pipeline.index import MASKED, LatentArrays, Metric, fitted_metric, nearest_exact, needs_of
@@ -98,24 +99,47 @@ def values_of(metric: Metric, items: LatentArrays, queries: LatentArrays, asked:
     return {"knn": correct, "precision_at_10": precision, "map_at_r": average}
 
 
+def of_seed(
+    config: Config, seed: int, photos: tuple[str, Photos], asked: Asked, cache: Path
+) -> dict[str, np.ndarray | float]:
+    """Return every measure of every metric and mask, a value a query, of one training."""
+    model, spent = train(config, seed, cache, *photos)
+    items, queries = (latents_of(model, photos.pixels) for photos in (asked.gallery, asked.queries))
+    assert queries.log_var is not None
+    found: dict[str, np.ndarray | float] = {
+        "train_cpu_s": spent["train_cpu_s"],
+        "median_variance": float(np.median(np.exp(queries.log_var).mean(axis=0))),
+        "dims": items.mean.shape[1],
+    }
+    for metric, masks in MASKED.items():
+        for mask in masks:
+            if not items.missing(needs_of(metric, mask)) and not metric.startswith("codes"):
+                own = values_of(fitted_metric(metric, mask, items), items, queries, asked)
+                found |= {f"{metric}|{mask}|{each}": values for each, values in own.items()}
+    return found
+
+
 def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the rows of one preset: every metric and mask, averaged over seeds."""
-    folder, bank = photos
+    """Return the rows of one preset: every metric and mask, averaged over seeds; what is kept is not trained again."""
     config = preset_config(name, options.epochs)
     found: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {}
     seconds, low_var = [], []
     for seed in map(int, options.seeds.split(",")):
-        model, spent = train(config, seed, options.cache, folder, bank)
-        seconds.append(round(spent["train_cpu_s"], 1))
-        items, queries = (latents_of(model, photos.pixels) for photos in (asked.gallery, asked.queries))
-        assert queries.log_var is not None
-        low_var.append(round(float(np.median(np.exp(queries.log_var).mean(axis=0))), 4))
-        for metric, masks in MASKED.items():
-            for mask in masks:
-                if not items.missing(needs_of(metric, mask)) and not metric.startswith("codes"):
-                    own = values_of(fitted_metric(metric, mask, items), items, queries, asked)
-                    found.setdefault((metric, mask), []).append(own)
-        print(name, seed, spent["train_cpu_s"], f"{np.mean(found['cosine', 'none'][-1]['knn']):.3f}", flush=True)
+        kept = (
+            options.cache / "metrics" / f"{name}-{seed}-{config.train.epochs}-{len(asked.known)}-{len(asked.truth)}.npz"
+        )
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, **of_seed(config, seed, photos, asked, options.cache))
+        values = dict(np.load(kept))
+        seconds.append(round(float(values.pop("train_cpu_s")), 1))
+        low_var.append(round(float(values.pop("median_variance")), 4))
+        dims = int(values.pop("dims"))
+        for key in dict.fromkeys(each.rpartition("|")[0] for each in values):
+            metric, mask = key.split("|")
+            own = {each: values[f"{key}|{each}"] for each in MEASURES}
+            found.setdefault((metric, mask), []).append(own)
+        print(name, seed, seconds[-1], f"{np.mean(found['cosine', 'none'][-1]['knn']):.3f}", flush=True)
     means = {
         key: {each: np.mean([one[each] for one in own], axis=0) for each in MEASURES} for key, own in found.items()
     }
@@ -129,7 +153,7 @@ def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: argpa
         }
         for metric, mask in found
     ]  # fmt: skip
-    about = {"preset": name, "dims": items.mean.shape[1], "epochs": config.train.epochs, "train_cpu_s": seconds}
+    about = {"preset": name, "dims": dims, "epochs": config.train.epochs, "train_cpu_s": seconds}
     return {**about, "median_variance": low_var, "gallery": len(asked.known), "queries": len(asked.truth), "rows": rows}
 
 

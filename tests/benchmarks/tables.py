@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
-from index_tables import engines_table, turmoil_table
+from index_tables import engines_table, filters_table, metrics_table, million_table, turmoil_table
 from model_tables import (
     by_name,
     enlarged_table,
@@ -53,9 +53,14 @@ def runs_of(name: str) -> list[Run]:
     return read(RESULTS / f"{name}.json")
 
 
+def read_plain(name: str) -> dict[str, Any]:
+    """Return a results file that is one object."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 def results_of(name: str) -> dict[str, Any]:
     """Return the results of a file that holds no runs."""
-    return dict(json.loads((RESULTS / f"{name}.json").read_text())["results"])
+    return dict(read_plain(name)["results"])
 
 
 def choices() -> str:
@@ -199,6 +204,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "enlarged fashion_mnist": lambda: enlarged_table(runs_of("enlarged")),
     "tuned clothing": lambda: tuned_table(runs_of("tuned")),
     "turmoil": lambda: turmoil_table(results_of("turmoil")),
+    "metrics fashion_mnist": lambda: metrics_table(results_of("metrics")["fashion_mnist"]),
+    "million": lambda: million_table(read_plain("million"), read_plain("index")),
+    "filters of a million": lambda: filters_table(read_plain("million")),
     "engines": lambda: engines_table(results_of("tables")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }

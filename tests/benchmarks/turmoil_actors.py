@@ -258,13 +258,13 @@ def roller(actor: Actor) -> None:
 
 
 def pinner(actor: Actor) -> None:
-    log = read_log(actor.store, str(actor.rng.choice(CHANNELS)), last=12)
+    log = read_log(actor.store, str(actor.rng.choice(CHANNELS)), last=60)
     if not log:
         return
     release = str(actor.rng.choice([entry.release_id for entry in log]))
     until = datetime.now(UTC) + timedelta(days=1)
     pin(actor.store, release, owner=actor.name, reason="turmoil", until=until)
-    for _ in range(3):
+    for _ in range(5):
         actor.rest(actor.stage.grace_s / 2)
         _hold_whole(actor, release, "pinned")
     unpin(actor.store, release, owner=actor.name)
