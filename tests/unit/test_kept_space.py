@@ -199,8 +199,8 @@ def test_what_cannot_keep_a_space_is_refused(maker: Any, store: Store) -> None:
     others = rows.set_column(rows.schema.get_field_index("token"), "token", pa.array(["etag:new"] * rows.num_rows))
     with pytest.raises(ConfigError, match=r"needs 12 photos .* unchanged, .* and there are 0"):
         kept(np.zeros((len(photos), 6)), others)
-    with pytest.raises(ConfigError, match="of up to 2 photos here"):
-        kept(np.zeros((3, 6)), segment_rows=2)
+    with pytest.raises(ConfigError, match="of up to 16 photos here"):
+        kept(np.zeros((17, 6)), segment_rows=16)
     with pytest.raises(InputError, match="upgrade visual-codebooks"):  # what older versions say to such a manifest
         check_format({"format": 4}, "manifest", newest=3)
 
