@@ -57,6 +57,9 @@ bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (
 bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), about ten minutes
 	$(BIN)/python tests/benchmarks/bench_refresh.py --data $(DATA)
 
+bench-space: $(VENV)/.dev  ## a retrain with and without the kept space: neighbours, and a consumer's classifier (DATA=folder)
+	$(BIN)/python tests/benchmarks/bench_space.py --data $(DATA) --json tests/benchmarks/results/space.json
+
 bench-flips: $(VENV)/.dev  ## every file of a signed release damaged in every way: who refuses it by name
 	$(BIN)/python tests/benchmarks/bench_flips.py --json tests/benchmarks/results/flips.json
 
