@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-serve bench-encode bench-measures cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-flips bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -65,6 +65,9 @@ bench-flips: $(VENV)/.dev  ## every file of a signed release damaged in every wa
 
 bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
 	$(BIN)/python tests/benchmarks/bench_kill.py
+
+bench-bad-nights: $(VENV)/.dev  ## which gate stops which bad night, and 37 honest ones (DATA=folder), about five minutes
+	$(BIN)/python tests/benchmarks/bench_bad_nights.py --data $(DATA)
 
 bench-turmoil: $(VENV)/.dev  ## sixteen processes on one store while calls fail, on a disk and on SeaweedFS, about fifteen minutes
 	$(BIN)/python tests/benchmarks/bench_turmoil.py --json tests/benchmarks/results/turmoil.json
