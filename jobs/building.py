@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from jobs.computing import Encoded
 from jobs.config import Config
@@ -18,6 +21,7 @@ from pipeline.events import Examined, tell
 from pipeline.index import gather_latents, nightly_index
 from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import Bundle, load_bundle
+from pipeline.models.codebooks import code_levels
 from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
@@ -34,7 +38,9 @@ from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
-from pipeline.tables import Night, further_tables
+from pipeline.tables import Makers, Night, SemanticIdsConfig, further_tables
+from pipeline.tables.quantizer import Codebooks
+from pipeline.training import CodebooksJob, train_codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,8 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             category=config.catalogue.category,
             sample=plan.summary.sample,
         )
-        further = further_tables(store, night, config.tables, config.semantic_ids)
+        makers = Makers(partial(codebooks_of, context), partial(code_levels, bundle.model))
+        further = further_tables(store, night, config.tables, config.semantic_ids, makers)
         nightly = measure_night(store, config, plan, bundle, night, context.files)
         nightly = nightly.behind(counted_shares(counts, quarantine, changes))
         measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}
@@ -168,3 +175,11 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
         )
         tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
     return Findings(made.items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)
+
+
+def codebooks_of(context: Context, vectors: np.ndarray, asked: SemanticIdsConfig) -> Codebooks:
+    """Return codebooks of semantic IDs that are trained, by this attempt or an earlier one of the run."""
+    context.progress.note(f"codebooks of semantic IDs: {asked.method} on {len(vectors):,} item vectors")
+    where, threads = f"runs/{context.run.name}", context.config.train.threads
+    job = CodebooksJob(context.store, vectors, asked, where, context.attempt.number, threads)
+    return train_codebooks(job, progress=context.progress.training)

@@ -54,6 +54,11 @@ class BuiltIndex:
     def told(self) -> list[tuple[str, str]]:
         """Return for people why this kind was chosen, and what each kind that was built gave: (what, text)."""
         why = [("why", str(self.parameters["chosen"]))] if "chosen" in self.parameters else []
+        if self.segments:
+            carried, rows = self.parameters["segments_carried"], self.parameters["rows_written"]
+            why.append(("segments", f"{len(self.segments)}, {carried} of them carried over; {rows:,} rows written"))
+        if "refitted" in self.parameters:
+            why.append(("trained parts", f"fitted once more: {self.parameters['refitted']}"))
         return [*why, *((point.kind, point.line()) for point in self.points)]
 
     def files(self) -> dict[str, tuple[bytes, str, int | None]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..ordering import take_rows
 from ..release import Manifest, Sample
 from ..release.tables import read_table
 from ..schema import with_segments
@@ -28,6 +29,7 @@ from .layout import Layout, night_layout
 from .recall import Truth, sampled
 from .segmented import SegmentedIndex
 from .segments import (
+    TASK_BYTES,
     Segment,
     SegmentTask,
     build_segment,
@@ -40,7 +42,6 @@ from .segments import (
 from .tuning import Point, Tuned, measured, meets, pareto, refuse, still_stands, tune
 
 _BLOCK = 1 << 18  # rows whose features the truth holds at a time
-_TASK_BYTES = 600 << 20  # of a task beside its own segment: its process, and one part of latents
 _SPACE, _FIT = "space", "fit"  # in a manifest's index_parameters: what segments must share, and how often it was fitted
 
 
@@ -266,10 +267,10 @@ def _written(night: _Night, fitted: Fitted) -> tuple[Layout, tuple[Segment, ...]
     tasks = []
     for number, piece in enumerate(pieces, len(kept)):
         numbers[piece], places[piece] = number, np.arange(len(piece))
-        tasks.append(SegmentTask(night.store, night.model_id, named.take(pa.array(piece)), fitted, night.config))
+        tasks.append(SegmentTask(night.store, night.model_id, take_rows(named, piece), fitted, night.config))
     width = _width(night.latents, night.config)
     largest = max((len(piece) for piece in pieces), default=0)
-    size = _TASK_BYTES + int(largest * KINDS[fitted.kind].row_bytes(width, largest, night.config))
+    size = TASK_BYTES + int(largest * KINDS[fitted.kind].row_bytes(width, largest, night.config))
     written = mapped(
         build_segment,
         tasks,

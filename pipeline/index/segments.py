@@ -43,6 +43,7 @@ from .segmented import SegmentedIndex
 _PIECE = 32 << 20
 _ADDED = 1 << 14  # rows added at a time
 _AT_ONCE = 4  # segments that are fetched and opened at a time
+TASK_BYTES = 600 << 20  # of a builder beside its own segment: its process, and one part of latents
 MOST_BYTES = 4 << 30  # of a file of a segment: what one PUT takes, with some room
 _ROWS = ("item_id", "latents_part", "latents_row")
 
@@ -123,11 +124,13 @@ def build_segment(task: SegmentTask) -> Segment:
     Held are the segment, as FAISS holds it, and one part of latents. Raises IntegrityError for parts that do not hold
     what items says.
     """
-    kind = KINDS[task.fitted.kind]
+    kind, rows = KINDS[task.fitted.kind], task.rows.num_rows
+    wanted = [task.name + suffix for suffix in (".faiss", *((SUFFIX,) if kind.lossy else ()))]
+    if all(task.store.exists(name) for name in wanted):  # of an attempt that was broken off, or another run's
+        return Segment(*(_found(task.store, name, rows) for name in wanted))
     with faiss_threads(task.config.threads), tempfile.TemporaryDirectory(prefix="segment-") as folder:
         index_path, features_path = Path(folder) / "index", Path(folder) / "features"
         _fill(task, index_path, features_path if kind.lossy else None)
-        rows = task.rows.num_rows
         # The features first: where an index lies, so do they.
         beside = _kept(task.store, task.name + SUFFIX, features_path, rows) if kind.lossy else None
         return Segment(_kept(task.store, task.name + ".faiss", index_path, rows), beside)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ..encoding import PART_BYTES
 from ..errors import ConfigError
 from ..index import estimate_bytes, estimate_features_bytes, feature_width
-from ..index.segments import most_rows
+from ..index.segments import TASK_BYTES, most_rows
 from ..storage.room import memory_limit
 from .settings import NightSettings
 
@@ -26,7 +26,7 @@ _SLICE_BYTES = 630  # of each photo in them
 _PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
-_PLACED = 60  # bytes a photo while it is looked which segments stay, where the index is made of some
+_PLACED = 100  # bytes a photo while it is looked which segments stay, where the index is made of some
 _COPIES = 3  # of an index: as it is built, as a file, and opened as readers do
 _GIB = 2**30
 
@@ -80,6 +80,9 @@ def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
         ("driver as index builder", building, f"{sizes.latent_dim} numbers a photo, index.kind {config.index.kind}"),
         ("each actor", _BASE + 3 * PART_BYTES, "one part of pixels, as it is made and written"),
     ]
+    if placed:
+        task = TASK_BYTES + index + beside
+        said.append(("each builder of a segment", task, f"{at_once:,} photos; without Ray the driver is the only one"))
     if sizes.trains:
         batch = _WORK * config.train.batch_size * sizes.pixel_bytes
         said.append(("each trainer", _BASE + 3 * PART_BYTES + batch, "windows of pixels, and the work of one batch"))

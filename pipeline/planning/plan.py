@@ -37,7 +37,7 @@ from ..storage import Files, Store, home_of
 from .asked import category_told
 from .memory import Need, Sizes, check_driver, memory_needs
 from .renewal import Renewal, renewal_of
-from .resolution import check_metric, compared_codes, latent_bytes, latent_dim
+from .resolution import check_metric, check_tables, compared_codes, latent_bytes, latent_dim
 from .settings import NightSettings
 from .standing import Standing, look
 
@@ -189,6 +189,7 @@ def make_plan(
 def _memory(config: NightSettings, store: Store, photos: pa.Table, standing: Standing) -> tuple[Need, ...]:
     """Return what each role will take. Raises ConfigError where this process cannot hold what a driver does."""
     check_metric(config, store, standing.model_id)
+    check_tables(config, store, standing.model_id)
     sizes = Sizes(
         photos=photos.num_rows,
         row_bytes=photos.nbytes,

@@ -53,6 +53,7 @@ def timed(into: dict[str, Any], name: str) -> Iterator[None]:
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     into[name] = {"cpu_s": round(time.process_time() - cpu, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+    print(f"{name}: {into[name]}", flush=True)
 
 
 def latents_of(rows: int) -> tuple[np.ndarray, np.ndarray]:

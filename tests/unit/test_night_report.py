@@ -226,10 +226,10 @@ def test_plain_values_hold_all_but_the_pixels() -> None:
 
 def test_the_sentence_names_what_decided() -> None:
     kept = VerdictLine("min_items", None, 900.0, 1.0, None, None, True)
-    close = VerdictLine("max_quarantine", None, 0.19, 0.2, None, None, True)
+    close = VerdictLine("max_quarantine", None, 0.198, 0.2, None, None, True)
     fell = VerdictLine("max_drop.photo_recall", "Shoes", 0.80, 0.02, 0.90, 0.01, False)
     assert sentence([kept]) == "Passed: all 1 gates kept their limits."
-    assert "Closest to its limit: max_quarantine found 0.19, its limit is 0.2." in sentence([kept, close])
+    assert "Closest to its limit: max_quarantine found 0.198, its limit is 0.2." in sentence([kept, close])
     refused = sentence([fell, kept])
     assert refused.startswith("Refused by 1 of 2 gates: max_drop.photo_recall of Shoes fell by 0.1 to 0.8")
     let = sentence([replace(fell, allowed="ana: a new camera"), kept])

@@ -21,6 +21,7 @@ from pipeline.index import (
     nightly,
     nightly_index,
     planner,
+    segments,
 )
 from pipeline.index.layout import LEAST_LIVING
 from pipeline.index.segmented import SegmentedIndex
@@ -40,6 +41,7 @@ from pipeline.release import (
     verify_release,
     write_release,
 )
+from pipeline.release.manifest import parse_manifest
 from pipeline.storage import Store, open_store
 from pipeline.storage.cache import FileCache
 
@@ -290,6 +292,18 @@ def test_up_to_a_segments_rows_all_is_as_before_and_the_bytes_are_those_of_one_b
     assert "index_segment" not in held.index().items.column_names
 
 
+def test_a_broken_off_night_goes_on_with_the_segments_that_it_wrote(
+    maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = nights(maker, tmp_path, kind="flat_codes", target_recall=0.9)
+    held.change(photos_of(maker, 60, seed=1))
+    first = held.index().built
+    monkeypatch.setattr(segments, "_fill", lambda *_: pytest.fail("what is there is built again"))
+    again = held.index().built
+    assert again.segments == first.segments
+    assert dict(again.told())["segments"].startswith(f"{len(first.segments)}, 0 of them carried over")
+
+
 def test_another_space_carries_nothing_over(maker: Any, tmp_path: Path) -> None:
     held = nights(maker, tmp_path)
     held.change(photos_of(maker, 60, seed=1))
@@ -422,6 +436,27 @@ def test_expiry_keeps_what_a_kept_release_or_a_run_at_work_names_and_no_other_se
     assert not dead & store.names(), "no release names them"
     assert {entry.name for entry in carried} <= store.names()
     assert verify_release(store, second.release_id).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (f"indexes/{MODEL}/", "indexes/another/", "names must stay inside their folder"),
+        (f"indexes/{MODEL}/", f"indexes/{MODEL}/../../runs/", "names must stay inside their folder"),
+        ('"format":3', '"format":2', "format 2 has no segments"),
+        ('"format":3', '"format":4', "upgrade visual-codebooks"),
+    ],
+)
+def test_segments_lie_in_their_models_folder_and_older_formats_have_none(
+    maker: Any, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    held = nights(maker, tmp_path)
+    held.change(photos_of(maker, 60, seed=1))
+    text = held.publish().to_bytes().decode()
+    parse_manifest(text.encode(), "as it is")
+    assert old in text
+    with pytest.raises((IntegrityError, InputError), match=words):
+        parse_manifest(text.replace(old, new).encode(), "changed")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -41,7 +41,6 @@ def night_report(subject: Subject) -> NightReport:
 
     verdicts: list[VerdictLine] = made("Gates", verdict_lines, [])
     measures: list[MeasureLine] = made("Measures", measure_lines, [])
-    hubs = [line for line in measures if line.examples and any(word in line.name for word in _HUBS)]
     report = NightReport(
         title=subject.title,
         sentence=sentence(verdicts),
@@ -56,7 +55,7 @@ def night_report(subject: Subject) -> NightReport:
         levels=made("Codebooks", code_levels, []),
         shelves=made("Semantic IDs", shelves, []),
         plane=made("Map", plane, None),
-        hubs=hubs,
+        hubs=hub_lines(measures),
         curves=subject.curves,
         training=subject.training,
         stages=stages(subject),
@@ -65,6 +64,20 @@ def night_report(subject: Subject) -> NightReport:
         tomorrow=tomorrow(subject),
     )
     return replace(report, left_out=left_out)
+
+
+def hub_lines(measures: Sequence[MeasureLine]) -> list[MeasureLine]:
+    """Return the measures about hubs whose examples no earlier one shows."""
+    found: list[MeasureLine] = []
+    for line in measures:
+        about = line.category is None and line.examples and any(word in line.name for word in _HUBS)
+        if about and _ids(line) not in map(_ids, found):
+            found.append(line)
+    return found
+
+
+def _ids(line: MeasureLine) -> list[str]:
+    return [card.item_id for card in line.examples]
 
 
 def reconstructions(subject: Subject) -> list[tuple[Card, Card]]:

@@ -23,7 +23,9 @@ _MOST_LEVELS = 4  # of a model of parts: each is a vocabulary of its own
 _PICTURED = 512  # photos whose pixels are looked at for cells
 _PIECES = 9  # of photos, a code, three by three
 _PIECE = 24  # pixels a side of one
+_GROUP = 3  # codes of a category that have a heading of their own
 _LEAST = 8  # photos with a code below which nothing is said of its categories
+_DEVIATIONS = 3.0
 _LEANS = 1.5  # how many times as often in a category as in all, before a code is said to lean to it
 
 Codes = NDArray[np.int64]
@@ -87,8 +89,7 @@ def _level(name: str, size: int, codes: Codes, columns: NDArray[np.int64], seen:
             decoded=None if drawn is None else drawn[place],
             cells=_pieces(code, own, seen.photos),
         )
-        groups["In photos of all categories" if category is None else f"Mostly in {category}"].append(card)
-    titled = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        groups[category or ""].append(card)
     return CodeLevel(
         name=name or "codebook",
         size=size,
@@ -96,8 +97,19 @@ def _level(name: str, size: int, codes: Codes, columns: NDArray[np.int64], seen:
         perplexity=float(2 ** -(positive * np.log2(positive)).sum()),
         photos=len(codes),
         shares=sorted((float(share) for share in positive), reverse=True),
-        groups=titled if len(titled) > 1 else [("The most used first", cards) for _, cards in titled],
+        groups=_titled(groups),
     )
+
+
+def _titled(groups: Mapping[str, list[CodeCard]]) -> list[tuple[str, list[CodeCard]]]:
+    """Return codes under headings: those of no category, of each category with some, and all others together."""
+    of_none = groups.get("", [])
+    large = sorted(((-len(codes), name) for name, codes in groups.items() if name and len(codes) >= _GROUP))
+    few = [code for name, codes in groups.items() if name and len(codes) < _GROUP for code in codes]
+    found = [("In photos of all categories" if len(groups) > 1 else "The most used first", of_none)]
+    found += [(f"More often in {name}", groups[name]) for _, name in large]
+    found.append(("More often in one category", sorted(few, key=lambda code: -code.share)))
+    return [(title, codes) for title, codes in found if codes]
 
 
 def _leaning(held: NDArray[np.bool_], labels: NDArray[np.str_]) -> tuple[str | None, float | None]:
@@ -109,7 +121,9 @@ def _leaning(held: NDArray[np.bool_], labels: NDArray[np.str_]) -> tuple[str | N
     best: tuple[float, str] = (0.0, "")
     for label in np.unique(labels[known]).tolist():
         inside = labels == label
-        if inside.sum() >= _LEAST:
+        expected = overall * inside.sum()
+        # Further above what is expected than chance explains: of twenty categories one is always a little ahead.
+        if held[inside].sum() >= expected + _DEVIATIONS * np.sqrt(expected * (1 - overall)):
             best = max(best, (float(held[inside].mean() / overall), label))
     return (best[1], best[0]) if best[0] >= _LEANS else (None, None)
 

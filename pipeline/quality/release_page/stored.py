@@ -15,6 +15,7 @@ from ...evaluation.measured import measured_of
 from ...index.opened import OpenedRelease
 from ...models import Bundle, load_bundle
 from ...release import Manifest
+from ...release.history import History
 from ...release.tables import read_table
 from ...report.night import NightReport
 from ...runs import open_run
@@ -57,6 +58,7 @@ def stored_report(
     if category is not None and category not in now.items.attributes.names:
         left_out.append(("Categories", f"the items have no column {category!r}"))
         category = None
+    left_out += manifest.inputs.get("not_measured", {}).items()
     if not result:
         left_out.append(("Seconds and cost", f"the run {manifest.run} has left no result, or another release's"))
     subject = Subject(
@@ -75,12 +77,19 @@ def stored_report(
         seed=int((frozen.get("train") or {}).get("seed") or 0),
         seconds=result.get("seconds", {}),
         photos_per_s=result.get("photos_per_s", {}),
+        allowed=_let_pass(past, manifest),
         price=asked.price,
         curves=measure_curves(past, manifest.release_id, manifest.counts, manifest.measures),
         training=training_curves(store, training_run(past, manifest.model_id, manifest.run)),
         left_out=left_out,
     )
     return night_report(subject)
+
+
+def _let_pass(past: History | None, manifest: Manifest) -> Mapping[str, str]:
+    """Return by gate why the channel took this release although the gate refused it."""
+    told = () if past is None else past.told
+    return next((one.allowed for one in told if one.entry.release_id == manifest.release_id and one.allowed), {})
 
 
 def told_of(store: Store, manifest: Manifest) -> Told:

@@ -38,7 +38,8 @@ class Subject:
 
     changes: of schema.CHANGES between the two; alone: why there is no other, "" where there is one. album: pixels
     for the page; whole_album: as large as the model sees them. category: the column by which items are told apart, None
-    without one. seconds, photos_per_s: by stage of the run. price: of an hour.
+    without one. seconds, photos_per_s: by stage of the run. allowed: by gate why a channel took the
+    release all the same. price: of an hour.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Subject:
     seed: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     photos_per_s: Mapping[str, float] = field(default_factory=dict)
+    allowed: Mapping[str, str] = field(default_factory=dict)
     price: float | None = None
     curves: Sequence[Curve] = ()
     training: Sequence[Curve] = ()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import CodebooksError
+from ...evaluation.verdicts import verdicts_table
 from ...index.opened import OpenedRelease
 from ...models import Bundle
 from ...planning import NightSettings, Plan
@@ -21,7 +22,7 @@ from .sides import Album, Side, fetched
 from .stored import told_of
 from .subject import Subject, Told
 from .told import night_facts
-from .verdict import measured_in, verdict_rows
+from .verdict import with_table
 
 
 def report_page(
@@ -50,8 +51,8 @@ def report_page(
         told=Told(
             facts=night_facts(config, plan, bundle, found, measured),
             counts=found.counts,
-            measured=measured_in(found.measures),
-            verdicts=verdict_rows(found.verdicts),
+            measured=with_table(found.measures, found.nightly.found),
+            verdicts=verdicts_table(found.verdicts),
             quarantine=found.quarantine,
             ids=found.further.shown.get("semantic_ids"),
         ),
@@ -68,6 +69,7 @@ def report_page(
         photos_per_s=measured["photos_per_s"],
         curves=measure_curves(past, "", found.counts, found.measures),
         training=training_curves(store, training_run(past, bundle.model_id, run)),
+        left_out=list(found.nightly.left_out.items()),
     )
     return render_night(night_report(subject))
 

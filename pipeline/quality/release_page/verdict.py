@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from ...evaluation.measured import Measured
-from ...report.night import MeasureLine, VerdictLine
+from ...report.night import Card, MeasureLine, VerdictLine
 from ...schema import VERDICTS
 from .subject import Subject
 
 _EXAMPLES = 3  # of a gate
-_CLOSE = 0.1  # of the way from a limit, below which a gate is said to be close to it
+_CLOSE = 0.02  # of the way from a limit, below which a gate is said to be close to it
 _WORST = 5  # examples of a measure
 _ENDS = ("_low", "_high")  # of a measure's interval, which manifests list as measures of their own
 
 
 def verdict_lines(subject: Subject) -> list[VerdictLine]:
     """Return the gates, those that did not pass first."""
-    rows = sorted(subject.told.verdicts.to_pylist(), key=lambda row: (row["passed"], row["allowed"] is None))
+    rows = [{**row, "allowed": _allowed(row, subject.allowed)} for row in subject.told.verdicts.to_pylist()]
+    rows.sort(key=lambda row: (row["passed"], row["allowed"] is not None))
     return [
         VerdictLine(
             **{name: row[name] for name in VERDICTS.names if name != "examples" and name in row},
@@ -28,6 +27,12 @@ def verdict_lines(subject: Subject) -> list[VerdictLine]:
         )
         for row in rows
     ]
+
+
+def _allowed(row: Mapping[str, Any], later: Mapping[str, str]) -> str | None:
+    """Return why a gate was let pass: at once, or when the release had been refused and was published all the same."""
+    told: str | None = row["allowed"]
+    return told if row["passed"] or told is not None else later.get(row["check"])
 
 
 def has_passed(lines: Sequence[VerdictLine]) -> bool | None:
@@ -88,7 +93,7 @@ def _number(value: float | None) -> str:
 
 def measure_lines(subject: Subject) -> list[MeasureLine]:
     """Return what was measured beside what the other release measured, the whole catalogue's first."""
-    before = subject.values_before()
+    before, album = subject.values_before(), subject.album
     found = sorted(subject.told.measured, key=lambda one: one.category is not None)
     return [
         MeasureLine(
@@ -99,7 +104,10 @@ def measure_lines(subject: Subject) -> list[MeasureLine]:
             high=one.high,
             before=before.get((one.name, one.category)),
             n=one.n,
-            examples=subject.album.named(subject.sides, list(one.examples)[:_WORST], subject.category),
+            # Of categories by name alone: there are hundreds, and each picture is read from the store.
+            examples=[Card(item_id) for item_id in one.examples[:_WORST]]
+            if one.category is not None
+            else album.named(subject.sides, one.examples[:_WORST], subject.category),
         )
         for one in found
     ]
@@ -121,13 +129,3 @@ def with_table(measures: Mapping[str, float], table: Iterable[Measured]) -> list
     rows = list(table)
     named = {one.name for one in rows}
     return [*rows, *(one for one in measured_in(measures) if one.name not in named)]
-
-
-def verdict_rows(verdicts: Iterable[Any]) -> pa.Table:
-    """Return verdicts of a night as schema.VERDICTS."""
-    names = VERDICTS.names
-    rows = []
-    for one in verdicts:
-        row = {name: getattr(one, name, None) for name in names} | {"check": one.name}
-        rows.append(row | {"examples": list(row["examples"] or ())})
-    return pa.Table.from_pylist(rows, schema=VERDICTS)

@@ -1,0 +1,359 @@
+"""An index of segments: a first night, a night of 1 % churn beside a full build, one builder, and readers that map it.
+
+N photos whose latents are Fashion-MNIST's 60,000 principal components drawn again with a little jitter (--data), else
+generated ones; cosine. They lie in parts on a store in a local folder, as an encoding leaves them; a step is a process
+of its own and does what the index stage of a refresh does (gather the latents of all items, build, tune, measure, in
+one process, without Ray). `anon` is memory that the kernel cannot take back; the peak counts mapped files too.
+
+    python tests/benchmarks/bench_segments.py --data ../shared/data --rows 1000000 --json results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index  # noqa: E402
+from pipeline.index.fitted import fit  # noqa: E402
+from pipeline.index.segments import SegmentTask, build_segment, in_order_of_parts  # noqa: E402
+from pipeline.parts import PartFile, latents_part_name, write_part  # noqa: E402
+from pipeline.reader import open_release  # noqa: E402
+from pipeline.release import read_manifest, write_release  # noqa: E402
+from pipeline.release.tables import table_files  # noqa: E402
+from pipeline.schema import changes_schema, latents_schema, part_name_column, quarantine_schema  # noqa: E402
+from pipeline.storage import open_store  # noqa: E402
+from pipeline.storage.cache import FileCache  # noqa: E402
+
+DIM, K, PART_ROWS, CHURN, QUERIES = 64, 10, 1 << 17, 0.01, 200
+MODEL, BESIDE = "ab" * 32, "cd" * 32  # the second: of the full build beside, which must find no segment of the first
+_STATUS = Path("/proc/self/status")
+
+
+def status(name: str) -> float:
+    """Return a line of this process's memory in MiB."""
+    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(name)) / 1024
+
+
+class Watched:
+    """What was measured of a process, step by step."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {"import_mib": round(status("VmRSS"))}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        most, ended = [status("RssAnon")], threading.Event()
+
+        def look() -> None:
+            while not ended.wait(0.05):
+                most[0] = max(most[0], status("RssAnon"))
+
+        watching = threading.Thread(target=look)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        watching.start()
+        began, worked = time.monotonic(), time.process_time()
+        yield
+        seconds, cpu = time.monotonic() - began, time.process_time() - worked
+        ended.set()
+        watching.join()
+        self.found[name] = {
+            "s": round(seconds, 2), "cpu_s": round(cpu, 2), "peak_mib": round(status("VmHWM")),
+            "peak_anon_mib": round(most[0]),
+        }  # fmt: skip
+        print(f"  {name}: {self.found[name]}", file=sys.stderr, flush=True)
+
+
+def drawn(folder: Path, rows: int, seed: int) -> np.ndarray:
+    """Return rows of latents drawn again from the base with jitter, float32 [rows, DIM]."""
+    base, rng = np.load(folder / "base.npy", mmap_mode="r"), np.random.default_rng(seed)
+    spread = np.asarray(base[:10_000]).std(axis=0)
+    jitter = rng.standard_normal((rows, DIM), np.float32) * (0.1 * spread)
+    latents: np.ndarray = base[rng.integers(0, len(base), rows)] + jitter.astype(np.float32)
+    return latents
+
+
+def write_latents(store: Any, ids: pa.Array, latents: np.ndarray, key: str) -> PartFile:
+    """Write one part of latents."""
+    rows = len(ids)
+    means = pa.FixedSizeListArray.from_arrays(pa.array(latents.reshape(-1)), DIM)
+    columns = [ids, ids, ids, pa.array(["0" * 64] * rows), pa.array(np.arange(rows), pa.int32()), means]
+    table = pa.Table.from_arrays(columns, schema=latents_schema(DIM, log_var=False))
+    return write_part(store, latents_part_name(MODEL, key), table, key)
+
+
+def named(numbers: np.ndarray) -> pa.Array:
+    return pa.array([f"item-{number:09d}" for number in numbers.tolist()])
+
+
+def rows_of(ids: pa.Array, part: str) -> pa.Table:
+    rows = len(ids)
+    return pa.table(
+        {
+            "item_id": ids,
+            "uri": ids,
+            "view": pa.array(np.zeros(rows, np.int32)),
+            "latents_part": part_name_column(part, rows),
+            "latents_row": pa.array(np.arange(rows), pa.int32()),
+        }
+    )
+
+
+def prepare(folder: Path, rows: int) -> None:
+    """Write the parts of two nights, and their items."""
+    store, tables = open_store(str(folder / "store")), []
+    parts = []
+    for number, start in enumerate(range(0, rows, PART_ROWS)):
+        ids = named(np.arange(start, min(start + PART_ROWS, rows)))
+        part = write_latents(store, ids, drawn(folder, len(ids), number), f"first-{number:05d}")
+        tables.append(rows_of(ids, part.name))
+        parts.append(part)
+    first = pa.concat_tables(tables).unify_dictionaries()
+    rng, changing = np.random.default_rng(99), int(CHURN * rows)
+    touched = rng.permutation(rows)[: 3 * changing // 4]
+    changed, gone = np.sort(touched[: changing // 2]), touched[changing // 2 :]
+    new = np.concatenate([changed, np.arange(rows, rows + changing // 4)])
+    kept = np.ones(rows, np.bool_)
+    kept[changed], kept[gone] = False, False
+    tables = [first.filter(pa.array(kept))]
+    for number, start in enumerate(range(0, len(new), PART_ROWS)):
+        ids = named(new[start : start + PART_ROWS])
+        part = write_latents(store, ids, drawn(folder, len(ids), 7000 + number), f"second-{number:05d}")
+        tables.append(rows_of(ids, part.name))
+        parts.append(part)
+    second = pa.concat_tables(tables).unify_dictionaries()
+    second = second.take(pa.array(np.argsort(second["item_id"].to_numpy(zero_copy_only=False), kind="stable")))
+    for name, table in (("first", first), ("second", second)):
+        pq.write_table(table, folder / f"{name}.parquet")
+    (folder / "parts.json").write_text(json.dumps([part.model_dump() for part in parts]))
+
+
+def items_of(folder: Path, night: str) -> pa.Table:
+    return pq.read_table(folder / f"{night}.parquet", read_dictionary=["latents_part"])
+
+
+def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) -> dict[str, Any]:
+    """Do what the index stage of a night does, and write the release; full: without a parent, apart from the others."""
+    store, watched = open_store(str(folder / "store")), Watched()
+    parent = read_manifest(store, "first-0123456789ab") if night == "second" and not full else None
+    items, model = items_of(folder, night), BESIDE if full else MODEL
+    with watched.step("gather"):
+        latents = gather_latents(store, items, columns=config.needs)
+    cache = FileCache(folder / ("cache-full" if full else "cache"))
+    with watched.step("index"):
+        made = nightly_index(store, items, latents, config, model_id=model, parent=parent, cache=cache)
+    parameters = made.built.parameters
+    watched.found |= {
+        "rows": items.num_rows, "recall": made.built.recall, "segments": parameters.get("segments", 1),
+        "carried": parameters.get("segments_carried", 0), "rows_written": parameters.get("rows_written", len(latents)),
+        "bytes_per_item": round(sum(segment.size for segment in made.built.segments) / items.num_rows, 1),
+        "effort": {name: parameters[name] for name in ("candidates", "nprobe", "ef_search") if name in parameters},
+    }  # fmt: skip
+    if night == "second":
+        queries = LatentArrays(drawn(folder, 100, 4242))
+        hits = made.built.index.search(queries, K)
+        ids = np.array(made.items["item_id"].take(pa.array(hits.ids.reshape(-1))).to_pylist()).reshape(hits.ids.shape)
+        np.savez(folder / f"answers-{'full' if full else 'churn'}.npz", ids=ids, scores=hits.scores)
+    if not full:
+        publish(folder, store, night, made, config)
+    return watched.found
+
+
+def publish(folder: Path, store: Any, night: str, made: NightIndex, config: IndexConfig) -> None:
+    parts = [PartFile.model_validate(part) for part in json.loads((folder / "parts.json").read_text())]
+    known = set(made.items["latents_part"].unique().to_pylist())
+    write_release(
+        store,
+        release_id=f"{night}-0123456789ab",
+        files={
+            "items": table_files(made.items),
+            "quarantine": table_files(quarantine_schema().empty_table()),
+            "changes": table_files(changes_schema().empty_table()),
+            **made.built.files(),
+        },
+        segments=made.built.shared_files(),
+        parts=tuple(part for part in parts if part.name in known), release_key="0" * 64, run=night, attempt=1,
+        parent=None if night == "first" else "first-0123456789ab", model_id=MODEL, model_kind="vae", latent_dim=DIM,
+        transform_id="t", metric=made.built.index.metric.name, index_kind=made.built.kind,
+        index_parameters=made.built.parameters, code_version="0",
+    )  # fmt: skip
+
+
+def one_builder(folder: Path, config: IndexConfig) -> dict[str, Any]:
+    """Build one segment of as many rows as there can be, alone, under a model of its own."""
+    store, watched, model = open_store(str(folder / "store")), Watched(), "ef" * 32
+    items = items_of(folder, "first").slice(0, config.segment_rows).select(["item_id", "latents_part", "latents_row"])
+    sample = LatentArrays(drawn(folder, 100_000, 5))
+    fitted = fit(store, model, config.kind, sample, config, rows=items.num_rows)
+    rows = items.take(pa.array(in_order_of_parts(items, np.arange(items.num_rows))))
+    del sample, items
+    with watched.step("segment"):
+        made = build_segment(SegmentTask(store, model, rows, fitted, config))
+    beside = 0 if made.features is None else made.features.bytes
+    watched.found |= {"rows": made.rows, "mib": round(made.size / 2**20), "features_mib": round(beside / 2**20)}
+    return watched.found
+
+
+def read(folder: Path, *, wait: Callable[[], None]) -> dict[str, Any]:
+    """Open the last release as a service does and ask; `wait` lasts until the other process has asked too."""
+    watched = Watched()
+    opened_folder = str(folder / "cache")
+    with watched.step("open"):
+        release = open_release(str(folder / "store"), release_id="second-0123456789ab", cache_dir=opened_folder)
+    index, queries = release.opened.index, LatentArrays(drawn(folder, QUERIES, 4243))
+    index.search(queries.take(np.s_[:1]), K)
+    alone = []
+    for number in range(QUERIES):
+        began = time.perf_counter()
+        index.search(queries.take(np.s_[number : number + 1]), K)
+        alone.append(1e3 * (time.perf_counter() - began))
+    began = time.perf_counter()
+    index.search(queries, K)
+    watched.found |= {
+        "p50_ms": round(float(np.median(alone)), 2), "p99_ms": round(float(np.percentile(alone, 99)), 2),
+        "qps": round(QUERIES / (time.perf_counter() - began), 1),
+    }  # fmt: skip
+    wait()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
+    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    wait()
+    return watched.found
+
+
+def met(folder: Path, number: int) -> Callable[[], None]:
+    """Return a function that returns when both readers have called it as often."""
+    turns = iter(range(9))
+
+    def wait() -> None:
+        turn = next(turns)
+        (folder / f"turn-{turn}-{number}").touch()
+        while not (folder / f"turn-{turn}-{1 - number}").exists():
+            time.sleep(0.05)
+
+    return wait
+
+
+def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
+    words = ["--rows", str(options.rows), "--kind", options.kind, "--segment-rows", str(options.segment_rows)]
+    command = [sys.executable, __file__, *words, "--folder", str(folder), "--step", step]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def one_step(options: argparse.Namespace) -> dict[str, Any]:
+    folder = Path(options.folder)
+    config = IndexConfig(kind=options.kind, segment_rows=options.segment_rows, queries=200, threads=1, gpu="never")
+    if options.step == "prepare":
+        prepare(folder, options.rows)
+        return {}
+    if options.step == "builder":
+        return one_builder(folder, config)
+    if options.step.startswith("read"):
+        return read(folder, wait=met(folder, int(options.step[-1])))
+    return build(folder, options.step.removesuffix("-full"), config, full=options.step.endswith("-full"))
+
+
+def same_answers(folder: Path) -> dict[str, Any]:
+    """Return how far the answers after the churn are those of the full build."""
+    left, right = (np.load(folder / f"answers-{name}.npz") for name in ("churn", "full"))
+    shared = [len(set(a) & set(b)) / K for a, b in zip(left["ids"].tolist(), right["ids"].tolist(), strict=True)]
+    apart = float(np.abs(left["scores"] - right["scores"]).max())
+    return {"overlap_at_10": round(float(np.mean(shared)), 5), "largest_score_difference": apart}
+
+
+def base_of(data: str | None) -> np.ndarray:
+    """Return the latents that all others are drawn from."""
+    if data is None:
+        return np.random.default_rng(0).standard_normal((60_000, DIM), np.float32) * np.geomspace(1, 0.05, DIM)
+    from bench_index import components
+
+    return components(Path(data), 1, DIM)[0]
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if not (folder / "base.npy").exists():
+        np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
+    found: dict[str, Any] = {}
+    for step in ("prepare", "builder", "first", "second", "second-full"):
+        done = folder / f"done-{step}.json"
+        if not done.exists():
+            print(f"{step}:", file=sys.stderr, flush=True)
+            done.write_text(json.dumps(ended(child(options, folder, step))))
+        found[step] = json.loads(done.read_text())
+    found["answers"] = same_answers(folder)
+    for turn in folder.glob("turn-*"):
+        turn.unlink()
+    readers = [child(options, folder, f"read-{number}") for number in (0, 1)]
+    found["readers"] = [ended(reader) for reader in readers]
+    del found["prepare"]
+    churn, full = (found[step]["index"]["s"] for step in ("second", "second-full"))
+    found["full_by_churn"] = round(full / churn, 2)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="the folder of Fashion-MNIST as Parquet; without it latents are generated")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--segment-rows", type=int, default=200_000)
+    parser.add_argument("--kind", default="flat")
+    parser.add_argument("--json", help="a results file; measurements of other sizes and kinds in it stay")
+    parser.add_argument("--work", help="the folder of the store; it stays, and a run that broke off goes on there")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        print(json.dumps(one_step(options)))
+        return
+    if options.work:
+        Path(options.work).mkdir(parents=True, exist_ok=True)
+        found = run(options, Path(options.work))
+    else:
+        with tempfile.TemporaryDirectory(prefix="segments-") as folder:
+            found = run(options, Path(folder))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=True)
+    found |= {
+        "rows": options.rows, "segment_rows": options.segment_rows, "kind": options.kind,
+        "date": str(datetime.now(UTC).date()),
+        "latents": "Fashion-MNIST drawn again with jitter" if options.data else "generated",
+        "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work",
+        "load": os.getloadavg()[0], "commit": commit.stdout.strip(),
+    }  # fmt: skip
+    print(json.dumps(found, indent=1))
+    if options.json:
+        path = Path(options.json)
+        held = json.loads(path.read_text()) if path.exists() else {}
+        held[f"{options.kind}, {options.rows:,}"] = found
+        path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
