@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-flips bench-turmoil bench-scale bench-serve bench-segments bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -57,11 +57,17 @@ bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (
 bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), about ten minutes
 	$(BIN)/python tests/benchmarks/bench_refresh.py --data $(DATA)
 
+bench-space: $(VENV)/.dev  ## a retrain with and without the kept space: neighbours, and a consumer's classifier (DATA=folder)
+	$(BIN)/python tests/benchmarks/bench_space.py --data $(DATA) --json tests/benchmarks/results/space.json
+
 bench-flips: $(VENV)/.dev  ## every file of a signed release damaged in every way: who refuses it by name
 	$(BIN)/python tests/benchmarks/bench_flips.py --json tests/benchmarks/results/flips.json
 
 bench-kill: $(VENV)/.dev  ## ten refreshes killed with -9 and run again, about ten minutes
 	$(BIN)/python tests/benchmarks/bench_kill.py
+
+bench-bad-nights: $(VENV)/.dev  ## which gate stops which bad night, and 37 honest ones (DATA=folder), about five minutes
+	$(BIN)/python tests/benchmarks/bench_bad_nights.py --data $(DATA)
 
 bench-turmoil: $(VENV)/.dev  ## sixteen processes on one store while calls fail, on a disk and on SeaweedFS, about fifteen minutes
 	$(BIN)/python tests/benchmarks/bench_turmoil.py --json tests/benchmarks/results/turmoil.json
@@ -71,6 +77,9 @@ bench-scale: $(VENV)/.dev  ## nights of 100,000 to 1,000,000 photos without phot
 
 bench-serve: $(VENV)/.dev  ## hot swap: 200 requests a second at `codebooks serve` while its channel moves 24 times, two minutes
 	$(BIN)/python tests/benchmarks/bench_serve.py --json tests/benchmarks/results/serve.json
+
+bench-measures: $(VENV)/.dev  ## what the nightly measures cost at 60,000 and 1 million items (DATA=folder), some minutes
+	$(BIN)/python tests/benchmarks/bench_measures.py --data $(DATA) --json tests/benchmarks/results/measures.json
 
 bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA=folder), about three minutes
 	$(BIN)/python tests/benchmarks/bench_index.py --data $(DATA) --json tests/benchmarks/results/index.json

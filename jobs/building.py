@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from jobs.computing import Encoded
 from jobs.config import Config
@@ -16,8 +19,10 @@ from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import gather_latents, nightly_index
+from pipeline.index.kept_space import kept_space
 from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import Bundle, load_bundle
+from pipeline.models.codebooks import code_levels
 from pipeline.planning import Plan, measure_settings, release_config, table_settings
 from pipeline.quality.examining import (
     Findings,
@@ -34,7 +39,9 @@ from pipeline.quality.promoting import side_of_release
 from pipeline.quality.release_page import report_page
 from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
 from pipeline.release.tables import hashed_table, read_table, table_files
-from pipeline.tables import Night, further_tables
+from pipeline.tables import Makers, Night, SemanticIdsConfig, further_tables
+from pipeline.tables.quantizer import Codebooks
+from pipeline.training import CodebooksJob, train_codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,9 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items, columns=config.index.needs)
+        asked = config.publish.keep_space
+        kept = kept_space(store, items, latents, parent, model_id=bundle.model_id, index=config.index, asked=asked)
+        latents = kept.rotated(latents)
         made = nightly_index(
             store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
         )
@@ -154,8 +164,12 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             parent=parent,
             category=config.catalogue.category,
             sample=plan.summary.sample,
+            space=kept.space,
         )
-        further = further_tables(store, night, config.tables, config.semantic_ids)
+        makers = Makers(partial(codebooks_of, context), partial(code_levels, bundle.model))
+        further = further_tables(store, night, config.tables, config.semantic_ids, makers)
+        further.files.update(kept.files())
+        further.inputs.update(kept.inputs)
         nightly = measure_night(store, config, plan, bundle, night, context.files)
         nightly = nightly.behind(counted_shares(counts, quarantine, changes))
         measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}
@@ -168,3 +182,11 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
         )
         tell(Examined(one_a_gate(verdicts), refused_by_reason(quarantine), measures))
     return Findings(made.items, quarantine, changes, latents, built, counts, measures, nightly, verdicts, further)
+
+
+def codebooks_of(context: Context, vectors: np.ndarray, asked: SemanticIdsConfig) -> Codebooks:
+    """Return codebooks of semantic IDs that are trained, by this attempt or an earlier one of the run."""
+    context.progress.note(f"codebooks of semantic IDs: {asked.method} on {len(vectors):,} item vectors")
+    where, threads = f"runs/{context.run.name}", context.config.train.threads
+    job = CodebooksJob(context.store, vectors, asked, where, context.attempt.number, threads)
+    return train_codebooks(job, progress=context.progress.training)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from jobs.asking import open_asked
 from jobs.command import Arguments, Outcome
-from pipeline.tables.exports import EXPORTS, export
+from pipeline.tables.exports import FORMS, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
-    parser.add_argument("file", help="the file to write, which must not be there yet")
-    parser.add_argument("--to", metavar="FORM", required=True, choices=list(EXPORTS), help=", ".join(EXPORTS))
+    parser.add_argument("file", help="the file to write (`lance`: the folder), which must not be there yet")
+    parser.add_argument("--to", metavar="FORM", required=True, choices=FORMS, help=", ".join(FORMS))
     parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
     parser.add_argument("--release", metavar="RELEASE_ID", help="a certain release, instead of the current one")
 

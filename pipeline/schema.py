@@ -174,6 +174,20 @@ NEIGHBOURS = pa.schema(
     ]
 )
 
+# A code of the release's VQ model. `level`: of several codebooks the one; "" of only one. `uses`: how often photos have
+# it; `photos`: how many have it; `groups`: the number of its group of like codes; `nearest`: others, nearest first.
+CODEBOOK = pa.schema(
+    [
+        pa.field("level", pa.string(), nullable=False),
+        pa.field("code", pa.int32(), nullable=False),
+        pa.field("uses", pa.int64(), nullable=False),
+        pa.field("photos", pa.int64(), nullable=False),
+        pa.field("groups", pa.int32(), nullable=False),
+        pa.field("nearest", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
+    ]
+)
+
 # What a night has measured, a value a row; `category`: null for the whole catalogue; `examples`: item_ids, worst first.
 MEASURES = pa.schema(
     [

@@ -7,7 +7,7 @@ from .gates import GATES, GatesConfig, Limits
 # Mostly against the parent, so that a catalogue is judged by what it was: one may hold many identical photos.
 NIGHTLY = Limits(
     min={"code_perplexity": 1.5},
-    max={"neighbour_moved": 0.01, "rekeyed_share": 0.05, "drift_auc": 0.85, "drift_changed_auc": 0.85},
+    max={"neighbour_moved": 0.01, "rekeyed_share": 0.05, "drift_auc": 0.75, "drift_changed_auc": 0.85},
     max_drop={"photo_recall": 0.05, "category_knn": 0.05, "coverage": 0.02},
     max_rise={
         "quarantine_share": 0.02,

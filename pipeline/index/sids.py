@@ -58,7 +58,8 @@ class SidTable:
         self.epoch = int(facts["epoch"])
         self.codes = list_rows(table["codes"], len(self.sizes))
         self.suffixes = table["suffix"].to_numpy()
-        numbers = pc.index_in(table["item_id"], value_set=pa.array(item_ids, table.schema.field("item_id").type))
+        self._item_ids = pa.array(item_ids, table.schema.field("item_id").type)
+        numbers = pc.index_in(table["item_id"], value_set=self._item_ids)
         self._items: Rows = as_numpy(numbers, missing=-1).astype(np.int64)
         self._rows = np.argsort(self._items, kind="stable")
         if not np.array_equal(self._items[self._rows], np.arange(len(item_ids))):
@@ -83,17 +84,28 @@ class SidTable:
             low, high = (low + int(np.searchsorted(column, code, side=side)) for side in ("left", "right"))
         return self._items[low:high]
 
-    def matrix(self) -> np.ndarray:
-        """Return the codes as int64 [levels, items], items in the order of item_id."""
-        return np.ascontiguousarray(self.codes[self._rows].T.astype(np.int64))
+    def numbers(self, item_ids: Sequence[str]) -> Rows:
+        """Return the numbers of items. Raises ConfigError for one that has no semantic ID here."""
+        found = pc.index_in(pa.array(item_ids, self._item_ids.type), value_set=self._item_ids)
+        if found.null_count:
+            unknown = item_ids[int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])]
+            raise ConfigError(f"item {unknown!r} has no semantic ID in this release; name items of `item_ids()`")
+        return as_numpy(found).astype(np.int64)
 
-    def ordered(self) -> np.ndarray:
-        """Return codes and suffix as int64 [items, levels + 1], the rows ascending, no two the same."""
-        return np.column_stack([self.codes.astype(np.int64), self.suffixes])
+    def matrix(self, items: Rows | None = None) -> np.ndarray:
+        """Return codes as int64 [levels, items]; items: their numbers, or all in the order of item_id."""
+        rows = self._rows if items is None else self._rows[items]
+        return np.ascontiguousarray(self.codes[rows].T.astype(np.int64))
+
+    def ordered(self, items: Rows | None = None) -> np.ndarray:
+        """Return codes and suffix as int64 [items, levels + 1], rows ascending, no two the same; items: as above."""
+        rows = np.arange(len(self.codes)) if items is None else np.sort(self._rows[items])
+        return np.column_stack([self.codes[rows].astype(np.int64), self.suffixes[rows]])
 
     def words(self, item_ids: Sequence[str]) -> str:
-        """Return JSON {item_id: [words of its levels and suffix]}, items in the order of item_ids."""
-        found = {item_id: self.of(item).words for item, item_id in enumerate(item_ids)}
+        """Return JSON {item_id: [words of its levels and suffix]}, in the order of item_ids. Errors as `numbers`."""
+        numbers = self.numbers(item_ids).tolist()
+        found = {item_id: self.of(item).words for item_id, item in zip(item_ids, numbers, strict=True)}
         return json.dumps(found, ensure_ascii=False)
 
     def _checked(self, prefix: Any) -> list[int]:

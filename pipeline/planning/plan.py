@@ -37,7 +37,7 @@ from ..storage import Files, Store, home_of
 from .asked import category_told
 from .memory import Need, Sizes, check_driver, memory_needs
 from .renewal import Renewal, renewal_of
-from .resolution import check_metric, compared_codes, latent_bytes, latent_dim
+from .resolution import check_metric, check_tables, compared_codes, latent_bytes, latent_dim
 from .settings import NightSettings
 from .standing import Standing, look
 
@@ -189,6 +189,7 @@ def make_plan(
 def _memory(config: NightSettings, store: Store, photos: pa.Table, standing: Standing) -> tuple[Need, ...]:
     """Return what each role will take. Raises ConfigError where this process cannot hold what a driver does."""
     check_metric(config, store, standing.model_id)
+    check_tables(config, store, standing.model_id)
     sizes = Sizes(
         photos=photos.num_rows,
         row_bytes=photos.nbytes,
@@ -237,10 +238,12 @@ def measure_settings(config: NightSettings) -> dict[str, Any]:
 
 
 def table_settings(config: NightSettings) -> dict[str, Any]:
-    """Return the sections `tables` and `semantic_ids` where they ask for something, as plain values."""
+    """Return `tables`, `semantic_ids` and `publish.keep_space` where they ask for something, as plain values."""
     asked: dict[str, Any] = {"tables": config.tables.model_dump(mode="json")} if config.tables.asked else {}
     if config.semantic_ids is not None:
         asked["semantic_ids"] = config.semantic_ids.model_dump(mode="json")
+    if config.publish.keep_space:
+        asked["keep_space"] = True
     return asked
 
 

@@ -55,6 +55,24 @@ def check_metric(config: NightSettings, store: Store, model_id: str | None) -> N
         )
 
 
+def check_tables(config: NightSettings, store: Store, model_id: str | None) -> None:
+    """Raise ConfigError where `tables` asks for codes that the model does not yield. Arguments and errors as above."""
+    asked = config.tables.codebook
+    if asked is None:
+        return
+    sizes = codebook_sizes(_model(config, store, model_id))
+    if not sizes:
+        raise ConfigError(
+            f"tables.codebook lists codes, and a model of the kind {config.model.kind!r} yields none; leave it out, or "
+            "take a model with codes, such as vqvae"
+        )
+    if asked.groups is not None and asked.groups > min(sizes):
+        raise ConfigError(
+            f"tables.codebook.groups is {asked.groups}, and a codebook of this model has {min(sizes)} codes; give at "
+            "most as many, or leave it out"
+        )
+
+
 def compared_codes(config: NightSettings, store: Store, model_id: str | None) -> int:
     """Return how many features of codes a photo has by `index.metric`; 0 where it compares none.
 

@@ -72,7 +72,8 @@ def check_encoded(items: pa.Table, refused: pa.Table, gates: GatesConfig, *, all
         raise GateRefused(
             f"the model gives {broken:,} of {photos:,} photos latents that are not finite numbers, and "
             f"gates.max_not_finite is {gates.max_not_finite:g}: the model is broken, not the photos. Train again with "
-            "a smaller train.learning_rate; the channel stays as it is"
+            "a smaller train.learning_rate; the channel stays as it is. Where it is right all the same: the same "
+            "command with --allow max_not_finite --reason TEXT"
         )
     if not items.num_rows:
         reasons = {entry["values"]: entry["counts"] for entry in pc.value_counts(refused["reason"]).to_pylist()}

@@ -98,7 +98,7 @@ class _Looking:
         show = _Show(tonight, self, rows)
         seen = [show(places, pixels) for places, pixels in self._batches(tonight, rows)]
         if not seen:
-            return LeftOut("no photo's pixels are kept (images.keep), and none could be fetched once more")
+            return LeftOut("no photo's pixels are kept (images.keep), and none were fetched again (measures.fetched)")
         places = np.concatenate([one.places for one in seen])
         errors = [one.mse for one in seen if one.mse is not None]
         order, later = np.argsort(places), np.argsort(places[places < SECOND])
@@ -123,17 +123,14 @@ class _Looking:
         reading = sorted(range(len(rows)), key=lambda place: (part[place] or "", row[place] or 0))
         for start in range(0, len(reading), _BATCH):
             wanted = np.array(reading[start : start + _BATCH], np.int64)
-            found = [_read(album, items, rows[wanted].tolist()) for album in albums]
+            try:
+                found = [album.read(items, rows[wanted].tolist()) for album in albums]
+            except (Unavailable, Forbidden):  # a release is as good without photos that cannot be had at this moment
+                albums = [replace(album, files=None) for album in albums]  # nor are the others waited for
+                found = [album.read(items, rows[wanted].tolist()) for album in albums]
             places = wanted[[all(one in each for each in found) for one in rows[wanted].tolist()]]
             if len(places):
                 yield places, [np.stack([each[one] for one in rows[places].tolist()]) for each in found]
-
-
-def _read(album: Pictures, items: pa.Table, rows: list[int]) -> dict[int, Pixels]:
-    try:
-        return album.read(items, rows)
-    except (Unavailable, Forbidden):  # a release is as good without a photo that cannot be had at this moment
-        return replace(album, files=None).read(items, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..catalogue import CatalogueConfig, PhotoReader
 from ..encoding import PhotoDecoder
-from ..errors import NotFound
 from ..images import ImagesConfig
 from ..ordering import as_numpy, take_rows
 from ..parts import read_part_rows
@@ -58,10 +57,7 @@ class Pictures:
         name, size = pixels_column(self.number), self.images.size
         for part, places in by_part.items():
             held = np.array([place for _, place in places], np.int64)
-            try:
-                seen = read_part_rows(self.store, part, held, [name])[name]
-            except NotFound:  # pixels live by age, and not as long as releases do
-                continue
+            seen = read_part_rows(self.store, part, held, [name])[name]
             for (row, _), pixels in zip(places, seen, strict=True):
                 found[row] = np.frombuffer(pixels.as_py(), np.uint8).reshape(size, size, 3)
         return found

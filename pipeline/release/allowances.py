@@ -5,6 +5,7 @@ A document of its own, as versions before it read the log: they take an entry wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -14,6 +15,8 @@ from ..errors import IntegrityError
 from ..keys import DIGEST, SHORT
 from ..storage import Store
 from .manifest import RELEASE_ID, document_bytes
+
+_ALLOWED = re.compile(r"/\d{12}\.allowed-([0-9a-f]+)\.json$")
 
 
 class Allowance(BaseModel):
@@ -51,15 +54,17 @@ def write_allowance(
 
 
 def read_allowances(store: Store, entries: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return, by the names of a channel's entries, the reasons by gate of what each was let through for.
+    """Return, by the names of a channel's entries, the reasons by gate of what the release of each was let through for.
 
-    entries: the sha256 of its manifest by the name of each. One listing; entries that passed their gates are left out.
-    Raises IntegrityError for a damaged document.
+    entries: the sha256 of its manifest by the name of each. What let a release onto the channel holds for every later
+    entry of it, as a rollback's. One listing; releases that passed their gates are left out. Raises IntegrityError for
+    a damaged document.
     """
     folders = {name.rpartition("/")[0] + "/" for name in entries}
-    there = {entry.name for folder in folders for entry in store.list(folder)}
-    found = {name: _name(name, digest) for name, digest in entries.items()}
-    return {name: _read(store, document) for name, document in found.items() if document in there}
+    there = [entry.name for folder in folders for entry in store.list(folder)]
+    by_digest = {match.group(1): name for name in sorted(there) if (match := _ALLOWED.search(name))}
+    found = {name: by_digest.get(digest[:SHORT]) for name, digest in entries.items()}
+    return {name: _read(store, document) for name, document in found.items() if document is not None}
 
 
 def _read(store: Store, name: str) -> dict[str, str]:

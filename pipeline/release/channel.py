@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
 from ..keys import DIGEST
 from ..storage import Store
-from .allowances import write_allowance
+from .allowances import read_allowances, write_allowance
 from .config import CHANNEL_NAME
 from .format import check_store
 from .holds import kept_while_appending
@@ -225,7 +225,8 @@ def promote(
             f"release {source.release_id} is a sample of its catalogue, and {to_channel!r} is empty: its readers "
             "would take it for the catalogue. `codebooks refresh --limit N --channel NAME` begins a channel for samples"
         )
-    number = 0 if head is None else head.number
+    number, own = 0 if head is None else head.number, entry_name(from_channel, source.number)
+    before = read_allowances(store, {own: source.manifest_sha256}).get(own, {})
     write_allowance(
         store,
         entry_name(to_channel, number + 1),
@@ -233,7 +234,7 @@ def promote(
         manifest_sha256=source.manifest_sha256,
         run=source.run,
         attempt=source.attempt,
-        allowed=allowed or {},
+        allowed={**before, **(allowed or {})},  # what let it onto its first channel goes with it
     )
     return publish(
         store,

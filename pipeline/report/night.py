@@ -219,6 +219,37 @@ class NightReport:
     tomorrow: Sequence[Task] = ()
     left_out: Sequence[tuple[str, str]] = ()
 
+    @property
+    def allowed(self) -> int:
+        """How many gates were let pass this once."""
+        return sum(not line.passed and line.allowed is not None for line in self.verdicts)
+
+    @property
+    def curve_groups(self) -> tuple[list[Curve], list[Curve]]:
+        """The curves that change: counts and what gates look at, and all others; ten where no gate is named."""
+        moving = [curve for curve in self.curves if curve.moves]
+        # `max_drop.photo_recall` looks at photo_recall, `max_quarantine` at quarantine_share.
+        looked = tuple(line.check.rpartition(".")[2] for line in self.verdicts)
+        stems = tuple(check.partition("_")[2] for check in looked if check.startswith(("min_", "max_")))
+        first = [c for c in moving if c.name in looked or c.name.startswith(stems) or c.name.endswith("(count)")]
+        if not self.verdicts:
+            first = moving[:10]
+        return first, [curve for curve in moving if curve not in first]
+
+    @property
+    def worst(self) -> list[tuple[str, Sequence[Card]]]:
+        """The examples of measures of the whole catalogue, of those with the same ones together, hubs left out."""
+        found: dict[tuple[str, ...], tuple[list[str], Sequence[Card]]] = {}
+        shown = {_ids(line.examples) for line in self.hubs}
+        for line in self.measures:
+            if line.category is None and line.examples and _ids(line.examples) not in shown:
+                found.setdefault(_ids(line.examples), ([], line.examples))[0].append(line.name)
+        return [(", ".join(names), cards) for names, cards in found.values()]
+
+
+def _ids(cards: Sequence[Card]) -> tuple[str, ...]:
+    return tuple(card.item_id for card in cards)
+
 
 def plain(value: Any) -> Any:
     """Return a report as plain values for JSON, the same without its pixels; numbers that are not finite are null."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from .config import SemanticIdsConfig, TablesConfig
-from .night import SID_MOVES, FurtherTables, Night, further_tables
+from .night import SID_MOVES, FurtherTables, Makers, Night, TrainCodebooks, further_tables
 from .sid_measures import sid_lines
 
 __all__ = [
     "SID_MOVES",
     "FurtherTables",
+    "Makers",
     "Night",
     "SemanticIdsConfig",
     "TablesConfig",
+    "TrainCodebooks",
     "further_tables",
     "sid_lines",
 ]

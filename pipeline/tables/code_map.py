@@ -41,7 +41,7 @@ def renumbered(books: Codebooks, old: Codes, new: Codes, sizes: tuple[int, ...])
         placed = np.empty_like(level)
         placed[was] = level[now]
         levels.append(placed)
-    return Codebooks(tuple(levels))
+    return Codebooks(tuple(levels), books.encoder)
 
 
 def map_table(old: Codes, new: Codes, old_sizes: tuple[int, ...], new_sizes: tuple[int, ...]) -> pa.Table:

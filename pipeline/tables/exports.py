@@ -1,35 +1,18 @@
-"""A release's tables in the forms that other tools read: one file each, and nothing in them is pickled."""
+"""A release's tables in the forms that other tools read, of the items that it shows; nothing in them is pickled."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from ..errors import ConfigError
-from ..index.sids import SidTable
-
-
-class Exported(Protocol):
-    """What an export reads of an open release; `reader.Release` is one."""
-
-    def item_ids(self) -> list[str]: ...
-    def attributes(self, item_id: Any) -> dict[str, Any]: ...
-    def sids(self) -> SidTable: ...
-    def table(self, role: str) -> pa.Table: ...
-
-
-def vector_matrix(release: Exported) -> np.ndarray:
-    """Return the table `vectors` as float32 [items, d], items in the order of item_id."""
-    column = release.table("vectors")["vector"]
-    flat = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    width = column.type.list_size
-    return np.concatenate([np.empty(0, np.float32), *flat]).reshape(-1, width)
+from .library_exports import LIBRARIES, write_by_library
+from .shown import Exported, shown_vectors, vector_matrix
 
 
 def _npy(array: np.ndarray) -> Iterator[bytes]:
@@ -45,7 +28,7 @@ def _item_ids(release: Exported) -> Iterator[bytes]:
 
 def _points(release: Exported) -> Iterator[bytes]:
     """Yield one JSON object a line, a point as Qdrant's `upsert` takes it; the key is in the payload."""
-    matrix = vector_matrix(release)
+    matrix = vector_matrix(shown_vectors(release))
     for number, item_id in enumerate(release.item_ids()):
         point = {
             "id": number,
@@ -55,35 +38,59 @@ def _points(release: Exported) -> Iterator[bytes]:
         yield json.dumps(point, ensure_ascii=False, default=str).encode() + b"\n"
 
 
+def _matrix(release: Exported) -> Iterator[bytes]:
+    sids = release.sids()
+    return _npy(sids.matrix(sids.numbers(release.item_ids())))
+
+
+def _ordered(release: Exported) -> Iterator[bytes]:
+    sids = release.sids()
+    return _npy(sids.ordered(sids.numbers(release.item_ids())))
+
+
 EXPORTS: Mapping[str, Callable[[Exported], Iterator[bytes]]] = {
     "item-ids": _item_ids,
-    "vectors-npy": lambda release: _npy(vector_matrix(release)),
-    "sids-npy": lambda release: _npy(release.sids().matrix()),
-    "sids-sorted-npy": lambda release: _npy(release.sids().ordered()),
+    "vectors-npy": lambda release: _npy(vector_matrix(shown_vectors(release))),
+    "sids-npy": _matrix,
+    "sids-sorted-npy": _ordered,
     "sids-json": lambda release: iter([release.sids().words(release.item_ids()).encode()]),
     "qdrant-jsonl": _points,
 }
 
+FORMS = (*EXPORTS, *LIBRARIES)
+
 
 def export(release: Exported, form: str, path: Path) -> int:
-    """Write one of EXPORTS to a file and return its bytes; the file is there whole or not at all.
+    """Write one of FORMS to a file, for `lance` a folder, and return its bytes; it is there whole or not at all.
 
-    Raises ConfigError for a file that is there already, a folder that is not, or a table that the release has not.
+    Raises ConfigError for a file that is there already, a folder that is not, a table that the release has not or a
+    library that is not installed.
     """
     if path.exists():
         raise ConfigError(f"{path} is there already; name another file, or delete it first")
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; make it first, or name another file")
     begun = path.with_name(path.name + ".part")
-    size = 0
+    if begun.exists():
+        raise ConfigError(f"{begun} is there: another export writes it, or was stopped; delete it first")
     try:
-        with begun.open("xb") as file:
-            for piece in EXPORTS[form](release):
-                size += file.write(piece)
+        if form in LIBRARIES:
+            write_by_library(form, release, begun)
+        else:
+            with begun.open("xb") as file:
+                for piece in EXPORTS[form](release):
+                    file.write(piece)
         begun.rename(path)
     except FileExistsError as error:
-        raise ConfigError(f"{begun} is there: another export writes it, or was stopped; delete it first") from error
+        raise ConfigError(f"{begun} is there: another export writes it; wait for it, or name another file") from error
     except BaseException:
-        begun.unlink(missing_ok=True)
+        _delete(begun)
         raise
-    return size
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

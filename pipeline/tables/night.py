@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import NotFound
 from ..index import LatentArrays, SearchIndex
 from ..index.latents import Float32, Rows
 from ..index.sids import FACT
+from ..index.space import Space
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
 from ..release import Manifest, ReleaseFile, Sample, read_manifest, read_table
@@ -22,9 +23,10 @@ from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
+from .codebook_table import CodeLevel, codebook_table
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_files
-from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders
+from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
 from .vectors import ItemVectors, item_vectors, vectors_table
@@ -32,10 +34,16 @@ from .vectors import ItemVectors, item_vectors, vectors_table
 _ROWS = 1 << 17  # items whose vectors are float64 at a time
 SID_MOVES = "sid_moves"  # the measure that must be 0
 
+# Returns codebooks of a method that needs a training, made of a sample of item vectors.
+TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
+
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
+
+    space: the rotation that the latents have been through, None where they are in the model's own axes.
+    """
 
     run: str
     model_id: str
@@ -47,6 +55,16 @@ class Night:
     parent: Manifest | None
     category: str | None = None
     sample: Sample | None = None
+    space: Space | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Makers:
+    """What tables need of a model, which is asked for it where they do. train: where the bundle has no codebooks yet
+    and their method is a training; code_levels: the model's codebooks, none of a model without codes."""
+
+    train: TrainCodebooks
+    code_levels: Callable[[], Sequence[CodeLevel]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +92,42 @@ class _Published:
 
 
 def further_tables(
-    store: Store, night: Night, tables: TablesConfig, semantic_ids: SemanticIdsConfig | None
+    store: Store, night: Night, tables: TablesConfig, semantic_ids: SemanticIdsConfig | None, makers: Makers
 ) -> FurtherTables:
     """Return the tables that are asked for; none where nothing is.
 
     Semantic IDs are those of the last release before that had some, as far as its codebooks are tonight's. Raises
-    ConfigError for codebooks larger than the catalogue, IntegrityError for damaged ones, InputError where no code has
-    room for an item.
+    ConfigError for codebooks larger than the catalogue and for a table of codes that the model has not, IntegrityError
+    for damaged ones, InputError where no code has room for an item.
     """
     made = FurtherTables()
     if semantic_ids is None and not tables.asked:
         return made
+    if tables.codebook is not None:
+        held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category)
+        made.files["codebook"] = table_files(held.table)
+        made.measures.update(held.measures)
     if tables.neighbours:
         made.files["neighbours"] = neighbour_files(night.items, night.index, tables.neighbours)
-        if not tables.vectors and semantic_ids is None:
-            return made
+    if not tables.vectors and semantic_ids is None:
+        return made
     found = item_vectors(night.items, night.latents, metric=night.metric)
-    if tables.vectors or semantic_ids is not None:
-        made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
+    made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
     if semantic_ids is not None:
-        _semantic_ids(store, night, semantic_ids, found, made)
+        _semantic_ids(store, night, semantic_ids, makers.train, found, made)
     return made
 
 
 def _semantic_ids(
-    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, made: FurtherTables
+    store: Store,
+    night: Night,
+    config: SemanticIdsConfig,
+    train: TrainCodebooks,
+    found: ItemVectors,
+    made: FurtherTables,
 ) -> None:
     before = _published(store, night.parent)
-    held = _codebooks(store, night, config, found, before)
+    held = _codebooks(store, night, config, train, found, before)
     books, sizes = held.books, held.books.sizes
     same = before is not None and before.digest == held.digest
     epoch = 1 if before is None else before.epoch + (not same)
@@ -150,20 +176,34 @@ def _published(store: Store, manifest: Manifest | None) -> _Published | None:
 
 
 def _codebooks(
-    store: Store, night: Night, config: SemanticIdsConfig, found: ItemVectors, before: _Published | None
+    store: Store,
+    night: Night,
+    config: SemanticIdsConfig,
+    train: TrainCodebooks,
+    found: ItemVectors,
+    before: _Published | None,
 ) -> HeldCodebooks:
     """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
-    name = codebooks_name(night.model_id, config, night.metric, night.sample)
+    name = codebooks_name(night.model_id, config, _geometry(night), night.sample)
     held = find_codebooks(store, name)
     if held is not None:
         return held
-    books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
+    if config.method == "rqvae":
+        generator = np.random.default_rng(config.seed)
+        books = train(some_vectors(found.vectors, config.levels, generator), config)
+    else:
+        books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
     if before is not None:
         both = _in_both(before.slots, found)
         new = encode(found.vectors[both.new], books)
         books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
     facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
     return keep_codebooks(store, name, books, facts)
+
+
+def _geometry(night: Night) -> str:
+    """Return what codebooks were fitted in: the metric, and the space where it is not the model's own."""
+    return night.metric if night.space is None else f"{night.metric}@{night.space.digest}"
 
 
 @dataclass(frozen=True, slots=True)

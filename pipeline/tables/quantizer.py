@@ -1,4 +1,5 @@
-"""Residual k-means: codebooks fitted level by level on what the levels before left over, and encoding by them.
+"""Codebooks fitted level by level on what the levels before left over (residual k-means), and encoding by these and
+by trained ones.
 
 Encoding is exact: the nearest code by float64 sums of squares, the lowest number on ties, whatever rows are encoded
 together. Matrix products, whose last digits depend on the shapes, only say which codes can be the nearest.
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..index.latents import Float32, Float64, Rows
+from .encoder import Encoder
 
 Codes = NDArray[np.uint16]
 
@@ -24,9 +26,11 @@ _PAIRS = 1 << 23  # float64 distances held at a time
 
 @dataclass(frozen=True, slots=True)
 class Codebooks:
-    """The centroids of every level: float32 [codes of the level, d]."""
+    """The centroids of every level, float32 [codes of the level, d]; encoder: what turns a vector into a point of d
+    numbers where codebooks were trained with one. None: a vector is its own point."""
 
     levels: tuple[Float32, ...]
+    encoder: Encoder | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -36,7 +40,11 @@ class Codebooks:
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return int(self.levels[0].shape[1])
+        return int(self.levels[0].shape[1]) if self.encoder is None else self.encoder.dim
+
+    def points(self, vectors: Float32) -> Float64:
+        """Return what the codes of vectors [n, dim] add up to nearly, float64 [n, d]; a row of its vector alone."""
+        return vectors.astype(np.float64) if self.encoder is None else self.encoder.points(vectors)
 
 
 def fit_codebooks(vectors: Float32, sizes: Sequence[int], *, seed: int) -> Codebooks:
@@ -45,14 +53,18 @@ def fit_codebooks(vectors: Float32, sizes: Sequence[int], *, seed: int) -> Codeb
     Raises ConfigError when a level asks for more codes than there are different vectors to make them of.
     """
     generator = np.random.default_rng(seed)
-    count = min(len(vectors), SAMPLE_A_CODE * max(sizes))
-    sample = np.sort(generator.choice(len(vectors), count, replace=False))
-    residuals = vectors[sample].astype(np.float64)
+    residuals = some_vectors(vectors, sizes, generator).astype(np.float64)
     levels: list[Float32] = []
     for number, size in enumerate(sizes):
-        levels.append(_k_means(residuals.astype(np.float32), size, generator, level=number + 1))
+        levels.append(k_means(residuals.astype(np.float32), size, generator, level=number + 1))
         residuals -= levels[-1][nearest_codes(residuals, levels[-1])]
     return Codebooks(tuple(levels))
+
+
+def some_vectors(vectors: Float32, sizes: Sequence[int], generator: np.random.Generator) -> Float32:
+    """Return the sample of vectors [n, d] that codebooks of these sizes are made of, in the order of the vectors."""
+    count = min(len(vectors), SAMPLE_A_CODE * max(sizes))
+    return vectors[np.sort(generator.choice(len(vectors), count, replace=False))]
 
 
 def encode(vectors: Float32, books: Codebooks) -> Codes:
@@ -69,7 +81,7 @@ def encode(vectors: Float32, books: Codebooks) -> Codes:
     step = max(1, _PAIRS // max(books.sizes))
     for start in range(0, len(vectors), step):
         block = np.s_[start : start + step]
-        residuals = vectors[block].astype(np.float64)
+        residuals = books.points(vectors[block])
         for number, level in enumerate(books.levels):
             codes[block, number] = found = nearest_codes(residuals, level)
             residuals -= level[found]
@@ -102,8 +114,8 @@ def nearest_codes(residuals: Float64, level: Float32) -> Rows:
 
 
 def remainders(vectors: Float32, codes: Codes, books: Codebooks) -> Float64:
-    """Return what is left of vectors [n, d] after the centroids of their codes, as many levels as these have."""
-    left: Float64 = vectors.astype(np.float64)
+    """Return what is left of the points of vectors after the centroids of their codes, of as many levels as given."""
+    left = books.points(vectors)
     for number in range(codes.shape[1]):
         left -= books.levels[number][codes[:, number]]
     return left
@@ -116,7 +128,7 @@ def squared_distances(vector: Float64, centroids: Float64) -> Float64:
     return distances
 
 
-def _k_means(points: Float32, size: int, generator: np.random.Generator, *, level: int) -> Float32:
+def k_means(points: Float32, size: int, generator: np.random.Generator, *, level: int) -> Float32:
     """Return centroids float32 [size, d]: Lloyd's algorithm from different points drawn at random."""
     centroids = _different_points(points, size, generator, level)
     before: Rows | None = None

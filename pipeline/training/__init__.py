@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .codebooks_job import CodebooksJob, train_codebooks
 from .codes import Codes, CodesLoader, read_codes
 from .config import OlderThan, PriorTrainConfig, TrainConfig, train_period
 from .driver import train_job
@@ -15,6 +16,7 @@ from .worker import FIT_PHOTOS, TrainJob
 
 __all__ = [
     "FIT_PHOTOS",
+    "CodebooksJob",
     "Codes",
     "CodesLoader",
     "FeatureRows",
@@ -29,6 +31,7 @@ __all__ = [
     "TrainJob",
     "TrainProgress",
     "read_codes",
+    "train_codebooks",
     "train_here",
     "train_job",
     "train_period",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..models.base import Batch
 from ..parts import part_columns, read_part
 from ..storage import Store
 from .part_rows import PartRows
+from .rows_loader import RowsLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,51 +82,27 @@ def grid_of(number: int) -> tuple[int, int]:
     return side, side
 
 
-class CodesLoader:
-    """One rank's batches of codes, for the loop; `PixelLoader` does the same for photos.
+class CodesLoader(RowsLoader):
+    """One rank's batches of codes, for the loop; see RowsLoader.
 
-    batch_size: photos a batch of this rank; steps_per_epoch: batches of every rank an epoch. Every epoch all photos are
-    permuted by (seed, epoch), and a step takes the next batch_size * world_size of them, of which each rank has its
-    stretch: a step's photos do not depend on the number of ranks. The last step takes some of the first photos again.
     Raises InputError when there are fewer photos than ranks.
     """
 
     def __init__(self, codes: Codes, *, batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        self._train, self._held_out = codes.side(held_out=False), codes.side(held_out=True)
-        self.num_photos, self.num_held_out = len(self._train), len(self._held_out)
-        if self.num_photos < world_size:
+        train, held_out = codes.side(held_out=False), codes.side(held_out=True)
+        if len(train) < world_size:
             raise InputError(
-                f"codes of {self.num_photos} photos cannot feed {world_size} training workers ({self.num_held_out} are "
+                f"codes of {len(train)} photos cannot feed {world_size} training workers ({len(held_out)} are "
                 "held out); add photos, lower train.validation or train.workers"
             )
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._seed = seed
-        self.steps_per_epoch = -(-self.num_photos // (batch_size * world_size))
-
-    def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """Yield the batches of steps start..stop - 1, counted over all epochs, on the CPU."""
-        together = self._batch_size * self._world_size
-        epoch, order = -1, np.empty(0, np.int64)
-        for step in range(start, stop):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.random.default_rng([self._seed, epoch]).permutation(self.num_photos)
-            first = step % self.steps_per_epoch * together + self._rank * self._batch_size
-            yield _batch(self._train, order[np.arange(first, first + self._batch_size) % self.num_photos])
-
-    def validation(self) -> Generator[Batch]:
-        """Yield this rank's share of the held-out photos; over all ranks every one comes once."""
-        begin = self.num_held_out * self._rank // self._world_size
-        end = self.num_held_out * (self._rank + 1) // self._world_size
-        for rows in _stretches(begin, end, self._batch_size):
-            yield _batch(self._held_out, rows)
-
-
-def _stretches(begin: int, end: int, size: int) -> Iterator[NDArray[np.int64]]:
-    for first in range(begin, end, size):
-        yield np.arange(first, min(first + size, end))
+        super().__init__(
+            (len(train), lambda rows: _batch(train, rows)),
+            (len(held_out), lambda rows: _batch(held_out, rows)),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+        )
 
 
 def _batch(codes: Codes, rows: NDArray[np.int64]) -> Batch:

@@ -187,11 +187,12 @@ def open_loop(
     build: Callable[..., Model],
     inputs: str,
     line: Line,
+    scalars: str = "tensorboard",
 ) -> Loop:
     """Return the loop of one rank of a job, which goes on from the newest checkpoint where there is one.
 
     build: called with `fresh`, whether there is none; returns the model to train, the same on every rank. inputs: a
-    digest of what is trained on, which a checkpoint must have been made with.
+    digest of what is trained on, which a checkpoint must have been made with. scalars: the run's folder for them.
     """
     identity = {
         "train_key": job.train_key,
@@ -216,7 +217,7 @@ def open_loop(
         labels=job.labels,
         checkpoints=checkpoints,
         line=line,
-        open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/tensorboard", purge_step=step),
+        open_scalars=lambda step: Scalars(job.store, f"{job.run_dir}/{scalars}", purge_step=step),
     )
 
 

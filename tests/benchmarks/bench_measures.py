@@ -53,6 +53,7 @@ def timed(into: dict[str, Any], name: str) -> Iterator[None]:
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     into[name] = {"cpu_s": round(time.process_time() - cpu, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+    print(f"{name}: {into[name]}", flush=True)
 
 
 def latents_of(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,10 +136,10 @@ def measured(rows: int, data: Path | None) -> dict[str, Any]:
     ).manifest  # fmt: skip
     given = {name: getattr(night, name) for name in Night.__slots__} | {"parent": parent}
     now = tonight(Night(**given))
-    keep_pixels(store, now, photos(data))
     told["lines"] = {}
     with timed(told["lines"], "order of items"):
         _ = now.order
+    keep_pixels(store, now, photos(data))
     with timed(told["lines"], "photos looked at"):
         looked = now.looked
     told["photos"] = 0 if isinstance(looked, LeftOut) else len(looked.rows) + len(looked.second)

@@ -86,3 +86,9 @@ def test_a_refused_release_is_let_pass_once(commands_here: Any, stages_here: Any
     three = json.loads(store.get("runs/three/result.json"))["release"]
     shop.command("rollback", "--to", three)
     assert shop.command("releases")["releases"][-1]["verdict"] == "refused"
+    # What a person let pass stays so, on a rollback to it and on another channel.
+    shop.command("rollback", "--to", refused["release"])
+    shop.command("promote", "stable", "beside")
+    for channel in ("stable", "beside"):
+        line = shop.command("releases", "--channel", channel)["releases"][-1]
+        assert (line["verdict"], line["allowed"]) == ("allowed", {"min_items": "half the shop is closed"})

@@ -324,3 +324,17 @@ def test_photos_are_read_from_few_stretches() -> None:
     rows, uniform = chosen_photos(replace(tonight, night=replace(tonight.night, items=items)))
     assert uniform == len(rows) == 32 * 20
     assert len(set(rows // 20)) == 32
+
+
+def test_few_photos_are_fetched_once_more() -> None:
+    tonight = night_of(vectors(900))
+    parts = pa.array([None if row % 3 else "pixels/p" for row in range(900)], pa.string()).dictionary_encode()
+    items = tonight.night.items.set_column(3, "pixels_part", parts)
+    tonight = replace(tonight, night=replace(tonight.night, items=items))
+    rows, uniform = chosen_photos(tonight)
+    lost = rows[rows % 3 > 0]
+    assert len(lost) == 200
+    assert 270 < uniform < 330, "as many of the kept ones as there are among so many"
+    assert np.array_equal(rows[:uniform], tonight.order[:uniform])
+    none = replace(tonight, config=MeasuresConfig(fetched=0))
+    assert not (chosen_photos(none)[0] % 3).any()

@@ -18,7 +18,7 @@ A line is left out by its name in `measures.without`. Shares are 0..1; `up`, `do
 | | antihub_share [c] | share, down | items that are among nobody's 10 nearest |
 | churn | neighbour_churn [c] | share, down | of the parent's 10 nearest of unchanged items that are others tonight |
 | | neighbour_displaced | share, - | of these: a neighbour left, or a new or changed one came between |
-| | neighbour_moved | share, 0 | of these: the pair's score is another one; must be 0 |
+| | neighbour_moved | share, 0 | pairs of unchanged items, neighbours then, whose score is another one; must be 0 |
 | | neighbour_missed | share, down | of these: scores are as before; one of two approximate searches missed it |
 | scores | score_q01, score_q50, score_q99 | score, - | quantiles of the score of an item's nearest other item |
 | | score_q01_shift, score_q50_shift, score_q99_shift | score, 0 | n; tonight's less the parent's |
@@ -42,13 +42,12 @@ A line is left out by its name in `measures.without`. Shares are 0..1; `up`, `do
 Each night: spread, hubness, scores, near_duplicates, identical, coverage. Where photos' pixels can be had:
 photo_recall, view_agreement, lidar; with a decoder too: reconstruction. With a parent of the same bundle and metric
 that has the role `asked_neighbours` (every release of this version): all of churn, and the shifts; with one of another
-bundle neighbour_churn alone, with one of another metric nothing. With a parent: rekeyed. With 50 added items or more:
+bundle, metric or weights of codes neighbour_churn alone. With a parent: rekeyed. With 50 added items or more:
 drift, drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use. With `catalogue.category`:
 category and [c].
 
 What cannot be measured is left out, never a made-up number. All samples are the items with the lowest seeded hashes of
-their ids: the same from night to night as far as they live, so that two nights are compared on the same items. What all
-this costs does not grow with the catalogue but for identical, rekeyed and coverage, which read columns of tables.
+their ids: the same from night to night as far as they live, so that two nights are compared on the same items.
 """
 
 from __future__ import annotations

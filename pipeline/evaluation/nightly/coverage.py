@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ...ordering import as_numpy, ranks, run_starts, take_column
+from ...ordering import ranks, run_starts, take_column
 from ..measured import Measured
 from .intervals import wilson
 from .sampling import by_kind
@@ -26,8 +25,7 @@ def coverage(tonight: Tonight) -> Found:
         return LeftOut("no item was asked for")
     rows = np.flatnonzero(run_starts(catalogue["item_id"]))
     ids = take_column(catalogue["item_id"], rows)
-    living = take_column(tonight.night.items["item_id"], tonight.firsts).combine_chunks()
-    covered = as_numpy(pc.is_in(ids, value_set=living.cast(ids.type))).astype(np.bool_)
+    covered = tonight.numbers_of(ids) >= 0
     named = category is not None and category in catalogue.column_names
     labels, kinds = (
         (None, list[str]()) if not named else ranks(take_column(catalogue[str(category)], rows).cast(pa.string()))

@@ -77,5 +77,9 @@ def nightly_measures(tonight: Tonight) -> Nightly:
         if strange := [one.name for one in said if not math.isfinite(one.value)]:
             left_out[name] = f"{', '.join(sorted(set(strange)))} would be no finite number"
         found += [one for one in said if math.isfinite(one.value)]
+    parent = tonight.night.parent
+    if parent is not None and not tonight.same_space:
+        what = "is of another bundle or metric, or weighs codes by what it holds"
+        left_out["parent_scores"] = f"scores are not compared with those of {parent.release_id}, which {what}"
     compares = {"churn", "scores"} - set(tonight.config.without)
     return Nightly(tuple(found), left_out, asked_table(tonight.asked, tonight.item_ids) if compares else None)

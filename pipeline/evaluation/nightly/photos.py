@@ -22,12 +22,17 @@ def chosen_photos(tonight: Tonight) -> tuple[Rows, int]:
 
     The first photos of `queries` items, and up to _EACH of each of the most frequent categories. Where pixels lie in
     more than _STRETCHES stretches of 1,024, those with the lowest hashes are chosen first and the items among theirs: a
-    hundred gigabytes are not read for a thousand photos.
+    hundred gigabytes are not read for a thousand photos. Of photos whose pixels are not kept there are no more than
+    `fetched`: the sample ends before the next one, or it would be of the kept ones; where it is 0 these alone count.
     """
     order = tonight.firsts[tonight.order]
     candidates = order[np.isin(order, _within_reach(tonight))]
-    chosen = candidates[: tonight.config.queries]
-    return topped_up(chosen, candidates, tonight.labels, each=_EACH), len(chosen)
+    kept = as_numpy(tonight.night.items["pixels_part"].is_valid()).astype(np.bool_)
+    if not tonight.config.fetched:
+        candidates = candidates[kept[candidates]]
+    within = np.cumsum(~kept[candidates]) <= tonight.config.fetched
+    chosen = candidates[within][: tonight.config.queries]
+    return topped_up(chosen, candidates[kept[candidates]], tonight.labels, each=_EACH), len(chosen)
 
 
 def _within_reach(tonight: Tonight) -> Rows:
@@ -37,12 +42,12 @@ def _within_reach(tonight: Tonight) -> Rows:
     others, other_names = ranks(places["latents_part"])  # photos whose pixels are not kept lie apart as their latents
     numbers = np.where(kept >= 0, kept, len(names) + others)
     held = [as_numpy(places[name], missing=0).astype(np.int64) for name in ("pixels_row", "latents_row")]
-    stretches = np.stack([numbers, np.where(kept >= 0, held[0], held[1]) // _STRETCH])
-    found, own = np.unique(stretches, axis=1, return_inverse=True)
-    if found.shape[1] <= _STRETCHES:
+    stretches = numbers << 32 | np.where(kept >= 0, held[0], held[1]) // _STRETCH
+    found, own = np.unique(stretches, return_inverse=True)
+    if len(found) <= _STRETCHES:
         return rows
     every = [*names, *other_names]
-    texts = [f"{every[number]}:{stretch}" for number, stretch in found.T.tolist()]
+    texts = [f"{every[one >> 32]}:{one & 0xFFFFFFFF}" for one in found.tolist()]
     chosen = np.argsort(hashes(texts, tonight.config.seed), kind="stable")[:_STRETCHES]
-    near: Rows = rows[np.isin(own.ravel(), chosen)]
+    near: Rows = rows[np.isin(own, chosen)]
     return near

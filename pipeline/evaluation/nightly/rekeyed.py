@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from ...ordering import as_numpy
+from ...ordering import as_numpy, joined
 from ...release import read_table
 from ..measured import Measured
 from .identical import numbered
@@ -30,8 +31,7 @@ def rekeyed(tonight: Tonight) -> Found:
     if not pc.any(pc.equal(night.changes["change"], "added")).as_py():  # no photo has come to an item
         return [Measured("rekeyed_share", 0.0, *wilson(0, max(1, now.num_rows)), n=now.num_rows)]
     before = read_table(tonight.store, night.parent, "items", columns=_COLUMNS)
-    there = as_numpy(pc.is_in(now["digest"], value_set=before["digest"].combine_chunks())).astype(np.bool_)
-    kept = as_numpy(pc.is_in(_pairs(now), value_set=_pairs(before).combine_chunks())).astype(np.bool_)
+    there, kept = (_among(of(now), of(before)) for of in (_digests, _pairs))
     pictures = numbered(now["digest"])
     both, same = np.unique(pictures[there]), np.unique(pictures[kept])
     if not len(both):
@@ -42,7 +42,15 @@ def rekeyed(tonight: Tonight) -> Found:
     return [Measured("rekeyed_share", count / len(both), *wilson(count, len(both)), None, len(both), examples)]
 
 
+def _among(asked: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return as_numpy(pc.is_in(asked, value_set=joined(known))).astype(np.bool_)
+
+
+def _digests(photos: pa.Table) -> pa.ChunkedArray:
+    return photos["digest"].cast(pa.large_string())
+
+
 def _pairs(photos: pa.Table) -> pa.ChunkedArray:
     # Digests are of one length, so that no two pairs read alike.
-    wide = [photos[name].cast(pa.large_string()) for name in ("digest", "item_id")]
+    wide = [_digests(photos), photos["item_id"].cast(pa.large_string())]
     return pc.binary_join_element_wise(*wide, pa.scalar("/", pa.large_string()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...index import Grouping, LatentArrays, nearest_exact
 from ...index.means import at_length_one
-from ...ordering import as_numpy, ranks, run_starts, take_column
+from ...ordering import as_numpy, joined, ranks, run_starts, take_column
 from ...storage import Store
 from ...tables import Night
 from ..measured import Measured
@@ -73,8 +73,11 @@ class Tonight:
 
     @cached_property
     def looked(self) -> Looked | LeftOut:
-        """The photos that were looked at once more, or why none."""
-        return self.look(self)
+        """The photos that were looked at once more, in the space of tonight's vectors, or why none."""
+        looked, space = self.look(self), self.night.space
+        if space is None or isinstance(looked, LeftOut):
+            return looked
+        return replace(looked, first=space.rotated(looked.first), second=space.rotated(looked.second))
 
     @cached_property
     def firsts(self) -> Rows:
@@ -147,8 +150,12 @@ class Tonight:
 
     def numbers_of(self, item_ids: pa.ChunkedArray) -> Rows:
         """Return the item numbers of item_ids [n], -1 for those that do not live."""
-        known = self.item_ids.combine_chunks()
-        return as_numpy(pc.index_in(item_ids.cast(known.type), value_set=known), missing=-1).astype(np.int64)
+        found = pc.index_in(item_ids.cast(pa.large_string()), value_set=self._known_ids)
+        return as_numpy(found, missing=-1).astype(np.int64)
+
+    @cached_property
+    def _known_ids(self) -> pa.Array:
+        return joined(self.item_ids)
 
     def names(self, rows: Rows) -> tuple[str, ...]:
         """Return the item_ids of rows."""
