@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -56,6 +56,9 @@ bench-claims: $(VENV)/.dev  ## what the seed texts claim, as small experiments (
 
 bench-refresh: $(VENV)/.dev  ## refreshes of real catalogues (DATA=folder), about ten minutes
 	$(BIN)/python tests/benchmarks/bench_refresh.py --data $(DATA)
+
+bench-space: $(VENV)/.dev  ## a retrain with and without the kept space: neighbours, and a consumer's classifier (DATA=folder)
+	$(BIN)/python tests/benchmarks/bench_space.py --data $(DATA) --json tests/benchmarks/results/space.json
 
 bench-flips: $(VENV)/.dev  ## every file of a signed release damaged in every way: who refuses it by name
 	$(BIN)/python tests/benchmarks/bench_flips.py --json tests/benchmarks/results/flips.json

@@ -19,6 +19,7 @@ from pipeline.evaluation.measured import whole_catalogue
 from pipeline.evaluation.verdicts import one_a_gate, verdicts_table
 from pipeline.events import Examined, tell
 from pipeline.index import gather_latents, nightly_index
+from pipeline.index.kept_space import kept_space
 from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import Bundle, load_bundle
 from pipeline.models.codebooks import code_levels
@@ -138,6 +139,9 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
     with context.watch.stage("index", photos=items.num_rows):
         context.progress.note(f"index: {config.index.kind} over {items.num_rows:,} photos, {config.index.metric}")
         latents = gather_latents(store, items, columns=config.index.needs)
+        asked = config.publish.keep_space
+        kept = kept_space(store, items, latents, parent, model_id=bundle.model_id, index=config.index, asked=asked)
+        latents = kept.rotated(latents)
         made = nightly_index(
             store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
         )
@@ -160,9 +164,12 @@ def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, pare
             parent=parent,
             category=config.catalogue.category,
             sample=plan.summary.sample,
+            space=kept.space,
         )
         makers = Makers(partial(codebooks_of, context), partial(code_levels, bundle.model))
         further = further_tables(store, night, config.tables, config.semantic_ids, makers)
+        further.files.update(kept.files())
+        further.inputs.update(kept.inputs)
         nightly = measure_night(store, config, plan, bundle, night, context.files)
         nightly = nightly.behind(counted_shares(counts, quarantine, changes))
         measures = {**measure(built, counts), **whole_catalogue(nightly.found), **further.measures}

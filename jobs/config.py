@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jobs.command import Arguments
 from jobs.sources import read_sources
@@ -14,6 +14,7 @@ from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig, MeasuresConfig
 from pipeline.images import ImagesConfig
 from pipeline.index import IndexConfig
+from pipeline.index.space import check_rotates
 from pipeline.models import AnyModelConfig
 from pipeline.monitoring import MonitorConfig
 from pipeline.nodes import ClusterConfig
@@ -52,6 +53,12 @@ class Config(BaseModel):
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     choose: ChooseConfig = Field(default_factory=ChooseConfig)
 
+    @model_validator(mode="after")
+    def _rotates(self) -> Config:
+        if self.publish.keep_space:
+            check_rotates(self.index)
+        return self
+
     @field_validator("catalogue")
     @classmethod
     def _absolute_source(cls, catalogue: CatalogueConfig) -> CatalogueConfig:
@@ -74,7 +81,8 @@ def config_values(config: Config) -> dict[str, Any]:
 
     Whom a run tells and who signs is no part of it, and may be secret.
     """
-    idle = {"sign", *(["canary"] if config.publish.canary is None else [])}
+    unset = {"canary": config.publish.canary is None, "keep_space": not config.publish.keep_space}
+    idle = {"sign", *(name for name, left_out in unset.items() if left_out)}
     values = config.model_dump(mode="json", exclude={"monitor": True, "publish": idle})
     if config.images.keep != "auto":  # the section itself leaves it out, so that it is in no key
         values["images"]["keep"] = config.images.keep

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..forks import FreshLock, never_freed, renewed_in_children
 from ..parts import read_part_rows
 from ..release import Delisted, FileEntry, Manifest
 from ..release.absent import Absences, Refusal
+from ..release.manifest import SPACE
 from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import FileCache
@@ -31,6 +33,7 @@ from .metrics import metric_named
 from .photo import PhotoEncoder
 from .segments import index_of
 from .sids import FACT, SidTable
+from .space import Space, rotated_table, space_of
 
 SID_PREFIX = "sid_prefix"  # the condition of `where` that semantic IDs answer
 
@@ -221,12 +224,23 @@ class OpenedRelease:
             yield self.items.item_id(item), score, self.items.attributes_of(item)
 
     def latents(self, item_ids: Sequence[Any]) -> pa.Table:
-        """Return the latents of items, one row a photo, in the order asked. Raises UnknownItem, ConfigError."""
+        """Return the latents of items, one row a photo, in the order asked. Raises UnknownItem, ConfigError.
+
+        Where the release is rotated into the space of another bundle, the means are too, and there are no variances.
+        """
         rows = [self.items.rows_of(self.find(item_id)) for item_id in item_ids]
         wanted = np.concatenate([np.empty(0, np.int64), *rows])
         columns = ["item_id", "uri", "view", "latents_part", "latents_row"]
         places = self._item_files.rows(wanted, columns)
-        return latents_table(places, self._fetch_part, dim=self.manifest.latent_dim)
+        found, space = latents_table(places, self._fetch_part, dim=self.manifest.latent_dim), self._space()
+        return found if space is None else rotated_table(found, space)
+
+    def _space(self) -> Space | None:
+        """Return the rotation that the release's vectors have been through, None where they are the model's own."""
+        if SPACE not in self.manifest.files:
+            return None
+        entry = self.manifest.file(SPACE)
+        return space_of(Path(self._fetch(entry)).read_bytes(), entry.name, self.manifest.latent_dim)
 
     def photos(self, item_id: Any) -> list[StoredPhoto]:
         """Return an item's photos, in the order of its rows. Raises UnknownItem, ConfigError."""
@@ -271,5 +285,5 @@ class OpenedRelease:
         with self._encoding:
             if self._encoder is None:
                 codes = "codes" in self.index.metric.needs
-                self._encoder = PhotoEncoder(self._store, self._cache, self.manifest, codes=codes)
+                self._encoder = PhotoEncoder(self._store, self._cache, self.manifest, codes=codes, space=self._space())
             return self._encoder

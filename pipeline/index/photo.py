@@ -14,6 +14,7 @@ from ..release import FileEntry, Manifest
 from ..storage import Store
 from ..storage.cache import FileCache
 from .latents import LatentArrays
+from .space import Space
 
 _CONDITION = "condition"  # the second input of a conditional model's encoder
 _NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without a label, the first label
@@ -22,10 +23,13 @@ _NONE, _UNKNOWN, _FIRST = 0, 1, 2  # rows of its table: no category, one without
 class PhotoEncoder:
     """The ONNX encoder of one bundle; safe to use from several threads."""
 
-    def __init__(self, store: Store, cache: FileCache, manifest: Manifest, *, codes: bool = False) -> None:
+    def __init__(
+        self, store: Store, cache: FileCache, manifest: Manifest, *, codes: bool = False, space: Space | None = None
+    ) -> None:
         """Read the encoder and how photos are decoded for it, through the cache where the manifest has their digests.
 
-        codes: whether a photo's codes are computed too, where the model has them.
+        codes: whether a photo's codes are computed too, where the model has them. space: that the release is rotated
+        into, and photos with it.
         Raises ConfigError when onnxruntime is not installed, IntegrityError when the bundle is not whole or its bytes
         are not those of the manifest.
         """
@@ -36,6 +40,7 @@ class PhotoEncoder:
                 "a query by photo needs the encoder, and onnxruntime is not installed; run "
                 "`pip install 'visual-codebooks[photo]'`"
             ) from error
+        self._space = space
         folder = f"models/{manifest.model_id}"
         written = _read(store, cache, f"{folder}/config.json", manifest.bundle_config)
         network = _read(store, cache, f"{folder}/encoder.onnx", manifest.encoder)
@@ -85,7 +90,8 @@ class PhotoEncoder:
             given[_CONDITION] = np.array([self._row(category)], np.int64)
         made = dict(zip(self._kept, self._session.run(self._outputs, given), strict=True))
         kinds = {name: np.int32 if name == "codes" else np.float32 for name in made}
-        return LatentArrays(**{name: values.astype(kinds[name], copy=False) for name, values in made.items()})
+        found = LatentArrays(**{name: values.astype(kinds[name], copy=False) for name, values in made.items()})
+        return found if self._space is None else self._space.rotated(found)
 
     def _row(self, category: Any) -> int:
         """Return the row of the model's table of categories, as `models.conditions.condition_of` does with torch."""

@@ -238,10 +238,12 @@ def measure_settings(config: NightSettings) -> dict[str, Any]:
 
 
 def table_settings(config: NightSettings) -> dict[str, Any]:
-    """Return the sections `tables` and `semantic_ids` where they ask for something, as plain values."""
+    """Return `tables`, `semantic_ids` and `publish.keep_space` where they ask for something, as plain values."""
     asked: dict[str, Any] = {"tables": config.tables.model_dump(mode="json")} if config.tables.asked else {}
     if config.semantic_ids is not None:
         asked["semantic_ids"] = config.semantic_ids.model_dump(mode="json")
+    if config.publish.keep_space:
+        asked["keep_space"] = True
     return asked
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..images import ImagesConfig
-from ..index import LatentArrays, SearchIndex, gather_latents
+from ..index import LatentArrays, SearchIndex
+from ..index.kept_space import release_latents
 from ..index.segments import index_of
 from ..release import Manifest
 from ..release.tables import read_file, read_table
@@ -43,7 +44,7 @@ def open_space(store: Store, manifest: Manifest) -> Space:
     """Return a release's space. Meant for releases that fit into memory."""
     items = read_table(store, manifest, "items")
     index = index_of(manifest, partial(read_file, store), items.select)
-    return Space(manifest, items, gather_latents(store, items, columns=index.metric.needs), index)
+    return Space(manifest, items, release_latents(store, manifest, items, columns=index.metric.needs), index)
 
 
 def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int, category: str | None) -> bytes:

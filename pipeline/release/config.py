@@ -38,6 +38,8 @@ class PublishConfig(BaseModel):
 
     canary: the channel of releases of another bundle than that of the current release of `channel`; they wait there
     for `codebooks promote`. Without it a new bundle goes live with its first release that passes the gates.
+    keep_space: rotate a new bundle's vectors onto the space of the release before, so that what consumers have learned
+    from these goes on working; for the metrics `l2` and `cosine`, which a rotation leaves as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +47,7 @@ class PublishConfig(BaseModel):
     channel: str = Field(default="stable", pattern=CHANNEL_NAME)
     sign: SignConfig | None = None
     canary: str | None = Field(default=None, pattern=CHANNEL_NAME)
+    keep_space: bool = False
 
     @model_validator(mode="after")
     def _apart(self) -> PublishConfig:

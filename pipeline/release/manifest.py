@@ -15,7 +15,9 @@ from ..keys import DIGEST, SHORT, digest_of, key_of, portable
 from ..parts import PartFile
 from ..storage import Store
 
-FORMAT: Final = 3  # the newest manifest that this version reads; it writes the oldest that can say what is in one
+FORMAT: Final = 4  # the newest manifest that this version reads; it writes the oldest that can say what is in one
+ROTATED: Final = 4  # what knows nothing of rotations would compare a photo's latents with vectors in other axes
+SPACE = "space"  # the role of a rotation's file, and its entry among the inputs
 RELEASES = "releases/"
 SEGMENTS = "indexes/"  # of indexes, which several releases share
 SEGMENTED = ("index", "features")  # the roles whose files may lie there
@@ -48,16 +50,17 @@ class Manifest(BaseModel):
     """What a release holds and its lineage; written last and never changed.
 
     Every name in it is a full name on the store. format: 1 where each role has one file, which earlier versions read, 2
-    where one has several, 3 where the index is made of segments, which lie outside of the release. files: by role
-    (`items`, `quarantine`, `changes`, `index`, `report`), those of a table in the order of its rows. parts: the latents
-    parts that items names, in name order. encoder, bundle_config: the files of the model's bundle that a query by photo
-    reads, `encoder.onnx` and `config.json`; None in releases from before these were listed. counts, measures: by name.
+    where one has several, 3 where the index is made of segments, which lie outside of the release, 4 where its vectors
+    are rotated (role `space`, see `index.space`). files: by role (`items`, `quarantine`, `changes`, `index`, `report`),
+    those of a table in the order of its rows. parts: the latents parts that items names, in name order. encoder,
+    bundle_config: the files of the model's bundle that a query by photo reads, `encoder.onnx` and `config.json`; None
+    in releases from before these were listed. counts, measures: by name.
     inputs: where the catalogue was read from, the train key, `sample` where it is one, and the gates' `verdicts`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1, 2, 3] = 1
+    format: Literal[1, 2, 3, 4] = 1
     release_id: str = Field(pattern=RELEASE_ID)
     release_key: str
     run: str
@@ -96,6 +99,8 @@ class Manifest(BaseModel):
             raise ValueError(f"format 1 has one file a role, and there are several of {', '.join(several)}")
         if self.format < 3 and self.segmented:
             raise ValueError(f"format {self.format} has no segments, and its index is made of some")
+        if self.format < ROTATED and SPACE in self.files:
+            raise ValueError(f"format {self.format} has no rotated space, and there is a file of the role {SPACE}")
         return self
 
     @field_serializer("files")
@@ -170,7 +175,7 @@ def release_key(
     evaluation: Mapping[str, Any],
     gates: Mapping[str, Any],
     parent: str | None,
-    manifest_format: Literal[1, 2, 3] = 1,
+    manifest_format: Literal[1, 2, 3, 4] = 1,
     tables: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the key of a release (64 hex): what is in it, not when or by which code it was made.

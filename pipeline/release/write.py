@@ -11,7 +11,7 @@ from ..keys import SHORT, digest_of
 from ..parts import PartFile
 from ..storage import Store
 from .format import claim_store
-from .manifest import FileEntry, Manifest, manifest_name, read_hashed_manifest, release_folder
+from .manifest import ROTATED, SPACE, FileEntry, Manifest, manifest_name, read_hashed_manifest, release_folder
 
 
 class ReleaseFile(NamedTuple):
@@ -41,7 +41,7 @@ def write_release(
 
     files: by role, several as an iterator in the order of their rows, each of which is written before the next is asked
     for. segments: the files of an index that is made of some, by role, which are on the store already. The manifest is
-    of format 1 where every role has one file and none of them is a segment. fields: every other field of `Manifest`;
+    of the oldest format that can say what is in it. fields: every other field of `Manifest`;
     `created` is now unless given. Raises IntegrityError when a part or a bundle's file that the manifest would name is
     no longer on the store.
     """
@@ -53,7 +53,7 @@ def write_release(
     fields.setdefault("created", datetime.now(UTC))
     several = any(len(written) > 1 for written in entries.values())
     entries |= {role: tuple(shared) for role, shared in (segments or {}).items()}
-    lowest: Literal[1, 2, 3] = 3 if segments else 2 if several else 1
+    lowest: Literal[1, 2, 3, 4] = ROTATED if SPACE in entries else 3 if segments else 2 if several else 1
     manifest = Manifest(release_id=release_id, format=lowest, files=entries, **fields)
     written = [entry for role in entries.values() for entry in role]
     check_listed(store, [*manifest.parts, *manifest.bundle_files(), *written])

@@ -14,6 +14,7 @@ from ..errors import NotFound
 from ..index import LatentArrays, SearchIndex
 from ..index.latents import Float32, Rows
 from ..index.sids import FACT
+from ..index.space import Space
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
 from ..release import Manifest, ReleaseFile, Sample, read_manifest, read_table
@@ -39,7 +40,10 @@ TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column."""
+    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
+
+    space: the rotation that the latents have been through, None where they are in the model's own axes.
+    """
 
     run: str
     model_id: str
@@ -51,6 +55,7 @@ class Night:
     parent: Manifest | None
     category: str | None = None
     sample: Sample | None = None
+    space: Space | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,7 @@ def _codebooks(
     before: _Published | None,
 ) -> HeldCodebooks:
     """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
-    name = codebooks_name(night.model_id, config, night.metric, night.sample)
+    name = codebooks_name(night.model_id, config, _geometry(night), night.sample)
     held = find_codebooks(store, name)
     if held is not None:
         return held
@@ -194,6 +199,11 @@ def _codebooks(
         books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
     facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
     return keep_codebooks(store, name, books, facts)
+
+
+def _geometry(night: Night) -> str:
+    """Return what codebooks were fitted in: the metric, and the space where it is not the model's own."""
+    return night.metric if night.space is None else f"{night.metric}@{night.space.digest}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...catalogue.difference import pair_keys
-from ...index import gather_latents
+from ...index.kept_space import release_latents
 from ...ordering import as_numpy, take_rows
 from ...release import read_table
 from ..measured import Measured
@@ -82,7 +82,7 @@ def drift_changed(tonight: Tonight) -> Found:
     both = (before >= 0) & (now >= 0)
     if both.sum() < FEWEST:
         return LeftOut(f"{int(both.sum())} changed photos are in both releases; it takes {FEWEST}")
-    former = gather_latents(tonight.store, take_rows(old, before[both])).mean
+    former = release_latents(tonight.store, night.parent, take_rows(old, before[both])).mean
     return _compared("drift_changed", tonight, tonight.directed(former), now[both], paired=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,8 +73,11 @@ class Tonight:
 
     @cached_property
     def looked(self) -> Looked | LeftOut:
-        """The photos that were looked at once more, or why none."""
-        return self.look(self)
+        """The photos that were looked at once more, in the space of tonight's vectors, or why none."""
+        looked, space = self.look(self), self.night.space
+        if space is None or isinstance(looked, LeftOut):
+            return looked
+        return replace(looked, first=space.rotated(looked.first), second=space.rotated(looked.second))
 
     @cached_property
     def firsts(self) -> Rows:
