@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 _JPEG_QUALITY = 92  # a page of a hundred pictures of 64 px then has about a quarter of the bytes of lossless ones
 
@@ -93,6 +95,13 @@ def _data_uri(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def _breakable(text: str) -> Markup:
+    """Return a name, escaped, that may go on in the next line after `_` and `.`."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[_.])", text))
+
+
 def _number(value: float | None) -> str:
     """Return a number as people read it: whole ones in full, others to four digits, "" for none."""
     if value is None:
@@ -116,5 +125,6 @@ def template(name: str) -> Template:
     environment.filters["data_uri"] = _data_uri
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["number"] = _number
+    environment.filters["breakable"] = _breakable
     environment.filters["percent"] = lambda share: f"{share:.2%}" if share < 0.01 else f"{share:.1%}"
     return environment.get_template(name)

@@ -136,10 +136,10 @@ def measured(rows: int, data: Path | None) -> dict[str, Any]:
     ).manifest  # fmt: skip
     given = {name: getattr(night, name) for name in Night.__slots__} | {"parent": parent}
     now = tonight(Night(**given))
-    keep_pixels(store, now, photos(data))
     told["lines"] = {}
     with timed(told["lines"], "order of items"):
         _ = now.order
+    keep_pixels(store, now, photos(data))
     with timed(told["lines"], "photos looked at"):
         looked = now.looked
     told["photos"] = 0 if isinstance(looked, LeftOut) else len(looked.rows) + len(looked.second)

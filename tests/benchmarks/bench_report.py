@@ -1,8 +1,8 @@
 """The report of a release of --items items beside its parent: seconds, memory and bytes of the page.
 
 The store is written as a refresh writes it, but latents are drawn (200 directions and a spread), and photos are real
-ones from --data/fashion-mnist, 64 a side, in parts of 8,192 whose pixels all releases share; the parent has 1 % other
-items. No bundle lies there, so nothing is decoded; whatever is read from the store is read.
+ones from --data/fashion-mnist, 64 a side, in two parts of 4,096 whose pixels all releases share; the parent has 1 %
+other items. No bundle lies there, so nothing is decoded; whatever is read from the store is read.
 
     python tests/benchmarks/bench_report.py --data ../shared/data --items 1000000 --json results/report.json
 """
@@ -38,7 +38,7 @@ from pipeline.schema import items_schema, pixels_schema, quarantine_schema
 from pipeline.storage import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
-DIM, PART_ROWS, PARTS, SIZE = 64, 8_192, 4, 64
+DIM, PART_ROWS, PARTS, SIZE = 64, 4_096, 2, 64
 MODEL, TRANSFORM = "ab" * 32, "cd" * 8
 KINDS = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 

@@ -43,7 +43,7 @@ from pipeline.report.night import (
 from pipeline.report.trends import Curve, Point
 from pipeline.storage import open_store
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
+VOID = {"meta", "img", "link", "br", "hr", "input", "wbr"}
 HOSTILE = "</figcaption><script>alert('x')</script>\"' onload=1 &{{ 7 * 7 }}\u2028<!-- é 鞋"
 
 
@@ -188,6 +188,9 @@ def test_hostile_words_are_only_words() -> None:
     assert hostile.text.count(words) == harmless.text.count("harmless") > 40
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in harmless.elements]
     assert [set(each) for _, each in hostile.elements] == [set(each) for _, each in harmless.elements]
+    names = render_night(full("max_drop.<i>x_y"))
+    assert b"max_<wbr>drop.<wbr>&lt;i&gt;x_<wbr>y" in names
+    assert not Page(names).all("i")
     # The negative control: the check sees a page that does not escape.
     broken = render_night(full("harmless")).replace(b">harmless<", b"><script>alert(1)</script><", 1)
     assert Page(broken).all("script")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..measured import Measured
 from .intervals import wilson
-from .tonight import NEAR, Found, LeftOut, Tonight
+from .tonight import Found, LeftOut, Tonight
 
 CLOSE = 0.01  # of the median distance between two items
 _PAIRS = 20_000
@@ -18,7 +18,7 @@ def near_duplicates(tonight: Tonight) -> Found:
     """Return `near_duplicate_share` of the asked items in tonight's index, and `largest_near_share` of the sampled.
 
     Near is a distance of latents' means (for cosine of their directions) below CLOSE of the median between two sampled
-    items. A group is what such pairs join among each sampled item's NEAR nearest. Examples: of the nearest pairs, and
+    items. A group is what such pairs join among each sampled item's nearest ten. Examples: of the nearest pairs, and
     of the group.
     """
     rows, seed = tonight.sample, tonight.config.seed
@@ -26,8 +26,8 @@ def near_duplicates(tonight: Tonight) -> Found:
         return LeftOut(f"{len(rows)} items have no usual distance; it takes 3")
     vectors = tonight.vectors(rows)
     limit = CLOSE * usual_distance(vectors, seed=seed)
-    asked = tonight.firsts[tonight.order[: tonight.config.queries]]
-    apart = _nearest_distance(tonight, asked)
+    asked = tonight.firsts[tonight.asked.items]
+    apart = _nearest_distance(tonight)
     close = np.flatnonzero(apart <= limit)
     closest = tonight.names(asked[close[np.argsort(apart[close], kind="stable")[:_EXAMPLES]]])
     share, ends = len(close) / len(asked), wilson(len(close), len(asked))
@@ -65,11 +65,16 @@ def largest_group(vectors: NDArray[np.float64], near: NDArray[np.int64], limit: 
     return found if len(found) > 1 else found[:0]
 
 
-def _nearest_distance(tonight: Tonight, asked: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the distance of each photo to the nearest one of another item that the index finds, or inf."""
-    night, numbers = tonight.night, tonight.groups.numbers
-    hits = night.index.search(night.latents.take(asked), NEAR)
-    others = (hits.ids >= 0) & (numbers[hits.ids] != numbers[asked][:, None])
-    gaps = tonight.vectors(hits.ids.ravel()).reshape(*hits.ids.shape, -1) - tonight.vectors(asked)[:, None, :]
-    found: NDArray[np.float64] = np.where(others, np.linalg.norm(gaps, axis=2), np.inf).min(axis=1)
+def _nearest_distance(tonight: Tonight) -> NDArray[np.float64]:
+    """Return the distance of each asked item to the nearest photo of its neighbours, float64 [q], inf without any."""
+    asked, sizes = tonight.asked, tonight.groups.sizes
+    places, columns = np.nonzero(asked.near >= 0)
+    others = asked.near[places, columns]
+    counts = sizes[others]
+    own = np.repeat(places, counts)
+    before = np.cumsum(counts) - counts
+    rows = np.repeat(tonight.firsts[others], counts) + np.arange(len(own)) - np.repeat(before, counts)
+    gaps = tonight.vectors(rows) - tonight.vectors(tonight.firsts[asked.items])[own]
+    found = np.full(len(asked.items), np.inf)
+    np.minimum.at(found, own, np.linalg.norm(gaps, axis=1))
     return found
