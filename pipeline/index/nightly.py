@@ -42,6 +42,7 @@ from .segments import (
 from .tuning import Point, Tuned, measured, meets, pareto, refuse, still_stands, tune
 
 _BLOCK = 1 << 18  # rows whose features the truth holds at a time
+_CHECKED = 32  # queries that show that an exact kind is exact: that rows are in no other's place, say
 _SPACE, _FIT = "space", "fit"  # in a manifest's index_parameters: what segments must share, and how often it was fitted
 
 
@@ -81,9 +82,12 @@ class _Night:
 
     def truth(self, fitted: Fitted) -> tuple[Truth, Truth]:
         """Return queries to tune and to measure by, once a metric."""
-        key = f"{fitted.metric_name} {sorted(fitted.facts.items())}"
+        exact = not KINDS[fitted.kind].tuned
+        key = f"{exact} {fitted.metric_name} {sorted(fitted.facts.items())}"
         if key not in self.truths:
-            self.truths[key] = sampled(self.latents, fitted.metric, self.config, block=_BLOCK)
+            asked = {"queries": min(self.config.queries, _CHECKED)} if exact else {}
+            config = self.config.model_copy(update=asked)
+            self.truths[key] = sampled(self.latents, fitted.metric, config, block=_BLOCK)
         return self.truths[key]
 
 
