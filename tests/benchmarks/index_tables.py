@@ -147,3 +147,18 @@ def engines_table(found: Results) -> str:
         cells = ["as it is" if told[engine] else "otherwise" for engine in engines]
         lines.append(line([f"`{role}`", str(told["rows"]), str(told["columns"]), *cells]))
     return "\n".join(lines)
+
+
+def spaces_table(found: Results) -> str:
+    """Return what every kind reports of real spaces, and what photos that are in none find."""
+    lines = headed(["space", "items", "kind", "effort", "reported", "found by held-out photos", "below"])
+    for space, own in found.items():
+        for row in own["rows"]:
+            first = [f"`{space}`", f"{own['items']:,}", f"`{row['kind']}`"]
+            if "refused" in row:
+                lines.append(line([*first, "refused", *["–"] * 3]))
+                continue
+            effort = ", ".join(f"{name} {value}" for name, value in row["effort"].items()) or "none"
+            told = f"{row['found']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            lines.append(line([*first, effort, f"{row['reported']:.3f}", told, "yes" if row["short"] else "no"]))
+    return "\n".join(lines)

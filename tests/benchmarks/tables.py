@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
-from index_tables import engines_table, filters_table, metrics_table, million_table, turmoil_table
+from index_tables import engines_table, filters_table, metrics_table, million_table, spaces_table, turmoil_table
 from model_tables import (
     by_name,
     enlarged_table,
@@ -205,6 +205,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuned clothing": lambda: tuned_table(runs_of("tuned")),
     "turmoil": lambda: turmoil_table(results_of("turmoil")),
     "metrics fashion_mnist": lambda: metrics_table(results_of("metrics")["fashion_mnist"]),
+    "metrics clothing": lambda: metrics_table(results_of("metrics")["clothing"]),
+    "spaces": lambda: spaces_table(results_of("spaces")),
     "million": lambda: million_table(read_plain("million"), read_plain("index")),
     "filters of a million": lambda: filters_table(read_plain("million")),
     "engines": lambda: engines_table(results_of("tables")),

@@ -1,0 +1,100 @@
+"""Does every kind of index find what it reports? Two real spaces of both catalogues, asked by photos that are in none.
+
+`vae` (trained for a few epochs) and `descriptor_views` (fitted), by their presets; the catalogue's training photos are
+the items (--limit of them), held-out photos ask. Recall@10 of the held-out photos beside the one that the build
+reports, with the 95 % interval of the former by bootstrap over queries: `short` where all of the interval lies below.
+
+    python tests/benchmarks/bench_spaces.py --data ../shared/data --json results/spaces.json [--limit 20000]
+        [--spaces clothing/descriptor_views,...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model_measures import Photos, load, prepare, preset_config, train
+from side_by_side import ROOT
+
+from pipeline.errors import CodebooksError
+from pipeline.evaluation.baselines import model_latents
+from pipeline.evaluation.retrieval import interval
+from pipeline.index import KINDS, METRICS, IndexConfig, LatentArrays, build_index, nearest_exact
+from pipeline.models import Batch, Model, build_model
+
+SIZES, EPOCHS = {"fashion_mnist": 28, "clothing": 64}, {"fashion_mnist": 1, "clothing": 4}
+SPACES = [f"{catalogue}/{model}" for catalogue in SIZES for model in ("vae", "descriptor_views")]
+K = 10
+
+
+def model_of(name: str, catalogue: str, folder: str, bank: Photos, limit: int, cache: Path) -> Model:
+    """Return a preset's model: trained where it is trained, else fitted on at most 5,000 photos."""
+    config = preset_config(f"{name}_{catalogue}", EPOCHS[catalogue])
+    if name == "vae":
+        return train(config, 0, cache, folder, bank, chosen=np.arange(len(bank.items)) < limit)[0]
+    torch.manual_seed(0)
+    model = build_model(config.model, image_size=config.images.size, labels=tuple(sorted(set(bank.categories))))
+    some = np.random.default_rng(0).permutation(len(bank.items))[:5000]
+    batch = Batch(torch.from_numpy(bank.pixels[np.sort(some)].transpose(0, 3, 1, 2).copy()))
+    model.prepare([batch])
+    if model.fits:
+        model.eval().fit([batch])
+    return model.eval()
+
+
+def measured(space: str, options: argparse.Namespace) -> dict[str, Any]:
+    catalogue, name = space.split("/")
+    folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)
+    bank, held = (load(options.cache / folder, part, SIZES[catalogue]) for part in ("train", "test"))
+    model = model_of(name, catalogue, folder, bank, options.limit, options.cache)
+    items = LatentArrays(mean=model_latents(model, bank.pixels[: options.limit]))
+    queries = LatentArrays(mean=model_latents(model, held.pixels[: options.queries]))
+    truth, _ = nearest_exact(METRICS["cosine"], items, queries, K)
+    rows = []
+    for kind in KINDS:
+        try:
+            built = build_index(items, IndexConfig(kind=kind, metric="cosine", threads=1, target_recall=options.target))
+        except CodebooksError as error:
+            rows.append({"kind": kind, "refused": " ".join(str(error).split())[:200]})
+            continue
+        ids = built.index.search(queries, K).ids
+        found = np.array([len(np.intersect1d(a, b)) / K for a, b in zip(ids, truth, strict=True)])
+        low, high = interval(found, seed=0)
+        effort = {each: built.parameters[each] for each in KINDS[built.kind].tuned}
+        about = {"kind": kind, "effort": effort, "reported": round(built.recall, 4)}
+        about |= {"found": round(float(found.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+        rows.append({**about, "short": bool(high < built.recall)})
+        print(space, rows[-1], flush=True)
+    return {"items": len(items), "queries": len(queries), "dims": items.mean.shape[1], "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--spaces", default=",".join(SPACES))
+    parser.add_argument("--limit", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--target", type=float, default=0.95)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
+            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread"}  # fmt: skip
+    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
+    for space in options.spaces.split(","):
+        result["results"][space] = {**measured(space, options), **said}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
