@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -132,13 +133,32 @@ def run_ranks() -> Iterator[Any]:
         yield run
 
 
-@pytest.fixture(scope="session")
-def operators_of_onnx() -> Iterator[None]:
-    """One table of ONNX operators for all exports; torch makes it anew for each, which takes half of their time."""
-    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
-    once = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))
+def pytest_runtest_setup() -> None:
+    """Have torch make only once what it makes anew for every ONNX export, more than half of an export's time."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    made = getattr(registration, "ONNXRegistry", None)
+    if made is None or hasattr(made.from_torchlib, "cache_info"):
+        return
+    made.from_torchlib = staticmethod(functools.cache(made.from_torchlib))  # the table of operators
+    found = importlib.import_module("torch._export.utils")
+    looked, dispatched = found._materialize_cpp_cia_ops, importlib.import_module("torch")._C
+    known: list[Any] = []
+
+    def look_again_if_there_are_others() -> None:
+        now = dispatched._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if now != known:
+            looked()
+            known[:] = now
+
+    found._materialize_cpp_cia_ops = look_again_if_there_are_others
+
+
+@pytest.fixture(scope="module")
+def no_onnx() -> Iterator[None]:
+    """Bundles that this process writes have no real ONNX file, for tests where nobody asks by photo."""
+    bundle = pytest.importorskip("pipeline.models.bundle")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registration.ONNXRegistry, "from_torchlib", once)
+        patch.setattr(bundle, "export_encoder", lambda *_, **__: b"an encoder")
         yield
 
 

@@ -6,6 +6,7 @@ ranks meet over a file in `folder` and leave what they found in `folder/rank-N.p
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -86,6 +87,7 @@ def _text(folder: Path, rank: int) -> str:
 def serve() -> None:
     """Answer one line of standard output to each line of standard input: a file, a world, a folder."""
     import torch
+    import torch._dynamo  # which the first step of an optimiser imports, in every rank anew
 
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -96,6 +98,7 @@ def serve() -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        gc.freeze()  # so that no rank writes into pages that all share
         answers.write(json.dumps(fork(module, world, Path(folder))) + "\n")
         answers.flush()
 

@@ -315,7 +315,6 @@ def test_training_lowers_the_loss(name: str, told: bool, size: int) -> None:
     assert curve[-1] < 0.98 * curve[0]
 
 
-@pytest.mark.usefixtures("operators_of_onnx")
 @pytest.mark.parametrize(
     ("name", "size"),
     [(name, 28) for name in CONFIGS if not name.endswith("_to_features")] + [(name, 64) for name in BACKBONES],

@@ -7,13 +7,12 @@ import importlib
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -474,19 +473,21 @@ class TestStore:
             pair.store.delete("runs/out.bin")
 
     @pytest.mark.slow
-    def test_one_of_eight_racers_wins_each_round(self, pair: Pair) -> None:
-        racers: Racers = ThreadRacers(pair) if isinstance(pair.store, MemoryStore) else ProcessRacers(pair.store)
+    def test_one_of_eight_racers_wins_each_round(self, pair: Pair, racers: Any) -> None:
+        all_of_them: Racers = (
+            ThreadRacers(pair) if isinstance(pair.store, MemoryStore) else ProcessRacers(pair.store, racers)
+        )
         try:
             for number in range(pair.rounds):
                 same = number % 4 == 0  # equal bytes too: a loser must not take the winner's for its own
-                told = racers.race(f"race/{number:04d}", same_bytes=same)
+                told = all_of_them.race(f"race/{number:04d}", same_bytes=same)
                 winners = [racer for racer, won in enumerate(told) if won == "True"]
                 assert len(winners) == 1, (number, told)
                 assert told.count("False") == RACERS - 1, (number, told)
                 expected = b"same" if same else f"racer {winners[0]}".encode()
                 assert pair.door.read(f"race/{number:04d}") == expected
         finally:
-            racers.end()
+            all_of_them.end()
         assert len(pair.door.names()) == pair.rounds
 
 
@@ -515,8 +516,7 @@ class ThreadRacers:
         self.threads.shutdown()
 
 
-# Lines in: name, start time, body. Lines out: the answer. A program and not a function of this file: a process that is
-# spawned could not import a test module.
+# Lines in: name, start time, body. Lines out: the answer.
 RACER = """
 import base64, pickle, sys, time
 store = pickle.loads(base64.b64decode(sys.argv[1]))
@@ -533,39 +533,22 @@ for line in sys.stdin:
 
 
 class ProcessRacers:
-    def __init__(self, store: Store) -> None:
-        pickled = base64.b64encode(pickle.dumps(store)).decode()
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", RACER, pickled],
-                cwd=ROOT,
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for _ in range(RACERS)
-        ]
-        told = [self._line(process) for process in self.processes]
-        if told != ["ready"] * RACERS:
-            self.end()
-            pytest.fail(f"a racer did not start: {told}")
+    """Processes forked from one, which has imported what a store needs; see tests/racers.py."""
 
-    @staticmethod
-    def _line(process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        return process.stdout.readline().rstrip("\n")
+    def __init__(self, store: Store, racers: Any) -> None:
+        pickled = base64.b64encode(pickle.dumps(store)).decode()
+        self.stack = ExitStack()
+        self.processes = self.stack.enter_context(racers(RACER, RACERS, pickled))
 
     def race(self, name: str, *, same_bytes: bool) -> list[str]:
         start = time.time() + 0.003
-        for racer, process in enumerate(self.processes):
-            assert process.stdin is not None
-            process.stdin.write(f"{name}\t{start}\t{'same' if same_bytes else f'racer {racer}'}\n")
-            process.stdin.flush()
-        return [self._line(process) for process in self.processes]
+        for racer in range(RACERS):
+            self.processes.say(racer, f"{name}\t{start}\t{'same' if same_bytes else f'racer {racer}'}")
+        told: list[str] = self.processes.lines()
+        return told
 
     def end(self) -> None:
-        for process in self.processes:
-            process.communicate(timeout=120)  # closes standard input, which ends the program
+        self.stack.close()
 
 
 def test_racers_of_a_store_that_ignores_the_condition_are_caught(tmp_path: Path) -> None:

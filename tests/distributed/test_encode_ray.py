@@ -43,7 +43,7 @@ from pipeline.parts import hashed_part, read_part
 from pipeline.schema import plan_schema
 from pipeline.storage import Body, Files, Store, open_store
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_onnx")]
 
 IMAGES = ImagesConfig(size=32)
 PHOTOS, SHARD_ROWS = 66, 11

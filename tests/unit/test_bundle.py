@@ -243,7 +243,6 @@ def test_the_card_says_what_a_person_needs(store: Store) -> None:
     assert "| fit | pad |" in card
 
 
-@pytest.mark.usefixtures("operators_of_onnx")
 @pytest.mark.parametrize("config", [CONFIG, VQVAEConfig(quantizer=EMAConfig(num_codes=8, code_dim=4), channels=(4, 8))])
 @pytest.mark.slow
 def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config: Any) -> None:
@@ -263,7 +262,6 @@ def test_the_onnx_file_names_no_machine_and_takes_any_batch(store: Store, config
         assert export.run_encoder(data, **given)["mean"].shape == (photos, model.latent_dim)
 
 
-@pytest.mark.usefixtures("operators_of_onnx")
 @pytest.mark.slow
 def test_an_onnx_file_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = export.run_encoder

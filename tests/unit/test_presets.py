@@ -58,6 +58,7 @@ def with_teacher(name: str) -> Config:
     return config.model_copy(update={"model": config.model.taught(found)})
 
 
+@pytest.mark.usefixtures("no_onnx")
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_builds_its_model(name: str) -> None:
     config = with_members(name) if name.startswith("fusion") else loaded(name)

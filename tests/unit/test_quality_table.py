@@ -93,7 +93,9 @@ def release_of(store: Store, items: pa.Table, model_id: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory, products: list[tuple[Any, np.ndarray]]) -> SimpleNamespace:
+def night(
+    no_onnx: None, tmp_path_factory: pytest.TempPathFactory, products: list[tuple[Any, np.ndarray]]
+) -> SimpleNamespace:
     """A store with a release of 120 items and two bundles, and a third of larger photos."""
     url = str(tmp_path_factory.mktemp("store"))
     store, config = open_store(url), config_of(url)

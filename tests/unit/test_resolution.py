@@ -211,7 +211,6 @@ def batches(photos: Counting, *images: ImagesConfig) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("operators_of_onnx")
 def test_a_query_by_photo_of_several_sizes_is_what_torch_says(store: Store, photos: Counting, tmp_path: Path) -> None:
     config = fused(16, 24, 32, centre=True, scale="mean_norm")
     transforms = config.transforms(ImagesConfig(size=99, max_bytes=50_000))

@@ -31,7 +31,7 @@ PHOTOS = 5
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> EncodeJob:
+def job(no_onnx: None, tmp_path: Path) -> EncodeJob:
     """Return a job over five photos in a folder, the last of which is no picture."""
     random = np.random.default_rng(0)
     for number in range(PHOTOS):

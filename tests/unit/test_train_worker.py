@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pipeline.errors import Unavailable
 from pipeline.models import AnyModelConfig, ModelConfig, build_model, find_bundle, load_bundle, save_bundle
 from pipeline.schema import pixels_schema
-from pipeline.storage import Store, open_store
+from pipeline.storage import LocalStore, Store, open_store
 from pipeline.training import Line, PartRows, TrainConfig, TrainProgress
 from pipeline.training.part_cache import PartCache
 from pipeline.training.ranks import Ranks
@@ -53,6 +53,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.mark.slow
 def test_a_job_becomes_a_bundle_and_leaves_no_cache(store, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    if not isinstance(store, LocalStore):  # once a real ONNX file, which takes longer than the training
+        monkeypatch.setattr("pipeline.models.bundle.export_encoder", lambda *_, **__: b"an encoder")
     job = TrainJob(
         store=store,
         pixels=fill(store),
