@@ -3,8 +3,7 @@
 Four publishers (whole nights on two channels), two each that promote, roll back, pin and expire, four readers, for five
 minutes on a disk and then on SeaweedFS. Half of what fails never happens; of the other half the answer is lost. On the
 disk these are the process's own file operations, on S3 the requests, at a proxy. At the end the log, the authors of its
-entries and every release that is left are looked through without faults. Exit 1 where anything is wrong. `careless` is
-the disk with an expiry that looks at no pin and no lease: there it is wrong where nothing is found.
+entries and every release that is left are looked through without faults. Exit 1 where anything is wrong.
 
     python tests/benchmarks/bench_turmoil.py --json results/turmoil.json [--seconds 300] [--fail 0.05] [--only disk,s3]
 """
@@ -52,7 +51,7 @@ def tests_module(name: str) -> Any:
 
 def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
     maker, expiring = tests_module("release_maker"), tests_module("expiring")
-    return Stage(url, work, until, asked.grace, asked.fail, asked.careless, maker, expiring)
+    return Stage(url, work, until, asked.grace, asked.fail, maker, expiring)
 
 
 def troupe(stage: Stage) -> int:
@@ -89,7 +88,7 @@ def on_s3(work: Path, fail: float) -> Iterator[tuple[str, dict[str, str], Any]]:
         server.stop()
 
 
-PLACES = {"disk": on_disk, "s3": on_s3, "careless": on_disk}
+PLACES = {"disk": on_disk, "s3": on_s3}
 
 
 def play(where: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +107,6 @@ def play(where: str, asked: argparse.Namespace) -> dict[str, Any]:
             ]
         words = [sys.executable, __file__, "--troupe", url, "--work", str(work), "--grace", str(asked.grace)]
         words += ["--fail", str(asked.fail), "--seconds", str(asked.seconds), "--json", "-"]
-        words += ["--careless"] if where == "careless" else []
         began = time.monotonic()
         ended = subprocess.run(words, env={**os.environ, **environment}, check=False).returncode
         found = {"seconds": round(time.monotonic() - began), "processes": sum(ROLES.values()), "ended_badly": ended}
@@ -184,7 +182,6 @@ def main() -> int:
     parser.add_argument("--fail", type=float, default=0.05)
     parser.add_argument("--only", default=",".join(PLACES))
     parser.add_argument("--troupe", help=argparse.SUPPRESS)
-    parser.add_argument("--careless", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ.update(
@@ -203,10 +200,7 @@ def main() -> int:
         result["results"][where] = found
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
         print(where, json.dumps(found, indent=1), flush=True)
-        if where == "careless":
-            failed += [] if found["violations"] else ["careless: nothing was found out"]
-        else:
-            failed += [f"{where}: {name}" for name in wrong(found)]
+        failed += [f"{where}: {name}" for name in wrong(found)]
     print("wrong: " + ", ".join(failed) if failed else "nothing wrong")
     return 1 if failed else 0
 

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
-from index_tables import engines_table, filters_table, metrics_table, million_table, spaces_table, turmoil_table
+from index_tables import (
+    engines_table,
+    filters_table,
+    metrics_table,
+    million_table,
+    spaces_table,
+    speed_table,
+    turmoil_table,
+)
 from model_tables import (
     by_name,
     enlarged_table,
@@ -206,6 +214,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "turmoil": lambda: turmoil_table(results_of("turmoil")),
     "metrics fashion_mnist": lambda: metrics_table(results_of("metrics")["fashion_mnist"]),
     "metrics clothing": lambda: metrics_table(results_of("metrics")["clothing"]),
+    "kl beside torch": lambda: speed_table(results_of("divergence")),
     "spaces": lambda: spaces_table(results_of("spaces")),
     "million": lambda: million_table(read_plain("million"), read_plain("index")),
     "filters of a million": lambda: filters_table(read_plain("million")),

@@ -39,7 +39,6 @@ from pipeline.release import (
     release_id,
     release_key,
     rollback,
-    roots,
     undelete,
     unpin,
     verify_release,
@@ -57,17 +56,13 @@ _HEAD = re.compile(r"channels/([a-z]+)/(\d{12})\.json")
 
 @dataclass(frozen=True)
 class Stage:
-    """Where it plays. url: the store; work: the folder of notes and caches; maker, expiring: the tests' own modules.
-
-    careless: whoever expires looks at no pin and no lease, which must be found out.
-    """
+    """Where it plays. url: the store; work: the folder of notes and caches; maker, expiring: the tests' own modules."""
 
     url: str
     work: Path
     until: float
     grace_s: float
     fail: float
-    careless: bool
     maker: Any
     expiring: Any
 
@@ -360,8 +355,6 @@ def act(name: str, stage: Stage) -> None:
     random.seed(zlib.crc32(name.encode()))
     if not stage.url.startswith("s3://"):
         fail_on_disk(stage.url, stage.fail, counts)
-    if stage.careless:
-        roots.read_holds = lambda *_: []
     actor = Actor(name, stage, store_of(stage, diary), diary, np.random.default_rng(zlib.crc32(name.encode())))
     steps = _steps(actor, role, int(at))
     while time.time() < stage.until:

@@ -300,7 +300,7 @@ def test_a_missing_release_says_so(store: Store) -> None:
         (b"[]", IntegrityError, "expected an object"),
         (b"{}", IntegrityError, "format None"),
         (b'{"format": true}', IntegrityError, "format True"),
-        (b'{"format": 4, "something": "new"}', InputError, "upgrade visual-codebooks"),
+        (b'{"format": 5, "something": "new"}', InputError, "upgrade visual-codebooks"),
         (b'{"format": 1}', IntegrityError, "not a manifest of format 1"),
     ],
 )
