@@ -158,5 +158,15 @@ def _small(pixels: NDArray[np.uint8]) -> Pixels:
 
 
 def fetched(pictures: Pictures) -> Callable[[pa.Table], dict[int, Pixels]]:
-    """Return what reads photos of a night, whose plan says where they lie."""
-    return lambda places: pictures.read(places, range(places.num_rows))
+    """Return what reads photos of a night, whose plan says where they lie; no photo is fetched twice."""
+    had: dict[tuple[str, str], Pixels | None] = {}
+
+    def read(places: pa.Table) -> dict[int, Pixels]:
+        keys = [(row["item_id"], row["uri"]) for row in places.select(["item_id", "uri"]).to_pylist()]
+        new = [place for place, key in enumerate(keys) if key not in had]
+        if new:
+            found = pictures.read(take_rows(places, np.array(new, np.int64)), range(len(new)))
+            had.update({keys[place]: found.get(number) for number, place in enumerate(new)})
+        return {place: pixels for place, key in enumerate(keys) if (pixels := had[key]) is not None}
+
+    return read

@@ -10,7 +10,7 @@ from ...evaluation.verdicts import verdicts_table
 from ...index.opened import OpenedRelease
 from ...models import Bundle
 from ...planning import NightSettings, Plan
-from ...release import Manifest, read_manifest
+from ...release import History, Manifest, read_manifest
 from ...report import render_night
 from ...storage import Files, Store
 from ...storage.cache import FileCache
@@ -43,7 +43,8 @@ def report_page(
     manifest, before, alone = _parent(store, plan)
     images = bundle.transforms[0].under(config.images)
     pictures = Pictures(store, images, files=files, catalogue=config.catalogue, plan_rows=plan.rows)
-    past = channel_history(store, plan.summary.channel)
+    past, unread = _past(store, plan.summary.channel)
+    elsewhere = fetched(pictures)
     subject = Subject(
         title=f"Release of run {run}",
         store=store,
@@ -60,8 +61,8 @@ def report_page(
         told_before=None if manifest is None or before is None else told_of(store, manifest),
         alone=alone,
         changes=found.changes,
-        album=Album(store, fetched(pictures)),
-        whole_album=Album(store, fetched(pictures), whole=True),
+        album=Album(store, elsewhere),
+        whole_album=Album(store, elsewhere, whole=True),
         bundle=bundle,
         category=config.catalogue.category,
         seed=config.train.seed,
@@ -69,9 +70,17 @@ def report_page(
         photos_per_s=measured["photos_per_s"],
         curves=measure_curves(past, "", found.counts, found.measures),
         training=training_curves(store, training_run(past, bundle.model_id, run)),
-        left_out=list(found.nightly.left_out.items()),
+        left_out=[*unread, *found.nightly.left_out.items()],
     )
     return render_night(night_report(subject))
+
+
+def _past(store: Store, channel: str | None) -> tuple[History | None, list[tuple[str, str]]]:
+    """Return the channel's newest entries; a damaged one among them leaves the curves out, never a release."""
+    try:
+        return channel_history(store, channel), []
+    except CodebooksError as error:
+        return None, [("Curves over releases", str(error))]
 
 
 def _parent(store: Store, plan: Plan) -> tuple[Manifest | None, Side | None, str]:
