@@ -26,6 +26,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray's workers step back behind everything else of a machine; on a busy one the tests would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Within it a worker process must be there, however busy the machine is; after 60 s, Ray's default, `ray.init` hangs.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 # How often Ray Train looks at its workers; each training waits for one more look at its end, at 2 s by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # An actor more for each worker group, which asks the cloud whether it takes this machine away.
