@@ -246,7 +246,7 @@ BAD = [
     ("/similar/sku-001", None, {}, {"where": '{"colour": 1}'}, 422, ["colour", "category, price, stock"]),
     ("/search", {"vectors": [[1.0] * 5]}, {}, {}, 422, ["vector 0 has 5", "have 6"]),
     ("/search", {"vectors": []}, {}, {}, 422, ["vectors"]),
-    ("/search", {"vectors": [[1.0] * 6], "kk": 1}, {}, {}, 422, ["kk", "k, where, vectors"]),
+    ("/search", {"vectors": [[1.0] * 6], "kk": 1}, {}, {}, 422, ["kk", "k, where, min_score, min_quantile, vectors"]),
     ("/search", {"vectors": [["1"] * 6]}, {}, {}, 422, ["vectors.0.0", "more"]),
     ("/search", {"vectors": [[1e300] * 6]}, {}, {}, 422, ["finite"]),
     ("/search", {"vectors": [[1.0] * 6] * 1001}, {}, {}, 422, ["1,001", "--max-vectors"]),
