@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from .drawing import render_night
 from .night import NightReport
-from .page import GateRow, NeighbourRow, Picture, ReportData, render_page
+from .page import NeighbourRow, Picture, ReportData, render_page
 from .quality import Cell, QualityData, QualityTable, SpaceLine, render_quality
 
 __all__ = [
     "Cell",
-    "GateRow",
     "NeighbourRow",
     "NightReport",
     "Picture",

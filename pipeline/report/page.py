@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a release: no scripts, no files beside it, nothing fetched from elsewhere."""
+"""One self-contained HTML page of neighbours: no scripts, no files beside it, nothing fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,30 +43,12 @@ class NeighbourRow:
 
 
 @dataclass(frozen=True, slots=True)
-class GateRow:
-    """A gate's verdict; value and limit as people read them."""
-
-    name: str
-    value: str
-    limit: str
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class ReportData:
-    """All that a page shows; an empty member leaves its section out.
-
-    facts: (name, value); reconstructions: (original, reconstruction); quarantine: (reason, count, an example);
-    changes: (name, count).
-    """
+    """All that a page shows; an empty member leaves its section out. facts: (name, value)."""
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
-    gates: Sequence[GateRow] = ()
     neighbours: Sequence[NeighbourRow] = ()
-    reconstructions: Sequence[tuple[Picture, Picture]] = ()
-    quarantine: Sequence[tuple[str, int, str]] = ()
-    changes: Sequence[tuple[str, int]] = field(default=())
 
 
 def render_page(data: ReportData) -> bytes:
@@ -75,10 +57,7 @@ def render_page(data: ReportData) -> bytes:
     Raises ValueError for pixels that are not uint8 [h, w, 3].
     """
     marked = any(picture.same is not None for row in data.neighbours for picture in row.neighbours)
-    text = template("page.html.j2").render(
-        data=data, marked=marked, refused=sum(not gate.passed for gate in data.gates)
-    )
-    return text.encode("utf-8")
+    return template("page.html.j2").render(data=data, marked=marked).encode("utf-8")
 
 
 def _data_uri(picture: Picture) -> str:
