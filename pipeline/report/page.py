@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
@@ -90,8 +92,17 @@ def _number(value: float | None) -> str:
 
 @functools.cache
 def template(name: str) -> Template:
-    """Return a page's template; every page escapes what it is given and refuses names that it is not."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """Return a page's template; every page escapes what it is given and refuses names that it is not.
+
+    Raises ConfigError where Jinja is not installed, as in a reader's environment.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ConfigError(
+            "pages need the package jinja2, which is not installed; run `pip install jinja2`, or ask for another form "
+            "than .html"
+        ) from error
 
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),

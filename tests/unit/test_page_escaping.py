@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.report.item import ItemData, PairLine, render_item
-from pipeline.report.page import Picture
+from pipeline.report.page import Picture, template
 from pipeline.report.trends import Curve, Point, TrendsData, render_trends
 
 HOSTILE = "</title></style><script>alert('x')</script><img src=x onerror=alert(1)>\"'&lt;{{ 7 * 7 }}<!-- é 鞋"
@@ -64,3 +66,10 @@ def test_hostile_words_are_only_words(page: object) -> None:
     # The negative control: a page that did not escape would be told from one of harmless words.
     broken = page(HOSTILE).replace(html.escape("<script>").encode(), b"<script>", 1)
     assert elements(broken)[0] != harmless_tags
+
+
+def test_a_page_without_jinja_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # as in an environment for readers alone
+    template.cache_clear()
+    with pytest.raises(ConfigError, match=r"pages need the package jinja2.*pip install jinja2"):
+        history("word")
