@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from .gates import KINDS, AnyLimit, Limit, Limits
-from .known import bound_to_space, occasional
+from .known import bound_to_space, falls_with_size, occasional
 from .margins import margin_above, margin_below, margin_of_fall, margin_of_rise, pooled
 from .measured import Measured
 from .verdicts import GateVerdict
@@ -19,6 +19,8 @@ NO_PARENT = "no parent to compare with"
 NOT_TONIGHT = "not measured tonight: it wants a parent, one of this bundle, or more that is new"
 OTHER_BUNDLE = "the parent is of another bundle, whose space this cannot be compared with"
 BARE = "only its value is known, not on how much it was measured: limits by default do not compare it"
+GROWN = "the catalogue has grown by more than a quarter, which alone lowers it: limits by default do not compare it"
+_GROWTH = 1.25
 _ROUNDING = 1e-12  # 0.98 - 0.96 > 0.02 in floats: a value at its limit passes
 
 
@@ -57,7 +59,8 @@ def judge(
     """Return the verdict of every limit, those of `defaults` too that `limits` does not state otherwise.
 
     A limit that was stated and whose measure was not taken refuses the release, unless it is one that some nights
-    rightly lack (`known.occasional`); a default limit says nothing then, nor of differences between bare values. A
+    rightly lack (`known.occasional`); a default limit says nothing then, nor of differences between bare values, nor of
+    what falls with size (`known.falls_with_size`) where the catalogue has grown by more than a quarter. A
     measure that had nothing to be measured on (n = 0, as the drift of added items where none were added) passes. Limits
     on differences pass without a parent, where the parent has not measured it, and between bundles those on what is
     bound to one space (`known.bound_to_space`). By category each is judged so that chance refuses none of them more
@@ -110,6 +113,10 @@ class _Asked:
             yield self._verdict(self.limit.limit, found, earlier.get(self.measure))
             if self.limit.by_category:
                 yield from self._by_category(self.limit.limit)
+
+    def _grown(self) -> bool:
+        now, before = (None if side is None else side.whole().get("items") for side in (self.now, self.parent))
+        return now is not None and before is not None and now.value > _GROWTH * before.value
 
     @property
     def _relative(self) -> bool:
@@ -169,6 +176,8 @@ class _Asked:
             return replace(verdict, note="the parent has no value of it")
         if not self.stated and (_is_bare(now) or _is_bare(before)):
             return replace(verdict, parent=before.value, note=BARE)
+        if not self.stated and falls_with_size(self.measure) and self._grown():
+            return replace(verdict, parent=before.value, note=GROWN)
         rises = self.kind == "max_rise"
         further = now.value - before.value if rises else before.value - now.value
         margin = (margin_of_rise if rises else margin_of_fall)(before, now, comparisons=comparisons)

@@ -26,6 +26,8 @@ _SEMANTIC_IDS = re.compile(r"sid_[a-z]+(_\d+)?")  # their number depends on sema
 # In the units of one bundle's space, or between two releases of one: another bundle's value says nothing of it. All
 # others say how well a space serves, and are compared between bundles too.
 _BOUND = re.compile(r"(neighbour|score|drift|sid)_.*|unit_spread|effective_rank|lidar|code_perplexity")
+# Fall as a catalogue grows: among twice as many products each is harder to find.
+_OF_SIZE = re.compile(r"photo_recall(_at_1)?|view_agreement")
 # Not there on every night: they want a parent, one of this bundle, or enough items that are new.
 _OCCASIONAL = re.compile(r"(neighbour|drift)_.*|score_.*_shift|rekeyed_share|sid_moves")
 
@@ -42,6 +44,11 @@ def check_name(measure: str) -> None:
 def bound_to_space(measure: str) -> bool:
     """Return whether a measure's values of two bundles cannot be compared."""
     return _BOUND.fullmatch(measure) is not None
+
+
+def falls_with_size(measure: str) -> bool:
+    """Return whether a measure falls as the catalogue grows, whatever the space is like."""
+    return _OF_SIZE.fullmatch(measure) is not None
 
 
 def occasional(measure: str) -> bool:

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import GatesConfig, GateVerdict, nightly
 from pipeline.evaluation.defaults import NIGHTLY, PROMOTE, nightly_defaults
 from pipeline.evaluation.gates import KINDS, Limits
-from pipeline.evaluation.judging import LEAST, NO_PARENT, OTHER_BUNDLE, POOLED, Side, judge, limit_names, side_of
+from pipeline.evaluation.judging import GROWN, LEAST, NO_PARENT, OTHER_BUNDLE, POOLED, Side, judge, limit_names, side_of
 from pipeline.evaluation.known import NAMES, bound_to_space
 from pipeline.evaluation.known import NIGHTLY as MEASURED_NIGHTLY
 from pipeline.evaluation.margins import margin_of_fall, margin_of_rise, share_of, widening
@@ -232,6 +232,17 @@ def test_a_default_limit_judges_no_bare_value_and_a_stated_one_does() -> None:
     assert (default.passed, default.parent, default.margin) == (True, 0.9, None)
     assert not judged({"max_drop": {"category_knn": 0.05}}, *sides)[0].passed
     assert not judged({}, sides[0], [Measured("category_knn", 0.9, n=900)], defaults=NIGHTLY)[0].passed
+
+
+@pytest.mark.parametrize(("items", "passes"), [(1250.0, False), (1251.0, True), (400.0, False)])
+def test_a_grown_catalogue_is_not_refused_for_its_growth(items: float, passes: bool) -> None:
+    defaults = Limits(max_drop={"photo_recall": 0.05})
+    now = [share_of("photo_recall", 700, 1000), Measured("items", items)]
+    parent = [share_of("photo_recall", 900, 1000), Measured("items", 1000.0)]
+    (verdict,) = judged({}, now, parent, defaults=defaults)
+    assert (verdict.passed, verdict.note == GROWN) == (passes, passes)
+    (stated,) = judged({"max_drop": {"photo_recall": 0.05}}, now, parent, defaults=defaults)
+    assert not stated.passed
 
 
 def test_flat_measures_of_older_releases_have_their_intervals() -> None:
