@@ -18,6 +18,7 @@ NIGHTLY: tuple[str, ...] = (
     "score_q99", "score_q01_shift", "score_q50_shift", "score_q99_shift", "near_duplicate_share", "largest_near_share",
     "identical_share", "largest_identical_group", "largest_identical_share", "rekeyed_share", "coverage", "drift_auc",
     "drift_mmd", "drift_mmd_p", "drift_changed_auc", "drift_changed_mmd", "drift_changed_mmd_p", "code_perplexity",
+    "code_nats", "code_nats_worst", "code_nats_best",
     "code_dead_share", "drift_code_use", "drift_code_use_p", *_CATEGORY,
 )  # fmt: skip
 NAMES = (*_COUNTED, *NIGHTLY)
@@ -25,11 +26,11 @@ _SEMANTIC_IDS = re.compile(r"sid_[a-z]+(_\d+)?")  # their number depends on sema
 
 # In the units of one bundle's space, or between two releases of one: another bundle's value says nothing of it. All
 # others say how well a space serves, and are compared between bundles too.
-_BOUND = re.compile(r"(neighbour|score|drift|sid)_.*|unit_spread|effective_rank|lidar|code_perplexity")
+_BOUND = re.compile(r"(neighbour|score|drift|sid)_.*|unit_spread|effective_rank|lidar|code_perplexity|code_nats.*")
 # Fall as a catalogue grows: among twice as many products each is harder to find.
 _OF_SIZE = re.compile(r"photo_recall(_at_1)?|view_agreement")
-# Not there on every night: they want a parent, one of this bundle, or enough items that are new.
-_OCCASIONAL = re.compile(r"(neighbour|drift)_.*|score_.*_shift|rekeyed_share|sid_moves")
+# Not there on every night: they want a prior, a parent, one of this bundle, or enough items that are new.
+_OCCASIONAL = re.compile(r"(neighbour|drift)_.*|score_.*_shift|rekeyed_share|sid_moves|code_nats.*")
 
 
 def check_name(measure: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..encoding import Encoder
-from ..errors import Forbidden, NotReconstructing, Unavailable
+from ..errors import Forbidden, InputError, IntegrityError, NotReconstructing, Unavailable
+from ..evaluation.likelihood import item_nats
 from ..evaluation.measured import Measured, measures_table, whole_catalogue
 from ..evaluation.nightly.asked import ROLE
 from ..evaluation.nightly.lines import OF_PIXELS, Nightly, nightly_measures
@@ -24,8 +25,10 @@ from ..models import Bundle, Model
 from ..models.base import to_float
 from ..models.codebooks import codebook_sizes
 from ..models.conditions import condition_of
+from ..models.priors.stored import newest_prior
 from ..ordering import take_column
 from ..planning import NightSettings, Plan, category_told
+from ..planning.training_rows import condition_rows
 from ..release import ReleaseFile
 from ..release.tables import table_files
 from ..storage import Files, Store
@@ -33,6 +36,7 @@ from ..tables import Night
 from .pictures import Pictures
 
 Pixels = NDArray[np.uint8]
+Codes = NDArray[np.int32]
 Rows = NDArray[np.int64]
 
 SECOND = 500  # photos of which there are two views
@@ -59,7 +63,32 @@ def tonight_of(
         look=_Looking(store, config, asked, bundle, files),
         code_levels=code_places(bundle.model),
         num_codes=sum(codebook_sizes(bundle.model)),
+        prior=_prior_of(store, bundle, night),
     )
+
+
+def _prior_of(store: Store, bundle: Bundle, night: Night) -> Callable[[Rows, Codes], NDArray[np.float64]] | LeftOut:
+    """Return what the bundle's newest prior says of photos; where there is none, why not."""
+    if not bundle.model.num_latent_codes:
+        return LeftOut("the model has no codes")
+    try:
+        stored = newest_prior(store, bundle.model_id)
+    except (InputError, IntegrityError) as error:  # of another version, or damaged: no reason to publish nothing
+        return LeftOut(f"the prior of this bundle cannot be read: {error}")
+    if stored is None:
+        return LeftOut("this bundle has no prior; `codebooks prior` trains one")
+    prior, cells = stored.prior, stored.prior.grid[0] * stored.prior.grid[1]
+    if cells != bundle.model.num_latent_codes:
+        return LeftOut(f"the prior {stored.prior_id[:12]} is of {cells} codes a photo, not of this model's")
+    told = night.category if prior.labels else None
+    if prior.labels and (told is None or told not in night.items.column_names):
+        return LeftOut(f"the prior {stored.prior_id[:12]} is told categories, and catalogue.category names none")
+
+    def nats(rows: Rows, codes: Codes) -> NDArray[np.float64]:
+        condition = None if told is None else condition_rows(take_column(night.items[told], rows), prior.labels)
+        return item_nats(prior, codes.reshape(len(codes), *prior.grid), condition=condition) / cells
+
+    return nats
 
 
 def measured_files(found: Nightly, measures: Mapping[str, float]) -> dict[str, Iterator[ReleaseFile]]:

@@ -89,7 +89,7 @@ def test_a_night_says_what_it_is_and_what_changed(shop: Shop) -> None:
     told = shop.manifest(first)
     assert {"photo_recall_low", "hub_skew", "score_q50", "coverage", "category_knn_high"} <= told.measures.keys()
     assert set(told.inputs["not_measured"]) == {
-        "reconstruction", "churn", "rekeyed", "drift", "drift_changed", "code_use"
+        "reconstruction", "churn", "rekeyed", "drift", "drift_changed", "code_use", "likelihood"
     }  # fmt: skip
     (shop.folder / "broken.png").write_bytes(b"no picture")
     photos = {number: f"{number}.png" for number in range(5, 125)} | {60: "0.png", 61: "0.png", 62: "broken.png"}
@@ -110,7 +110,7 @@ def test_a_night_says_what_it_is_and_what_changed(shop: Shop) -> None:
     assert (values["rekeyed_share"].value, values["rekeyed_share"].examples) == (1 / 56, ("item-060", "item-061"))
     assert values["drift_auc"].n == 27 + 28, "as many as unchanged ones of each category"
     assert values["photo_recall"].n == 119
-    assert set(manifest.inputs["not_measured"]) == {"reconstruction", "drift_changed", "code_use"}
+    assert set(manifest.inputs["not_measured"]) == {"reconstruction", "drift_changed", "code_use", "likelihood"}
     others = {"recall", "quarantine_share", "not_finite_share", "removed_share", "items"}
     assert [one.name for one in found if one.name not in others and one.name not in str(nightly.__doc__)] == []
 

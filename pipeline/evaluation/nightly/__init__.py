@@ -12,6 +12,8 @@ A line is left out by its name in `measures.without`. Shares are 0..1; `up`, `do
 | lidar | lidar | dimensions, up | n; effective rank of what tells photos apart beyond their views |
 | reconstruction | reconstruction_mse [c] | 0..1 squared, down | mean squared error of a pixel's value |
 | | reconstruction_worst, reconstruction_best | 0..1 squared, down | n; that of the worst and of the best category |
+| likelihood | code_nats [c] | nats, down | -log p of a code of sampled photos by the bundle's newest prior |
+| | code_nats_worst, code_nats_best | nats, down | n; that of the least likely and of the likeliest category |
 | spread | effective_rank, unit_spread | dimensions, 1 is even; up | n; as `evaluation.spread`, of sampled items |
 | hubness | hub_skew | -, down | n; skew of how often an item is among the 10 nearest of others |
 | | hub_robin_hood | share, down | n; of list places that would have to move for all items to have equally many |
@@ -43,8 +45,8 @@ Each night: spread, hubness, scores, near_duplicates, identical, coverage. Where
 photo_recall, view_agreement, lidar; with a decoder too: reconstruction. With a parent of the same bundle and metric
 that has the role `asked_neighbours` (every release of this version): all of churn, and the shifts; with one of another
 bundle, metric or weights of codes neighbour_churn alone. With a parent: rekeyed. With 50 added items or more:
-drift, drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use. With `catalogue.category`:
-category and [c].
+drift, drift_code_use; with 50 changed photos or more: drift_changed. With codes: code_use,
+and likelihood where `codebooks prior` has trained one of this bundle. With `catalogue.category`: category and [c].
 
 What cannot be measured is left out, never a made-up number. All samples are the items with the lowest seeded hashes of
 their ids: the same from night to night as far as they live, so that two nights are compared on the same items.

@@ -28,8 +28,8 @@ def code_use(tonight: Tonight) -> Found:
     """
     if not tonight.code_levels:
         return LeftOut("the model has no codes")
-    rows = _readable(tonight, tonight.sample)
-    codes = _codes(tonight, rows)
+    rows = readable(tonight, tonight.sample)
+    codes = codes_of(tonight, rows)
     used = sum(len(np.unique(codes[:, places])) for places in tonight.code_levels.values())
     spread = np.mean([perplexity(codes[:, places]) for places in tonight.code_levels.values()])
     found = [
@@ -37,9 +37,9 @@ def code_use(tonight: Tonight) -> Found:
         Measured("code_dead_share", 1 - used / max(used, tonight.num_codes), n=len(rows)),
     ]
     if tonight.night.parent is not None:
-        added, others = (_readable(tonight, side) for side in added_and_others(tonight))
+        added, others = (readable(tonight, side) for side in added_and_others(tonight))
         if min(len(added), len(others)) >= FEWEST:
-            sides = _codes(tonight, others), _codes(tonight, added)
+            sides = codes_of(tonight, others), codes_of(tonight, added)
             value, p = use_difference(*sides, tonight.code_levels, seed=tonight.config.seed)
             found.append(Measured("drift_code_use", value, n=len(added)))
             found.append(Measured("drift_code_use_p", p, n=len(added)))
@@ -81,7 +81,7 @@ def _divergence(tables: Iterable[Rows], sides: NDArray[np.bool_]) -> float:
     return float(np.mean(found))
 
 
-def _readable(tonight: Tonight, rows: Rows) -> Rows:
+def readable(tonight: Tonight, rows: Rows) -> Rows:
     """Return those rows whose latents lie in the _PARTS parts of the lowest hashes; all where there are no more."""
     if tonight.night.latents.codes is not None:
         return rows
@@ -90,7 +90,8 @@ def _readable(tonight: Tonight, rows: Rows) -> Rows:
     return rows[np.isin(numbers, chosen)]
 
 
-def _codes(tonight: Tonight, rows: Rows) -> Codes:
+def codes_of(tonight: Tonight, rows: Rows) -> Codes:
+    """Return the codes of rows, int32 [n, cells]."""
     held = tonight.night.latents.codes
     if held is not None:
         return held[rows]

@@ -11,6 +11,7 @@ LineName = Literal[
     "view_agreement",
     "lidar",
     "reconstruction",
+    "likelihood",
     "spread",
     "hubness",
     "churn",

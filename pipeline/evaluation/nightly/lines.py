@@ -19,6 +19,7 @@ from .drift import drift, drift_changed
 from .hubness import hubness
 from .identical import identical
 from .lidar import lidar
+from .likelihood import likelihood
 from .near_duplicates import near_duplicates
 from .photo_recall import photo_recall
 from .reconstruction import reconstruction
@@ -33,6 +34,7 @@ LINES: Mapping[LineName, Callable[[Tonight], Found]] = {
     "view_agreement": view_agreement,
     "lidar": lidar,
     "reconstruction": reconstruction,
+    "likelihood": likelihood,
     "spread": spread,
     "hubness": hubness,
     "churn": churn,

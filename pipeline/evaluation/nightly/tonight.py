@@ -61,6 +61,7 @@ class Tonight:
 
     catalogue: item_id (and the category) of every photo that was asked for, sorted by item_id. code_levels: positions
     among a photo's codes by level, of a model that has some; num_codes: of all codebooks together.
+    prior: returns the nats per code, float64 [n], of rows of items and their codes [n, cells].
     """
 
     config: MeasuresConfig
@@ -70,6 +71,7 @@ class Tonight:
     look: Callable[[Tonight], Looked | LeftOut]
     code_levels: Mapping[str, Rows]
     num_codes: int = 0
+    prior: Callable[[Rows, NDArray[np.int32]], Float64] | LeftOut = LeftOut("the model has no codes")
 
     @cached_property
     def looked(self) -> Looked | LeftOut:

@@ -105,6 +105,19 @@ def load_prior(store: Store, prior_id: str) -> StoredPrior:
     return StoredPrior(prior_id, at_rest(prior), facts["model_id"], facts["measures"])
 
 
+def newest_prior(store: Store, model_id: str) -> StoredPrior | None:
+    """Return the prior of a VQ model that was written last, None where it has none; errors as `load_prior`."""
+    written = {
+        entry.name.split("/")[1]: entry.modified
+        for entry in store.list(f"{STORED.folder}/")
+        if entry.name.endswith("/config.json")
+    }
+    for prior_id in sorted(written, key=lambda each: (written[each], each), reverse=True):
+        if STORED.facts(STORED.config(store, prior_id), prior_id).get("model_id") == model_id:
+            return load_prior(store, prior_id)
+    return None
+
+
 def _built(settings: PriorConfig, facts: Mapping[str, Any]) -> Prior:
     height, width = facts["grid"]
     with torch.random.fork_rng(devices=[]):
