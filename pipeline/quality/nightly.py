@@ -63,6 +63,7 @@ def tonight_of(
         look=_Looking(store, config, asked, bundle, files),
         code_levels=code_places(bundle.model),
         num_codes=sum(codebook_sizes(bundle.model)),
+        told=category_told(config) is not None,
         prior=_prior_of(store, bundle, night),
     )
 

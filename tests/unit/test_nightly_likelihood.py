@@ -65,7 +65,7 @@ def alone(network: Any, told: list[int] | None) -> np.ndarray:
 
 def test_each_photo_has_the_nats_that_the_prior_gives_it_alone(store: Store) -> None:
     save_prior(store, prior(), model_id=MODEL, measures={}, train_key="1" * 64)
-    tonight = Tonight(MeasuresConfig(), store, night(), pa.table({}), lambda _: LeftOut(""), {}, 0, said(store))
+    tonight = Tonight(MeasuresConfig(), store, night(), pa.table({}), lambda _: LeftOut(""), {}, prior=said(store))
     known = {"a": 2, "b": 3, None: 0, "unseen": 1}
     oracle = alone(prior(), [known[kind] for kind in KINDS])
     found = likelihood(tonight)

@@ -251,7 +251,7 @@ def test_a_night_asks_for_a_training_once_a_bundle(trained: tuple[np.ndarray, Co
     ids = pa.table({"item_id": [f"sku-{number:03d}" for number in range(len(rows))]})
     night: Any = SimpleNamespace(
         run="one", model_id="ab", metric="l2", items=ids, latents=LatentArrays(mean=rows), index=None,
-        changes=ids.slice(0, 0), parent=None, category=None, sample=None,
+        changes=ids.slice(0, 0), parent=None, category=None, sample=None, space=None,
     )  # fmt: skip
     store = MemoryStore("memory://nights")
     made = [further_tables(store, night, TablesConfig(), ASKED, Makers(train, lambda: ())) for _ in range(2)]

@@ -61,6 +61,7 @@ class Tonight:
 
     catalogue: item_id (and the category) of every photo that was asked for, sorted by item_id. code_levels: positions
     among a photo's codes by level, of a model that has some; num_codes: of all codebooks together.
+    told: the model is told categories, so that another label alone moves a photo.
     prior: returns the nats per code, float64 [n], of rows of items and their codes [n, cells].
     """
 
@@ -71,6 +72,7 @@ class Tonight:
     look: Callable[[Tonight], Looked | LeftOut]
     code_levels: Mapping[str, Rows]
     num_codes: int = 0
+    told: bool = False
     prior: Callable[[Rows, NDArray[np.int32]], Float64] | LeftOut = LeftOut("the model has no codes")
 
     @cached_property
@@ -141,8 +143,12 @@ class Tonight:
 
     @cached_property
     def fresh(self) -> NDArray[np.bool_]:
-        """Whether an item has other photos than in the parent, bool [items]; other labels alone say nothing."""
-        return sum((self.change_counts(change) for change in OF_PHOTOS), np.zeros(len(self.firsts), np.int64)) > 0
+        """Whether an item's photos may have other latents than in the parent, bool [items].
+
+        They are others, or the model is told their categories and these are others; else labels say nothing.
+        """
+        moving = (*OF_PHOTOS, "relabelled") if self.told else OF_PHOTOS
+        return sum((self.change_counts(change) for change in moving), np.zeros(len(self.firsts), np.int64)) > 0
 
     def change_counts(self, change: str) -> Rows:
         """Return how many photos of each item have this change, int64 [items]."""
