@@ -108,7 +108,7 @@ def first(shown: SimpleNamespace, count: int) -> list[int]:
 def test_a_model_with_codes_and_a_decoder_has_all_lines_of_a_first_night(shown: SimpleNamespace) -> None:
     found = nightly_measures(shown.tonight)
     values = {one.name: one for one in found.found if one.category is None}
-    assert set(found.left_out) == {"churn", "rekeyed", "drift", "drift_changed", "category"}
+    assert set(found.left_out) == {"churn", "rekeyed", "drift", "drift_changed", "category", "likelihood"}
     top, bottom = (shown.codes[:, places] for places in shown.tonight.code_levels.values())
     assert top.shape[1] < bottom.shape[1]
     used = len(np.unique(top)) + len(np.unique(bottom))
