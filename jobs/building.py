@@ -86,16 +86,7 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     written = write_release(
         context.store,
         release_id=release_id(context.run.name, key),
-        files={
-            "items": items.files,
-            "quarantine": table_files(found.quarantine, looked_up=True),
-            "changes": table_files(found.changes, looked_up=True),
-            **found.built.files(),
-            "report": (page, ".html", None),
-            "verdicts": table_files(verdicts_table(found.verdicts)),
-            **found.further.files,
-            **measured_files(found.nightly, found.measures),
-        },
+        files={"items": items.files, **_files(found), "report": (page, ".html", None)},
         segments=found.built.shared_files(),
         release_key=key,
         run=context.run.name,
@@ -113,23 +104,35 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
         parts=named_parts(found.items, encoded.parts),
         config=settings,
         code_version=version("visual-codebooks"),
-        inputs={
-            **inputs_of(config, plan),
-            **found.further.inputs,
-            "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
-            "not_measured": found.nightly.left_out,
-        },
+        inputs=inputs_of(config, plan, found),
         **model_files(context.store, model_id, parent),
     )
     return Candidate(written.manifest, written.manifest_sha256, found.verdicts, written.manifest.file("report").name)
 
 
-def inputs_of(config: Config, plan: Plan) -> dict[str, Any]:
-    """Return what the manifest says of what the release was made from."""
+def _files(found: Findings) -> dict[str, Any]:
+    """Return a release's files by role, but for its items and its page."""
+    return {
+        "quarantine": table_files(found.quarantine, looked_up=True),
+        "changes": table_files(found.changes, looked_up=True),
+        **found.built.files(),
+        "verdicts": table_files(verdicts_table(found.verdicts)),
+        **found.further.files,
+        **measured_files(found.nightly, found.measures),
+    }
+
+
+def inputs_of(config: Config, plan: Plan, found: Findings) -> dict[str, Any]:
+    """Return what the manifest says of what the release was made from, and of how it was judged."""
     inputs: dict[str, Any] = {"catalogue": config.catalogue.source, "train_key": plan.summary.train_key}
     if plan.summary.sample is not None:
         inputs["sample"] = plan.summary.sample.model_dump(mode="json")
-    return inputs
+    return {
+        **inputs,
+        **found.further.inputs,
+        "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
+        "not_measured": found.nightly.left_out,
+    }
 
 
 def examine(context: Context, plan: Plan, bundle: Bundle, encoded: Encoded, parent: Manifest | None) -> Findings:

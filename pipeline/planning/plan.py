@@ -156,14 +156,7 @@ def make_plan(
     check_living(difference.rows, items, config.catalogue.max_unreachable)
     FailureLimits(photos["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
-    rows = assign_shards(
-        rows,
-        image_size=[images.size for images in standing.transforms],
-        shard_rows=config.encode.shard_rows,
-        encode_all=standing.encode_all,
-        latent_bytes=latent_bytes(config, store, standing.model_id),
-        transform_id=transform,
-    )
+    rows = _sharded(config, store, rows, standing)
     if difference.counts["refused"] == rows.num_rows:
         raise nothing_usable(rows)
     summary = PlanSummary(
@@ -184,6 +177,18 @@ def make_plan(
         seconds=round(time.monotonic() - began, 3),
     )
     return Plan(rows=rows.select(plan_schema(attribute_fields(rows.schema)).names), summary=summary)
+
+
+def _sharded(config: NightSettings, store: Store, rows: pa.Table, standing: Standing) -> pa.Table:
+    """Return the rows with the shards that have to be computed."""
+    return assign_shards(
+        rows,
+        image_size=[images.size for images in standing.transforms],
+        shard_rows=config.encode.shard_rows,
+        encode_all=standing.encode_all,
+        latent_bytes=latent_bytes(config, store, standing.model_id),
+        transform_id=standing.transform_id,
+    )
 
 
 def _memory(config: NightSettings, store: Store, photos: pa.Table, standing: Standing) -> tuple[Need, ...]:

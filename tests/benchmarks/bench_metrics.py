@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from model_measures import Photos, load, prepare, preset_config, train
-from side_by_side import ROOT
+from side_by_side import ROOT, made_on
 
 from jobs.config import Config
 from pipeline.evaluation.folds import group_difference, group_mean
@@ -184,9 +180,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread"}  # fmt: skip
+    said = made_on()
     result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     for catalogue in options.catalogues.split(","):
         folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)

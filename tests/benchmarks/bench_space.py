@@ -17,40 +17,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
+from bench_flips import codebooks
 from sklearn.linear_model import LogisticRegression
 
-from jobs.__main__ import main as command
-from pipeline.encoding import run_shards_here
 from pipeline.index import LatentArrays, gather_latents, nearest_exact
 from pipeline.index.kept_space import release_space
 from pipeline.index.metrics import METRICS
 from pipeline.reader import Release, open_release
 from pipeline.release.tables import read_table
 from pipeline.storage import Store, open_store
-from pipeline.training import train_here
 
 ASKED, K = 200, 10
 KEPT = ["publish.keep_space=true", "tables.vectors=true", "index.kind=flat"]
 KEPT += ["measures.queries=10", "measures.sample=100"]  # what a night measures is not the matter here
-
-
-def codebooks(*words: str) -> None:
-    with (
-        mock.patch("jobs.computing.train_job", train_here),
-        mock.patch("jobs.computing.run_shards", run_shards_here),
-        mock.patch("jobs.context.ray_session", return_value=nullcontext()),
-        mock.patch("jobs.pipeline_run.early_session", return_value=nullcontext()),
-    ):
-        if code := command([*words]):
-            raise SystemExit(f"{words}: exit {code}")
 
 
 def two_nights(base: Path, data: Path, *, items: int, epochs: int, metric: str, kind: str) -> Store:

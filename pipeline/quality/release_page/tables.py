@@ -14,18 +14,9 @@ _TEXT, _NUMBER, _WHOLE = pa.string(), pa.float64(), pa.int64()
 
 def report_tables(data: NightReport) -> dict[str, pa.Table]:
     """Return a report's tables by name, those that would be empty left out."""
-    verdicts = [
-        {"examples": _ids(line.examples)} | {name: getattr(line, name) for name in VERDICTS.names if name != "examples"}
-        for line in data.verdicts
-    ]
-    measures = [
-        {"measure": line.name, "examples": _ids(line.examples)}
-        | {name: getattr(line, name) for name in ("category", "value", "low", "high", "n", "before")}
-        for line in data.measures
-    ]
     found = {
-        "verdicts": pa.Table.from_pylist(verdicts, schema=VERDICTS),
-        "measures": pa.Table.from_pylist(measures, schema=MEASURES.append(pa.field("before", _NUMBER))),
+        "verdicts": _verdicts(data),
+        "measures": _measures(data),
         "changes": _table(
             {"change": _TEXT, "photos": _WHOLE, "items": _WHOLE, "examples": pa.list_(_TEXT)},
             ((one.name, one.photos, one.items, _ids(one.cards)) for one in data.changes),
@@ -73,6 +64,23 @@ def report_tables(data: NightReport) -> dict[str, pa.Table]:
         ),
     }
     return {name: table for name, table in found.items() if table.num_rows}
+
+
+def _verdicts(data: NightReport) -> pa.Table:
+    rows = [
+        {"examples": _ids(line.examples)} | {name: getattr(line, name) for name in VERDICTS.names if name != "examples"}
+        for line in data.verdicts
+    ]
+    return pa.Table.from_pylist(rows, schema=VERDICTS)
+
+
+def _measures(data: NightReport) -> pa.Table:
+    rows = [
+        {"measure": line.name, "examples": _ids(line.examples)}
+        | {name: getattr(line, name) for name in ("category", "value", "low", "high", "n", "before")}
+        for line in data.measures
+    ]
+    return pa.Table.from_pylist(rows, schema=MEASURES.append(pa.field("before", _NUMBER)))
 
 
 def _neighbours(data: NightReport) -> Iterator[tuple[str, str, str, int, str, str]]:
