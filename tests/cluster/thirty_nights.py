@@ -131,7 +131,8 @@ class Shop:
         known = {**self.variables, **PATHS, **CRON, "PAUSE_S": "1", "TODAY": f"{day} 02:30", **variables}
         wrapper = subprocess.Popen(
             [*inside, self.variables["SHELL"], "-c", f"cd /root; {line}"],
-            env=known, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
+            env=known, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
         return Run(Process(wrapper, log), day)
 
@@ -263,7 +264,10 @@ BESIDE = {
 }  # fmt: skip
 
 
-def record(shop: Shop, day: Day, feed: Feed, seconds: float, runs: list[tuple[Run, int, str]], before: int) -> dict[str, Any]:
+Runs = list[tuple[Run, int, str]]
+
+
+def record(shop: Shop, day: Day, feed: Feed, seconds: float, runs: Runs, before: int) -> dict[str, Any]:
     """Return what became of a night, for `problems` and for the results. before: entries of the log before it."""
     ids = set(open_release("s3://shop/visual", options=shop.straight, cache_dir=shop.work / "cache").item_ids())
     entries = [entry["run"] for entry in shop.log()[before:]]
@@ -336,7 +340,8 @@ def _facts() -> dict[str, str]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(json.dumps({name: found[name] for name in ("date", "name", "code", "tries", "entries", "seconds")}), flush=True)
+    names = ("date", "name", "code", "tries", "entries", "seconds")
+    print(json.dumps({name: found[name] for name in names}), flush=True)
 
 
 def main() -> int:
@@ -368,7 +373,8 @@ def main() -> int:
         "problems": wrong, "controls_not_seen": blind, "nights": nights, "log": log,
     }  # fmt: skip
     asked.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(nights)} nights, {len(log)} entries, {result['seconds']} s, {len(wrong)} problems", *wrong, *blind, sep="\n")
+    said = f"{len(nights)} nights, {len(log)} entries, {result['seconds']} s, {len(wrong)} problems"
+    print(said, *wrong, *blind, sep="\n")
     return 1 if wrong or blind else 0
 
 
