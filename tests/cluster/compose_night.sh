@@ -64,8 +64,11 @@ done
 nights_s=$((SECONDS - began))
 step "the same night without a container, on one machine"
 # Beside the containers in the engine's network, where the store is reached by its address.
+inside=()
+[ -z "$engine" ] || inside=(nsenter --net="/proc/$(cat "$FOLDER/pid")/ns/net")
+cd "$ROOT"
 beside() {
-  nsenter --net="/proc/$(cat "$FOLDER/pid")/ns/net" env AWS_ACCESS_KEY_ID=codebooks AWS_REGION=us-east-1 \
+  "${inside[@]}" env AWS_ACCESS_KEY_ID=codebooks AWS_REGION=us-east-1 \
     AWS_SECRET_ACCESS_KEY=codebooks-secret PYTHONPATH="$ROOT" AWS_ENDPOINT_URL="http://$STORE_ADDRESS:8333" "$@"
 }
 STORE_ADDRESS=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$(compose ps -q store)")

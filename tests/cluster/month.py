@@ -80,7 +80,7 @@ def drawn(seed: int, nights: int) -> list[Day]:
     days = []
     for number, kind in enumerate(kinds):
         change = (dice.randint(2, 6), dice.randint(0, 4), dice.randint(0, 4))
-        change = (0, 0, 0) if kind.name == "nothing new" else change
+        change = (0, 0, 0) if not kind.entry and kind.name not in MADE_UP else change
         days.append(Day((FIRST + dt.timedelta(number)).isoformat(), kind, *change))
     return days
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime as dt
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -32,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from machines import ROOT, Machine, Network, Process, children, wait_until
+from machines import ROOT, Machine, Network, Process, children, made_on, wait_until
 from month import MADE_UP, Day, Feed, drawn, picture, problems, unseen
 from nights import join
 
@@ -333,12 +331,6 @@ def as_undisturbed(shop: Shop, feed: Feed) -> bool:
     return bool(np.allclose(*found, rtol=0, atol=1e-5))
 
 
-def _facts() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, others at work beside it"
-    return {"date": dt.datetime.now(dt.UTC).date().isoformat(), "machine": machine, "commit": commit.strip()}
-
-
 def _print(found: dict[str, Any]) -> None:
     names = ("date", "name", "code", "tries", "entries", "seconds")
     print(json.dumps({name: found[name] for name in names}), flush=True)
@@ -368,7 +360,7 @@ def main() -> int:
     wrong += [] if calm else ["the last release's latents are not those of a calm night"]
     blind = unseen(nights, log) if asked.nights == 30 else []
     result = {
-        **_facts(), "seed": asked.seed, "seconds": round(time.monotonic() - began), "photos": PHOTOS, "config": CONFIG,
+        **made_on(), "seed": asked.seed, "seconds": round(time.monotonic() - began), "photos": PHOTOS, "config": CONFIG,
         "line": shop.line, "entries": len(log), "as_undisturbed": calm, "requests": dict(shop.proxy.counts),
         "problems": wrong, "controls_not_seen": blind, "nights": nights, "log": log,
     }  # fmt: skip
