@@ -23,7 +23,7 @@ from typing import Any
 
 from machines import ROOT, Machine, Network, Process, made_on, wait_until
 from month import picture
-from nights import Shop, join
+from shop import Shop, join
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer

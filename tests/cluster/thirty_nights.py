@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 from machines import ROOT, Machine, Network, Process, children, made_on, wait_until
 from month import MADE_UP, Day, Feed, drawn, picture, problems, unseen
-from nights import join
+from shop import join
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
