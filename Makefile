@@ -115,7 +115,7 @@ test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program; 
 	$(BIN)/python tests/cluster/airflow_nights.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 	$(BIN)/python tests/cluster/airflow_backfill.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 
-test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman), about two minutes
+test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman IMAGES="cpu reader serve"), three minutes
 	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
 	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
 
