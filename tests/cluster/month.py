@@ -161,21 +161,16 @@ def unseen(nights: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]]) -> l
         wrong[name] = copy.deepcopy(list(nights)), copy.deepcopy(list(log))
         return wrong[name]
 
-    month("an entry is gone")[1].pop(1)
-    month("two entries of one run")[1][1]["run"] = log[0]["run"]
-    month("a release on another parent")[1][2]["parent"] = log[0]["release"]
-    month("another wrote the entry")[1][1]["run"] = "nobody"
+    month("an entry is gone")[1].pop(len(log) // 2)
+    month("another wrote the entry")[1][-1]["run"] = "nobody"
+    month("two entries of one release")[1][-1]["release"] = log[0]["release"]
+    month("a release on another parent")[1][-1]["parent"] = log[-1]["release"]
     month("a night ended with 1")[0][0]["code"] = 1
-    month("a killed night without a second try")[0][_first(nights, 2)]["tries"] = 1
-    month("a refused night tried again")[0][_refused(nights)]["tries"] = 2
     month("an item is missing")[0][0]["missing"] = ["item-0000"]
     month("a night did not publish")[0][0]["entries"] = []
+    for number, night in enumerate(nights):
+        if night["least_tries"] > 1:
+            month(f"{night['date']}, killed, without a second try")[0][number]["tries"] = 1
+        if night["code"] == 4:
+            month(f"{night['date']}, refused, and tried again")[0][number]["tries"] = 2
     return [name for name, (of_nights, of_log) in wrong.items() if not problems(of_nights, of_log)]
-
-
-def _first(nights: Sequence[Mapping[str, Any]], tries: int) -> int:
-    return next(number for number, night in enumerate(nights) if night["least_tries"] == tries)
-
-
-def _refused(nights: Sequence[Mapping[str, Any]]) -> int:
-    return next(number for number, night in enumerate(nights) if night["code"] == 4)
