@@ -7,7 +7,7 @@ the next night begins when the last one has ended, `date` tells its day, and a p
 the feed changes and what goes wrong is drawn (month.py). Nobody does anything by hand; a night that the scheduler
 missed is made up for by its name on the next day. Needs root.
 
-    python tests/cluster/thirty_nights.py --json results/thirty.json [--seed 0] [--nights 30] [--seconds 1000]
+    python tests/cluster/thirty_nights.py --json results/thirty.json [--seed 0] [--nights 30] [--seconds 1000] [--between CMD]
 """
 
 from __future__ import annotations
@@ -295,12 +295,13 @@ def made_up(shop: Shop, day: Day, feed: Feed) -> dict[str, Any]:
     return {**found, **more, "seconds": round(time.monotonic() - began, 1)}
 
 
-def month(shop: Shop, days: list[Day], feed: Feed, until: float) -> list[dict[str, Any]]:
+def month(shop: Shop, days: list[Day], feed: Feed, until: float, between: str) -> list[dict[str, Any]]:
     """Run the nights, one after the other; none is begun that might not end in the time."""
     found: list[dict[str, Any]] = []
     missed: Day | None = None
     shop.upload(feed, feed.put([f"item-{number:04}" for number in range(PHOTOS)]))
     for day in days:
+        subprocess.run(between, shell=True, check=True)
         if time.monotonic() > until - 120:
             print(f"no time is left for {day.date} and later", flush=True)
             break
@@ -346,6 +347,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nights", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=86_400.0)
+    parser.add_argument("--between", default=":", help="run by a shell before each night, as to let others work")
     asked = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
     days, feed = drawn(asked.seed, asked.nights), Feed(random.Random(asked.seed))
@@ -354,7 +356,7 @@ def main() -> int:
     with Network(1, work) as network:
         shop = Shop(network)
         try:
-            nights = month(shop, days, feed, began + asked.seconds)
+            nights = month(shop, days, feed, began + asked.seconds, asked.between)
             log = shop.log()
             calm = as_undisturbed(shop, feed)
         finally:
