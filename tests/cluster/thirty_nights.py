@@ -7,7 +7,7 @@ the next night begins when the last one has ended, `date` tells its day, and a p
 the feed changes and what goes wrong is drawn (month.py). Nobody does anything by hand; a night that the scheduler
 missed is made up for by its name on the next day. Needs root.
 
-    python tests/cluster/thirty_nights.py --json results/thirty.json [--seed 0] [--nights 30] [--seconds 1000] [--between CMD]
+    python tests/cluster/thirty_nights.py --json results/thirty.json [--seed 0] [--nights 30] [--seconds 1000]
 """
 
 from __future__ import annotations
