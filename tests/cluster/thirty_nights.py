@@ -99,6 +99,7 @@ class Shop:
         self.store = S3Store("s3://shop/visual", self.straight)
         self.variables, self.line = crontab()
         self.count = 0
+        self.errors: list[str] = []
         self.ray = _cluster(self.machine)
         self.desk = self._desk()
 
@@ -141,7 +142,7 @@ class Shop:
     def other(self, run: str) -> Run:
         """Start a night from a second place, which knows nothing of the first one's lock."""
         alone = self.line.removeprefix('"$NIGHTS" ')
-        return self.start(run[:10], f"set -a; . $ENVIRONMENT; set +a; {alone} --json --run {run}")
+        return self.start(run[:10], f"set -a; . $ENVIRONMENT; set +a; {alone} --run {run} --json")
 
     def kill(self, below: int, words: str) -> None:
         """Kill with -9 the Python programs below a process whose command line has these words; "" kills all there."""
@@ -306,18 +307,20 @@ def month(shop: Shop, days: list[Day], feed: Feed, until: float, between: str) -
             print(f"no time is left for {day.date} and later", flush=True)
             break
         if missed is not None:
-            found.append(made_up(shop, missed, feed))
-            _print(found[-1])
-            missed = None
+            _note(found, made_up(shop, missed, feed))
+        missed = day if day.kind.name in MADE_UP else None
         shop.upload(feed, feed.next_day(day), half=day.kind.name == "half of the catalogue gone")
         before, began = len(shop.log()), time.monotonic()
-        runs = night(shop, day)
-        if runs:
-            found.append(record(shop, day, feed, time.monotonic() - began, runs, before))
-            _print(found[-1])
-            if found[-1]["code"] not in found[-1]["wanted"]:
-                print(runs[0][0].process.text()[-5000:], flush=True)
-        missed = day if day.kind.name in MADE_UP else None
+        try:
+            runs = night(shop, day)
+            if runs:
+                _note(found, record(shop, day, feed, time.monotonic() - began, runs, before))
+                if found[-1]["code"] not in found[-1]["wanted"]:
+                    print(runs[0][0].process.text()[-5000:], flush=True)
+        except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:  # the month goes on, and is not right
+            shop.errors.append(f"{day.date}, {day.kind.name}: {error}")
+            print(shop.errors[-1], flush=True)
+            _over(shop)
         shop.bucket.put("catalogue.csv", feed.table())
     return found
 
@@ -335,7 +338,8 @@ def as_undisturbed(shop: Shop, feed: Feed) -> bool:
     return bool(np.allclose(*found, rtol=0, atol=1e-5))
 
 
-def _print(found: dict[str, Any]) -> None:
+def _note(nights: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    nights.append(found)
     names = ("date", "name", "code", "tries", "entries", "seconds")
     print(json.dumps({name: found[name] for name in names}), flush=True)
 
@@ -361,7 +365,7 @@ def main() -> int:
             calm = as_undisturbed(shop, feed)
         finally:
             shop.stop()
-    wrong = problems(nights, log)
+    wrong = [*shop.errors, *problems(nights, log)]
     wrong += [f"{night['date']}: {each}" for night in nights for each in night["beside"] if not each["right"]]
     wrong += [] if calm else ["the last release's latents are not those of a calm night"]
     blind = unseen(nights, log)
