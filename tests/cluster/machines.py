@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFIX = "cbn"
+PREFIX = os.environ.get("CLUSTER_PREFIX", "cbn")  # of network namespaces; two at once need two
 # $1: folder that keeps what is shown; then `hide FOLDER`, `show FOLDER`, `seed FROM TO`, `--`, the command.
 _ENTER = """
 set -e
