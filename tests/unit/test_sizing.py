@@ -139,16 +139,6 @@ def test_whoever_waits_for_answers_is_told_so(capsys: pytest.CaptureFixture[str]
     assert "encode.fetch_threads" in line
 
 
-def test_nights_on_one_two_and_four_nodes_are_foretold() -> None:
-    """`results/sized_nodes.json`: real Ray nodes, photos that answer late; only the start-up is taken from the runs."""
-    found = result("sized_nodes.json")
-    assert [night["nodes"] for night in found["nodes"]] == [1, 2, 4]
-    for night in found["nodes"]:
-        place = Place(cores=1, warm=True, get_ms=found["get_ms"], start_s=night["start_s"])
-        told = encode_stage(found["photos"], night["nodes"], place, found["shard_rows"]).seconds
-        assert told == pytest.approx(night["measured_s"], rel=0.25)
-
-
 def test_the_fewest_nodes_are_enough_and_one_less_is_not() -> None:
     shop, place = Shop(30_000_000, first=True, listed=False), Place(prefixes=100)
     night = smallest(shop, place, 1.0)
