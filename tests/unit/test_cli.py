@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -306,8 +305,9 @@ def test_a_signal_unwinds_lets_go_of_the_run_and_exits_6(tmp_path: Path, number:
 def test_a_second_signal_ends_the_process_on_the_spot(tmp_path: Path) -> None:
     process = waiting(tmp_path / "store", "stubborn", limit_s=1000)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.0)
-    assert process.poll() is None
+    assert process.stderr is not None
+    while process.stderr.readline() != "ready\n":  # again, after what the first one raised
+        assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 6
