@@ -311,7 +311,7 @@ class TestTraining:
 def test_training_lowers_the_loss(name: str, told: bool, size: int) -> None:
     if CONFIGS[name]["kind"] in QUEUEING:
         pytest.skip("its queue fills with keys harder than those it began with; see test_moco")
-    curve = train(make(name, size), photos(size, 8), 40, told)
+    curve = train(make(name, size), photos(size, 8), 28, told)
     assert curve[-1] < 0.98 * curve[0]
 
 
