@@ -128,4 +128,5 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,serve,dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps lightly  # oracle of losses; MIT; its trainer is not needed
+	$(BIN)/python tests/moto_server.py  # an environment of its own for the S3 server of tests
 	touch $@

@@ -50,7 +50,7 @@ _NOT_READS = {"uploads", "uploadId", "acl", "tagging", "attributes", "retention"
 
 
 def moto_python() -> Path:
-    """Return the Python of moto's environment, which is made on first use (about half a minute, needs an index).
+    """Return the Python of moto's environment, which `make install` or the first use makes in half a minute.
 
     CODEBOOKS_MOTO_VENV names another folder for it, for example one that a CI machine keeps.
     """
@@ -207,3 +207,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+if __name__ == "__main__":
+    moto_python()

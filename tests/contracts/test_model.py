@@ -252,28 +252,6 @@ class TestTraining:
         for where, buffer in model.named_buffers():
             assert not buffer.requires_grad, where
 
-    @pytest.mark.slow
-    def test_two_trainings_have_the_same_bits(self, name: str, told: bool, size: int) -> None:
-        first = make(name, size)
-        curve = train(first, photos(size), 3, told)
-        second = make(name, size)
-        assert train(second, photos(size), 3, told) == curve
-        other = second.state_dict()
-        assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
-        assert train(make(name, size, seed=1), photos(size), 3, told) != curve
-
-    @pytest.mark.slow
-    def test_state_goes_round_and_training_continues_to_the_same_bits(self, name: str, told: bool, size: int) -> None:
-        model = make(name, size)
-        train(model, photos(size), 2, told)
-        twin = make(name, size, seed=5)
-        twin.load_state_dict(model.state_dict())
-        same(model.encode(photos(size), conditions(told, 6)), twin.encode(photos(size), conditions(told, 6)))
-        torch.manual_seed(3)
-        rest = train(model, photos(size, seed=1), 3, told)
-        torch.manual_seed(3)
-        assert train(twin, photos(size, seed=1), 3, told) == rest
-
     def test_the_loss_is_a_mean_over_photos(
         self, name: str, told: bool, size: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -305,8 +283,34 @@ class TestTraining:
         model.after_step()
 
 
+# That each size has its gradients is seen above; what a training repeats is the same at every size.
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]])  # that each size has its gradients is seen above
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]])
+@pytest.mark.parametrize(("name", "told"), TRAINED)
+class TestRepeating:
+    def test_two_trainings_have_the_same_bits(self, name: str, told: bool, size: int) -> None:
+        first = make(name, size)
+        curve = train(first, photos(size), 3, told)
+        second = make(name, size)
+        assert train(second, photos(size), 3, told) == curve
+        other = second.state_dict()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
+        assert train(make(name, size, seed=1), photos(size), 3, told) != curve
+
+    def test_state_goes_round_and_training_continues_to_the_same_bits(self, name: str, told: bool, size: int) -> None:
+        model = make(name, size)
+        train(model, photos(size), 2, told)
+        twin = make(name, size, seed=5)
+        twin.load_state_dict(model.state_dict())
+        same(model.encode(photos(size), conditions(told, 6)), twin.encode(photos(size), conditions(told, 6)))
+        torch.manual_seed(3)
+        rest = train(model, photos(size, seed=1), 3, told)
+        torch.manual_seed(3)
+        assert train(twin, photos(size, seed=1), 3, told) == rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]])
 @pytest.mark.parametrize(("name", "told"), TRAINED)
 def test_training_lowers_the_loss(name: str, told: bool, size: int) -> None:
     if CONFIGS[name]["kind"] in QUEUEING:
