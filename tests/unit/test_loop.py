@@ -200,6 +200,7 @@ def test_two_trainings_give_the_same_bits_and_another_seed_does_not(undisturbed,
     assert weights(loop_over(new_store(tmp_path), config(seed=1)).run()) != undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10, 30, 50])
 def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(undisturbed, store, stop_at):
     with pytest.raises(Unavailable, match=f"step {stop_at}"):
@@ -322,6 +323,7 @@ def test_two_trainings_with_everything_on_give_the_same_curves(whole, store):
     assert {step for name, step in scalars if name == "steps_seen"} == {12, 24, 36, 48}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10, 30])
 def test_a_training_stopped_mid_epoch_with_everything_on_has_the_same_curves(whole, store, stop_at):
     loop, before = everything(store, should_stop=after_calls({10: 1, 30: 5}[stop_at]))
@@ -334,6 +336,7 @@ def test_a_training_stopped_mid_epoch_with_everything_on_has_the_same_curves(who
     assert logged(store) == whole.logged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["MovingAverage", "BestWeights"])
 def test_a_resume_that_forgets_a_part_is_seen(whole, tmp_path, monkeypatch, forgotten):
     """Negative control: the averaged weights and the best epoch matter to what a resumed training returns."""

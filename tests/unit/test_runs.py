@@ -208,6 +208,7 @@ def test_a_wrong_clock_of_this_machine_does_not_matter(store: Store, monkeypatch
         run.begin(CONFIG)
 
 
+@pytest.mark.slow
 def test_a_killed_holder_of_this_host_is_followed_at_once(any_url: str) -> None:
     holder = script(HOLDER, any_url, CONFIG)
     assert line_of(holder) == "1"
