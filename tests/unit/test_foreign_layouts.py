@@ -32,7 +32,7 @@ FILES = load("foreign_files.py")
 PLAIN, loaded, normalised, parsed, photos = FILES.PLAIN, FILES.loaded, FILES.normalised, FILES.parsed, FILES.photos
 WIDTH, HEADS, DEPTH = 32, 2, 2
 Tensors = dict[str, Tensor]
-ONE = {"rtol": 0, "atol": 1e-5}
+ONE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,8 @@ def said(path: Path, tensors: Any, architecture: str, size: int, output: str, po
         source="timm", architecture=architecture, weights=str(path / "file.pth"), output=output,
         preprocessing={**PLAIN, "size": size}, read_out={"pool": pool},
     )  # fmt: skip
-    return loaded(config).encode(photos(2, size)).mean
+    mean: Tensor = loaded(config).encode(photos(2, size)).mean
+    return mean
 
 
 def random(shapes: dict[str, tuple[int, ...]]) -> Tensors:
@@ -67,11 +68,14 @@ def random(shapes: dict[str, tuple[int, ...]]) -> Tensors:
 # --- the forward passes, in the words of their papers
 
 
+def by_head(x: Tensor) -> Tensor:
+    """Tokens [B, N, W] as [B, heads, N, W / heads]."""
+    return x.reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
+
+
 def attention(x: Tensor, qkv: Tensor, bias: Tensor, turn: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Multi-head self-attention of tokens [B, N, W] without its last projection (Vaswani et al. 2017)."""
-    q, k, v = (
-        part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (x @ qkv.T + bias).chunk(3, dim=2)
-    )  # [B, heads, N, W / heads]
+    q, k, v = map(by_head, (x @ qkv.T + bias).chunk(3, dim=2))
     weights = (turn(q) @ turn(k).transpose(2, 3) / math.sqrt(WIDTH // HEADS)).softmax(dim=3)
     return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -88,7 +92,8 @@ def patches(x: Tensor, weight: Tensor) -> Tensor:
     """Tokens [B, N, W] of pictures cut into patches, row by row, without a bias."""
     side = weight.shape[-1]
     cut = x.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    return cut @ weight.flatten(1).T
+    found: Tensor = cut @ weight.flatten(1).T
+    return found
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -209,7 +214,7 @@ def test_open_clips_own_towers_as_trainings_keep_them(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:Warning")
 def test_clip_as_torchscript_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """OpenAI's own download is an archive with code in it."""
-    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    traced: Any = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]
     traced.save(str(tmp_path / "file.pth"))
     config = parsed(source="timm", architecture="vit_base_patch16_clip_224", weights=str(tmp_path / "file.pth"),
                     output="head")  # fmt: skip
@@ -240,7 +245,7 @@ def test_siglip_pools_by_attention(tmp_path: Path) -> None:
     pool = f"{own}attn_pool"
     q = line(of[f"{pool}.latent"].expand(2, -1, -1), of, f"{pool}.q")
     k, v = line(x, of, f"{pool}.kv").chunk(2, dim=2)
-    q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (q, k, v))
+    q, k, v = map(by_head, (q, k, v))
     seen = (q @ k.transpose(2, 3) / math.sqrt(WIDTH // HEADS)).softmax(dim=3) @ v
     seen = line(seen.transpose(1, 2).flatten(2), of, f"{pool}.proj")
     inner = F.gelu(line(norm(seen, of, f"{pool}.norm", 1e-6), of, f"{pool}.mlp.fc1"))
@@ -266,7 +271,7 @@ def test_dinov2_at_its_own_size_and_another(registers: int, side: int, tmp_path:
     of = dinov2_file(side, registers)
     name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
     found = said(tmp_path, of, name, 28, "features", "cls")
-    grid = of["pos_embed"][:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    grid = of["pos_embed"][:, 1:].transpose(1, 2).reshape(1, WIDTH, side, side)
     plainly = F.interpolate(grid, size=(2, 2), mode="bicubic", antialias=True)
     published = plainly if registers else F.interpolate(grid, scale_factor=2.1 / side, mode="bicubic")
     if side == 2:

@@ -73,7 +73,7 @@ def _of_dinov2(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
     side, wanted = round((positions.shape[1] - 1) ** 0.5), getattr(patch_embed, "grid_size", None)
     if positions.ndim != 3 or side**2 != positions.shape[1] - 1 or wanted is None or tuple(wanted) == (side, side):
         return dict(tensors)
-    grid = positions[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+    grid = positions[:, 1:].float().transpose(1, 2).reshape(1, -1, side, side)
     factors = tuple((cells + _OFFSET) / side for cells in wanted)
     resized = F.interpolate(grid, scale_factor=factors, mode="bicubic")
     return {**tensors, "pos_embed": torch.cat([positions[:, :1].float(), resized.flatten(2).transpose(1, 2)], dim=1)}
