@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter
 
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
+from jobs.options import option
 from jobs.pipeline_run import How, run_config
 from jobs.place import load_light
 from jobs.ray_session import ray_session
@@ -30,9 +30,7 @@ _WIDTH = 46  # of one space's column
 _PAGE = "side-by-side.html"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the demo's own options."""
-    parser.add_argument("--items", type=int, default=1800, help="items to render (about 1.2 photos each; default 1800)")
+add_arguments = option("--items", type=int, default=1800, help="items to render (about 1.2 photos each; default 1800)")
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.command import Arguments, Outcome
+from jobs.options import option
 from jobs.place import LightConfig, load_light
 from pipeline.catalogue.probing import probe_catalogue
 from pipeline.errors import CodebooksError, ConfigError, InputError
@@ -47,14 +47,12 @@ class Patient:
         self.wanted = bool(self.arguments.config or self.arguments.overrides or named)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add doctor's own option."""
-    parser.add_argument(
-        "--try",
-        dest="tries",
-        action="store_true",
-        help="also start a worker, train one step and encode one batch, with the config's own model; takes a minute",
-    )
+add_arguments = option(
+    "--try",
+    dest="tries",
+    action="store_true",
+    help="also start a worker, train one step and encode one batch, with the config's own model; takes a minute",
+)
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.command import Arguments, Outcome
+from jobs.options import CHANNEL, RELEASE_OF_CHANNEL, option, takes
 from jobs.place import LightConfig
 from jobs.ray_session import ray_session
-from jobs.sources import read_sources
+from jobs.sources import read_config
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.models import load_bundle
 from pipeline.models.priors import check_draw
@@ -34,7 +35,6 @@ from pipeline.quality.prior_results import Sampling, check_category, described, 
 from pipeline.release import Manifest, asked_manifest, check_store
 from pipeline.release.tables import read_table
 from pipeline.runs import Attempt, Run, default_run_name, open_run
-from pipeline.settings import check_and_build, merge
 from pipeline.storage import Store
 from pipeline.training import PriorJob, train_job
 from pipeline.watch import Watch
@@ -74,20 +74,14 @@ class Work:
     watch: Watch
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prior`."""
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument(
-        "--release", metavar="RELEASE_ID", help="a certain release, instead of the channel's current one"
-    )
-    parser.add_argument("--samples", metavar="N", type=int, default=64, help="how many pictures to show (default 64)")
-    parser.add_argument(
-        "--temperature", metavar="T", type=float, default=1.0, help="below 1 draws likelier codes (default 1)"
-    )
-    parser.add_argument("--top-k", metavar="K", type=int, help="draw only among the K likeliest codes of each cell")
-    parser.add_argument(
-        "--category", metavar="NAME", help="draw pictures of this category alone; needs prior.by_category=true"
-    )
+add_arguments = takes(
+    CHANNEL,
+    RELEASE_OF_CHANNEL,
+    option("--samples", metavar="N", type=int, default=64, help="how many pictures to show (default 64)"),
+    option("--temperature", metavar="T", type=float, default=1.0, help="below 1 draws likelier codes (default 1)"),
+    option("--top-k", metavar="K", type=int, help="draw only among the K likeliest codes of each cell"),
+    option("--category", metavar="NAME", help="draw pictures of this category alone; needs prior.by_category=true"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:
@@ -148,7 +142,7 @@ def load_prior_config(arguments: Arguments) -> PriorCommandConfig:
     for text in arguments.overrides:
         if text.startswith("train."):  # it would be passed over, and the prior trained otherwise than asked
             raise ConfigError(f"{text!r} is of a model's training; a prior's is in prior.train: write 'prior.{text}'")
-    return check_and_build(merge(read_sources(arguments)), PriorCommandConfig)
+    return read_config(arguments, PriorCommandConfig)
 
 
 def found_or_trained(
