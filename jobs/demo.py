@@ -12,12 +12,13 @@ from pydantic import TypeAdapter
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
 from jobs.options import option
-from jobs.pipeline_run import How, run_config
+from jobs.pipeline_run import run_config
 from jobs.place import load_light
 from jobs.ray_session import ray_session
 from pipeline.errors import ConfigError
 from pipeline.images.render import render_catalogue
 from pipeline.models import AnyModelConfig
+from pipeline.planning.freezing import How
 from pipeline.progress import Progress
 from pipeline.quality.side_by_side import side_by_side_page
 from pipeline.reader import Neighbour, Release, open_release
