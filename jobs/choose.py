@@ -34,7 +34,7 @@ add_arguments = takes(
 def run(arguments: Arguments) -> Outcome:
     """Make every candidate without each fold in turn, ask it that fold's photos, and compare.
 
-    Everything runs in this process and on a scratch store; finished folds are kept under `choices/` on the store and
+    Everything runs on this machine and on a scratch store; finished folds are kept under `choices/` on the store and
     found again. Raises ConfigError (exit 2), InputError (3), Unavailable (6).
     """
     options = arguments.options

@@ -64,10 +64,11 @@ def examine(
         built = made.built
     context.attempt.check()
     with context.watch.stage("evaluate"):
-        parent_items = read_table(store, parent, "items", without=CARRIED) if parent else None
         parent_quarantine = read_table(store, parent, "quarantine") if parent else None
         quarantine = with_first_seen(refused, parent_quarantine, context.run.name)
-        changes = changes_between(items, quarantine, parent_items, parent_quarantine)
+        before = read_table(store, parent, "items", without=CARRIED) if parent else None
+        changes = changes_between(items, quarantine, before, parent_quarantine)
+        del before  # as long as tonight's items
         counts = count(items, quarantine, changes, plan)
         night = Night(
             run=context.run.name,
