@@ -34,7 +34,8 @@ def gather_latents(
 
     items: columns item_id, latents_part, latents_row. columns: of mean, log_var, codes (`mean` always comes along).
     Each part is read once, by at most `threads` readers; memory is the result and that many parts, of a result above
-    HELD_BYTES the parts alone: that one lies on the disk, where temporary files do. No rows give [0, 0]. Raises IntegrityError when a part lacks a column or a named row, or holds another item there.
+    HELD_BYTES the parts alone: that one lies on the disk, where temporary files do. No rows give [0, 0]. Raises
+    IntegrityError when a part lacks a column or a named row, or holds another item there; Unavailable for a full disk.
     """
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
     if items.num_rows == 0:
@@ -79,9 +80,7 @@ def _read(store: Store, part: str, asked: pa.Table, wanted: Sequence[str]) -> di
     return {name: part_rows(table, name)[rows] for name in wanted}
 
 
-def _scatter(
-    waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result: dict[str, Any], total: int
-) -> None:
+def _scatter(waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result: dict[str, Any], total: int) -> None:
     """Move every finished part's rows to their places, once at least one has finished."""
     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in done:
