@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..storage import Store
 from .latents import LatentArrays, Rows
 
 _COLUMNS = ("mean", "log_var", "codes")
-_TYPES = {"mean": np.float32, "log_var": np.float32, "codes": np.int32}
+_TYPES: Mapping[str, Any] = {"mean": np.float32, "log_var": np.float32, "codes": np.int32}
 HELD_BYTES = 1 << 30
 """A matrix of latents above so many bytes lies in a file without a name, mapped: the kernel takes its pages back when
 memory is short, and the file is gone with the array, however the process ends."""
@@ -96,7 +96,7 @@ def _scatter(waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result
             matrix[places] = values
 
 
-def _matrix(rows: int, width: int, kind: type[np.generic]) -> Any:
+def _matrix(rows: int, width: int, kind: Any) -> Any:
     """Return a matrix to be filled, in memory or, above HELD_BYTES, in a mapped file."""
     size = rows * width * np.dtype(kind).itemsize
     if size <= HELD_BYTES:
