@@ -21,7 +21,7 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (a
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than a few seconds each
+test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than about a second each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
