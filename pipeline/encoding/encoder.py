@@ -71,9 +71,7 @@ class Encoder:
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
         with self._lock, _torch_threads(self.threads), torch.inference_mode(), autocast:
             if not self.streams:
-                return self._in_turn(
-                    lambda took, told: self._encoded([self._batch(each, took) for each in seen], told), rows, condition
-                )
+                return self._in_turn(seen, rows, condition)
             if self._probes and len(rows):
                 self.batch_size = self._fastest_batch(seen, len(rows), conditional=condition is not None)
                 self._probes = False
@@ -95,11 +93,17 @@ class Encoder:
 
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
         with self._lock, _torch_threads(self.threads), torch.inference_mode(), autocast:
-            return self._in_turn(encoded, rows, condition)
+            return self._one_by_one(encoded, rows, condition)
 
     # --- on CPUs: one batch after the other
 
-    def _in_turn(
+    def _in_turn(self, seen: list[Pixels], rows: Rows, condition: npt.NDArray[np.int64] | None) -> LatentArrays:
+        def encoded(took: Rows, told: Tensor | None) -> Latents:
+            return self._encoded([self._batch(each, took) for each in seen], told)
+
+        return self._one_by_one(encoded, rows, condition)
+
+    def _one_by_one(
         self,
         encoded: Callable[[Rows, Tensor | None], Latents],
         rows: Rows,
