@@ -25,6 +25,7 @@ from .codebook_table import CodeLevel, codebook_table
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_tables
 from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
+from .returned import with_returned
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
 from .tonight import Night
@@ -86,6 +87,8 @@ def further_tables(
         held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category)
         made.files["codebook"] = table_files(held.table)
         made.measures.update(held.measures)
+    if tables.returned:  # in the place of the table that says only what changed since the parent
+        made.files["changes"] = table_files(with_returned(store, night), looked_up=True)
     if tables.neighbours:
         near = neighbour_tables(store, night, tables.neighbours)
         made.files.update(near.files)
