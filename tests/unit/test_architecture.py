@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
-    {"errors", "findings", "holders"},
-    {"boards", "column_types", "events", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
+    {"errors", "holders"},
+    {"boards", "column_types", "events", "findings", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
     {"storage"},
     {"nodes"},
     {"ends", "parts", "process", "settings", "watch", "workers"},
