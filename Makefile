@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -21,7 +21,7 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (a
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than a few seconds each
+test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than about a second each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
@@ -87,6 +87,18 @@ bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA
 bench-segments: $(VENV)/.dev  ## an index of segments of 1,000,000 rows (DATA=folder): nights, a builder, readers, ten minutes
 	$(BIN)/python tests/benchmarks/bench_segments.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/segments.json
 
+bench-flat: $(VENV)/.dev  ## 200,000 generated photos encoded: memory of driver and actors over time, four minutes
+	$(BIN)/python tests/benchmarks/bench_flat.py --json tests/benchmarks/results/flat.json --plot flat.png
+
+bench-tail: $(VENV)/.dev  ## what smaller last shards save beside a slow actor, four minutes
+	$(BIN)/python tests/benchmarks/bench_tail.py --json tests/benchmarks/results/tail.json
+
+bench-churn: $(VENV)/.dev  ## photo-seconds of a night of 1 % churn against a full encode (DATA=folder), two minutes
+	$(BIN)/python tests/benchmarks/bench_churn.py --data $(DATA) --json tests/benchmarks/results/churn.json
+
+bench-latency: $(VENV)/.dev  ## encoding from an S3 server process that takes 20 ms a GET, five minutes
+	$(BIN)/python tests/benchmarks/bench_latency.py --json tests/benchmarks/results/latency.json
+
 bench-encode: $(VENV)/.dev  ## encoding on Ray against as many plain processes and against Ray's documented pipeline, ten minutes
 	$(BIN)/python tests/benchmarks/bench_encode.py --count 20000 --pairs 3 --documented
 	$(BIN)/python tests/benchmarks/bench_encode.py --count 5000 --slow-s 0.45
@@ -135,4 +147,5 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,serve,dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps lightly  # oracle of losses; MIT; its trainer is not needed
+	$(BIN)/python tests/moto_server.py  # an environment of its own for the S3 server of tests
 	touch $@

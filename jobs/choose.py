@@ -10,6 +10,7 @@ from jobs.choosing import Stages, candidates_asked
 from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.context import Context
+from jobs.options import option, takes
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.quality.candidates import written
@@ -21,20 +22,19 @@ from pipeline.storage import LocalStore
 from pipeline.storage.local import expanded
 from pipeline.watch import Watch
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `choose`."""
-    parser.add_argument("--candidates", metavar="NAME,...", help="of choose.candidates, presets or YAML files")
-    parser.add_argument("--folds", metavar="N", type=int, help="how many; each is asked of what the others give")
-    parser.add_argument("--by", metavar="COLUMN", help="what stays in one fold, a contributor or brand; else item_id")
-    parser.add_argument("--seeds", metavar="N,...", help="of the trainings (default 0)")
-    parser.add_argument("--write", metavar="FILE", help="write the winner's config; an existing file stays")
+add_arguments = takes(
+    option("--candidates", metavar="NAME,...", help="of choose.candidates, presets or YAML files"),
+    option("--folds", metavar="N", type=int, help="how many; each is asked of what the others give"),
+    option("--by", metavar="COLUMN", help="what stays in one fold, a contributor or brand; else item_id"),
+    option("--seeds", metavar="N,...", help="of the trainings (default 0)"),
+    option("--write", metavar="FILE", help="write the winner's config; an existing file stays"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:
     """Make every candidate without each fold in turn, ask it that fold's photos, and compare.
 
-    Everything runs in this process and on a scratch store; finished folds are kept under `choices/` on the store and
+    Everything runs on this machine and on a scratch store; finished folds are kept under `choices/` on the store and
     found again. Raises ConfigError (exit 2), InputError (3), Unavailable (6).
     """
     options = arguments.options

@@ -41,7 +41,7 @@ def candidates_asked(arguments: Arguments, config: Config) -> dict[str, Named]:
 
 @dataclass
 class Stages:
-    """Makes candidates by the stages of a night, in this process, on a store that is thrown away."""
+    """Makes candidates by the stages of a night, on this machine, on a store that is thrown away."""
 
     context: Context
     scratch: Store

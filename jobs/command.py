@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,11 @@ class Arguments:
     def with_overrides(self, *overrides: str) -> Arguments:
         """Return these arguments with more `key.path=value`, which yield to those that the user gave."""
         return replace(self, overrides=(*overrides, *self.overrides))
+
+    def settings_apart(self, words: Sequence[str]) -> tuple[Arguments, list[str]]:
+        """Return these arguments with the settings that stand among a command's own words, and the other words."""
+        settings = [word for word in words if re.match(r"[a-z_.]+=", word)]
+        return self.with_overrides(*settings), [word for word in words if word not in settings]
 
     def with_run(self, name: str) -> Arguments:
         """Return these arguments with a run's name."""

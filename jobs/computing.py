@@ -25,7 +25,7 @@ from pipeline.encoding import (
     compact,
     hash_parts,
     run_shards,
-    run_shards_here,
+    run_shards_apart,
     settle,
     split_done,
 )
@@ -206,7 +206,7 @@ def compute(
             context.progress.shard(ended_shard)
             limits.note(result)
 
-        run = run_shards_here if context.here else run_shards
+        run = run_shards_apart if context.here else run_shards
         fresh = run(todo, job, on_result=ended, check=lookout.check)
     limits.end()
     results = sorted([*done, *fresh], key=lambda result: result.number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,14 @@ from pydantic import TypeAdapter
 
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config
-from jobs.pipeline_run import How, run_config
+from jobs.options import option
+from jobs.pipeline_run import run_config
 from jobs.place import load_light
 from jobs.ray_session import ray_session
 from pipeline.errors import ConfigError
 from pipeline.images.render import render_catalogue
 from pipeline.models import AnyModelConfig
+from pipeline.planning.freezing import How
 from pipeline.progress import Progress
 from pipeline.quality.side_by_side import side_by_side_page
 from pipeline.reader import Neighbour, Release, open_release
@@ -30,9 +31,7 @@ _WIDTH = 46  # of one space's column
 _PAGE = "side-by-side.html"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the demo's own options."""
-    parser.add_argument("--items", type=int, default=1800, help="items to render (about 1.2 photos each; default 1800)")
+add_arguments = option("--items", type=int, default=1800, help="items to render (about 1.2 photos each; default 1800)")
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
+from jobs.options import option, takes
 from jobs.pipeline_run import run_until
 from pipeline.errors import GateRefused
 from pipeline.progress import Progress
@@ -17,20 +17,20 @@ from pipeline.runs import default_run_name
 _TABLE = ("table", "beside", "photos", "without_baselines")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate`."""
-    parser.add_argument(
+add_arguments = takes(
+    option(
         "--table", action="store_true", help="compare the model with baselines; writes quality.html and quality.json"
-    )
-    parser.add_argument(
+    ),
+    option(
         "--beside",
         metavar="MODEL_ID",
         action="append",
         default=[],
         help="also another bundle of the store, by its id or the first digits; may be given several times",
-    )
-    parser.add_argument("--photos", metavar="N", type=int, help=f"of up to N items, {PHOTOS:,} by default")
-    parser.add_argument("--without-baselines", action="store_true", help="only the models")
+    ),
+    option("--photos", metavar="N", type=int, help=f"of up to N items, {PHOTOS:,} by default"),
+    option("--without-baselines", action="store_true", help="only the models"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:

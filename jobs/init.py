@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 from jobs.command import Arguments, Outcome
+from jobs.options import option, takes
 from pipeline.catalogue.proposal import TEXTS, propose
 from pipeline.errors import ConfigError
 from pipeline.storage.local import expanded
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `init`."""
-    parser.add_argument(
-        "source", help="a table (Parquet, CSV, JSON lines), a folder of photos or of tables, a tar shard"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", default="codebooks.yaml", help="what to write (default codebooks.yaml)"
-    )
-    parser.add_argument("--store", metavar="URL", default="codebooks-store", help="s3://BUCKET/PREFIX or a folder")
-    parser.add_argument("--item-id", metavar="COLUMN", help="the column of keys, where the guess is wrong")
-    parser.add_argument("--image", metavar="COLUMN", help="the column of photos, where the guess is wrong")
-    parser.add_argument("--category", metavar="COLUMN", help="the column of categories, where the guess is wrong")
+add_arguments = takes(
+    option("source", help="a table (Parquet, CSV, JSON lines), a folder of photos or of tables, a tar shard"),
+    option("--output", metavar="FILE", default="codebooks.yaml", help="what to write (default codebooks.yaml)"),
+    option("--store", metavar="URL", default="codebooks-store", help="s3://BUCKET/PREFIX or a folder"),
+    option("--item-id", metavar="COLUMN", help="the column of keys, where the guess is wrong"),
+    option("--image", metavar="COLUMN", help="the column of photos, where the guess is wrong"),
+    option("--category", metavar="COLUMN", help="the column of categories, where the guess is wrong"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import yaml
@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError, GateRefused
 from pipeline.evaluation.verdicts import allowed_in, refusal_text
 from pipeline.events import Finished, Planned, tell
 from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
-from pipeline.planning import Plan, Renewal, ask_refused_again, look, make_plan, nothing_to_do, renewal_of
+from pipeline.planning import Plan, nothing_to_do
+from pipeline.planning.freezing import How, check_meant, frozen_plan, hold_meant
 from pipeline.progress import Progress
 from pipeline.quality.allowing import allowed_in_run, checked_allowed
 from pipeline.quality.gating import gate_names
@@ -29,25 +30,6 @@ from pipeline.runs import Run, default_run_name, open_run
 from pipeline.watch import Watch
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
-
-_MEANT = "retrain.json"
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """What a command line says beside the config.
-
-    limit: items of a seeded sample, None for the whole catalogue. channel: where to publish instead of publish.channel.
-    retrain: everything may be trained and encoded anew. live: the channel's bundle is kept. allow, reason: gates that
-    are let pass, and why; no part of what a run freezes as its config, so that a retry may add them.
-    """
-
-    limit: int | None = None
-    channel: str | None = None
-    retrain: bool | None = None
-    live: bool | None = None
-    allow: tuple[str, ...] | None = None
-    reason: str | None = None
 
 
 def run_until(arguments: Arguments, until: Until) -> Outcome:
@@ -93,8 +75,7 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
             progress.note(line)
         if plan.summary.renewal is not None:
             if until == "publish":
-                require_meant(plan.summary.renewal, config, run, how)
-                run.freeze(_MEANT, plan.summary.renewal.model_dump_json().encode())
+                hold_meant(plan.summary.renewal, config, run, how)
             progress.note("\n".join(plan.summary.renewal.lines()))
         if until == "publish" and nothing_to_do(plan, store, config):
             text = f"nothing has changed since release {plan.summary.parent}; the channel stays as it is"
@@ -178,63 +159,11 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
     return finish(context.run, outcome, plan, context.watch, candidate)
 
 
-def check_meant(config: Config, run: Run, how: How) -> None:
-    """Refuse a refresh that would train or encode everything anew by mistake, before it has left a trace.
-
-    The run can then be repeated under its name with the settings that were meant. Raises ConfigError.
-    """
-    done = run.read_result()
-    if done is not None and done["published"]:
-        return
-    held = run.read_frozen("plan.parquet")
-    if held is not None:
-        renewal = Plan.from_bytes(held).summary.renewal
-    else:
-        standing = look(config, run.store, run=run.name, limit=how.limit, channel=how.channel, live=bool(how.live))
-        renewal = renewal_of(standing, run.store)
-    if renewal is not None:
-        require_meant(renewal, config, run, how)
-
-
-def require_meant(renewal: Renewal, config: Config, run: Run, how: How) -> None:
-    """Raise ConfigError unless the user has said, now or to an earlier attempt, that everything is done anew."""
-    if how.retrain or config.train.when_is_set or run.read_frozen(_MEANT) is not None:
-        return
-    raise ConfigError(renewal.refusal())
-
-
 def _quarantined(candidate: Candidate) -> str:
     """Return in words how many photos could not be used tonight, and how many of these live on as they were."""
     refused, held = candidate.manifest.counts["refused"], candidate.manifest.counts.get("held", 0)
     kept = f", {held:,} of them unreachable and kept with yesterday's latents" if held else ""
     return f"; {refused:,} photos are quarantined{kept}" if refused else ""
-
-
-def frozen_plan(context: Context, how: How) -> Plan:
-    """Return the run's plan: the one an earlier attempt froze, or a new one, frozen now."""
-    held = context.run.read_frozen("plan.parquet")
-    earlier = held is not None
-    if held is None:
-        context.attempt.check()
-        plan = make_plan(
-            context.config,
-            context.store,
-            context.files,
-            run=context.run.name,
-            limit=how.limit,
-            channel=how.channel,
-            live=bool(how.live),
-        )
-        data = plan.to_bytes()
-        held = context.run.freeze("plan.parquet", data)
-    if earlier or held is not data:  # else the rows are here already, and another copy of them would be as large
-        plan = Plan.from_bytes(held)
-    if plan.summary.limit is not None and plan.summary.sample is None:
-        raise ConfigError(
-            f"run {context.run.name!r} was planned by a version that took a sample (--limit {plan.summary.limit}) for "
-            "the catalogue; start a run of another name"
-        )
-    return ask_refused_again(plan, context.config, context.store, context.files) if earlier else plan
 
 
 def config_text(config: Config, how: How) -> str:

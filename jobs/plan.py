@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
 from jobs.command import Arguments, Outcome
 from jobs.config import Config, load_config, photo_files
+from jobs.options import option
 from pipeline.planning import Plan, make_plan, nothing_to_do, pixels_line
 from pipeline.planning.described import describe, first_photos, first_refused
 from pipeline.runs import default_run_name
 from pipeline.storage import Store
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `plan`."""
-    parser.add_argument("--channel", metavar="NAME", help="as of `refresh`: where it would publish")
+add_arguments = option("--channel", metavar="NAME", help="as of `refresh`: where it would publish")
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.command import Arguments, Outcome
+from jobs.options import option, takes
 from pipeline.errors import ConfigError
 from pipeline.images.probe import probe_picture
 from pipeline.models.converting import converted, file_of_package
@@ -24,13 +24,13 @@ _ACTIONS = "recipes: list the known networks; convert: turn a file into .onnx or
 _ACTIONS += "picture; vector: write what a network says of it (.npy)"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `pretrained`."""
-    parser.add_argument("action", choices=("recipes", "convert", "picture", "vector"), help=_ACTIONS)
-    parser.add_argument("output", nargs="?", metavar="FILE", help="what to write; no file is overwritten")
-    parser.add_argument("--recipe", metavar="NAME", help="a known network; of others see model.* below")
-    parser.add_argument("--weights", metavar="PATH|URI", help="the file of weights")
-    parser.add_argument("--package", metavar="NAME", help="an installed package that holds the file of weights")
+add_arguments = takes(
+    option("action", choices=("recipes", "convert", "picture", "vector"), help=_ACTIONS),
+    option("output", nargs="?", metavar="FILE", help="what to write; no file is overwritten"),
+    option("--recipe", metavar="NAME", help="a known network; of others see model.* below"),
+    option("--weights", metavar="PATH|URI", help="the file of weights"),
+    option("--package", metavar="NAME", help="an installed package that holds the file of weights"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.command import Arguments
 from jobs.place import LightConfig, load_light
 from jobs.ray_session import ray_session
-from jobs.sources import read_sources
+from jobs.sources import read_config
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.nodes import ClusterConfig
 from pipeline.serving import ServeConfig, application, parse_settings
-from pipeline.settings import check_and_build, merge
 from pipeline.stopping import STOPPING
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def serve_on_ray(config: ServeConfig, arguments: Arguments) -> None:
     ended, and what a store raises that is not reached.
     """
     serve = _ray_serve()
-    cluster = check_and_build(merge(read_sources(arguments)), _WithCluster).cluster
+    cluster = read_config(arguments, _WithCluster).cluster
     with ray_session(cluster, busy=config.workers, settings={"store": {"url": config.store_url}}):
         http = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout_s + config.drain_s}
         serve.start(proxy_location="EveryNode", http_options=http)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-
 from jobs.command import Arguments, Outcome
-from jobs.place import load_light
+from jobs.options import CHANNEL, option, takes
+from jobs.place import open_place
 from pipeline.errors import NotFound
-from pipeline.release import check_store, read_head, rollback
+from pipeline.release import read_head, rollback
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `rollback`."""
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument("--to", metavar="RELEASE_ID", help="the release; by default the one before the current one")
+add_arguments = takes(
+    CHANNEL,
+    option("--to", metavar="RELEASE_ID", help="the release; by default the one before the current one"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:
     """Append an earlier release to the channel's log; nothing is deleted, and a later rollback can undo it."""
-    config = load_light(arguments)
-    store = config.store.open()
-    check_store(store)
-    channel = arguments.options.channel or config.publish.channel
+    place = open_place(arguments)
+    store, channel = place.store, place.channel
     before = read_head(store, channel)
     if before is None:
         raise NotFound(f"channel {channel!r} on {store.url} has no releases, so there is nothing to roll back")

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
-from jobs.pipeline_run import How, run_config
+from jobs.pipeline_run import run_config
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.findings import Finding, Level
+from pipeline.planning.freezing import How
 from pipeline.planning.trial import copy_bundles, in_small, small_catalogue, small_config
 from pipeline.progress import Progress
 from pipeline.storage.config import StoreConfig
-from pipeline.workers import Whereabouts, ask_a_worker, whereabouts
+from pipeline.workers import ask_a_worker, compared
 
 _MEND = "a night would end the same way: see the text, then try again"
 _REPORT = "no known trouble of a machine or a config; see the text, and report it if it is ours"
@@ -64,15 +65,8 @@ def _scratch(arguments: Arguments, *, whole: bool) -> Iterator[Config]:
 
 def _worker(config: Config) -> tuple[Level, str, str]:
     """Start one worker process and compare what it runs with what this process runs."""
-    ours = whereabouts()
     with ray_session(config.cluster, busy=1):
-        theirs = ask_a_worker()
-    text = f"a worker on {theirs.host} runs Python {theirs.python}, torch {theirs.torch}, our packages at {theirs.root}"
-    differing = [name for name in Whereabouts.COMPARED if getattr(ours, name) != getattr(theirs, name)]
-    if differing:
-        listed = "; ".join(f"{name}: {getattr(ours, name)} here, {getattr(theirs, name)} there" for name in differing)
-        return "warn", f"{text}; not as here: {listed}", "install the same versions on all machines of the cluster"
-    return "ok", text, ""
+        return compared(ask_a_worker())
 
 
 def _night(config: Config) -> tuple[Level, str, str]:

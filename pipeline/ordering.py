@@ -30,7 +30,8 @@ def take_rows(table: pa.Table, positions: Positions | pa.Array | pa.ChunkedArray
     """Return the rows at `positions` in that order, with the table's own schema; a null position gives a row of nulls.
 
     `Table.take` joins a column's chunks first: it fails where its strings pass 2 GiB, about 10 million long URIs, and
-    copies all of them however few are taken. Here what is held beside the result is a slice of it.
+    copies all of them however few are taken. Here what is held beside the result is a slice of it, and where half of a
+    chunk or more is taken, its runs are shared, not copied.
     """
     plain = isinstance(positions, np.ndarray)
     places = (positions if plain else as_numpy(positions, missing=-1)).astype(np.int64, copy=False)
@@ -136,24 +137,36 @@ def item_boundaries(keys: pa.ChunkedArray, rows: int = SLICE_ROWS) -> Iterator[s
 def _take(column: pa.ChunkedArray, places: Positions) -> pa.ChunkedArray:
     """Return the values at `places`, null where a place is -1."""
     ends = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+    shared = _mostly_taken(ends, places)
     pieces = [
         piece
         for start in range(0, len(places), SLICE_ROWS)
-        for piece in _take_slice(column, ends, places[start : start + SLICE_ROWS])
+        for piece in _take_slice(column, ends, places[start : start + SLICE_ROWS], shared)
     ]
     return pa.chunked_array(pieces, type=column.type)
 
 
-def _take_slice(column: pa.ChunkedArray, ends: Positions, places: Positions) -> list[pa.Array]:
+def _mostly_taken(ends: Positions, places: Positions) -> npt.NDArray[np.bool_]:
+    """Return for each chunk whether the result may hold on to it: half of its rows are in it or more, in order."""
+    if not len(places) or places[0] < 0 or not (places[1:] > places[:-1]).all():
+        return np.zeros(len(ends) - 1, np.bool_)
+    return np.asarray(2 * np.diff(np.searchsorted(places, ends)) >= np.diff(ends))
+
+
+def _take_slice(
+    column: pa.ChunkedArray, ends: Positions, places: Positions, shared: npt.NDArray[np.bool_]
+) -> list[pa.Array]:
+    """Return the values at a slice of places, a piece a chunk; runs of `shared` chunks are not copied."""
     ascending = bool((places[1:] >= places[:-1]).all()) and places[0] >= 0
     order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")
     order = order[np.searchsorted(places[order], 0) :]  # without the nulls
     wanted = places[order]
     cuts = np.searchsorted(wanted, ends)
-    found = [
-        column.chunk(int(number)).take(pa.array(wanted[cuts[number] : cuts[number + 1]] - ends[number]))
-        for number in np.flatnonzero(np.diff(cuts))
-    ]
+    found = []
+    for number in np.flatnonzero(np.diff(cuts)).tolist():
+        chunk, rows = column.chunk(number), wanted[cuts[number] : cuts[number + 1]] - ends[number]
+        run = shared[number] and rows[-1] - rows[0] == len(rows) - 1
+        found.append(chunk.slice(int(rows[0]), len(rows)) if run else chunk.take(pa.array(rows)))
     if ascending:
         return found
     back = np.full(len(places), -1, dtype=np.int64)

@@ -27,7 +27,7 @@ _IMAGE_KINDS: dict[str, ImageKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of one file. attributes: in the table's order; skipped: those that hold no plain values."""
+    """The columns of one file. attributes: in the table's order; skipped: those that cannot be kept, unnamed."""
 
     item_id: str
     image: str
@@ -47,7 +47,7 @@ def choose_columns(schema: pa.Schema, config: CatalogueConfig, file: str) -> Col
     """Match the config with the columns of one file.
 
     Raises InputError for a missing or doubled column that is asked for, a type that `column_types.FAMILIES` does not
-    have for its role, and an attribute with a reserved name.
+    have for its role, and an attribute or category by a name that releases use for their own columns.
     """
     for role in ("item_id", "image", "category", "version"):
         name = getattr(config, role)
@@ -73,7 +73,7 @@ def choose_columns(schema: pa.Schema, config: CatalogueConfig, file: str) -> Col
             _check_plain(name, "category", kind, file)
         elif config.attributes is not None:
             _check_plain(name, "attribute", kind, file)
-        elif family_of(kind, "attribute") is None:
+        elif family_of(kind, "attribute") is None or name in RESERVED:  # a feed may get a new column any night
             continue
         plain.append(name)
     # The version column may hold the same thing as the key; it is read but never kept unless asked for.
@@ -90,12 +90,12 @@ def choose_columns(schema: pa.Schema, config: CatalogueConfig, file: str) -> Col
 
 
 def refuse_reserved(names: Iterable[str], file: str) -> None:
-    """Raise InputError when an attribute has a name that the release's own columns use."""
+    """Raise InputError when a column that the config names is called as a release's own is."""
     taken = sorted(set(names) & RESERVED)
     if taken:
         raise InputError(
             f"the attribute column(s) {_listed(taken)} of {file} have names that releases use for their own columns; "
-            "rename them in the table, or list the columns to keep under catalogue.attributes"
+            "rename them in the table, or take them out of catalogue.attributes and catalogue.category"
         )
 
 

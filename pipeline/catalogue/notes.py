@@ -22,9 +22,9 @@ class CatalogueNotes(BaseModel):
 
     rows: rows of the tables (files of a folder, items of tar shards); items: keys; photos: usable URIs; no_image: items
     without any photo; repeated: photos that one list names twice, kept once; sampled_from: items before `limit`.
-    skipped: other files or tar members, by suffix; skipped_columns: columns that hold no plain values; listed: names
-    listed while reading; counted: by what it is in words, whatever else was dropped, merged or read in another way than
-    it stands.
+    skipped: other files or tar members, by suffix; skipped_columns: columns that cannot be kept (no plain
+    values, or a name that releases use); listed: names listed while reading; counted: by what it is in words, whatever
+    else was dropped, merged or read in another way than it stands.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -24,7 +24,9 @@ def parquet_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tal
         # With a buffer size pages are read as they are needed; without, the whole column of a row group is held,
         # which for embedded photos can be many GB.
         table = pq.ParquetFile(handle, buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
-        columns = choose_columns(with_partition(table.schema_arrow.empty_table(), place).schema, config, place.uri)
+        # Not `empty_table`: it makes arrays, which Arrow cannot of every extension type (fixed_shape_tensor).
+        empty = pa.Table.from_batches([], schema=table.schema_arrow)
+        columns = choose_columns(with_partition(empty, place).schema, config, place.uri)
         tally.skipped_columns.update(columns.skipped)
         first_row = 0
         stored = [name for name in columns.read if name in table.schema_arrow.names]

@@ -89,7 +89,23 @@ class PhotoReader:
             return [read(row) for row in rows]
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="photos")
-        return list(self._pool.map(read, rows))
+        # Each thread takes the next row when it is done with one: a task a row would cost more than a file's reading.
+        found: dict[int, Fetched] = {}
+        waiting, failed = iter(range(len(rows))), threading.Event()  # `next` of a range is one step for every thread
+
+        def some() -> None:
+            for number in waiting:
+                if failed.is_set():
+                    return
+                try:
+                    found[number] = read(rows[number])
+                except BaseException:
+                    failed.set()
+                    raise
+
+        for asked in [self._pool.submit(some) for _ in range(min(self._threads, len(rows)))]:
+            asked.result()
+        return [found[number] for number in range(len(rows))]
 
     def _one(self, row: dict[str, Any]) -> Fetched:
         fetched = self._failures.ask(row["source"] or row["uri"], lambda: self._bytes_of(row))

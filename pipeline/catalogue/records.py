@@ -139,8 +139,9 @@ def _effective_quotes(held: np.ndarray, quotes: np.ndarray, delimiter: bytes) ->
     before = held[np.maximum(quotes - 1, 0)]
     after = held[np.minimum(quotes + 1, len(held) - 1)]
     before[quotes == 0] = after[quotes == len(held) - 1] = _LF
-    edge = np.array([ord(delimiter), _LF, _CR], dtype=np.uint8)
-    may_open, may_close = np.isin(before, edge), np.isin(after, edge)
+    edge = np.zeros(256, dtype=np.bool_)
+    edge[[ord(delimiter), _LF, _CR]] = True
+    may_open, may_close = edge[before], edge[after]
     # Mostly every first of two opens and every second closes, where a doubled quote closes and opens again.
     opens = may_open[::2] | (before[::2] == _QUOTE)
     closes = may_close[1::2] | (after[1::2] == _QUOTE)

@@ -51,8 +51,9 @@ class Counted:
 class Tally:
     """What a source passed over, so that nothing is dropped in silence.
 
-    skipped: files or tar members by suffix; skipped_columns: columns that hold no plain values; listed: names listed;
-    counted: whatever else was dropped, merged or read in another way than it seems, in words, with where it is.
+    skipped: files or tar members by suffix; skipped_columns: columns that cannot be kept (no plain values, or a
+    name that releases use); listed: names listed; counted: whatever else was dropped, merged or read in another way
+    than it seems, in words, with where it is.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)

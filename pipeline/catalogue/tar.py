@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ..errors import ConfigError, InputError
+from ..schema import RESERVED
 from ..storage import Files
 from ..storage.names import is_utf8
 from .columns import refuse_reserved, unknown_column
@@ -57,6 +58,7 @@ def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
         raise InputError(f"{place.uri} is packed, so single photos cannot be read from it; write plain .tar shards")
     rule = check_tar_config(config)
     category = (config.category,) if config.category else ()
+    refuse_reserved(category, place.uri)
     wanted = None if config.attributes is None else frozenset({*config.attributes, *category})
     with opened(files, place.uri, "a tar shard") as handle, tarfile.open(fileobj=handle, mode="r:") as shard:
         batch: list[_Item] = []
@@ -160,7 +162,7 @@ def _add(
     data = b"".join(_pieces(shard, member))
     if rest == "json":
         _merge(item, _plain_fields(data, member.name, place, tally, wanted), member.name, place)
-    elif wanted is None or rest in wanted:
+    elif rest not in RESERVED if wanted is None else rest in wanted:
         try:
             _merge(item, {rest: data.decode().strip()}, member.name, place)
         except UnicodeDecodeError as error:
@@ -202,7 +204,11 @@ def _plain_fields(
 ) -> dict[str, Plain]:
     fields = parse_object(data, f"the member {member!r} of {place.uri}", wanted)
     fields = {name: value for name, value in fields.items() if wanted is None or name in wanted}
-    plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool | None)}
+    plain = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, str | int | float | bool | None) and (wanted is not None or name not in RESERVED)
+    }
     tally.skipped_columns.update(fields.keys() - plain.keys())
     return plain
 

@@ -2,6 +2,7 @@
 
 from .actors import ShardWorker, make_encoder, make_worker
 from .answers import HELD_OVER, Asked, FetchLimits, ask_again, settle
+from .apart import run_shards_apart
 from .collect import FeaturePart, LivingRows, among, collect_features, collect_pixels, collect_rows
 from .compact import compact, hash_parts
 from .config import EncodeConfig, EncodeJob
@@ -41,6 +42,7 @@ __all__ = [
     "make_encoder",
     "make_worker",
     "run_shards",
+    "run_shards_apart",
     "run_shards_here",
     "settle",
     "split_done",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..catalogue import CatalogueConfig, PhotoReader
 from ..images import ImagesConfig
@@ -13,6 +13,9 @@ from ..storage import Files, Store
 
 Precision = Literal["fp32", "bf16"]
 USUAL_BATCH = 256
+# On a machine that has to be started `auto` gives an actor about a minute's work; and so many actors are asked for at
+# most: each is a process that the head keeps an eye on.
+PHOTOS_THERE, MOST_ASKED = 20_000, 1_000
 
 
 class ActorRange(BaseModel):
@@ -58,6 +61,10 @@ class EncodeConfig(BaseModel):
     shard_rows: int | None = Field(
         default=None, ge=1, description="photos in a part at most; null: from their number and size"
     )
+    tail: Literal["even", "halves"] = Field(
+        default="even",
+        description="halves: the last shards are cut into halves to eighths, so that a slow actor is waited for less",
+    )
     rewrite_below: float = Field(
         default=0.7, ge=0.0, le=1.0, description="a latents part of which a smaller share lives is written anew"
     )
@@ -70,6 +77,19 @@ class EncodeConfig(BaseModel):
     no_progress_s: int = Field(
         default=1800, ge=1, description="seconds without a finished shard after which the stage fails as temporary"
     )
+
+    @model_serializer(mode="wrap")
+    def _without_an_even_tail(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)  # what a run has frozen stays as it was before there was a choice
+        return {name: value for name, value in values.items() if (name, value) != ("tail", "even")}
+
+    def tail_for(self, photos: int) -> int:
+        """Return how many actors the last shards of so many photos are cut smaller for: as many as are asked for."""
+        if self.tail == "even":
+            return 0
+        if isinstance(self.actors, ActorRange):
+            return self.actors.max
+        return max(1, min(MOST_ASKED, -(-photos // PHOTOS_THERE))) if self.actors == "auto" else self.actors
 
     @property
     def least_actors(self) -> int:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..machine import usable_cores
 from ..workers import Room
-from .config import ActorRange, EncodeConfig
+from .config import MOST_ASKED, PHOTOS_THERE, ActorRange, EncodeConfig
 
 _log = logging.getLogger(__name__)
 
-# What `auto` gives an actor to do at least: on a machine that is up, about what its start costs (encoding so many small
-# photos takes 2 to 3 s of a core); on one that has to be started, about a minute's work.
-_PHOTOS_HERE, _PHOTOS_THERE = 1_000, 20_000
-_MOST_ASKED = 1_000  # actors that `auto` asks for: each is a process that the head keeps an eye on
+# What `auto` gives an actor of a machine that is up to do at least: about what its start costs (encoding so many small
+# photos takes 2 to 3 s of a core).
+_PHOTOS_HERE = 1_000
 _DECODERS_EACH = 16  # decoders that `auto` asks for an encoding actor; Ray Data lets them wait where that is too many
 # Below this share of a CPU for each of its threads an actor only takes time from the others.
 _LEAST_SHARE = 0.5
@@ -86,7 +85,7 @@ def plan_decoders(config: EncodeConfig, seats: Seats, shards: int, photos: int, 
     elif config.decoders != "auto":
         least = most = config.decoders
     elif room.grows or not room.cpus:
-        least = most = min(_MOST_ASKED, -(-photos // _PHOTOS_THERE), _DECODERS_EACH * seats.least)
+        least = most = min(MOST_ASKED, -(-photos // PHOTOS_THERE), _DECODERS_EACH * seats.least)
     else:
         least = max(1, min(int((free - 1) // threads), -(-photos // _PHOTOS_HERE)))
         most = least if room.machines == 1 else max(least, _DECODERS_EACH * seats.most)
@@ -105,7 +104,7 @@ def _asked(config: EncodeConfig, photos: int, room: Room, gpus: float) -> tuple[
     if config.actors != "auto":
         return config.actors, config.actors
     here = min(_places(config, room, gpus), -(-photos // _PHOTOS_HERE))
-    there = max(1, here, min(_MOST_ASKED, -(-photos // _PHOTOS_THERE)))
+    there = max(1, here, min(MOST_ASKED, -(-photos // PHOTOS_THERE)))
     if room.grows or not room.cpus:
         return there, there
     return max(1, here), there

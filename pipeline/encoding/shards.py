@@ -18,6 +18,7 @@ from ..ordering import Positions, as_numpy, ranks, take_rows
 from ..parts import FoundPart, find_part, latents_part_name, part_key, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
+from .cutting import cut
 from .unfit import read_unfit
 
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
@@ -104,6 +105,7 @@ def assign_shards(
     encode_all: bool = False,
     latent_bytes: int = 0,
     transform_id: str = "",
+    tail_for: Callable[[int], int] = lambda _: 0,
 ) -> pa.Table:
     """Return the plan with its int32 column `shard` filled: null where nothing has to be computed.
 
@@ -114,7 +116,8 @@ def assign_shards(
     (`pixels_part`, under `transform_id` where given) pixels part by pixels part, the others fetched once more.
     image_size: pixels a side, of each size that the model sees.
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
-    or more and at most 128 MiB of pixels and of latents.
+    or more and at most 128 MiB of pixels and of latents. tail_for: of the number of photos to fetch, how many actors
+    the last shards are cut smaller for (see `cut`); shards of kept pixels stay whole.
     """
     status, retried = plan["status"], as_numpy(plan["retried"], missing=False)
     fetch = _is(status, "added") | _is(status, "changed")
@@ -125,13 +128,13 @@ def assign_shards(
     fetch |= again & ~kept
     shard = np.full(plan.num_rows, -1, dtype=np.int32)
     sides = [image_size] if isinstance(image_size, int) else image_size
-    limit = shard_rows or _rows_of_part(int(fetch.sum()), sum(3 * side * side for side in sides), latent_bytes)
+    fetched = int(fetch.sum())
+    limit = shard_rows or _rows_of_part(fetched, sum(3 * side * side for side in sides), latent_bytes)
     begun = 0
     for tried in (False, True):
         rows = _by_source(plan, np.flatnonzero(fetch & (retried == tried)))
-        count = -(-len(rows) // limit)
-        shard[rows] = begun + np.arange(len(rows)) * count // max(len(rows), 1)
-        begun += count
+        shard[rows] = begun + cut(len(rows), limit, tail_for(fetched))
+        begun = int(shard.max(initial=-1)) + 1
     if kept.any():
         shard[kept] = begun + _by_part(plan["pixels_part"].filter(pa.array(kept)), latent_bytes)
     column = pa.array(shard, pa.int32(), mask=shard < 0)
@@ -185,6 +188,13 @@ def build_shards(
         shard = _with_pixels(number, photos, transform_id, retry_of, from_pixels, kept)
         shards.append(shard if model_id is None else _with_latents(shard, model_id, precision, retry_of))
     return shards
+
+
+def features_part(shard: Shard, teacher: str, precision: str) -> tuple[str, str]:
+    """Return the name and key of the latents part that a teacher has of a shard's photos, where it has encoded them."""
+    keys = shard.photos.select(["item_id", "uri", "token"])
+    key = part_key(LATENTS_VERSION, teacher, precision, keys, pixels_part=shard.pixels_name)
+    return latents_part_name(teacher, key), key
 
 
 def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Positions]:

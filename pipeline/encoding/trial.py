@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,21 +52,43 @@ def try_shard(job: EncodeJob, shard: Shard, task: Task) -> Outcome:
 
     Raises Unavailable when the process does not end within `encode.no_progress_s`.
     """
+
+    def started(folder: str) -> int:
+        command = [sys.executable, "-c", _CHILD, json.dumps(import_path()), folder]
+        try:
+            return subprocess.run(  # noqa: S603 - this Python, our own module
+                command, timeout=job.encode.no_progress_s, check=False
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise too_slow(job, shard) from error
+
+    return outcome_of(job, shard, task, started)
+
+
+def import_path() -> list[str]:
+    """Return where a fresh Python finds our packages, and all that this process finds."""
+    return [_ROOT, *sys.path]
+
+
+def too_slow(job: EncodeJob, shard: Shard) -> Unavailable:
+    """Return the error of a shard that does not end."""
+    return Unavailable(
+        f"shard {shard.number} did not end in {job.encode.no_progress_s} seconds (encode.no_progress_s); "
+        "finished parts are kept, run again"
+    )
+
+
+def outcome_of(job: EncodeJob, shard: Shard, task: Task, started: Callable[[str], int]) -> Outcome:
+    """Return what became of a shard in a process of its own.
+
+    started: has a process call `main` with the folder that it is given, waits for its end and returns its exit code.
+    """
     from ray import cloudpickle  # packs what Ray brought here; the child does without Ray
 
     with tempfile.TemporaryDirectory(prefix="visual-codebooks-trial-") as name:
         folder = Path(name)
         (folder / _ASKED).write_bytes(cloudpickle.dumps((job, shard, task)))  # type: ignore[no-untyped-call]
-        command = [sys.executable, "-c", _CHILD, json.dumps([_ROOT, *sys.path]), name]
-        try:
-            code = subprocess.run(  # noqa: S603 - this Python, our own module
-                command, timeout=job.encode.no_progress_s, check=False
-            ).returncode
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(
-                f"shard {shard.number} did not end in {job.encode.no_progress_s} seconds (encode.no_progress_s); "
-                "finished parts are kept, run again"
-            ) from error
+        code = started(name)
         answer = folder / _ANSWER
         if not answer.exists():
             return Outcome(death=death_of(code))
@@ -84,10 +107,10 @@ def death_of(code: int) -> Death:
 
 
 def main(name: str) -> None:
-    """Do what `try_shard` asks, in the process that it started; name: the folder of the question and the answer."""
+    """Do what `outcome_of` asks, in a process that was started for it; name: the folder of question and answer."""
     _end_with_parent()
     folder = Path(name)
-    job, shard, task = pickle.loads((folder / _ASKED).read_bytes())  # noqa: S301 - written by `try_shard`
+    job, shard, task = pickle.loads((folder / _ASKED).read_bytes())  # noqa: S301 - written by `outcome_of`
     aside = folder / f"{_ANSWER}.aside"
     aside.write_bytes(pickle.dumps(_outcome(job, shard, task)))
     aside.rename(folder / _ANSWER)

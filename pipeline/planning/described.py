@@ -61,7 +61,7 @@ def catalogue_line(notes: CatalogueNotes) -> str:
         (notes.no_image, "items without a photo"),
         (notes.repeated, "photos named twice by one item"),
         (sum(notes.skipped.values()), f"other files ({', '.join(sorted(notes.skipped))})"),
-        (len(notes.skipped_columns), f"columns of no plain values ({', '.join(notes.skipped_columns)})"),
+        (len(notes.skipped_columns), f"columns that cannot be kept ({', '.join(notes.skipped_columns)})"),
     ]
     found = (
         f"{notes.format}, {notes.files:,} files, {notes.rows:,} rows, {notes.items:,} items, {notes.photos:,} photos"

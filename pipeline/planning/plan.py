@@ -188,6 +188,7 @@ def _sharded(config: NightSettings, store: Store, rows: pa.Table, standing: Stan
         encode_all=standing.encode_all,
         latent_bytes=latent_bytes(config, store, standing.model_id),
         transform_id=standing.transform_id,
+        tail_for=config.encode.tail_for,
     )
 
 

@@ -55,6 +55,7 @@ def ask_refused_again(plan: Plan, config: NightSettings, store: Store, files: Fi
         encode_all=summary.encode_all,
         latent_bytes=latent_bytes(config, store, summary.model_id),
         transform_id=summary.transform_id,
+        tail_for=config.encode.tail_for,
     ).select(rows.column_names)
     first = (pc.max(rows["shard"]).as_py() or 0) + 1
     index = again.schema.get_field_index("shard")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
+_PICTURE = "data:image/jpeg;base64,"
+_LONGEST = 1_000  # characters of a name or value; some catalogues hold a page of HTML in a cell
 _JPEG_QUALITY = 92  # a page of a hundred pictures of 64 px then has about a quarter of the bytes of lossless ones
 
 
@@ -73,14 +75,22 @@ def _data_uri(picture: Picture) -> str:
     buffer = io.BytesIO()
     # 4:4:4: colour at half resolution would blur what a reconstruction is judged by.
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4")
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _PICTURE + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _in_short(value: object) -> object:
+    """Return what a page prints as it is, of a text that would fill it the beginning and the length."""
+    # Markup, a subclass of str, is what a macro made of values that came through here.
+    if type(value) is str and len(value) > _LONGEST and not value.startswith(_PICTURE):
+        return f"{value[:_LONGEST]}... ({len(value):,} characters)"
+    return value
 
 
 def _breakable(text: str) -> Markup:
     """Return a name, escaped, that may go on in the next line after `_` and `.`."""
     from markupsafe import Markup
 
-    return Markup("<wbr>").join(re.split(r"(?<=[_.])", text))
+    return Markup("<wbr>").join(re.split(r"(?<=[_.])", str(_in_short(text))))
 
 
 def _number(value: float | None) -> str:
@@ -111,6 +121,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_in_short,
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["thousands"] = lambda number: f"{number:,}"

@@ -15,6 +15,7 @@ _SIGNING = re.compile(
     r"(?i)(?<=[?&;])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|awsaccesskeyid|googleaccessid"
     r"|policy|key-pair-id|sig|token|[a-z_-]*(?:token|secret|password|passwd|api[_-]?key)|auth|key|pwd)=)[^&#\s'\"]*"
 )
+_LONG_WORD = re.compile(r"(\S{100})\S{900,}")
 _WORDS = r"(?:key|secret|token|password|passwd|pwd|credentials?|auth|signature)s?"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]){_WORDS}(?:$|[_.-])")
 # The address of a webhook is its own password.
@@ -29,11 +30,15 @@ def masked(text: str) -> str:
 
 
 def masked_for_people(text: str) -> str:
-    """Return what `masked` does, with the values of this process's secret environment variables as `***` too."""
+    """Return what `masked` does, with the values of this process's secret environment variables as `***` too.
+
+    A word of over 1,000 characters, such as a key that holds a whole file, is cut to its beginning and its length.
+    """
     for name, value in os.environ.items():
         if len(value) >= _LEAST_SECRET and _SECRET_VARIABLE.search(name) and "/" not in value[:1]:
             text = text.replace(value, MASK)
-    return masked(text)
+    # After the masks: a secret cut in two would not be known for one.
+    return _LONG_WORD.sub(lambda word: f"{word[1]}...({len(word[0]):,} characters)", masked(text))
 
 
 def masked_options(text: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -35,16 +34,14 @@ import pyarrow as pa
 import ray
 import torch
 from encode_accounts import CpuBeside, stages_of
-from encode_photos import SlowEncoding, SlowFiles, busy_share, make_photos
+from encode_photos import SlowEncoding, SlowFiles, added_plan, busy_share, make_job, make_photos, start_ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.catalogue import CatalogueConfig
-from pipeline.encoding import EncodeConfig, EncodeJob, ShardResult, assign_shards, build_shards, run_shards
-from pipeline.images import ImagesConfig, decode, transform_id
-from pipeline.models import MODELS, build_model, load_bundle, save_bundle
-from pipeline.schema import plan_schema
-from pipeline.storage import Files, open_store
+from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards
+from pipeline.images import decode
+from pipeline.models import MODELS, load_bundle
+from pipeline.storage import Files
 
 
 @dataclass(frozen=True)
@@ -163,33 +160,17 @@ def spread(values: list[float]) -> list[float]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     uris = make_photos(folder, options.photos, options.count)
-    images = ImagesConfig(size=options.size)
-    config = MODELS[options.model][0]()
-    torch.manual_seed(0)
-    store = open_store(str(folder / "store"))
-    model = build_model(config, image_size=images.size)
-    model_id = save_bundle(store, model, config, images.model_dump(mode="json"), train_key="bench", card={})
-    job = EncodeJob(
-        store=store, files=SlowFiles(options.get_ms / 1000) if options.get_ms else Files(),
-        catalogue=CatalogueConfig(source=str(folder)), images=images,
-        encode=EncodeConfig(actors=options.actors, batch_size=256), model_id=model_id,
-        transform_id=transform_id(images),
-    )  # fmt: skip
+    files = SlowFiles(options.get_ms / 1000) if options.get_ms else Files()
+    job = make_job(folder, files, size=options.size, model=options.model, actors=options.actors)
     count = len(uris)
-    given = {
-        "item_id": [f"{n:07d}" for n in range(count)], "uri": uris, "view": [0] * count, "token": ["version:1"] * count,
-        "status": ["added"] * count, "retried": [False] * count,
-    }  # fmt: skip
-    schema = plan_schema([])
-    columns = [pa.array(given.get(field.name, [None] * count), field.type) for field in schema]
-    plan = assign_shards(pa.Table.from_arrays(columns, schema=schema), image_size=images.size, shard_rows=options.rows)
+    plan = assign_shards(added_plan(uris), image_size=options.size, shard_rows=options.rows)
     if options.slow_s:
         return slowed(plan, job, folder, options.slow_s)
     pairs = [
         (through_ray(plan, job, options.actors), plain(uris, job, folder, options.actors)) for _ in range(options.pairs)
     ]
     found: dict[str, object] = {
-        "photos": count, "size": images.size, "model": options.model, "actors": options.actors, "pairs": options.pairs,
+        "photos": count, "size": options.size, "model": options.model, "actors": options.actors, "pairs": options.pairs,
         "rows": options.rows, "get_ms": options.get_ms,
         "ray_per_s": round(float(count / np.median([a.seconds for a, _ in pairs]))),
         "ray_steady_per_s": round(float(np.median([a.steady for a, _ in pairs]))),
@@ -226,17 +207,7 @@ def main() -> None:
     parser.add_argument("--documented", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    own = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*own, os.environ.get("PYTHONPATH", "")])  # for the actors
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(
-        num_cpus=options.actors + 2, include_dashboard=False, object_store_memory=512 * 2**20, logging_level="ERROR",
-        log_to_driver=False, configure_logging=False,
-    )  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    start_ray(cpus=options.actors + 2)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     ray.shutdown()

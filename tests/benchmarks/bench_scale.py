@@ -33,11 +33,12 @@ from jobs.building import build_candidate
 from jobs.computing import encode_photos
 from jobs.config import Config, photo_files
 from jobs.context import Context
-from jobs.pipeline_run import How, config_text, frozen_plan, publish_candidate
+from jobs.pipeline_run import config_text, publish_candidate
 from pipeline.encoding import Shard
 from pipeline.models import build_model, save_bundle
 from pipeline.parts import write_part
 from pipeline.planning import Plan, main_transforms, shard_builder
+from pipeline.planning.freezing import How, frozen_plan
 from pipeline.planning.standing import look
 from pipeline.progress import Progress
 from pipeline.runs import open_run

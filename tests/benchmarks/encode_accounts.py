@@ -48,11 +48,11 @@ def _cpu_seconds() -> dict[tuple[int, str], float]:
             times, command = process.cpu_times(), " ".join(process.cmdline()) or process.name()
         except psutil.Error:
             continue
-        found[(process.pid, "driver" if process == here else _kind(command))] = times.user + times.system
+        found[(process.pid, "driver" if process == here else kind_of(command))] = times.user + times.system
     return found
 
 
-def _kind(command: str) -> str:
+def kind_of(command: str) -> str:
     for sign in ("MapWorker", "raylet", "gcs_server", "dashboard", "monitor", "log_monitor", "runtime_env"):
         if sign in command.split(" ")[0] or f"/{sign}" in command:
             return "actors" if sign == "MapWorker" else sign

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from jobs.__main__ import main
 from jobs.choosing import candidates_asked
 from jobs.command import Arguments
 from jobs.config import load_config
+from pipeline.encoding import run_shards_here
 from pipeline.errors import NotFound
 from pipeline.evaluation.folds import group_difference
 from pipeline.images.render import render_catalogue
@@ -25,7 +29,7 @@ from pipeline.models.pretrained import PretrainedConfig
 from pipeline.quality import choosing
 from pipeline.quality.choice_report import choose_among
 from pipeline.quality.choosing import Measured, Photos, licences_of, photos_per_s
-from pipeline.storage import Store, open_store
+from pipeline.storage import Body, Files, Store, open_store
 
 CANDIDATES = {
     "four": {"model": {"kind": "descriptor", "read_out": {"dims": 4}}},
@@ -59,6 +63,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def all_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos are worked on in this process: forks for nothing but safety cost a fifth of a second each."""
+    monkeypatch.setattr("jobs.computing.run_shards_apart", run_shards_here)
+
+
 def choose(shop: Path, capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
     assert main(["choose", "--config", str(shop / "shop.yaml"), "--json", *words]) == code
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -66,6 +76,7 @@ def choose(shop: Path, capsys: pytest.CaptureFixture[str], *words: str, code: in
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_here")
 def test_candidates_are_measured_by_folds_found_again_and_the_best_is_written(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +110,31 @@ def test_candidates_are_measured_by_folds_found_again_and_the_best_is_written(
 
 
 @pytest.mark.slow
+def test_a_photo_that_kills_its_process_is_left_out_by_name_and_the_rest_is_asked(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    us = os.getpid()
+
+    class Deadly(Files):
+        def fetch(self, uri: str, **wanted: Any) -> Body:
+            if uri.endswith("sku-00007-0.jpg"):
+                assert os.getpid() != us, "the command's own process would have died"
+                signal.raise_signal(signal.SIGSEGV)
+            return super().fetch(uri, **wanted)
+
+    monkeypatch.setattr("jobs.choose.photo_files", lambda _: Deadly())
+    found = choose(shop, capsys, "--candidates", "four,gradients", "images.size=24")["choice"]
+    assert [row["knn"]["photos"] for row in found["candidates"]] == [53, 53]  # 54 can be asked
+    said = [record.getMessage() for record in caplog.records if "quarantined" in record.getMessage()]
+    assert len(said) == 1  # of two candidates in two folds, all of one pixels part
+    assert re.search(r"sku-00007-0\.jpg is quarantined: crashed: .*SIGSEGV", said[0])
+    monkeypatch.setattr("jobs.computing.run_shards_apart", run_shards_here)  # as it was done before
+    told = choose(shop, capsys, "--candidates", "four,gradients", "images.size=40", code=1)
+    assert "own process would have died" in told["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_here")
 def test_without_categories_items_and_views_are_found_again(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice = choose(shop, capsys, "--candidates", "four,pixels", "--by", "colour", "catalogue.category=null")["choice"]
     assert (choice["judged_by"], choice["by"]) == ("item_found", "colour")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.evaluation.nightly.churn import ItemList, split
 from pipeline.evaluation.nightly.coverage import coverage
 from pipeline.evaluation.nightly.drift import added_and_others, drift
 from pipeline.evaluation.nightly.hubness import hubness
-from pipeline.evaluation.nightly.identical import identical
+from pipeline.evaluation.nightly.identical import identical, numbered
 from pipeline.evaluation.nightly.near_duplicates import near_duplicates
 from pipeline.evaluation.nightly.photo_recall import own_ranks, photo_recall
 from pipeline.evaluation.nightly.photos import chosen_photos
@@ -242,6 +243,22 @@ def test_one_picture_at_many_items_is_a_placeholder() -> None:
     assert [(one.name, one.value) for one in plain] == [  # type: ignore[union-attr]
         ("identical_share", 0.0), ("largest_identical_group", 0.0), ("largest_identical_share", 0.0)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", [None, "short", "A" * 64])
+def test_pictures_are_numbered_by_where_they_first_stand(odd: str | None) -> None:
+    generator = np.random.default_rng(0)
+    some = [generator.bytes(32).hex() for _ in range(40)]
+    # Digests that differ in one letter, and any text at all.
+    some += ["0" * place + "1" + "0" * (63 - place) for place in range(64)] + ["a" * 64, "b" * 64]
+    texts = [some[number] for number in generator.integers(0, len(some), 400)] + ([] if odd is None else [odd, odd])
+    first: dict[str, int] = {}
+    expected = [first.setdefault(text, len(first)) for text in texts]
+    for cuts in ([0, len(texts)], [0, 0, 150, len(texts)]):
+        chunks = [pa.array(texts[a:b], pa.string()) for a, b in itertools.pairwise(cuts)]
+        assert numbered(pa.chunked_array(chunks)).tolist() == expected
+    behind = pa.array(["before", *texts], pa.string()).slice(1)
+    assert numbered(pa.chunked_array([behind])).tolist() == expected
 
 
 def test_a_placeholder_that_was_saved_anew_is_found_by_distance() -> None:

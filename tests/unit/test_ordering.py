@@ -33,6 +33,25 @@ def test_rows_are_taken_as_python_takes_them() -> None:
         assert taken.schema == table.schema
 
 
+def address(array: pa.Array) -> int:
+    return int(array.buffers()[-1].address)
+
+
+def test_unbroken_rows_are_shared_and_few_rows_do_not_hold_on_to_their_chunk() -> None:
+    chunks = [pa.array([f"a photo's long address {number}" for number in range(a, a + 100)]) for a in (0, 100, 200)]
+    column = pa.chunked_array(chunks)
+    places = np.delete(np.arange(300), [150])  # the middle one is broken
+    taken = take_column(column, places)
+    assert taken.to_pylist() == [column[place].as_py() for place in places.tolist()]
+    shared = [address(mine) == address(theirs) for mine, theirs in zip(taken.chunks, chunks, strict=True)]
+    assert shared == [True, False, True]
+    for few in (np.arange(7), np.arange(7)[::-1], np.zeros(100, np.int64)):  # they would keep all of it alive
+        (chunk,) = take_column(column, few).chunks
+        assert address(chunk) != address(chunks[0])
+    (half,) = take_column(column, np.arange(20, 70)).chunks
+    assert (half.to_pylist(), address(half)) == (chunks[0][20:70].to_pylist(), address(chunks[0]))
+
+
 def test_a_null_position_gives_nulls_and_one_outside_is_an_error() -> None:
     column = pa.chunked_array([["a", "b"], ["c"]])
     assert take_column(column, pa.array([2, None, 0])).to_pylist() == ["c", None, "a"]

@@ -68,6 +68,14 @@ def test_hostile_words_are_only_words(page: object) -> None:
     assert elements(broken)[0] != harmless_tags
 
 
+@pytest.mark.parametrize("page", [history, item])
+def test_words_of_two_million_characters_do_not_fill_a_page(page: object) -> None:
+    assert callable(page)
+    long = page("y" * 2_000_000)
+    assert len(long) < len(page("harmless")) + 200_000
+    assert b"(2,000,000 characters)" in long
+
+
 def test_a_page_without_jinja_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)  # as in an environment for readers alone
     template.cache_clear()

@@ -103,6 +103,18 @@ def test_what_is_masked(text: str, shown: str) -> None:
     assert holds_user(text) == ("***@" in shown)
 
 
+def test_a_long_word_is_cut_after_its_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", SECRET)
+    url = f"https://cdn/{'a' * 60}?{'b=1&' * 10}Signature={'c' * 2_000}&id={SECRET}{'d' * 2_000}"
+    said = masked_for_people(f"a key {'k' * 2_000_000} and {url} stand")
+    assert said.startswith(f"a key {'k' * 100}...(2,000,000 characters) and https://cdn/")
+    assert said.endswith(" characters) stand")
+    assert len(said) < 500
+    assert "ccc" not in said
+    assert SECRET not in said
+    assert masked_for_people("k" * 999) == "k" * 999
+
+
 def test_names_of_secrets() -> None:
     secret = ("key", "secret", "secret_access_key", "awsSecretAccessKey", "password", "session_token", "api-key")
     assert all(names_secret(name) for name in secret)

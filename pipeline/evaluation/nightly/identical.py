@@ -11,6 +11,10 @@ from .intervals import wilson
 from .tonight import Found, LeftOut, Tonight
 
 _GROUPS = 5
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_HEX = 64  # letters of a digest
+_DIGITS = np.full(256, 255, np.uint8)  # of lower-case letters, as digests are written
+_DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 def identical(tonight: Tonight) -> Found:
@@ -41,7 +45,39 @@ def identical(tonight: Tonight) -> Found:
 
 
 def numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return a number for each row, the same for the same text, int64 [n] from 0 without gaps."""
-    encoded = column.dictionary_encode().unify_dictionaries()
-    chunks = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
+    """Return a number for each row, the same for the same text, int64 [n] by first place from 0 without gaps.
+
+    Of digests 128 bits are compared that all their letters go into, in a tenth of the memory that whole texts take.
+    """
+    folded = [_folded(chunk) for chunk in column.chunks]
+    if any(chunk is None for chunk in folded):
+        encoded = column.dictionary_encode().unify_dictionaries()
+        chunks = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+        return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
+    keys = np.concatenate([np.empty((0, 2), np.uint64), *(chunk for chunk in folded if chunk is not None)])
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal ones the first place comes first
+    starts = np.ones(len(keys), np.bool_)
+    starts[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    group = np.cumsum(starts) - 1
+    rank = np.empty(int(starts.sum()), np.int64)
+    rank[np.argsort(order[starts], kind="stable")] = np.arange(len(rank))
+    numbers = np.empty(len(keys), np.int64)
+    numbers[order] = rank[group]
+    return numbers
+
+
+def _folded(texts: pa.Array) -> NDArray[np.uint64] | None:
+    """Return 128 bits of each hexadecimal digest, uint64 [n, 2]; None where some text is none."""
+    wide = texts.cast(pa.large_string())
+    offsets = np.frombuffer(wide.buffers()[1], np.int64)[wide.offset : wide.offset + len(wide) + 1]
+    if wide.null_count or not (np.diff(offsets) == _HEX).all():
+        return None
+    if not len(wide):
+        return np.empty((0, 2), np.uint64)
+    letters = np.frombuffer(wide.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, _HEX)
+    digits = _DIGITS[letters]
+    if digits.max() > 15:
+        return None
+    octets = (digits[:, ::2] << 4) | digits[:, 1::2]
+    words = np.ascontiguousarray(octets).view(">u8").astype(np.uint64)
+    return words[:, :2] * _ODD + words[:, 2:]

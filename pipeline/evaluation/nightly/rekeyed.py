@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...ordering import as_numpy, joined
+from ...ordering import aligned_slices, as_numpy, joined
 from ...release import read_table
 from ..measured import Measured
 from .identical import numbered
@@ -31,8 +31,11 @@ def rekeyed(tonight: Tonight) -> Found:
     if not pc.any(pc.equal(night.changes["change"], "added")).as_py():  # no photo has come to an item
         return [Measured("rekeyed_share", 0.0, *wilson(0, max(1, now.num_rows)), n=now.num_rows)]
     before = read_table(tonight.store, night.parent, "items", columns=_COLUMNS)
-    there, kept = (_among(of(now), of(before)) for of in (_digests, _pairs))
-    pictures = numbered(now["digest"])
+    pictures, known = np.split(numbered(_behind(now["digest"], before["digest"])), [now.num_rows])
+    there = _marked(known, int(pictures.max(initial=0)) + 1)[pictures]
+    # Cut at the same items, so that pairs are compared where both would stand.
+    slices = aligned_slices("item_id", now, before)
+    kept = np.concatenate([_among(_pairs(ours), _pairs(theirs)) for ours, theirs in slices])
     both, same = np.unique(pictures[there]), np.unique(pictures[kept])
     if not len(both):
         return LeftOut("no picture is in both releases")
@@ -42,15 +45,22 @@ def rekeyed(tonight: Tonight) -> Found:
     return [Measured("rekeyed_share", count / len(both), *wilson(count, len(both)), None, len(both), examples)]
 
 
+def _behind(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([*first.chunks, *(chunk.cast(first.type) for chunk in second.chunks)], type=first.type)
+
+
+def _marked(numbers: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Return which of the numbers below `count` are there."""
+    marked = np.zeros(count, np.bool_)
+    marked[numbers[numbers < count]] = True
+    return marked
+
+
 def _among(asked: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.bool_]:
     return as_numpy(pc.is_in(asked, value_set=joined(known))).astype(np.bool_)
 
 
-def _digests(photos: pa.Table) -> pa.ChunkedArray:
-    return photos["digest"].cast(pa.large_string())
-
-
 def _pairs(photos: pa.Table) -> pa.ChunkedArray:
     # Digests are of one length, so that no two pairs read alike.
-    wide = [_digests(photos), photos["item_id"].cast(pa.large_string())]
+    wide = [photos[name].cast(pa.large_string()) for name in ("digest", "item_id")]
     return pc.binary_join_element_wise(*wide, pa.scalar("/", pa.large_string()))

@@ -14,22 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from .layouts import as_timm_takes
 from .network import ForeignNetwork, Seen, from_tokens, near
 from .weights import load_exactly, tensors_of
 
 OUTPUTS = "pooled, head, features, layers.N"
 _LAYER = re.compile(r"^layers\.(\d+)$")
-# Of a file of the `efficientnet_pytorch` family: what comes first in a block, what there is without expansion.
-_EXPANDED = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-_EXPANDED |= {
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-    "_se_reduce": "se.conv_reduce",
-    "_se_expand": "se.conv_expand",
-}
-_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_PLAIN |= {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
 class TimmNetwork(ForeignNetwork):
@@ -76,8 +66,7 @@ class TimmNetwork(ForeignNetwork):
     def take(self, data: bytes, source: str) -> None:
         """Take the weights: timm's own names, or those that timm knows to turn into its own."""
         tensors = tensors_of(data, source)
-        if "_conv_stem.weight" in tensors:
-            tensors = _of_efficientnet_pytorch(tensors, self.network)
+        tensors = as_timm_takes(tensors, self.network, self.architecture, source)
         loaded = self._loaded(tensors, source)
         self.network.load_state_dict(loaded.state_dict())
 
@@ -218,26 +207,6 @@ def _classifiers(architecture: str) -> tuple[str, ...]:
     found = timm_module().get_pretrained_cfg(architecture)
     names = getattr(found, "classifier", None)
     return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _of_efficientnet_pytorch(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return tensors of the `efficientnet_pytorch` family, whose blocks are counted through, by timm's names."""
-    stages: Any = getattr(network, "blocks", ())
-    places = [(stage, place) for stage, blocks in enumerate(stages) for place in range(len(blocks))]
-    renamed = {}
-    for name, value in tensors.items():
-        part, _, rest = name.partition(".")
-        now = name
-        if part == "_blocks":
-            number, inner, kind = rest.split(".", 2)
-            if int(number) < len(places):
-                stage, place = places[int(number)]
-                table = _EXPANDED if hasattr(stages[stage][place], "conv_pwl") else _PLAIN
-                now = f"blocks.{stage}.{place}.{table.get(inner, inner)}.{kind}"
-        elif part in _ENDS:
-            now = f"{_ENDS[part]}.{rest}"
-        renamed[now] = value
-    return renamed
 
 
 @contextmanager

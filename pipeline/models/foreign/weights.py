@@ -49,7 +49,13 @@ def _read(data: bytes, source: str) -> Any:
         why = "it holds pickled Python objects or code, or is no file of weights at all"
         raise _unreadable(source, data, why) from error
     except (safetensors.SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _unreadable(source, data, "it is damaged, cut short or no file of weights at all") from error
+        why = "it is damaged, cut short or no file of weights at all"
+        if _is_torchscript(data):
+            why = (
+                "it is TorchScript, which is code with weights in it, as OpenAI publishes CLIP; whoever trusts it runs "
+                "torch.save(torch.jit.load(FILE).state_dict(), OTHER) and gives the other one"
+            )
+        raise _unreadable(source, data, why) from error
 
 
 def _unreadable(source: str, data: bytes, why: str) -> InputError:
@@ -61,6 +67,14 @@ def _unreadable(source: str, data: bytes, why: str) -> InputError:
 
 def _is_safetensors(data: bytes) -> bool:
     return len(data) > 9 and int.from_bytes(data[:8], "little") < len(data) and data[8:9] == b"{"
+
+
+def _is_torchscript(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _described(found: Any) -> str:

@@ -1,0 +1,133 @@
+"""What one per cent of churn costs of a full encode: photo-seconds of two nights of Fashion-MNIST's 60,000 photos.
+
+    python tests/benchmarks/bench_churn.py --data ../shared/data [--json FILE]
+
+Night 1 fetches, decodes, trains one epoch and encodes everything. On night 2 half a per cent of the items have another
+picture, half a per cent are gone and as many new, pictures of the data's test part: one per cent is to be encoded.
+Photo-seconds are the sum, over all shards of a night's stages `pixels` and `encode`, of the seconds that an actor
+worked on it; on night 1 two at a time, so that each waits for the other: `actor_cpu_s` is beside it, CPU seconds of the
+actors from start to end, and so are the seconds of the stages by the clock, in which Ray and actors start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from encode_accounts import kind_of
+from side_by_side import ROOT, made_on
+
+from jobs.__main__ import main as command
+from pipeline.events import Event, ShardEnded, listening
+
+STAGES = ("pixels", "encode")
+
+
+def write_catalogues(data: Path, folder: Path, churn: float) -> dict[str, int]:
+    """Write the catalogues of both nights; return how many items were changed, removed, added."""
+    names = ["item_id", "category", "image"]
+    first = pq.read_table(data / "fashion-mnist" / "train.parquet", columns=names)
+    others = pq.read_table(data / "fashion-mnist" / "test.parquet", columns=names)
+    pq.write_table(first, folder / "night-1.parquet")
+    changed, moved = (int(first.num_rows * churn / 2),) * 2
+    images = others["image"].slice(moved, changed).combine_chunks()
+    again = first.slice(0, changed).set_column(2, "image", images)
+    second = pa.concat_tables([again, first.slice(changed + moved), others.slice(0, moved)])
+    pq.write_table(second, folder / "night-2.parquet")
+    return {"changed": changed, "removed": moved, "added": moved}
+
+
+class ActorCpu(threading.Thread):
+    """Notes what CPU seconds the actors of this process's Ray have used, as long as they are seen."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._used: dict[int, float] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if kind_of(" ".join(process.cmdline())) == "actors":
+                        times = process.cpu_times()
+                        self._used[process.pid] = times.user + times.system
+                except psutil.Error:
+                    continue
+
+    def seconds(self) -> float:
+        self._over.set()
+        self.join()
+        return sum(self._used.values())
+
+
+def night(folder: Path, number: int) -> dict[str, Any]:
+    """Run a refresh in this process and return what its shards took."""
+    shards: Counter[str] = Counter()
+    photos: Counter[str] = Counter()
+
+    def note(event: Event) -> None:
+        if isinstance(event, ShardEnded) and event.stage in STAGES:
+            shards[event.stage] += event.seconds
+            photos[event.stage] += event.photos
+
+    cpu = ActorCpu()
+    cpu.start()
+    preset = ROOT / "jobs" / "presets" / "vae_fashion_mnist.yaml"
+    words = ["refresh", "--config", str(preset), "--run", f"night-{number}", "--json", f"store={folder / 'store'}"]
+    words += [f"catalogue.source={folder / f'night-{number}.parquet'}", "train.epochs=1"]
+    began, out = time.monotonic(), sys.stdout
+    with listening(note), (folder / "result.json").open("w") as sys.stdout:
+        code = command(words)
+    sys.stdout = out
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        "exit": code, "wall_s": round(time.monotonic() - began, 1), "photos": dict(photos),
+        "photo_s": {stage: round(seconds, 2) for stage, seconds in shards.items()},
+        "actor_cpu_s": round(cpu.seconds(), 2), "stages_s": result.get("seconds"), "counts": result.get("counts"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--churn", type=float, default=0.01)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--night", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.night:
+        print(json.dumps(night(options.folder, options.night)))
+        return
+    if not options.data.exists():
+        print(f"no catalogue at {options.data}: nothing measured; name its folder with --data")
+        return
+    found: dict[str, Any] = {**made_on(), "load": round(os.getloadavg()[0], 1)}
+    with tempfile.TemporaryDirectory(prefix="churn-") as name:
+        found["touched"] = write_catalogues(options.data, Path(name), options.churn)
+        for number in (1, 2):
+            arguments = [sys.executable, __file__, "--night", str(number), "--folder", name]
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+            found[f"night {number}"] = json.loads(done.stdout)
+    whole, part = (sum(found[f"night {number}"]["photo_s"].values()) for number in (1, 2))
+    found["share_of_photo_s"] = round(part / whole, 4)
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

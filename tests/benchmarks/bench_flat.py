@@ -1,0 +1,154 @@
+"""Whether memory grows while very many photos are encoded: driver and actors, second by second.
+
+    python tests/benchmarks/bench_flat.py [--count 200000] [--json FILE] [--plot FILE]
+
+Two hundred small JPEGs are made once and stand at as many addresses as asked; everything else is the real encoding
+through Ray, by the model that needs no training. Every second the memory of each process that is its own (resident
+without what it shares) is noted. The slope is that of a line by least squares through the medians of ten seconds each,
+from when a quarter of the photos is done, in MiB per 100,000 photos, with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from encode_accounts import kind_of
+from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
+from PIL import Image, ImageDraw
+from scipy import stats
+from side_by_side import made_on
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards
+
+PHOTOS, BLOCK_S = 200, 10.0
+COLOURS = ("#1f4e9c", "#a0341f", "#1c7a2e", "#7a5c1c", "#5c1c7a", "#444444", "#999999")
+Line = list[tuple[float, float, int]]  # seconds since the begin, MiB, photos done
+
+
+class Sampler(threading.Thread):
+    """Notes each second what every process of this one's tree holds of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.lines: dict[str, Line] = {}
+        self.done = 0
+        self._over = threading.Event()
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        here = psutil.Process()
+        while not self._over.wait(1.0):
+            for process in [here, *here.children(recursive=True)]:
+                try:
+                    held = process.memory_info()
+                    name = "driver" if process == here else kind_of(" ".join(process.cmdline()) or process.name())
+                except psutil.Error:
+                    continue
+                at = (time.monotonic() - self._began, (held.rss - held.shared) / 2**20, self.done)
+                self.lines.setdefault(f"{name} {process.pid}", []).append(at)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def slope(line: Line, begin: int) -> dict[str, float]:
+    """Return the growth of a line from photo `begin` on."""
+    rows = np.array([row for row in line if row[2] >= begin])
+    blocks = ((rows[:, 0] - rows[0, 0]) // BLOCK_S).astype(int)
+    points = np.array([np.median(rows[blocks == block][:, [2, 1]], axis=0) for block in np.unique(blocks)])
+    fit = stats.linregress(points[:, 0] / 100_000, points[:, 1])
+    margin = float(stats.t.ppf(0.975, len(points) - 2) * fit.stderr)
+    return {
+        "mib_a_100000": round(float(fit.slope), 2), "low": round(float(fit.slope) - margin, 2),
+        "high": round(float(fit.slope) + margin, 2), "median_mib": round(float(np.median(rows[:, 1])), 1),
+        "most_mib": round(float(rows[:, 1].max()), 1), "blocks": len(points),
+    }  # fmt: skip
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    files = RepeatedPhotos([make_photo(generator, 48, 48) for _ in range(PHOTOS)])
+    job = make_job(folder, files, size=32, model="descriptor", actors=2)
+    plan = added_plan([f"{folder}/{n}" for n in range(options.count)])
+    plan = assign_shards(plan, image_size=32, shard_rows=options.rows)
+    shards = build_shards(plan, transform_id=job.transform_id, model_id=job.model_id, precision="fp32")
+    sampler = Sampler()
+
+    def on_result(result: ShardResult, *_: int) -> None:
+        sampler.done += result.photos - result.refused
+
+    sampler.start()
+    began = time.monotonic()
+    run_shards(shards, job, on_result=on_result)
+    seconds = time.monotonic() - began
+    sampler.stop()
+    # Those that were there all the time: a process of which less than half is seen has no slope to speak of.
+    whole = {name: line for name, line in sampler.lines.items() if len(line) > 0.5 * seconds}
+    return {
+        "photos": options.count, "encoded": sampler.done, "shards": len(shards), "seconds": round(seconds, 1),
+        "slopes": {name: slope(line, options.count // 4) for name, line in whole.items()},
+        "lines": {
+            name: [[round(at), round(mib, 1), done] for at, mib, done in line[::5]] for name, line in whole.items()
+        },
+    }  # fmt: skip
+
+
+def plot(lines: dict[str, Sequence[Sequence[float]]], path: Path) -> None:
+    """Draw MiB by seconds, a line a process, its name and last value beside its end."""
+    image = Image.new("RGB", (1150, 620), "white")
+    draw = ImageDraw.Draw(image)
+    left, top, width, height = 70, 40, 780, 520
+    right = max(row[0] for line in lines.values() for row in line)
+    most = 1.05 * max(row[1] for line in lines.values() for row in line)
+    draw.text((left, 12), "MiB of its own, by seconds", fill="black")
+    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        draw.text((left - 50, top + height * (1 - share) - 6), f"{most * share:,.0f}", fill="black")
+        draw.text((left + width * share - 8, top + height + 8), f"{right * share:,.0f}", fill="black")
+    free = top - 14.0
+    for number, (name, line) in enumerate(sorted(lines.items(), key=lambda pair: -pair[1][-1][1])):
+        places = [(left + width * row[0] / right, top + height * (1 - row[1] / most)) for row in line]
+        colour = COLOURS[min(number, len(COLOURS) - 1)]
+        draw.line(places, fill=colour, width=2)
+        free = max(places[-1][1] - 6, free + 14)
+        draw.text((left + width + 10, free), f"{name}: {line[-1][1]:,.0f}", fill=colour)
+    image.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=1_000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    start_ray(cpus=4)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {**made_on(), "load": round(os.getloadavg()[0], 1), **measure(options, Path(folder))}
+    ray.shutdown()
+    if options.plot:
+        plot(found["lines"], options.plot)
+    if options.json:
+        options.json.write_text(json.dumps(found) + "\n")
+    for name, line in found["slopes"].items():
+        print(name, line)
+    print(f"{found['encoded']:,} of {found['photos']:,} photos in {found['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
