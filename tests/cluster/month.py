@@ -67,14 +67,14 @@ class Day:
 
 
 def drawn(seed: int, nights: int) -> list[Day]:
-    """Return a month: the first night is an ordinary one, the last one is not made up for."""
+    """Return a month: first an ordinary night, then one of each kind, then the others; the last is not made up for."""
     dice = random.Random(seed)
-    kinds = [kind for kind in KINDS for _ in range(kind.count)]
-    if len(kinds) < nights:
-        raise ValueError(f"at most {len(kinds)} nights can be drawn, not {nights}")
-    first = kinds.pop(0)
-    dice.shuffle(kinds)
-    kinds = [first, *kinds[: nights - 1]]
+    first, once, more = KINDS[0], list(KINDS[1:]), [kind for kind in KINDS for _ in range(kind.count - 1)]
+    if len(once) + len(more) + 1 < nights:
+        raise ValueError(f"at most {len(once) + len(more) + 1} nights can be drawn, not {nights}")
+    dice.shuffle(once)
+    dice.shuffle(more)
+    kinds = [first, *once, *more][:nights]
     while kinds[-1].name in MADE_UP:
         kinds.insert(1, kinds.pop())
     days = []
