@@ -66,11 +66,18 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     manifests = Manifests(read_documents(given.rendered.read_text(), str(given.rendered)))
-    results = []
+    results: list[dict[str, Any]] = []
+    lacking: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory(prefix="pods-store-") as folder, contextlib.ExitStack() as stack:
         store = Released(Path(folder), manifests, stack)
         for pod in manifests.pods():
-            if given.only in pod.where and "gpu:" not in str(pod.spec["containers"][0]["image"]):
+            image = local(pod.spec["containers"][0]["image"], given.images)
+            if given.only not in pod.where or "-gpu:" in image:
+                continue
+            if _podman("image", "exists", image).returncode:
+                lacking.append({"pod": pod.where, "image": image})
+                sys.stdout.write(f"not run, as {image} is not built: {pod.where}\n")
+            else:
                 results.append(ran(manifests, pod, given.images, store))
                 sys.stdout.write(json.dumps(results[-1]) + "\n")
                 sys.stdout.flush()
@@ -81,8 +88,8 @@ def main() -> int:
         "commit": commit.strip(),
     }
     if given.json is not None:
-        given.json.write_text(json.dumps({**facts, "pods": results}, indent=1) + "\n")
-    return 0 if all(result["right"] for result in results) else 1
+        given.json.write_text(json.dumps({**facts, "pods": results, "not_run": lacking}, indent=1) + "\n")
+    return 1 if lacking or not all(result["right"] for result in results) else 0
 
 
 def ran(manifests: Manifests, pod: Pod, images: str, store: Released) -> dict[str, Any]:
@@ -198,6 +205,11 @@ def _expiry(manifests: Manifests, pod: Pod, images: str, folder: Path, store: Re
     return {**result, "reason": answer.get("reason")} if right else {**result, "said": said[-3000:]}
 
 
+def local(image: str, images: str) -> str:
+    """Return the name that an image of the files has here."""
+    return f"{images.rpartition('/')[0]}/{image.rpartition('/')[2]}"
+
+
 def localised(manifests: Manifests, pod: Pod, images: str) -> tuple[dict[str, Any], list[str]]:
     """Return a pod's spec as this machine can run it, and what was replaced."""
     spec: dict[str, Any] = copy.deepcopy(pod.spec)
@@ -207,8 +219,7 @@ def localised(manifests: Manifests, pod: Pod, images: str) -> tuple[dict[str, An
         if spec.pop(name, None) is not None:
             replaced.append(name)
     for container in spec["containers"]:
-        image = container["image"].rpartition("/")[2]
-        container["image"] = f"{images.rpartition('/')[0]}/{image}"
+        container["image"] = local(container["image"], images)
         for kind in ("limits", "requests"):
             resources = container["resources"][kind]
             resources.pop("ephemeral-storage", None)  # podman does not know it
