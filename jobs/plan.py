@@ -38,7 +38,7 @@ def run(arguments: Arguments) -> Outcome:
 
 
 def _pixels(config: Config, store: Store, plan: Plan) -> list[str]:
-    fetched = plan.summary.counts["to_fetch"]
-    summary = plan.summary
-    photos = summary.counts["photos"]
-    return [pixels_line(config, store, fetched=fetched, model_id=summary.model_id, photos=photos)] if fetched else []
+    told = plan.summary
+    counts, known = told.counts, told.model_id
+    sizes = {"fetched": counts["to_fetch"], "photos": counts["photos"], "fetch_bytes": told.fetch_bytes}
+    return [pixels_line(config, store, model_id=known, **sizes)] if counts["to_fetch"] else []
