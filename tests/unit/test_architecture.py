@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,11 @@ def sources() -> list[Path]:
     return sorted(path for package in ("pipeline", "jobs", "cluster") for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
     if parts[0] != "pipeline":
@@ -65,6 +71,7 @@ def room_of(path: Path) -> str:
     return Path(parts[1]).stem
 
 
+@functools.cache
 def imported(path: Path, root: Path = ROOT) -> list[tuple[ast.stmt, str, int]]:
     """Return (statement, absolute dotted name, depth inside functions) of every import of a file, hints' too."""
     found: list[tuple[ast.stmt, str, int]] = []
@@ -81,7 +88,7 @@ def imported(path: Path, root: Path = ROOT) -> list[tuple[ast.stmt, str, int]]:
                 found.extend((child, f"{module}.{alias.name}", depth) for alias in child.names)
             visit(child, inner)
 
-    visit(ast.parse(path.read_text()), 0)
+    visit(tree_of(path), 0)
     return found
 
 
@@ -126,8 +133,12 @@ def test_packages_come_from_this_checkout() -> None:
         assert Path(str(package.__file__)).resolve().parent.parent == ROOT
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path: Path) -> None:
+def test_imports_point_downwards() -> None:
+    for path in sources():
+        check_directions(path)
+
+
+def check_directions(path: Path) -> None:
     own = room_of(path)
     for statement, name, depth in imported(path):
         where = f"{path.relative_to(ROOT)}:{statement.lineno} imports {name}"
@@ -203,8 +214,12 @@ def test_the_check_for_circles_sees_them(
     assert circles(import_graph(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_third_parties_stay_in_their_rooms(path: Path) -> None:
+def test_third_parties_stay_in_their_rooms() -> None:
+    for path in sources():
+        check_third_parties(path)
+
+
+def check_third_parties(path: Path) -> None:
     inside = str(path.relative_to(ROOT / "pipeline")) if path.is_relative_to(ROOT / "pipeline") else room_of(path)
     for statement, name, _ in imported(path):
         top = name.split(".")[0]
@@ -227,11 +242,14 @@ def test_arguments_are_counted_of_every_sort() -> None:
     assert arguments_of(method) == 5
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_sizes(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 440, f"{path.relative_to(ROOT)} has outgrown its room; split it"
-    for node in ast.walk(ast.parse(text)):
+def test_sizes() -> None:
+    for path in sources():
+        assert path.read_text().count("\n") <= 440, f"{path.relative_to(ROOT)} has outgrown its room; split it"
+        check_functions(path)
+
+
+def check_functions(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 70, f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {length} lines"
@@ -246,7 +264,7 @@ def test_exceptions_are_defined_in_one_place() -> None:
     for path in sources():
         if path.relative_to(ROOT) == Path("pipeline/errors.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
                 bad = {base for base in bases if base.endswith(("Error", "Exception"))}
