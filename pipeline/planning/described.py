@@ -7,10 +7,21 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 
 from ..catalogue import CatalogueNotes, prefixes_to_add
+from ..storage import Store
 from .memory import memory_lines
 from .plan import Plan
+from .resolution import pixels_line
+from .settings import NightSettings
 
 _SHOWN = 5
+
+
+def pixels_lines(config: NightSettings, store: Store, plan: Plan) -> list[str]:
+    """Return in words what a night stores of the photos it fetches; none where it fetches none."""
+    summary, counts = plan.summary, plan.summary.counts
+    if not counts["to_fetch"]:
+        return []
+    return [pixels_line(config, store, fetched=counts["to_fetch"], model_id=summary.model_id, photos=counts["photos"])]
 
 
 def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
