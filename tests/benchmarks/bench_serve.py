@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime as dt
 import importlib.util
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_on import made_on
 
 from pipeline.reader import open_release
 from pipeline.release import publish, read_head
@@ -202,11 +201,8 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         "during": [taken for due, taken in load.seconds if first <= due < last],
         "after": [taken for due, taken in load.seconds if due >= last],
     }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        **made_on(f"load {os.getloadavg()[0]:.1f}"),
         "on": options.on,
         "items": options.items,
         "dim": options.dim,

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_on import made_on
 from PIL import Image
 
 from jobs.__main__ import main as codebooks
@@ -189,12 +189,9 @@ def main() -> None:
             raise SystemExit(f"{size} photos: exit {done.returncode}")
         nights[str(size)] = json.loads(done.stdout)
         sys.stderr.write(f"{size}: {done.stdout}\n")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     text = json.dumps(
         {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": f"{os.cpu_count()} cores, no GPU, {platform.system()} {platform.machine()}",
-            "commit": commit.stdout.strip(),
+            **made_on(f"no GPU, {platform.system()}"),
             "nights": nights,
             "decoding": decoding(),
             "listing": listing(),

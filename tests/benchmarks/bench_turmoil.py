@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
+from made_on import made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
 
 from pipeline.errors import CodebooksError
@@ -190,13 +189,11 @@ def main() -> int:
     )  # fmt: skip
     if asked.troupe:
         return troupe(stage_of(asked.troupe, asked.work, asked, time.time() + asked.seconds))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = json.loads(asked.json.read_text()) if asked.json.exists() else {"results": {}}
     failed = []
     for where in asked.only.split(","):
         found = play(where, asked)
-        found |= {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-                  "machine": f"{os.cpu_count()} x {platform.machine()}", "share_failing": asked.fail}  # fmt: skip
+        found |= {**made_on(""), "share_failing": asked.fail}
         result["results"][where] = found
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
         print(where, json.dumps(found, indent=1), flush=True)
