@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -28,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from beside import release_maker  # noqa: E402
 from made_on import made_on  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -99,7 +99,7 @@ def measure(shop: Shop, latents: NDArray[np.float32], asked: list[tuple[str, str
     basket by basket, with its standard error; third: of all others; both: share of baskets of which either category
     has at least two products. Without products of the other these are of chance, but for first and third.
     """
-    maker = _maker()
+    maker = release_maker(DIM)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"{folder}/store")
@@ -156,17 +156,6 @@ def _reduced(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray((sides * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, :DIM], np.float32)
     _, directions = np.linalg.eigh(centred.T @ centred)
     return np.ascontiguousarray(centred @ directions[:, ::-1][:, :DIM], np.float32)
-
-
-def _maker() -> Any:
-    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["release_maker"] = module
-    spec.loader.exec_module(module)
-    module.DIM, module.PART_ROWS = DIM, 20_000
-    return module
 
 
 def main() -> None:

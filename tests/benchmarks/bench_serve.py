@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from beside import release_maker
 from made_on import made_on
 
 from pipeline.reader import open_release
@@ -34,18 +34,6 @@ from pipeline.storage import Store, open_store
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 32
 CHECKED = 50
-
-
-def release_maker(dim: int) -> Any:
-    """Load the tests' maker of releases, for latents of so many numbers."""
-    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    module.DIM, module.PART_ROWS = dim, 50_000
-    return module
 
 
 def write_releases(store: Store, maker: Any, items: int, number: int) -> None:
@@ -169,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         store = open_store(f"{folder}/store")
-        write_releases(store, release_maker(options.dim), options.items, options.swaps + 1)
+        write_releases(store, release_maker(options.dim, 50_000), options.items, options.swaps + 1)
         move_on(store, 0)
         found = measured(store, options)
     text = json.dumps(found, indent=1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -29,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from beside import tests_module
 from made_on import made_on
 from PIL import Image
 
@@ -110,13 +110,8 @@ def one_size(photos: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("stages_here", ROOT / "tests/stages_here.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit("tests/stages_here.py is not there")
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="sizing-") as name:
-        here.run_stages_here(patch)
+        tests_module("stages_here").run_stages_here(patch)
         folder = Path(name)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         write_catalogue(folder / "c.parquet", photos, 0)

@@ -11,7 +11,6 @@ entries and every release that is left are looked through without faults. Exit 1
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from beside import tests_module
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
 from made_on import made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
@@ -35,17 +35,6 @@ from pipeline.release.roots import MANIFEST
 from pipeline.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def tests_module(name: str) -> Any:
-    """Load a module beside the tests, as their conftest does."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{name}", ROOT / "tests" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
