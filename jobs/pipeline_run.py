@@ -25,7 +25,7 @@ from pipeline.quality.finding import Candidate
 from pipeline.quality.gating import gate_names
 from pipeline.quality.promoting import beside_text
 from pipeline.quality.release_page import category_lines
-from pipeline.release import entry_name, publish, sign_release, signers, write_allowance
+from pipeline.release import entry_name, publish, sign_entry, sign_release, signers, write_allowance
 from pipeline.runs import default_run_name, open_run
 from pipeline.watch import Watch
 
@@ -144,6 +144,7 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             run=context.run.name,
             attempt=context.attempt.number,
         )
+        sign_entry(context.store, _channel(plan), entry, signers(context.config.publish))
     text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{candidate.quarantined()}"
     text += beside_text(context.store, context.config.publish, _channel(plan), candidate.manifest.model_id)
     return finish(context, plan, "published", text, candidate=candidate, published=True)

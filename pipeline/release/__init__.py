@@ -26,6 +26,7 @@ from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest,
 from .marked import inventory_bytes
 from .roots import Policy
 from .signatures import check_signed, sign_release, signature_name, signatures_of
+from .signed_heads import check_head_signed, sign_entry, sign_heads
 from .signing_keys import SigningKey, TrustedKey, read_signing_keys, read_trusted_keys, signers
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
@@ -53,6 +54,7 @@ __all__ = [
     "WrittenRelease",
     "asked_manifest",
     "channel_names",
+    "check_head_signed",
     "check_signed",
     "check_store",
     "check_takes_samples",
@@ -87,6 +89,8 @@ __all__ = [
     "release_key",
     "relist",
     "rollback",
+    "sign_entry",
+    "sign_heads",
     "sign_release",
     "signature_name",
     "signatures_of",

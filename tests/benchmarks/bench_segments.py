@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
+import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from made_on import made_on  # noqa: E402
 
@@ -140,7 +141,7 @@ def prepare(folder: Path, rows: int) -> None:
         tables.append(rows_of(ids, part.name))
         parts.append(part)
     second = pa.concat_tables(tables).unify_dictionaries()
-    second = second.take(pa.array(np.argsort(second["item_id"].to_numpy(zero_copy_only=False), kind="stable")))
+    second = second.take(pc.sort_indices(second["item_id"]))
     for name, table in (("first", first), ("second", second)):
         pq.write_table(table, folder / f"{name}.parquet")
     (folder / "parts.json").write_text(json.dumps([part.model_dump() for part in parts]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def sources() -> list[Path]:
     return sorted(path for package in ("pipeline", "jobs", "cluster") for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
     if parts[0] != "pipeline":
@@ -68,6 +74,7 @@ def room_of(path: Path) -> str:
     return Path(parts[1]).stem
 
 
+@functools.cache
 def imported(path: Path, root: Path = ROOT) -> list[tuple[ast.stmt, str, int]]:
     """Return (statement, absolute dotted name, depth inside functions) of every import of a file, hints' too."""
     found: list[tuple[ast.stmt, str, int]] = []
@@ -84,7 +91,7 @@ def imported(path: Path, root: Path = ROOT) -> list[tuple[ast.stmt, str, int]]:
                 found.extend((child, f"{module}.{alias.name}", depth) for alias in child.names)
             visit(child, inner)
 
-    visit(ast.parse(path.read_text()), 0)
+    visit(tree_of(path), 0)
     return found
 
 
@@ -129,8 +136,12 @@ def test_packages_come_from_this_checkout() -> None:
         assert Path(str(package.__file__)).resolve().parent.parent == ROOT
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path: Path) -> None:
+def test_imports_point_downwards() -> None:
+    for path in sources():
+        check_directions(path)
+
+
+def check_directions(path: Path) -> None:
     own = room_of(path)
     for statement, name, depth in imported(path):
         where = f"{path.relative_to(ROOT)}:{statement.lineno} imports {name}"
@@ -206,8 +217,12 @@ def test_the_check_for_circles_sees_them(
     assert circles(import_graph(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_third_parties_stay_in_their_rooms(path: Path) -> None:
+def test_third_parties_stay_in_their_rooms() -> None:
+    for path in sources():
+        check_third_parties(path)
+
+
+def check_third_parties(path: Path) -> None:
     inside = str(path.relative_to(ROOT / "pipeline")) if path.is_relative_to(ROOT / "pipeline") else room_of(path)
     for statement, name, _ in imported(path):
         top = name.split(".")[0]
@@ -230,10 +245,10 @@ def test_arguments_are_counted_of_every_sort() -> None:
     assert arguments_of(method) == 5
 
 
-def too_large(text: str) -> list[str]:
+def too_large(text: str, tree: ast.Module | None = None) -> list[str]:
     """Return what of a file is larger than DESIGN section 7 lets it be: itself, its functions, their arguments."""
     found = ["the file has outgrown its room; split it"] if text.count("\n") > FILE_LINES else []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree or ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > FUNCTION_LINES:
@@ -244,9 +259,9 @@ def too_large(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_sizes(path: Path) -> None:
-    assert too_large(path.read_text()) == []
+def test_sizes() -> None:
+    found = {str(path.relative_to(ROOT)): too_large(path.read_text(), tree_of(path)) for path in sources()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 def test_what_is_too_large_is_seen() -> None:
@@ -267,7 +282,7 @@ def test_exceptions_are_defined_in_one_place() -> None:
     for path in sources():
         if path.relative_to(ROOT) == Path("pipeline/errors.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
                 bad = {base for base in bases if base.endswith(("Error", "Exception"))}
