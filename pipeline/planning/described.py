@@ -7,10 +7,22 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 
 from ..catalogue import CatalogueNotes, prefixes_to_add
+from ..storage import Store
 from .memory import memory_lines
 from .plan import Plan, PlanSummary
+from .resolution import pixels_line
+from .settings import NightSettings
 
 _SHOWN = 5
+
+
+def pixels_lines(config: NightSettings, store: Store, plan: Plan) -> list[str]:
+    """Return in words what a night stores of the photos it fetches; none where it fetches none."""
+    summary, counts = plan.summary, plan.summary.counts
+    if not counts["to_fetch"]:
+        return []
+    sizes = {"fetched": counts["to_fetch"], "photos": counts["photos"], "fetch_bytes": summary.fetch_bytes}
+    return [pixels_line(config, store, model_id=summary.model_id, **sizes)]
 
 
 def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
