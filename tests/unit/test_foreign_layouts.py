@@ -375,7 +375,8 @@ def dino_of_transformers(of: Tensors, *, third: bool) -> Tensors:
         layer, own = f"{layers}.{number}", f"blocks.{number}"
         fc1, fc2 = ("up_proj", "down_proj") if third else ("fc1", "fc2")
         pairs |= {f"{layer}.norm1": f"{own}.norm1", f"{layer}.norm2": f"{own}.norm2",
-                  f"{layer}.{dense}": f"{own}.attn.proj", f"{layer}.mlp.{fc1}": f"{own}.mlp.fc1", f"{layer}.mlp.{fc2}": f"{own}.mlp.fc2"}  # fmt: skip
+                  f"{layer}.{dense}": f"{own}.attn.proj",
+                  f"{layer}.mlp.{fc1}": f"{own}.mlp.fc1", f"{layer}.mlp.{fc2}": f"{own}.mlp.fc2"}  # fmt: skip
         file |= {f"{layer}.layer_scale{each}.lambda1": of[f"{own}.ls{each}.gamma"] for each in (1, 2)}
         lines = ("q_proj", "k_proj", "v_proj") if third else ("query", "key", "value")
         into = f"{layer}.attention" + ("" if third else ".attention")
