@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from jobs.answer import Answer
-from jobs.command import Outcome
 from jobs.parser import parse_arguments
-from pipeline.ends import EXIT_CODES, failure_of
+from pipeline.ends import EXIT_CODES, Answer, Outcome, failure_of
 from pipeline.errors import ConfigError
 from pipeline.monitoring import json_lines
 from pipeline.process import settle
@@ -43,80 +40,63 @@ NONE: tuple[str, ...] = ()
 CONFIG = ("config", "overrides")
 RUN = ("config", "overrides", "run", "limit")
 
-# Modules are named, not imported: `releases` must work where neither torch nor ray is installed.
-COMMANDS: dict[str, Command] = {
-    "demo": Command(
-        "Start here", "jobs.demo", "the whole way on a generated catalogue, on this machine", RUN, makes_run=True
+# By group: name, options in common with others, help.
+_TABLE: dict[str, tuple[tuple[str, tuple[str, ...], str], ...]] = {
+    "Start here": (
+        ("demo", RUN, "the whole way on a generated catalogue, on this machine"),
+        ("init", NONE, "write a commented config from a table's columns or a folder"),
+        ("doctor", CONFIG, "check this machine, the store and the config; says how to mend"),
+        ("pretrained", ("overrides",), "networks that others trained: list, convert and check them"),
+        ("choose", RUN, "candidate models by folds: quality, speed, licence; writes the best one's config"),
     ),
-    "init": Command("Start here", "jobs.init", "write a commented config from a table's columns or a folder", NONE),
-    "doctor": Command(
-        "Start here", "jobs.doctor", "check this machine, the store and the config; says how to mend", CONFIG
+    "Every night": (
+        ("plan", RUN, "show what a refresh would do and cost; writes nothing"),
+        ("refresh", RUN, "plan, train if needed, encode, index, check, publish"),
+        ("submit", NONE, "run any of these as a Ray job on a cluster"),
     ),
-    "pretrained": Command(
-        "Start here", "jobs.pretrained", "networks that others trained: list, convert and check them", ("overrides",)
+    "One stage at a time": (
+        ("train", RUN, "train the model, unless the store has it already"),
+        ("encode", RUN, "encode the photos into latents"),
+        ("index", RUN, "build the index and write a release, on no channel"),
+        ("evaluate", RUN, "measure that release and check the gates"),
     ),
-    "plan": Command("Every night", "jobs.plan", "show what a refresh would do and cost; writes nothing", RUN),
-    "refresh": Command(
-        "Every night", "jobs.refresh", "plan, train if needed, encode, index, check, publish", RUN, makes_run=True
+    "Releases": (
+        ("releases", CONFIG, "list what a channel has published, the current one marked"),
+        ("history", CONFIG, "counts, measures and verdicts over a channel's releases: table, page, file"),
+        ("promote", CONFIG, "take a checked release from one channel to another"),
+        ("rollback", CONFIG, "make an earlier release current again"),
+        ("diff", CONFIG, "items, attributes, measures, neighbours: what changed"),
+        ("verify", CONFIG, "read a release's files and name every damaged one"),
+        ("sign", CONFIG, "sign a release that is there, once its bytes are checked"),
+        ("pin", CONFIG, "keep a release from expiring, for good or until a date"),
+        ("unpin", CONFIG, "let a pinned release expire again"),
+        ("delist", CONFIG, "hide items from every reader at once, or show them again"),
+        ("expire", CONFIG, "list what nothing needs; --yes marks, a week later sweeps"),
+        ("undelete", CONFIG, "drop what expire has marked, before it is swept"),
+        ("report", CONFIG, "a release beside another: verdict, pictures, curves; as page or data"),
     ),
-    "submit": Command("Every night", "cluster.submit", "run any of these as a Ray job on a cluster", NONE),
-    "train": Command(
-        "One stage at a time", "jobs.train", "train the model, unless the store has it already", RUN, makes_run=True
-    ),
-    "encode": Command("One stage at a time", "jobs.encode", "encode the photos into latents", RUN, makes_run=True),
-    "index": Command(
-        "One stage at a time", "jobs.index", "build the index and write a release, on no channel", RUN, makes_run=True
-    ),
-    "evaluate": Command(
-        "One stage at a time", "jobs.evaluate", "measure that release and check the gates", RUN, makes_run=True
-    ),
-    "choose": Command(
-        "Start here",
-        "jobs.choose",
-        "candidate models by folds: quality, speed, licence; writes the best one's config",
-        RUN,
-        makes_run=True,
-    ),
-    "releases": Command(
-        "Releases", "jobs.releases", "list what a channel has published, the current one marked", CONFIG
-    ),
-    "history": Command(
-        "Releases", "jobs.history", "counts, measures and verdicts over a channel's releases: table, page, file", CONFIG
-    ),
-    "promote": Command("Releases", "jobs.promote", "take a checked release from one channel to another", CONFIG),
-    "rollback": Command("Releases", "jobs.rollback", "make an earlier release current again", CONFIG),
-    "diff": Command("Releases", "jobs.diff", "items, attributes, measures, neighbours: what changed", CONFIG),
-    "verify": Command("Releases", "jobs.verify", "read a release's files and name every damaged one", CONFIG),
-    "sign": Command("Releases", "jobs.sign", "sign a release that is there, once its bytes are checked", CONFIG),
-    "pin": Command("Releases", "jobs.pin", "keep a release from expiring, for good or until a date", CONFIG),
-    "unpin": Command("Releases", "jobs.unpin", "let a pinned release expire again", CONFIG),
-    "delist": Command("Releases", "jobs.delist", "hide items from every reader at once, or show them again", CONFIG),
-    "expire": Command("Releases", "jobs.expire", "list what nothing needs; --yes marks, a week later sweeps", CONFIG),
-    "undelete": Command("Releases", "jobs.undelete", "drop what expire has marked, before it is swept", CONFIG),
-    "similar": Command("Ask a release", "jobs.similar", "the items nearest to an item", CONFIG),
-    "explain": Command(
-        "Ask a release", "jobs.explain", "why an item has its neighbours: photos, latents, another release", CONFIG
-    ),
-    "report": Command(
-        "Releases", "jobs.report", "a release beside another: verdict, pictures, curves; as page or data", CONFIG
-    ),
-    "search": Command("Ask a release", "jobs.search", "the items nearest to a photo in a file", CONFIG),
-    "serve": Command("Ask a release", "jobs.serve", "answer over HTTP, with a page to look at", CONFIG),
-    "recommend": Command(
-        "Ask a release", "jobs.recommend", "customers' events to tables: what to offer them, who is like whom", CONFIG
-    ),
-    "compare-metrics": Command(
-        "Ask a release", "jobs.compare_metrics", "every metric and mask on its latents: k-NN, P@10, MAP@R", CONFIG
-    ),
-    "export": Command("Ask a release", "jobs.export", "vectors, semantic IDs, points: a file for another tool", CONFIG),
-    "prior": Command(
-        "Ask a release",
-        "jobs.prior",
-        "learn how its VQ codes go together: unlikely photos, new pictures",
-        (*CONFIG, "run"),
-        makes_run=True,
+    "Ask a release": (
+        ("similar", CONFIG, "the items nearest to an item"),
+        ("explain", CONFIG, "why an item has its neighbours: photos, latents, another release"),
+        ("search", CONFIG, "the items nearest to a photo in a file"),
+        ("serve", CONFIG, "answer over HTTP, with a page to look at"),
+        ("recommend", CONFIG, "customers' events to tables: what to offer them, who is like whom"),
+        ("compare-metrics", CONFIG, "every metric and mask on its latents: k-NN, P@10, MAP@R"),
+        ("export", CONFIG, "vectors, semantic IDs, points: a file for another tool"),
+        ("prior", (*CONFIG, "run"), "learn how its VQ codes go together: unlikely photos, new pictures"),
     ),
 }
+# It may be given a run's name, and leaves nothing behind under it.
+_WRITES_NOTHING = "plan"
+
+
+def _named(group: str, name: str, options: tuple[str, ...], text: str) -> Command:
+    # Modules are named, not imported: `releases` must work where neither torch nor ray is installed.
+    module = "cluster.submit" if name == "submit" else f"jobs.{name.replace('-', '_')}"
+    return Command(group, module, text, options, makes_run="run" in options and name != _WRITES_NOTHING)
+
+
+COMMANDS = {row[0]: _named(group, *row) for group, rows in _TABLE.items() for row in rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +174,8 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
     answer.run = arguments.run or answer.run
     # Only the answer goes to standard output, whatever a library prints.
     with contextlib.redirect_stdout(sys.stderr):
-        return _checked(module.run(arguments))
+        outcome: Outcome = module.run(arguments)
+    return outcome
 
 
 def _named_run(words: Sequence[str]) -> str | None:
@@ -205,12 +186,6 @@ def _named_run(words: Sequence[str]) -> str | None:
         if word == "--run" and number + 1 < len(words):
             return words[number + 1]
     return None
-
-
-def _checked(outcome: Any) -> Outcome:
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"a command returned {type(outcome).__name__}, expected Outcome")
-    return outcome
 
 
 def _unknown_command(word: str) -> str:

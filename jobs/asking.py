@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,22 +14,6 @@ from pipeline.release import Manifest
 
 _SHOWN_ATTRIBUTES = 4
 _WIDEST = 40
-
-
-def add_query_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a question to a release."""
-    parser.add_argument("-k", metavar="K", type=int, default=10, help="how many items (default 10)")
-    parser.add_argument(
-        "--where",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="only items with this attribute; a [list] means any, {min: a, max: b} a range; may be given several times",
-    )
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument(
-        "--release", metavar="RELEASE_ID", help="a certain release, instead of the channel's current one"
-    )
 
 
 def open_asked(arguments: Arguments) -> Release:

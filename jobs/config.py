@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jobs.command import Arguments
-from jobs.sources import read_sources
+from jobs.sources import read_config
 from pipeline.catalogue import CatalogueConfig, catalogue_files
 from pipeline.encoding import EncodeConfig
 from pipeline.evaluation import GatesConfig, MeasuresConfig
@@ -21,7 +21,6 @@ from pipeline.nodes import ClusterConfig
 from pipeline.planning.prior_section import DEFAULT_PRIOR, AnyPriorSection
 from pipeline.quality.choose_config import ChooseConfig
 from pipeline.release import PublishConfig
-from pipeline.settings import check_and_build, merge
 from pipeline.storage import NO_SECRETS, Files, holds_user
 from pipeline.storage.config import StoreConfig, absolute
 from pipeline.tables import SemanticIdsConfig, TablesConfig
@@ -73,7 +72,7 @@ def load_config(arguments: Arguments, environment: Mapping[str, str] | None = No
     environment: instead of this process's. Raises ConfigError naming each wrong key, where it stands and what is
     allowed.
     """
-    return check_and_build(merge(read_sources(arguments, environment)), Config)
+    return read_config(arguments, Config, environment)
 
 
 def config_values(config: Config) -> dict[str, Any]:

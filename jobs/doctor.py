@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -10,24 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.command import Arguments, Outcome
+from jobs.options import option
 from jobs.place import LightConfig, load_light
 from pipeline.catalogue.probing import probe_catalogue
-from pipeline.errors import CodebooksError, ConfigError, InputError
-from pipeline.findings import Finding
-from pipeline.machine import (
-    check_faiss,
-    check_packages,
-    check_python,
-    check_ray,
-    check_resources,
-    check_torch,
-    installed,
-)
+from pipeline.findings import Diagnosis, Finding, examined
+from pipeline.machine import check_machine, check_resources, installed
 from pipeline.monitoring import check_told
 from pipeline.release.probing import probe_store
 from pipeline.storage import Files
-
-_WORST_FIRST = (ConfigError.exit_code, InputError.exit_code, 1, 4, 5, 6)
 
 
 @dataclass(slots=True)
@@ -47,46 +36,37 @@ class Patient:
         self.wanted = bool(self.arguments.config or self.arguments.overrides or named)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add doctor's own option."""
-    parser.add_argument(
-        "--try",
-        dest="tries",
-        action="store_true",
-        help="also start a worker, train one step and encode one batch, with the config's own model; takes a minute",
-    )
+add_arguments = option(
+    "--try",
+    dest="tries",
+    action="store_true",
+    help="also start a worker, train one step and encode one batch, with the config's own model; takes a minute",
+)
 
 
 def run(arguments: Arguments) -> Outcome:
     """Make every check; a failed one does not stop the others, except those that need what failed."""
     patient = Patient(arguments)
     tries = getattr(arguments.options, "tries", False)
-    findings = [finding for check in CHECKS for finding in _examined(check, patient)]
+    findings = [
+        finding
+        for check in CHECKS
+        for finding in examined(check.__name__.removeprefix("check_").removeprefix("the_"), check(patient))
+    ]
     if tries:
         findings += _tried(patient, failed=[finding for finding in findings if finding.level == "fail"])
-    failures = [finding for finding in findings if finding.level == "fail"]
-    code = next((code for code in _WORST_FIRST if any(finding.exit_code == code for finding in failures)), 0)
-    warnings = sum(finding.level == "warn" for finding in findings)
-    summary = f"{len(findings)} checks: {len(failures)} failed, {warnings} warnings"
-    lines = [line for finding in findings for line in _lines(finding)]
-    details = {
-        "checks": [
-            {"level": finding.level, "name": finding.name, "text": finding.text, "mend": finding.mend}
-            for finding in findings
-        ]
-    }
+    found = Diagnosis(tuple(findings))
     return Outcome(
-        reason="healthy" if not failures else "something is wrong",
-        details={**details, "exit_code": code} if code else details,
-        text="\n".join([*lines, summary]),
-        exit_code=code,
+        reason="something is wrong" if found.failures else "healthy",
+        details=found.details(),
+        text=found.text(),
+        exit_code=found.exit_code,
     )
 
 
 def check_the_machine(_patient: Patient) -> Iterator[Finding]:
     """Python and the packages."""
-    for check in (check_python, check_packages, check_faiss, check_torch, check_ray):
-        yield from check()
+    return check_machine()
 
 
 def check_the_resources(patient: Patient) -> Iterator[Finding]:
@@ -155,17 +135,3 @@ def _tried(patient: Patient, failed: list[Finding]) -> list[Finding]:
     whole = patient.config is not None and patient.config.catalogue is not None
     # By name, as in `check_config`.
     return list(importlib.import_module("jobs.trying").tried(patient.arguments, whole=whole))
-
-
-def _examined(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
-    try:
-        yield from check(patient)
-    except CodebooksError as error:
-        name = check.__name__.removeprefix("check_").removeprefix("the_")
-        yield Finding("fail", name, str(error), "", error.exit_code)
-
-
-def _lines(finding: Finding) -> Iterator[str]:
-    yield f"{finding.level:<5}{finding.name}: {finding.text}"
-    if finding.mend:
-        yield f"       -> {finding.mend}"

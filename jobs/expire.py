@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jobs.command import Arguments, Outcome
-from jobs.place import load_light
-from pipeline.release import Policy, check_store, expire, inventory_bytes
+from jobs.options import Adds, option, takes
+from jobs.place import open_place
+from pipeline.release import Policy, expire, inventory_bytes
+
+_KNOWN = Policy()
+_LIMITS = {
+    "keep_days": "and those that were current within so many days",
+    "grace_days": "least age of what is marked, and of a mark that is swept; 7, or twice the longest attempt",
+    "pixels_days": "how long pixels live",
+    "checkpoints_days": "how long checkpoints and plans of ended runs live",
+    "max_share": "share of the store's bytes that goes at most in one go",
+}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `expire`."""
-    known = Policy()
-    parser.add_argument("--yes", action="store_true", help="mark, and sweep what is due; without it nothing is deleted")
-    parser.add_argument("--inventory", metavar="FILE", default="expire.parquet", help="where to write the list")
-    parser.add_argument("--keep", metavar="N", type=int, default=known.keep, help="releases of a channel (default 14)")
-    for name, what in (
-        ("keep-days", "and those that were current within so many days"),
-        ("grace-days", "least age of what is marked, and of a mark that is swept; 7, or twice the longest attempt"),
-        ("pixels-days", "how long pixels live"),
-        ("checkpoints-days", "how long checkpoints and plans of ended runs live"),
-        ("max-share", "share of the store's bytes that goes at most in one go"),
-    ):
-        default = getattr(known, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", metavar="X", type=float, default=default, help=f"{what} (default {default})")
+def _limit(name: str, what: str) -> Adds:
+    default = getattr(_KNOWN, name)
+    return option(
+        f"--{name.replace('_', '-')}", metavar="X", type=float, default=default, help=f"{what} (default {default})"
+    )
+
+
+add_arguments = takes(
+    option("--yes", action="store_true", help="mark, and sweep what is due; without it nothing is deleted"),
+    option("--inventory", metavar="FILE", default="expire.parquet", help="where to write the list"),
+    option("--keep", metavar="N", type=int, default=_KNOWN.keep, help="releases of a channel (default 14)"),
+    *(_limit(name, what) for name, what in _LIMITS.items()),
+)
 
 
 def run(arguments: Arguments) -> Outcome:
     """Write the inventory, and say what was or would be deleted."""
     options = arguments.options
-    store = load_light(arguments).store.open()
-    check_store(store)
-    names = ("keep", "keep_days", "grace_days", "pixels_days", "checkpoints_days", "max_share")
-    found = expire(store, Policy(**{name: getattr(options, name) for name in names}), yes=options.yes)
+    store = open_place(arguments).store
+    found = expire(store, Policy(**{name: getattr(options, name) for name in ("keep", *_LIMITS)}), yes=options.yes)
     Path(options.inventory).write_bytes(inventory_bytes(found.judged))
     details: dict[str, Any] = {
         name: asdict(getattr(found, name)) for name in ("deletable", "waiting", "marked", "swept")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-
 from jobs.asking import open_asked, open_other
 from jobs.command import Arguments, Outcome
+from jobs.options import CHANNEL, RELEASE, option, takes
 from pipeline.quality.explaining import explain, explained_text
 from pipeline.quality.item_page import item_page
 from pipeline.storage.new_files import new_file, write_new
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `explain`."""
-    parser.add_argument("item_id", help="the item's key")
-    parser.add_argument("-k", metavar="K", type=int, default=10, help="how many neighbours (default 10)")
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument("--release", metavar="RELEASE_ID", help="a certain release, instead of the current one")
-    parser.add_argument("--against", metavar="RELEASE_ID", help="the release beside it; by default its parent")
-    parser.add_argument("--to", metavar="FILE.html", help="write a page with pictures too; it must not be there yet")
+add_arguments = takes(
+    option("item_id", help="the item's key"),
+    option("-k", metavar="K", type=int, default=10, help="how many neighbours (default 10)"),
+    CHANNEL,
+    RELEASE,
+    option("--against", metavar="RELEASE_ID", help="the release beside it; by default its parent"),
+    option("--to", metavar="FILE.html", help="write a page with pictures too; it must not be there yet"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:

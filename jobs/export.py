@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from jobs.asking import open_asked
 from jobs.command import Arguments, Outcome
+from jobs.options import CHANNEL, RELEASE, option, takes
 from pipeline.tables.exports import FORMS, export
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `export`."""
-    parser.add_argument("file", help="the file to write (`lance`: the folder), which must not be there yet")
-    parser.add_argument("--to", metavar="FORM", required=True, choices=FORMS, help=", ".join(FORMS))
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument("--release", metavar="RELEASE_ID", help="a certain release, instead of the current one")
+add_arguments = takes(
+    option("file", help="the file to write (`lance`: the folder), which must not be there yet"),
+    option("--to", metavar="FORM", required=True, choices=FORMS, help=", ".join(FORMS)),
+    CHANNEL,
+    RELEASE,
+)
 
 
 def run(arguments: Arguments) -> Outcome:

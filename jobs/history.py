@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
-
 from jobs.command import Arguments, Outcome
-from jobs.place import load_light
+from jobs.options import CHANNEL, option, takes
+from jobs.place import open_place
 from pipeline.errors import ConfigError
 from pipeline.quality.trends import FORMS, trends, trends_file, trends_text
-from pipeline.release import check_store, history
+from pipeline.release import history, none_yet_text
 from pipeline.storage.new_files import new_file, write_new
 
 _TERMINAL, _WHOLE = 8, 30
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `history`."""
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument(
-        "--last", metavar="N", type=int, help=f"only the newest N (default {_WHOLE}, on a terminal {_TERMINAL})"
-    )
-    parser.add_argument("--to", metavar="FILE", help=f"write a file too, {', '.join(FORMS)}; it must not be there yet")
+add_arguments = takes(
+    CHANNEL,
+    option("--last", metavar="N", type=int, help=f"only the newest N (default {_WHOLE}, on a terminal {_TERMINAL})"),
+    option("--to", metavar="FILE", help=f"write a file too, {', '.join(FORMS)}; it must not be there yet"),
+)
 
 
 def run(arguments: Arguments) -> Outcome:
     """Read the channel's log and what the releases in it measured."""
-    config, options = load_light(arguments), arguments.options
+    options = arguments.options
     if options.last is not None and options.last < 1:
         raise ConfigError(f"--last is {options.last}; ask for at least 1 release")
     target = None if options.to is None else new_file(options.to, FORMS)
-    store = config.store.open()
-    check_store(store)
-    channel = options.channel or config.publish.channel
+    place = open_place(arguments)
+    store, channel = place.store, place.channel
     whole = arguments.json or target is not None
     found = trends(history(store, channel, last=options.last or (_WHOLE if whole else _TERMINAL)))
     details = {"channel": channel, "left_out": found.left_out, "releases": found.rows(), "file": None}
     if not found.columns:
-        text = f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
-        return Outcome(reason="no releases", details=details, text=text)
+        return Outcome(reason="no releases", details=details, text=none_yet_text(store, channel))
     text = trends_text(found)
     if target is not None:
         text = f"{target}: {write_new(target, trends_file(found, target.suffix.lower())):,} bytes, {channel}"

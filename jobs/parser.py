@@ -63,14 +63,6 @@ def parse_arguments(words: Sequence[str], summary: str, common: Sequence[str], m
     )
 
 
-def add_allowing(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that gates may refuse."""
-    parser.add_argument(
-        "--allow", metavar="GATE", action="append", help="let this gate pass once; may be given several times"
-    )
-    parser.add_argument("--reason", metavar="TEXT", help="why, for those who read the log and the report")
-
-
 def _add_common(parser: argparse.ArgumentParser, common: Sequence[str]) -> None:
     if "config" in common:
         parser.add_argument("--config", metavar="FILE|PRESET", help="a YAML file, or the name of a preset")

@@ -5,14 +5,15 @@ Nothing here imports torch or ray, so `codebooks releases` starts in a moment an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from jobs.command import Arguments
-from jobs.sources import read_sources
-from pipeline.release import PublishConfig
-from pipeline.settings import check_and_build, merge
+from jobs.sources import read_config
+from pipeline.release import PublishConfig, check_store
+from pipeline.storage import Store
 from pipeline.storage.config import StoreConfig
 
 
@@ -41,4 +42,21 @@ class LightConfig(BaseModel):
 
 def load_light(arguments: Arguments) -> LightConfig:
     """Return the store and channel of a command line. Raises ConfigError."""
-    return check_and_build(merge(read_sources(arguments)), LightConfig)
+    return read_config(arguments, LightConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An open store of a format that is known, and the channel that the command line names, else the config."""
+
+    config: LightConfig
+    store: Store
+    channel: str
+
+
+def open_place(arguments: Arguments) -> Place:
+    """Return where a command line's releases are. Raises ConfigError, InputError for a store of a newer format."""
+    config = load_light(arguments)
+    store = config.store.open()
+    check_store(store)
+    return Place(config, store, getattr(arguments.options, "channel", None) or config.publish.channel)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-
-from jobs.asking import add_query_arguments, answer, open_asked
+from jobs.asking import answer, open_asked
 from jobs.command import Arguments, Outcome
+from jobs.options import QUESTION, option, takes
 from pipeline.errors import InputError
 from pipeline.settings.conditions import parse_where
 from pipeline.storage.local import expanded
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `search`."""
-    parser.add_argument("photo", metavar="PHOTO", help="an image file on this machine")
-    parser.add_argument(
+add_arguments = takes(
+    option("photo", metavar="PHOTO", help="an image file on this machine"),
+    option(
         "--category",
         metavar="NAME",
         help="what the photo shows, as in the catalogue's column; only a model that is told categories looks at it",
-    )
-    add_query_arguments(parser)
+    ),
+    QUESTION,
+)
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 
 from jobs.command import Arguments, Outcome
+from jobs.options import CHANNEL, option, takes
 from jobs.place import load_light
 from pipeline.serving import add_options, serve, settings_of
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `serve`."""
-    parser.add_argument("--channel", metavar="NAME", help="the channel; by default that of the config, or `stable`")
-    parser.add_argument("--on", choices=("processes", "ray"), default="processes", help="of this machine, or Ray Serve")
-    add_options(parser)
+add_arguments = takes(
+    CHANNEL,
+    option("--on", choices=("processes", "ray"), default="processes", help="of this machine, or Ray Serve"),
+    add_options,
+)
 
 
 def run(arguments: Arguments) -> Outcome:

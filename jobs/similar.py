@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
-from jobs.asking import add_query_arguments, answer, open_asked
+from jobs.asking import answer, open_asked
 from jobs.command import Arguments, Outcome
+from jobs.options import QUESTION, option, takes
 from pipeline.settings.conditions import parse_where
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `similar`."""
-    parser.add_argument("item_id", help="the item's key")
-    add_query_arguments(parser)
+add_arguments = takes(
+    option("item_id", help="the item's key"),
+    QUESTION,
+)
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
-from jobs.pipeline_run import How, run_config
+from jobs.pipeline_run import run_config
 from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.findings import Finding, Level
-from pipeline.planning.trial import copy_bundles, in_small, small_catalogue, small_config
+from pipeline.planning.freezing import How
+from pipeline.planning.trial import on_scratch, small_config
 from pipeline.progress import Progress
-from pipeline.storage.config import StoreConfig
-from pipeline.workers import Whereabouts, ask_a_worker, whereabouts
+from pipeline.workers import ask_a_worker, compared
 
 _MEND = "a night would end the same way: see the text, then try again"
 _REPORT = "no known trouble of a machine or a config; see the text, and report it if it is ours"
@@ -49,30 +48,14 @@ def _scratch(arguments: Arguments, *, whole: bool) -> Iterator[Config]:
     """Yield the config of a night in small: a generated catalogue, one step, everything on a store of its own."""
     with tempfile.TemporaryDirectory(prefix="visual-codebooks-doctor-") as folder:
         asked = load_config(arguments) if whole else Config.model_validate(small_config(folder))
-        place = f"runs/doctor-{uuid.uuid4().hex[:12]}"
-        standing = asked.store.open()
-        scratch = StoreConfig(**{**asked.store.model_dump(), "url": f"{asked.store.url.rstrip('/')}/{place}"})
-        try:
-            store = scratch.open()
-            copy_bundles(asked, standing, store)
-            store.put("catalogue.parquet", small_catalogue(asked))
-            yield Config.model_validate(in_small(config_values(asked), scratch.model_dump()))
-        finally:
-            for entry in list(standing.list(f"{place}/")):
-                standing.delete(entry.name)
+        with on_scratch(asked, config_values(asked), asked.store) as values:
+            yield Config.model_validate(values)
 
 
 def _worker(config: Config) -> tuple[Level, str, str]:
     """Start one worker process and compare what it runs with what this process runs."""
-    ours = whereabouts()
     with ray_session(config.cluster, busy=1):
-        theirs = ask_a_worker()
-    text = f"a worker on {theirs.host} runs Python {theirs.python}, torch {theirs.torch}, our packages at {theirs.root}"
-    differing = [name for name in Whereabouts.COMPARED if getattr(ours, name) != getattr(theirs, name)]
-    if differing:
-        listed = "; ".join(f"{name}: {getattr(ours, name)} here, {getattr(theirs, name)} there" for name in differing)
-        return "warn", f"{text}; not as here: {listed}", "install the same versions on all machines of the cluster"
-    return "ok", text, ""
+        return compared(ask_a_worker())
 
 
 def _night(config: Config) -> tuple[Level, str, str]:

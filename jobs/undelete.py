@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from jobs.command import Arguments, Outcome
-from jobs.place import load_light
-from pipeline.release import check_store, undelete
+from jobs.place import open_place
+from pipeline.release import undelete
 
 
 def run(arguments: Arguments) -> Outcome:
     """Drop all marks; nothing that was marked has been changed, and readers never noticed."""
-    store = load_light(arguments).store.open()
-    check_store(store)
+    store = open_place(arguments).store
     dropped = undelete(store)
     text = f"{dropped.files:,} files of {dropped.bytes:,} bytes are no longer marked"
     text += "; what nothing needs is marked again by the next expire: pin what is to stay" if dropped.files else ""

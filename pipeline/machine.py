@@ -25,6 +25,12 @@ _LEAST_MEMORY = 4 * _GIB
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+def check_machine() -> Iterator[Finding]:
+    """Look at Python and the packages."""
+    for check in (check_python, check_packages, check_faiss, check_torch, check_ray):
+        yield from check()
+
+
 def check_python() -> Iterator[Finding]:
     """Python's version and where the program runs from."""
     # An older Python than 3.11 does not get this far: pip refuses it.

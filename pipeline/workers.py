@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from .errors import CodebooksError, ConfigError, Unavailable
+from .findings import Level
 from .nodes import ClusterConfig, Node, Note, living, local_places, missing, refuse_local_places, wait_for_nodes
 
 # What a mistake in code is raised as, here or while Ray unpacks on a worker what was packed on another machine.
@@ -135,6 +136,17 @@ def whereabouts() -> Whereabouts:
     except importlib.metadata.PackageNotFoundError:
         torch = "none"
     return Whereabouts(socket.gethostname(), str(package.parent), platform.python_version(), torch, code.hexdigest())
+
+
+def compared(theirs: Whereabouts) -> tuple[Level, str, str]:
+    """Return what is to be said of a worker beside this process: how grave it is, the text, and how to mend it."""
+    ours = whereabouts()
+    text = f"a worker on {theirs.host} runs Python {theirs.python}, torch {theirs.torch}, our packages at {theirs.root}"
+    differing = [name for name in Whereabouts.COMPARED if getattr(ours, name) != getattr(theirs, name)]
+    if not differing:
+        return "ok", text, ""
+    listed = "; ".join(f"{name}: {getattr(ours, name)} here, {getattr(theirs, name)} there" for name in differing)
+    return "warn", f"{text}; not as here: {listed}", "install the same versions on all machines of the cluster"
 
 
 def ask_a_worker() -> Whereabouts:

@@ -20,7 +20,8 @@ from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_b
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
 from .metrics import WITH_CODE, fitted_metric
-from .recall import Truth, recalls, sampled, unseen
+from .questions import Questions
+from .recall import Truth, recalls
 from .search import SearchIndex, open_index
 from .segments import Segment
 from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
@@ -28,7 +29,6 @@ from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refus
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
 ADD_BLOCK = 1 << 14
 _GIB = 1 << 30
-_LEFT_OUT = 10  # an index without its queries lacks at most two of so many rows
 
 Parameters = dict[str, int | float | str]
 
@@ -97,8 +97,7 @@ def build_index(
     features = metric.item_features(latents)
     check_memory(features.shape[0], features.shape[1], config)
     with faiss_threads(config.threads):
-        tuning, measuring = sampled(latents, metric, config)
-        work = _Work(latents, features, metric, config, tuning, measuring, before or {})
+        work = _Work(latents, features, metric, config, Questions(latents, metric, config), before or {})
         if config.kind in ("flat", "hnsw"):
             return _as_asked(work, config.kind)
         return _chosen(work, among or candidate_kinds(features.shape[0], features.shape[1], config))
@@ -106,15 +105,13 @@ def build_index(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What an index is built from: latents [n], their features [n, f], queries to tune and to measure by, the parent's
-    parameters."""
+    """What an index is built from: latents [n], their features [n, f], what asks it, the parent's parameters."""
 
     latents: LatentArrays
     features: Float32
     metric: Metric
     config: IndexConfig
-    tuning: Truth
-    measuring: Truth
+    questions: Questions
     before: Mapping[str, Any]
 
 
@@ -132,50 +129,32 @@ class _Made:
 def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
     start = time.perf_counter()
     kind, config = KINDS[name], work.config
-    # A graph that was asked for by name is tuned by its own rows, as ever: its bytes must not change.
-    apart = _apart(work, name, before) if kind.by_unseen and config.kind != name else None
+    tuning, measuring = work.questions.of(name)
     index = _filled(work.features, work.metric, name, config)
     held = work.features if kind.lossy else None
-    if apart is not None:
-        tuned = apart.tuned
+    tuned = Tuned({}, reached=True)
+    if kind.tuned:
+        whole = SearchIndex(index, work.metric, held)
+        tuned = tune(whole.without_rows(tuning.left_out), name, tuning, config, before)
         for effort, value in tuned.effort.items():
-            SearchIndex(index, work.metric).planner.set_effort(effort, value)
-    elif kind.tuned:
-        tuned = tune(SearchIndex(index, work.metric, held), name, work.tuning, config, before)
-    else:
-        tuned = Tuned({}, reached=True)
+            whole.planner.set_effort(effort, value, k=config.k)
+        del whole
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
     said = {"k": config.k, **_weights(work), **tuned.effort}
     opened = open_index(data, work.metric.name, features=held, parameters=said)
-    found = recalls_found(opened, work.measuring, name) if apart is None else apart.found
-    return _Made(data, tuned, opened, found, time.perf_counter() - start)
+    return _Made(data, tuned, opened, recalls_found(opened, measuring, name), time.perf_counter() - start)
 
 
 def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
-    """Return recalls of the measuring queries: of codes, no more than the effort found gives by itself."""
-    if not KINDS[name].lossy:
+    """Return recalls of the measuring queries: where a kind is tuned, no more than its effort gives by itself."""
+    if not KINDS[name].tuned:
         return recalls(opened, measuring)
-    with opened.planner.as_set():
-        return recalls(opened, measuring)
-
-
-@dataclass(frozen=True, slots=True)
-class _Apart:
-    """What a kind was found to need, and recalls of the measuring queries, without any of these queries in it."""
-
-    tuned: Tuned
-    found: Float64
-
-
-def _apart(work: _Work, name: str, before: Mapping[str, Any]) -> _Apart:
-    most = max(1, len(work.features) // _LEFT_OUT)
-    samples = [sample.thinned(most) for sample in (work.tuning, work.measuring)]
-    kept = np.setdiff1d(np.arange(len(work.features)), np.concatenate([sample.rows for sample in samples]))
-    rest = work.latents.take(kept)
-    index = SearchIndex(_filled(work.features[kept], work.metric, name, work.config), work.metric)
-    tuning, measuring = (unseen(truth, rest, work.metric, work.config.k) for truth in samples)
-    return _Apart(tune(index, name, tuning, work.config, before), recalls(index, measuring))
+    if KINDS[name].by_unseen and opened.planner.all_exact(measuring.neighbours):
+        return np.ones(len(measuring.rows))  # so few rows that no walk is needed
+    apart = opened.without_rows(measuring.left_out)
+    with apart.planner.as_set():
+        return recalls(apart, measuring)
 
 
 def _as_asked(work: _Work, name: str) -> BuiltIndex:
@@ -192,9 +171,9 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     kept: tuple[_Made, Choice] | None = None
     for name in sorted(names, key=lambda name: name != parent):  # the parent's first
         made = _made(work, name, before if name == parent else {})
-        size = len(made.data)
+        size, measuring = len(made.data), work.questions.of(name)[1]
         points.append(
-            measured(made.opened, name, made.tuned, made.found, work.measuring, config, size=size, build_s=made.seconds)
+            measured(made.opened, name, made.tuned, made.found, measuring, config, size=size, build_s=made.seconds)
         )
         choice = choose(points, config, before)
         if choice is not None and choice.point is points[-1]:
@@ -282,8 +261,9 @@ def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -
 
 def _built_with(work: _Work, name: str) -> Parameters:
     config, kind = work.config, KINDS[name]
-    built: Parameters = {"k": config.k, "queries": len(work.measuring.rows), "add_block": ADD_BLOCK}
-    if name == "hnsw":
+    queries = len(work.questions.of(name)[1].rows)
+    built: Parameters = {"k": config.k, "queries": queries, "add_block": ADD_BLOCK, **work.questions.told(name)}
+    if kind.by_unseen:
         built |= {"m": config.m, "ef_construction": config.ef_construction}
     if "nprobe" in kind.tuned:
         built["cells"] = cells_of(len(work.features))

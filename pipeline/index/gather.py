@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -11,13 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, Unavailable
 from ..ordering import ranks, take_column, take_rows
 from ..parts import read_part, read_rows
 from ..storage import Store
 from .latents import LatentArrays, Rows
 
 _COLUMNS = ("mean", "log_var", "codes")
+_TYPES: Mapping[str, Any] = {"mean": np.float32, "log_var": np.float32, "codes": np.int32}
+HELD_BYTES = 1 << 30
+"""A matrix of latents above so many bytes lies in a file without a name, mapped: the kernel takes its pages back when
+memory is short, and the file is gone with the array, however the process ends."""
 
 
 def gather_latents(
@@ -26,8 +33,9 @@ def gather_latents(
     """Return the latents of every row of `items`, in its order: mean float32 [n, d] and what else is asked.
 
     items: columns item_id, latents_part, latents_row. columns: of mean, log_var, codes (`mean` always comes along).
-    Each part is read once, by at most `threads` readers; memory is the result and that many parts. No rows give
-    [0, 0]. Raises IntegrityError when a part lacks a column or a named row, or holds another item there.
+    Each part is read once, by at most `threads` readers; memory is the result and that many parts, of a result above
+    HELD_BYTES the parts alone: that one lies on the disk, where temporary files do. No rows give [0, 0]. Raises
+    IntegrityError when a part lacks a column or a named row, or holds another item there; Unavailable for a full disk.
     """
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
     if items.num_rows == 0:
@@ -38,7 +46,7 @@ def gather_latents(
     # Once in the parts' order, so that what a part is checked against is a slice.
     asked = take_rows(items.select(["item_id", "latents_row"]), order)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(names)))]).tolist()
-    result: dict[str, NDArray[np.generic]] = {}
+    result: dict[str, Any] = {}
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="gather") as pool:
         waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows] = {}
         for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
@@ -48,11 +56,7 @@ def gather_latents(
             waiting[future] = order[start:end]
         while waiting:
             _scatter(waiting, result, items.num_rows)
-    return LatentArrays(
-        mean=result["mean"].astype(np.float32, copy=False),
-        log_var=result["log_var"].astype(np.float32, copy=False) if "log_var" in result else None,
-        codes=result["codes"].astype(np.int32, copy=False) if "codes" in result else None,
-    )
+    return LatentArrays(**result)
 
 
 def part_rows(table: pa.Table, name: str) -> NDArray[np.generic]:
@@ -76,22 +80,37 @@ def _read(store: Store, part: str, asked: pa.Table, wanted: Sequence[str]) -> di
     return {name: part_rows(table, name)[rows] for name in wanted}
 
 
-def _scatter(
-    waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result: dict[str, NDArray[np.generic]], total: int
-) -> None:
+def _scatter(waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result: dict[str, Any], total: int) -> None:
     """Move every finished part's rows to their places, once at least one has finished."""
     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in done:
         places = waiting.pop(future)
         for name, values in future.result().items():
             if name not in result:
-                result[name] = np.empty((total, values.shape[1]), values.dtype)
+                result[name] = _matrix(total, values.shape[1], _TYPES[name])
             matrix = result[name]
             if matrix.shape[1] != values.shape[1]:
                 raise IntegrityError(
                     f"parts hold {name} of {matrix.shape[1]} and of {values.shape[1]} values; one release has one model"
                 )
             matrix[places] = values
+
+
+def _matrix(rows: int, width: int, kind: Any) -> Any:
+    """Return a matrix to be filled, in memory or, above HELD_BYTES, in a mapped file."""
+    size = rows * width * np.dtype(kind).itemsize
+    if size <= HELD_BYTES:
+        return np.empty((rows, width), kind)
+    with tempfile.TemporaryFile(prefix="latents-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a page that the disk has no room for would end the process
+            held = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise Unavailable(
+                f"{rows:,} rows of latents need {size / 2**30:.1f} GiB of temporary files ({error}); make room in "
+                f"{tempfile.gettempdir()}, or set TMPDIR to a folder that has it"
+            ) from error
+    return np.frombuffer(held, kind).reshape(rows, width)
 
 
 def latents_table(places: pa.Table, path_of: Callable[[str], str], *, dim: int) -> pa.Table:

@@ -13,6 +13,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
+_CHECKED = 1 << 16  # rows looked at at a time: the answers of millions would be as many bytes as they have numbers
+
 
 @dataclass(frozen=True, slots=True)
 class LatentArrays:
@@ -37,8 +39,10 @@ class LatentArrays:
     def not_finite(self, names: Sequence[str]) -> Rows:
         """Return the rows where one of these arrays holds NaN or infinity."""
         bad = np.zeros(len(self), np.bool_)
-        for name in names:
-            bad |= ~np.isfinite(self._held(name)).all(axis=1)
+        for start in range(0, len(self), _CHECKED):
+            block = np.s_[start : start + _CHECKED]
+            for name in names:
+                bad[block] |= ~np.isfinite(self._held(name)[block]).all(axis=1)
         return np.flatnonzero(bad)
 
     def take(self, rows: Any) -> LatentArrays:

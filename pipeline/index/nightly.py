@@ -26,7 +26,7 @@ from .fitted import Fitted, fit
 from .kinds import KINDS, candidate_kinds, cells_of, feature_width
 from .latents import Float64, LatentArrays
 from .layout import Layout, night_layout
-from .recall import Truth, sampled
+from .questions import Questions
 from .segmented import SegmentedIndex
 from .segments import (
     TASK_BYTES,
@@ -78,17 +78,17 @@ class _Night:
     before: Mapping[str, Any]
     parent: _Parent | None
     scope: Any
-    truths: dict[str, tuple[Truth, Truth]] = field(default_factory=dict)
+    asked: dict[str, Questions] = field(default_factory=dict)
 
-    def truth(self, fitted: Fitted) -> tuple[Truth, Truth]:
-        """Return queries to tune and to measure by, once a metric."""
+    def questions(self, fitted: Fitted) -> Questions:
+        """Return what asks segments of a space, once a metric."""
         exact = not KINDS[fitted.kind].tuned
         key = f"{exact} {fitted.metric_name} {sorted(fitted.facts.items())}"
-        if key not in self.truths:
+        if key not in self.asked:
             asked = {"queries": min(self.config.queries, _CHECKED)} if exact else {}
             config = self.config.model_copy(update=asked)
-            self.truths[key] = sampled(self.latents, fitted.metric, config, block=_BLOCK)
-        return self.truths[key]
+            self.asked[key] = Questions(self.latents, fitted.metric, config, block=_BLOCK)
+        return self.asked[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ class _Union:
     def point(self, night: _Night) -> Point:
         """Return what it gives, which takes a while to measure."""
         size = sum(segment.size for segment in self.segments)
-        _, measuring = night.truth(self.fitted)
         kind, config = self.fitted.kind, night.config
+        _, measuring = night.questions(self.fitted).of(kind)
         return measured(self.opened, kind, self.tuned, self.found, measuring, config, size=size, build_s=self.seconds)
 
 
@@ -236,13 +236,16 @@ def _union(night: _Night, kind: str, before: Mapping[str, Any], number: int | No
     layout, segments, places = _written(night, fitted)
     facts: Parameters = {**fitted.facts, "k": config.k}
     opened = _opened(night, fitted, segments, places, facts)
-    tuning, measuring = night.truth(fitted)
-    tuned = tune(opened, kind, tuning, config, before) if KINDS[kind].tuned else Tuned({}, reached=True)
+    tuning, measuring = night.questions(fitted).of(kind)
+    tuned = Tuned({}, reached=True)
+    if KINDS[kind].tuned:
+        tuned = tune(opened.without_rows(tuning.left_out), kind, tuning, config, before)
     facts |= tuned.effort
     opened = _opened(night, fitted, segments, places, facts)
     found = recalls_found(opened, measuring, kind)
     seconds = time.perf_counter() - start
     parameters = facts | _told(night, fitted, layout, len(segments), len(measuring.rows))
+    parameters |= night.questions(fitted).told(kind)
     return _Union(fitted, layout, segments, places, tuned, opened, found, seconds, parameters)
 
 
@@ -312,7 +315,7 @@ def _told(night: _Night, fitted: Fitted, layout: Layout, segments: int, queries:
         _SPACE: fitted.space,
         _FIT: fitted.number,
     }
-    if fitted.kind == "hnsw":
+    if kind.by_unseen:
         told |= {"m": config.m, "ef_construction": config.ef_construction}
     if "nprobe" in kind.tuned:
         told["cells"] = cells_of(min(night.most, len(night.latents)))

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ConfigError, IntegrityError
 from .faiss_module import load_faiss
 from .filters import FEW, RowFilter
+from .graph import graph_without
 from .latents import Float32, Rows
 
 _GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
@@ -103,6 +104,13 @@ class Planner:
         exact._flat = True
         return exact
 
+    def without_rows(self, rows: Rows) -> Planner:
+        """Return a planner of the same index that no walk through a graph leads to these rows; others are the same."""
+        if not self._graph or not len(rows):
+            return self
+        beside = self.features if self._storage is None else None
+        return Planner(graph_without(self._index, rows, self.features), beside, self._spare)
+
     @contextmanager
     def as_set(self) -> Iterator[None]:
         """Search with the effort that is set, whatever it finds: rows that it lacks stay -1.
@@ -134,7 +142,7 @@ class Planner:
         asked = self._asked(count, rows if allowed is None else len(allowed))
         if self._scans(share, rows, asked):
             return self._scanned(features, count, allowed)
-        growth = 1.0 / share
+        growth = 1.0 / share if self._helps else 1.0
         found = self._walked(features, asked, allowed, growth)
         short = np.flatnonzero(found.rows[:, count - 1] < 0)
         while len(short) and self._helps:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .config import IndexConfig
 from .exact import nearest_exact
+from .filters import RowFilter
 from .latents import Float64, LatentArrays, Rows
 from .metric import Metric
 from .search import SearchIndex
 
-# Work of the brute-force truth, in products: a catalogue of millions gets fewer queries rather than a slow night.
-_TRUTH_PRODUCTS = 64_000_000_000
 _ONE_SIDED_95 = 1.6448536269514722  # the normal quantile of 0.95
 
 
@@ -21,19 +20,17 @@ _ONE_SIDED_95 = 1.6448536269514722  # the normal quantile of 0.95
 class Truth:
     """Queries, and the score of each one's k-th nearest row of the index but itself.
 
-    rows: int64 [q], -1 for a query that is no row of it; queries: their latents [q]; kth: float64 [q] (fewer neighbours
-    than k: of the last one).
+    rows: int64 [q], -1 for a query whose row is left out; queries: their latents [q]; kth: float64 [q] (fewer
+    neighbours than k: of the last one). left_out: the rows that no answer may have, ascending; kept: all others, None
+    where that is every row.
     """
 
     rows: Rows
     queries: LatentArrays
     kth: Float64
     neighbours: int
-
-    def thinned(self, most: int) -> Truth:
-        """Return it for at most so many of its queries, evenly taken."""
-        step = max(1, -(-len(self.rows) // most))
-        return Truth(self.rows[::step], self.queries.take(np.s_[::step]), self.kth[::step], self.neighbours)
+    left_out: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    kept: RowFilter | None = None
 
 
 def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int, *, block: int | None = None) -> Truth:
@@ -45,56 +42,69 @@ def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int, *, block
     if block is None:
         _, scores = nearest_exact(metric, latents, queries, k, exclude=rows)
     else:
-        scores = _nearest_in_blocks(metric, latents, queries, k, rows, block)
+        _, scores = nearest_in_blocks(metric, latents, queries, k, exclude=rows, block=block)
+    return Truth(rows, queries, *_kth(scores))
+
+
+def truth_without(
+    latents: LatentArrays, metric: Metric, rows: Rows, left_out: Rows, k: int, *, block: int | None = None
+) -> Truth:
+    """Return the exact k-th scores of these rows' neighbours among all that are not left out; block: as above."""
+    kept = np.ones(len(latents), np.bool_)
+    kept[left_out] = False
+    queries = latents.take(rows)
+    _, scores = nearest_in_blocks(metric, latents, queries, k, kept=kept, block=block or max(1, len(latents)))
+    return Truth(np.full(len(rows), -1), queries, *_kth(scores), left_out, RowFilter(kept))
+
+
+def _kth(scores: Float64) -> tuple[Float64, int]:
     neighbours = scores.shape[1]
-    kth = scores[:, -1] if neighbours else np.empty(0)
-    return Truth(rows=rows, queries=queries, kth=kth, neighbours=neighbours)
+    return (scores[:, -1] if neighbours else np.empty(0)), neighbours
 
 
-def _nearest_in_blocks(
-    metric: Metric, latents: LatentArrays, queries: LatentArrays, k: int, exclude: Rows, block: int
-) -> Float64:
-    """Return the scores [q, k] of the nearest rows, each query's own row left out; a block of rows at a time."""
-    best = np.empty((len(queries), 0))
+def nearest_in_blocks(
+    metric: Metric,
+    latents: LatentArrays,
+    queries: LatentArrays,
+    k: int,
+    *,
+    block: int,
+    exclude: Rows | None = None,
+    kept: NDArray[np.bool_] | None = None,
+) -> tuple[Rows, Float64]:
+    """Return the k nearest rows and their scores [q, k] as `nearest_exact`, a block of rows at a time.
+
+    exclude: a row for each query that it does not find; kept: the rows that may be found, None: all.
+    """
+    best, near = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+    there, own = len(latents) if kept is None else int(kept.sum()), int(exclude is not None)
     for start in range(0, len(latents), block):
-        ids, scores = nearest_exact(metric, latents.take(np.s_[start : start + block]), queries, k + 1)
-        scores = np.where(ids + start == exclude[:, None], -np.inf, scores)
-        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, : k + 1]
+        stop = min(start + block, len(latents))
+        here = np.arange(start, stop) if kept is None else start + np.flatnonzero(kept[start:stop])
+        if not len(here):
+            continue
+        held = latents.take(np.s_[start:stop] if len(here) == stop - start else here)
+        ids, scores = nearest_exact(metric, held, queries, k + own)
+        ids = here[ids]
+        if exclude is not None:
+            scores = np.where(ids == exclude[:, None], -np.inf, scores)
+        best, near = np.concatenate([best, scores], axis=1), np.concatenate([near, ids], axis=1)
+        order = np.lexsort((near, -best), axis=-1)[:, : k + own]
+        best, near = np.take_along_axis(best, order, axis=1), np.take_along_axis(near, order, axis=1)
     # One column of a short catalogue is the query's own -inf.
-    return best[:, : min(k, len(latents) - 1)]
-
-
-def unseen(truth: Truth, kept: LatentArrays, metric: Metric, k: int) -> Truth:
-    """Return the truth of the same queries over `kept`, rows among which they are not."""
-    _, scores = nearest_exact(metric, kept, truth.queries, k)
-    neighbours = scores.shape[1]
-    kth = scores[:, -1] if neighbours else np.empty(0)
-    return Truth(rows=np.full(len(truth.rows), -1), queries=truth.queries, kth=kth, neighbours=neighbours)
-
-
-def sampled(
-    latents: LatentArrays, metric: Metric, config: IndexConfig, *, block: int | None = None
-) -> tuple[Truth, Truth]:
-    """Return two disjoint samples of queries: one to tune by (none for `flat`), one to measure by; block: as above."""
-    affordable = _TRUTH_PRODUCTS // max(1, 2 * latents.mean.size)
-    count = min(config.queries, max(100, affordable), (len(latents) + 1) // 2)
-    drawn = np.random.default_rng(config.seed).permutation(len(latents))[: 2 * count]
-    tuning = np.sort(drawn[: len(drawn) // 2]) if config.kind != "flat" else drawn[:0]
-    measuring = np.sort(drawn[len(drawn) // 2 :])
-    drawn_pair = (truth_of(latents, metric, rows, config.k, block=block) for rows in (tuning, measuring))
-    return next(drawn_pair), next(drawn_pair)
+    return near[:, : min(k, there - own)], best[:, : min(k, there - own)]
 
 
 def recalls(index: SearchIndex, truth: Truth) -> Float64:
     """Return for each query the share of its k nearest rows that the index finds, float64 [q] in 0..1.
 
     A row counts when its exact score reaches that of the true k-th neighbour, so rows at the same distance (copies of
-    one photo) count alike whichever the index returns. The query itself is left out, where it is a row. 1 where there
-    are no neighbours.
+    one photo) count alike whichever the index returns. The query itself is left out, where it is a row, as is what the
+    truth leaves out. 1 where there are no neighbours.
     """
     if truth.neighbours == 0 or len(truth.rows) == 0:
         return np.ones(len(truth.rows))
-    hits = index.search(truth.queries, truth.neighbours + int(truth.rows[0] >= 0))
+    hits = index.search(truth.queries, truth.neighbours + int(truth.rows[0] >= 0), allowed=truth.kept)
     others = hits.ids != truth.rows[:, None]
     # The index scores its own float32 features, the truth the latents: they differ by that rounding only.
     reached = hits.scores >= (truth.kth - 1e-6 * np.maximum(1.0, np.abs(truth.kth)))[:, None]

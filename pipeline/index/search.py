@@ -95,6 +95,12 @@ class SearchIndex:
         exact.planner = self.planner.exactly()
         return exact
 
+    def without_rows(self, rows: Rows) -> SearchIndex:
+        """Return this index as if a graph of it did not hold these rows, which a filter has to leave out besides."""
+        apart = copy.copy(self)
+        apart.planner = self.planner.without_rows(rows)
+        return apart
+
     @property
     def features(self) -> Float32:
         """The exact features of all rows, float32 [n, f]."""

@@ -84,6 +84,16 @@ class SegmentedIndex(SearchIndex):
         exact.planner = _Planners([segment.planner for segment in exact._segments], self._living)
         return exact
 
+    def without_rows(self, rows: Rows) -> SegmentedIndex:
+        """Return this index as if no graph of a segment held these rows; a filter has to leave them out."""
+        apart = copy.copy(self)
+        numbers, places = self._numbers[rows], self._places[rows]
+        apart._segments = tuple(
+            segment.without_rows(places[numbers == number]) for number, segment in enumerate(self._segments)
+        )
+        apart.planner = _Planners([segment.planner for segment in apart._segments], self._living)
+        return apart
+
     def features_of(self, rows: Any) -> Float32:
         """Return the exact features of `rows` [...], float32 [..., f]."""
         wanted = np.arange(self.rows)[rows] if isinstance(rows, slice) else np.asarray(rows)

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import Config, config_values, load_config
-from jobs.pipeline_run import How, config_text
+from jobs.pipeline_run import config_text
 from jobs.place import LightConfig, load_light
 from jobs.sources import PRESETS, preset_names, read_sources
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS
 from pipeline.models.priors import PRIORS
 from pipeline.models.priors.transformer import TransformerConfig
+from pipeline.planning.freezing import How
 from pipeline.planning.prior_section import AnyPriorSection, network_of
 from pipeline.settings import Merged, Source, check_and_build, merge
 from pipeline.training import PriorTrainConfig

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import threading
 from collections import Counter
 from typing import Any, BinaryIO
@@ -10,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import IntegrityError
-from pipeline.index import gather_latents
+from pipeline.errors import IntegrityError, Unavailable
+from pipeline.index import LatentArrays, gather, gather_latents
+from pipeline.index import latents as latents_module
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
 from pipeline.storage import MemoryStore, open_store
@@ -96,6 +100,35 @@ def test_only_the_mean_unless_more_is_asked() -> None:
     assert latents.codes is None
 
 
+def test_many_rows_lie_in_a_mapped_file_and_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("memory://gather-mapped")
+    held = write_model_parts(store, 3, 40)
+    items = items_of(list(held)[::-1], held)
+    small = gather_latents(store, items, columns=("log_var", "codes"))
+    assert small.mean.flags.owndata, "negative control: few rows stay in memory"
+    monkeypatch.setattr(gather, "HELD_BYTES", 1024)
+    mapped = gather_latents(store, items, columns=("log_var", "codes"))
+    assert isinstance(mapped.mean.base.base.obj, mmap.mmap)
+    for name in ("mean", "log_var", "codes"):
+        np.testing.assert_array_equal(getattr(mapped, name), getattr(small, name))
+
+    def full(*asked: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(Unavailable, match=r"(?s)120 rows of latents need .* temporary files .*No space left.*TMPDIR"):
+        gather_latents(store, items)
+
+
+def test_a_row_that_is_not_finite_is_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module, "_CHECKED", 7)
+    values = np.ones((20, 3), np.float32)
+    values[[6, 7, 19], [0, 2, 1]] = [np.nan, np.inf, -np.inf]
+    assert LatentArrays(mean=values, log_var=values[::-1]).not_finite(["mean"]).tolist() == [6, 7, 19]
+    both = LatentArrays(mean=values, log_var=values[::-1]).not_finite(["mean", "log_var"])
+    assert both.tolist() == [0, 6, 7, 12, 13, 19]
+
+
 def test_no_items() -> None:
     items = items_of([], {}).cast(items_of([("p", 0)], {("p", 0): {"item_id": "a"}}).schema)
     assert gather_latents(open_store("memory://gather-none"), items).mean.shape == (0, 0)
@@ -127,6 +160,7 @@ def test_parts_of_two_widths_and_parts_without_a_column_are_refused() -> None:
         gather_latents(store, items_of([("latents/m/n.parquet", 0)], held), columns=("mean", "log_var"))
 
 
+@pytest.mark.slow
 def test_part_names_of_more_than_2_gib_are_no_bound() -> None:
     """At 145 letters a name that is 14.8 million photos; here names are longer and rows fewer."""
     store = open_store("memory://gather-names")

@@ -13,13 +13,13 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from jobs.building import codebooks_of
 from pipeline.errors import ConfigError, InputError, IntegrityError, Unavailable
 from pipeline.index import LatentArrays
 from pipeline.keys import digest_of, key_of
 from pipeline.models.base import Batch, Step
 from pipeline.models.quantizers import EMAQuantizer
 from pipeline.models.rqvae import RQVAE, RQVAESettings
+from pipeline.quality.finding import codebooks_of
 from pipeline.release import Sample
 from pipeline.storage.memory import MemoryStore
 from pipeline.tables import Makers, SemanticIdsConfig, TablesConfig, further_tables
