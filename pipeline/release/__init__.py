@@ -20,7 +20,7 @@ from .delisting import Delisted, delist, read_delisted, relist
 from .diff import ReleaseDiff, diff_releases, diff_text
 from .expiry import Expiry, expire, undelete
 from .format import check_store, claim_store
-from .history import History, history, history_text, live_at, parse_moment
+from .history import History, history, history_text, live_at, none_yet_text, parse_moment
 from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .marked import inventory_bytes
@@ -70,6 +70,7 @@ __all__ = [
     "inventory_bytes",
     "live_at",
     "manifest_name",
+    "none_yet_text",
     "parse_moment",
     "pin",
     "promotable",
