@@ -40,6 +40,7 @@ from pipeline.storage import open_store
 from pipeline.storage.cache import FileCache
 
 RELEASE = "one-0123456789ab"
+HATS = {"category": "Hats"}
 KINDS = np.array(["Shoes", "Hats", "Bags", "Coats", "Dresses", "Shirts", "Socks"])
 
 
