@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import importlib
@@ -47,6 +48,7 @@ def pytest_collection() -> Iterator[None]:
         gc.collect()
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)  # else libraries that count their objects at the end would miss some
 
 
 @pytest.hookimpl(optionalhook=True)
