@@ -84,7 +84,7 @@ def fit(
     one, as plain JSON. Raises IntegrityError for a damaged file.
     """
     check_installed(kind)
-    build = (config.m, config.ef_construction) if kind == "hnsw" else ()
+    build = (config.m, config.ef_construction) if KINDS[kind].by_unseen else ()
     fits_metric = config.metric in ("codes", "codes_hamming") or config.mask == "catalogue_median"
     if not KINDS[kind].lossy and not fits_metric:
         return Fitted(model_id, fitted_metric(config.metric, config.mask, latents).name, {}, kind, build)

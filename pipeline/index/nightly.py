@@ -197,8 +197,8 @@ def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
 def _kinds(night: _Night) -> Iterator[tuple[str, str, Sequence[Point]]]:
     """Yield (kind, why, what was measured to choose it): the one asked for, or for `auto` the parent's while it stands.
 
-    Else those that do best over a seeded sample of a segment's rows. A graph is none of them: its recall would have to
-    be measured without the queries in it, by a second graph for each segment.
+    Else those that do best over a seeded sample of a segment's rows. A graph is none of them: to fill one takes minutes
+    a million rows, of the sample and of each segment.
     """
     config, rows = night.config, len(night.latents)
     if config.kind != "auto":
