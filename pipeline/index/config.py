@@ -17,8 +17,8 @@ class IndexConfig(BaseModel):
     count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq` and the graph `hnsw_sq8` hold codes in memory, whose
-    candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib` and takes by what they
-    measure. m, ef_construction: links a node and candidates looked at while a graph is built.
+    candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib`
+    and takes by what they measure. m, ef_construction: links a node and candidates looked at while a graph is built.
     target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; codes and `auto` to the lower end
     of its 95 % interval, else they are refused. max_ef_search: where tuning gives up, of ef_search (for `hnsw` by name
     the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
@@ -66,8 +66,9 @@ class IndexConfig(BaseModel):
             raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
         if self.kind in ("hnsw", "hnsw_sq8") and (self.mask == "query_median" or self._cancels()):
             raise ValueError(
-                f"kind {self.kind} does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of its "
-                "inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without query_median"
+                f"kind {self.kind} does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of "
+                "its inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without "
+                "query_median"
             )
         return self
 
