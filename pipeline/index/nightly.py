@@ -39,6 +39,7 @@ from .segments import (
     places_in,
     segments_of,
 )
+from .space import Space
 from .tuning import Point, Tuned, measured, meets, pareto, refuse, still_stands, tune
 
 _BLOCK = 1 << 18  # rows whose features the truth holds at a time
@@ -66,7 +67,10 @@ class _Parent:
 
 @dataclass(slots=True)
 class _Night:
-    """What a night's segments are built from. before: the parent's parameters with its kind; scope: a sample's."""
+    """What a night's segments are built from.
+
+    latents: rotated already. before: the parent's parameters with its kind; scope: a sample's.
+    """
 
     store: Store
     cache: FileCache
@@ -78,6 +82,7 @@ class _Night:
     before: Mapping[str, Any]
     parent: _Parent | None
     scope: Any
+    rotation: Space | None
     asked: dict[str, Questions] = field(default_factory=dict)
 
     def questions(self, fitted: Fitted) -> Questions:
@@ -123,13 +128,14 @@ def nightly_index(
     parent: Manifest | None,
     cache: FileCache | None = None,
     sample: Sample | None = None,
+    space: Space | None = None,
 ) -> NightIndex:
     """Build, tune and measure a night's index over the rows of items.
 
     Up to a segment's rows as `build_index`. Above, the parent's segments are carried over as far as they live, and what
     is new is written in others, side by side where Ray is. latents: [n], of items, in its order. cache: where segments
     are opened from; None: the reader's. sample: that items is of its catalogue, where it is one. Raises
-    what `build_index` does.
+    what `build_index` does. space: through which the latents have been, where they are not as they lie on the store.
     """
     before = {} if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
     most = len(latents) if latents.missing(config.needs) else most_rows(_width(latents, config), config)
@@ -139,7 +145,7 @@ def nightly_index(
     check_memory(len(latents), _width(latents, config), config)
     held = None if parent is None or not parent.segmented else _parent(store, parent)
     scope = None if sample is None else sample.model_dump(mode="json")
-    night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, scope)
+    night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, scope, space)
     with faiss_threads(config.threads):
         built, places = _exact_or_graph(night) if config.kind in ("flat", "hnsw") else _chosen(night)
     names = pa.array([segment.index.name for segment in built.segments], pa.string())
@@ -232,6 +238,7 @@ def _union(night: _Night, kind: str, before: Mapping[str, Any], number: int | No
         rows=min(night.most, len(night.latents)),
         number=wanted,
         scope=night.scope,
+        rotation=night.rotation,
     )
     layout, segments, places = _written(night, fitted)
     facts: Parameters = {**fitted.facts, "k": config.k}

@@ -58,8 +58,9 @@ def examine(
         asked = config.publish.keep_space
         kept = kept_space(store, items, latents, parent, model_id=bundle.model_id, index=config.index, asked=asked)
         latents = kept.rotated(latents)
+        model_id, sample, space = bundle.model_id, plan.summary.sample, kept.space
         made = nightly_index(
-            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
+            store, items, latents, config.index, model_id=model_id, parent=parent, sample=sample, space=space
         )
         built = made.built
     context.attempt.check()
