@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -21,7 +21,7 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (a
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than a few seconds each
+test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than about a second each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
@@ -109,6 +109,12 @@ cluster-growing: $(VENV)/.dev  ## 400 actors and a GPU asked of a cluster that g
 cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
 	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
 
+cluster-thirty: $(VENV)/.dev  ## thirty submitted nights by the crontab's line, faults among them (root, about a quarter of an hour)
+	$(BIN)/python tests/cluster/thirty_nights.py --json tests/benchmarks/results/thirty.json
+
+cluster-sized: $(VENV)/.dev  ## sizing's simulation against nights on one, two and four Ray nodes (root, about six minutes)
+	$(BIN)/python tests/cluster/sized_nodes.py --json tests/benchmarks/results/sized_nodes.json
+
 image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or podman), and what each layer adds
 	@for target in $(IMAGES); do \
 	  $(BUILDER) build --file docker/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \
@@ -117,10 +123,11 @@ image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or pod
 	  $(BUILDER) history --format '{{.Size}}|{{.CreatedBy}}' visual-codebooks-$$target:$(VERSION) | grep -v '^0 *B' | cut -c1-110; \
 	done
 
-test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program), about five minutes
+test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program; PostgreSQL's server), about eight minutes
 	$(BIN)/python tests/cluster/airflow_nights.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
+	$(BIN)/python tests/cluster/airflow_backfill.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 
-test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman), about two minutes
+test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman IMAGES="cpu reader serve"), three minutes
 	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
 	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
 
@@ -140,4 +147,5 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install --quiet -c constraints.txt -e '.[cpu,run,serve,dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps lightly  # oracle of losses; MIT; its trainer is not needed
+	$(BIN)/python tests/moto_server.py  # an environment of its own for the S3 server of tests
 	touch $@

@@ -84,6 +84,18 @@ def maker() -> Any:
 
 
 @pytest.fixture(scope="session")
+def segmented() -> Any:
+    """The module `segmented`: nights of a catalogue whose index is of segments."""
+    return _load("segmented")
+
+
+@pytest.fixture(scope="session")
+def read_page() -> Any:
+    """Call with a page's bytes: its elements and text; see tests/html_page.py."""
+    return _load("html_page").Page
+
+
+@pytest.fixture(scope="session")
 def expiring() -> Any:
     """The module `expiring`: a store with a clock that the test sets, nights on it, and actors that take turns."""
     return _load("expiring")

@@ -50,7 +50,7 @@ _NOT_READS = {"uploads", "uploadId", "acl", "tagging", "attributes", "retention"
 
 
 def moto_python() -> Path:
-    """Return the Python of moto's environment, which is made on first use (about half a minute, needs an index).
+    """Return the Python of moto's environment, which `make install` or the first use makes in half a minute.
 
     CODEBOOKS_MOTO_VENV names another folder for it, for example one that a CI machine keeps.
     """
@@ -167,7 +167,7 @@ class MotoServer:
         self.stop()
 
     def _request(self, method: str, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         try:
             connection.request(method, path)
             answer = connection.getresponse()
@@ -176,7 +176,7 @@ class MotoServer:
             connection.close()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the S3 test server did not start:\n{Path(self._log.name).read_text()[-2000:]}")
@@ -207,3 +207,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+if __name__ == "__main__":
+    moto_python()

@@ -17,6 +17,7 @@ from ..index import LatentArrays
 from ..models.base import Model, stored_transforms
 from ..models.bundle import load_bundle, stored_config
 from ..models.conditions import condition_of
+from ..models.seen import features_read
 from ..ordering import as_numpy
 from ..parts import PartFile, find_part, has_pixels, load_part, put_part, read_part, write_part
 from ..refusals import KEPT
@@ -27,7 +28,7 @@ from .config import EncodeConfig, EncodeJob
 from .decoding import PhotoDecoder, Pixels, pixel_array, without_pixels
 from .encoder import Encoder
 from .opened import Opened
-from .shards import Shard, ShardResult, Unanswered, check_latents
+from .shards import Shard, ShardResult, Unanswered, check_latents, features_part
 from .unfit import Unfit, finite_rows, not_finite, with_unfit
 
 _Killers = dict[tuple[str, str], PhotoRefused]
@@ -38,7 +39,8 @@ class ShardWorker:
 
     stored: how many of the decoder's transforms, the first ones, a pixels part holds; by default all. own: the numbers
     of those that the encoder takes; by default those stored. A teacher's are not among them: its sizes are decoded in
-    the same pass and not stored.
+    the same pass and not stored. teacher: the model_id and precision of one whose features are all that the encoder
+    reads: where it has latents of a shard's photos, these are encoded, and no photo is fetched or decoded for it.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class ShardWorker:
         *,
         stored: int | None = None,
         own: Sequence[int] | None = None,
+        teacher: tuple[str, str] | None = None,
     ) -> None:
         self.store = store
         self.decoder = decoder
         self.encoder = encoder
         self.stored = len(decoder.images) if stored is None else stored
         self.own = tuple(range(self.stored)) if own is None else tuple(own)
+        self.teacher = teacher
 
     def __call__(self, shard: Shard) -> ShardResult:
         """Return what became of a shard. Raises Unavailable, IntegrityError."""
@@ -94,7 +98,10 @@ class ShardWorker:
             )
         labels = self.encoder.model.labels
         condition = None if opened.categories is None else condition_of(labels, opened.categories).numpy()
-        arrays = self.encoder(opened.pixels, opened.places, condition)
+        if opened.features is None:
+            arrays = self.encoder(opened.pixels, opened.places, condition)
+        else:
+            arrays = self.encoder.of_features(opened.features, opened.places, condition)
         finite = finite_rows((arrays.mean, arrays.log_var))
         unfit = [*opened.unfit, *(not_finite(int(row)) for row in opened.rows[~finite])]
         photos = opened.photos.filter(pa.array(finite))
@@ -180,7 +187,10 @@ class ShardWorker:
             unfit = [Unfit(int(rows[at]), refusal.reason, refusal.detail) for at, refusal in guilty.items()]
             told = None if told is None else [label for at, label in enumerate(told) if at not in guilty]
             rows = np.delete(rows, list(guilty))
-        if set(map(pixels_column, self.own)) <= set(table.column_names):
+        features = self._features(shard, rows)
+        if features is not None:
+            pixels, places = [], np.arange(len(rows))
+        elif set(map(pixels_column, self.own)) <= set(table.column_names):
             pixels, places = self._arrays(table), rows
         else:
             result = replace(result, fetched=result.fetched + len(rows))
@@ -192,8 +202,27 @@ class ShardWorker:
         photos = table.select(["item_id", "uri", "token", "digest"]).take(pa.array(rows))
         return Opened(
             result, str(shard.latents_name), str(shard.latents_key), photos, pixels, places, rows, told, tuple(unfit),
-            usable,
+            usable, features,
         )  # fmt: skip
+
+    def _features(self, shard: Shard, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """Return what the model's teacher has said of photos, float32 [n, D]; None where it has not, of one or all.
+
+        rows: theirs in the pixels part. The night that trains the model has asked the teacher of every photo just
+        before; later nights find nothing, and show photos to the teacher in the bundle.
+        """
+        if self.teacher is None:
+            return None
+        found = load_part(self.store, *features_part(shard, *self.teacher))
+        if found is None:
+            return None
+        held = as_numpy(found[1]["pixels_row"]).astype(np.int64)
+        order = np.argsort(held)
+        at = np.searchsorted(held, rows, sorter=order)
+        if len(held) < len(rows) or (at == len(held)).any() or (held[order[at]] != rows).any():
+            return None
+        mean = found[1]["mean"].combine_chunks()
+        return np.asarray(mean.flatten(), np.float32).reshape(len(held), -1)[order[at]]
 
     def _fetched_again(
         self, shard: Shard, table: pa.Table, rows: npt.NDArray[np.int64]
@@ -255,7 +284,8 @@ def make_worker(job: EncodeJob, *, encodes: bool = True) -> ShardWorker:
         decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
         return ShardWorker(job.store, decoder, None)
     bundle = load_bundle(job.store, job.model_id) if encodes else None
-    seen_by_model = bundle.transforms if bundle else stored_transforms(stored_config(job.store, job.model_id)[1])
+    config, images_seen = (bundle.config, bundle.images) if bundle else stored_config(job.store, job.model_id)
+    seen_by_model, teacher = stored_transforms(images_seen), features_read(config)
     ids, own = [transform_id(each) for each in images], []
     for each in seen_by_model:
         seen = each.under(job.images)
@@ -265,7 +295,8 @@ def make_worker(job: EncodeJob, *, encodes: bool = True) -> ShardWorker:
         own.append(ids.index(transform_id(seen)))
     decoder = PhotoDecoder(job.reader(), *images, threads=job.encode.threads)
     encoder = make_encoder(bundle.model, job.encode) if bundle else None
-    return ShardWorker(job.store, decoder, encoder, stored=len(job.transforms), own=own)
+    read = None if teacher is None else (teacher, job.encode.precision)
+    return ShardWorker(job.store, decoder, encoder, stored=len(job.transforms), own=own, teacher=read)
 
 
 def make_encoder(model: Model, config: EncodeConfig) -> Encoder:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..index import LatentArrays
-from ..models.base import Latents, Model
+from ..models.base import Batch, Latents, Model
 from .config import USUAL_BATCH, Precision
 from .decoding import Pixels
 
@@ -77,16 +77,46 @@ class Encoder:
                 self._probes = False
             return self._in_stream(seen, rows, condition)
 
+    def of_features(
+        self, features: npt.NDArray[np.float32], rows: Rows, condition: npt.NDArray[np.int64] | None = None
+    ) -> LatentArrays:
+        """Return the latents of photos by `features[rows]`, float32 [n, D], what the teacher said that a model reads.
+
+        As of their pixels, whose teacher was asked in batches of the same size; only the rest of the model is run.
+        """
+
+        def encoded(took: Rows, told: Tensor | None) -> Latents:
+            batch = np.zeros((self.batch_size, features.shape[1]), np.float32)
+            batch[: len(took)] = features[took]
+            unseen = torch.zeros((self.batch_size, 3, 0, 0), dtype=torch.uint8, device=self.device)
+            return self.model.encode_batch(Batch(unseen, told, features=torch.from_numpy(batch).to(self.device)))
+
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        with self._lock, _torch_threads(self.threads), torch.inference_mode(), autocast:
+            return self._one_by_one(encoded, rows, condition)
+
     # --- on CPUs: one batch after the other
 
     def _in_turn(self, seen: list[Pixels], rows: Rows, condition: npt.NDArray[np.int64] | None) -> LatentArrays:
+        def encoded(took: Rows, told: Tensor | None) -> Latents:
+            return self._encoded([self._batch(each, took) for each in seen], told)
+
+        return self._one_by_one(encoded, rows, condition)
+
+    def _one_by_one(
+        self,
+        encoded: Callable[[Rows, Tensor | None], Latents],
+        rows: Rows,
+        condition: npt.NDArray[np.int64] | None,
+    ) -> LatentArrays:
+        """Return the latents of rows, `encoded` batch by batch: those of some rows, filled up to a whole batch."""
         model = self.model
         mean = np.empty((len(rows), model.latent_dim), np.float32)
         log_var = np.empty_like(mean) if model.has_log_var else None
         codes = np.empty((len(rows), model.num_latent_codes), np.int32) if model.num_latent_codes else None
         for start in range(0, len(rows), self.batch_size):
             took = rows[start : start + self.batch_size]
-            latents = self._encoded([self._batch(each, took) for each in seen], self._padded(condition, start))
+            latents = encoded(took, self._padded(condition, start))
             end = start + len(took)
             mean[start:end] = latents.mean[: len(took)].float().cpu().numpy()
             if log_var is not None and latents.log_var is not None:

@@ -17,7 +17,7 @@ from .decoding import Pixels
 from .shards import ShardResult, Unanswered
 from .unfit import Unfit
 
-_NUMBER = "_row"
+_NUMBER, _FEATURES = "_row", "_features"
 _META = b"opened"
 
 
@@ -28,7 +28,8 @@ class Opened:
     result: what became of it so far. photos: item_id, uri, token, digest of the n photos to encode. pixels: uint8 RGB
     [m, size, size, 3] of each size the model takes, in which the photos lie at `places` [n]. rows: theirs in the pixels
     part [n]. categories: theirs where the model is told them. unfit: photos that get no latents. usable: photos that
-    the latents part holds or refuses.
+    the latents part holds or refuses. features: in place of pixels, of which there are none then, what the model's
+    teacher has said of photos before, float32 [m, D].
     """
 
     result: ShardResult
@@ -41,6 +42,7 @@ class Opened:
     categories: list[str | None] | None
     unfit: tuple[Unfit, ...]
     usable: int
+    features: npt.NDArray[np.float32] | None = None
 
     def pack(self) -> pa.Array:
         """Return it as an array of one value, large_binary [1]: no block of one row is ever cut or mixed."""
@@ -52,6 +54,9 @@ class Opened:
             kept = np.ascontiguousarray(pixels[self.places])
             kind = pa.binary(int(np.prod(pixels.shape[1:])))
             columns[pixels_column(number)] = pa.Array.from_buffers(kind, len(kept), [None, pa.py_buffer(kept)])
+        if self.features is not None:
+            kept = np.ascontiguousarray(self.features[self.places], np.float32)
+            columns[_FEATURES] = pa.FixedSizeListArray.from_arrays(pa.array(kept.reshape(-1)), kept.shape[1])
         said = {
             "result": text_of(self.result),
             "latents_name": self.latents_name,
@@ -68,6 +73,10 @@ class Opened:
         table = unpack_table(packed)
         said = json.loads(table.schema.metadata[_META])
         pixels = [_pixels(table[pixels_column(number)], side) for number, side in enumerate(said["sides"])]
+        features = None
+        if _FEATURES in table.column_names:
+            column = table[_FEATURES].combine_chunks()
+            features = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
         categories = table[CATEGORY.name].to_pylist() if CATEGORY.name in table.column_names else None
         return Opened(
             result=result_of(said["result"]),
@@ -80,6 +89,7 @@ class Opened:
             categories=categories,
             unfit=tuple(Unfit(*one) for one in said["unfit"]),
             usable=said["usable"],
+            features=features,
         )
 
 

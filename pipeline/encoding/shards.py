@@ -190,6 +190,13 @@ def build_shards(
     return shards
 
 
+def features_part(shard: Shard, teacher: str, precision: str) -> tuple[str, str]:
+    """Return the name and key of the latents part that a teacher has of a shard's photos, where it has encoded them."""
+    keys = shard.photos.select(["item_id", "uri", "token"])
+    key = part_key(LATENTS_VERSION, teacher, precision, keys, pixels_part=shard.pixels_name)
+    return latents_part_name(teacher, key), key
+
+
 def shard_order(plan: pa.Table) -> tuple[npt.NDArray[np.int32], Positions, Positions]:
     """Return (numbers [s], starts [s + 1], order [n]): the plan's rows at `order[starts[i]:starts[i + 1]]`, ascending,
     are shard `numbers[i]`.

@@ -57,6 +57,17 @@ class FeaturesSeen(QuietConfig):
         return () if self.held is None else (self.held.model,)
 
 
+def features_read(config: ModelConfig) -> str | None:
+    """Return the model_id of the teacher whose features are all that a finished model reads, None where it sees more.
+
+    Its bundle holds the teacher; where the teacher's latents of a photo are there already, it needs no more of it.
+    """
+    sees = getattr(config, "sees", None)
+    if not isinstance(sees, FeaturesSeen) or sees.held is None or not isinstance(sees.teacher, str):
+        return None
+    return sees.teacher
+
+
 Sees = Annotated[Literal["pixels"] | FeaturesSeen, Field(union_mode="left_to_right")]
 
 

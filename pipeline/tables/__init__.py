@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .config import SemanticIdsConfig, TablesConfig
-from .night import SID_MOVES, FurtherTables, Makers, Night, TrainCodebooks, further_tables
+from .night import SID_MOVES, FurtherTables, Makers, TrainCodebooks, further_tables
 from .sid_measures import sid_lines
+from .tonight import Night
 
 __all__ = [
     "SID_MOVES",

@@ -39,7 +39,7 @@ class TablesConfig(BaseModel):
     """Tables that a release may have besides. vectors: one vector an item, always there where items have semantic IDs.
 
     neighbours: how many nearest items of every item are listed; 0: no such table. codebook: the codes of a VQ model,
-    in groups; None: no such table.
+    in groups; None: no such table. returned: whether `changes` also tells which new items had been there before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +47,13 @@ class TablesConfig(BaseModel):
     vectors: bool = False
     neighbours: int = Field(default=0, ge=0, le=1000)
     codebook: CodebookTableConfig | None = None
+    returned: bool = False
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)  # releases without it have the digests that they had
-        return {name: value for name, value in values.items() if name != "codebook" or value is not None}
+        later = {"codebook": None, "returned": False}
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
     @property
     def asked(self) -> bool:

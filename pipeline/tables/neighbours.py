@@ -1,71 +1,201 @@
-"""The nearest items of every item, made block by block with the release's own index."""
+"""The nearest items of every item, by the release's own index; of the parent's lists those that stand are kept."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..index import GroupHits, Grouping, SearchIndex, nearest_groups
+from ..index import Grouping, SearchIndex, nearest_groups
+from ..index.latents import Rows
 from ..ordering import run_starts, take_column
 from ..release import ReleaseFile
 from ..release.tables import FILE_ROWS, write_table
 from ..schema import NEIGHBOURS, table_schema
+from ..storage import Store
+from .standing import BEYOND, BEYOND_ROLE, Fresh, Lists, Standing, carried_lists, fresh_of, joined_lists, standing
+from .tonight import Night
 
+MOVED, ANEW = "neighbours_moved", "neighbours_anew"  # measures
 _ASKED = 4096  # photos asked for at a time, about
 _GROUP_ROWS = 1 << 17
+_IN_MEMORY = 64 << 20  # bytes of finished files, before they go to a temporary one
 
 
-def neighbour_files(items: pa.Table, index: SearchIndex, k: int) -> Iterator[ReleaseFile]:
-    """Yield the table `neighbours` as files, each made when it is asked for.
+@dataclass(frozen=True, slots=True)
+class NeighbourTables:
+    """files: of the tables `neighbours` and `neighbours_beyond`, by role. measures: by name; none without a parent's
+    lists."""
+
+    files: dict[str, Iterator[ReleaseFile]]
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+class NeighbourFiles(NamedTuple):
+    """The files of a range of items. anew: how many lists were made anew; stood, moved: of how many items the list was
+    known, and how many of these lists changed."""
+
+    near: ReleaseFile
+    beyond: ReleaseFile
+    anew: int
+    stood: int
+    moved: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Catalogue:
+    """What lists are made from. ids: of the items; first: the first row of each, and the end."""
+
+    index: SearchIndex
+    groups: Grouping
+    first: Rows
+    ids: pa.ChunkedArray
+    k: int
+    held: Standing | None
+    fresh: Fresh | None
+
+
+def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
+    """Return the tables `neighbours` and `neighbours_beyond`, made now; large ones wait in a temporary file.
+
+    Where the parent's lists stand (`standing`), made anew are those of new and changed items and those that lost more
+    than they had beyond; into all others new items are put where they belong. Measures: neighbours_anew, the share of
+    lists that were made anew; neighbours_moved, of the items whose list stood, the share whose first k are not what
+    they were, or not in that order.
+    """
+    spool, anew, stood, moved = _Spool(), 0, 0, 0
+    held = standing(store, night, k)
+    for files in neighbour_files(night.items, night.index, k, held):
+        spool.add(files)
+        anew, stood, moved = anew + files.anew, stood + files.stood, moved + files.moved
+    measures = {} if held is None else {ANEW: anew / max(1, len(held.owners)), MOVED: moved / max(1, stood)}
+    return NeighbourTables({"neighbours": spool.files(0), BEYOND_ROLE: spool.files(1)}, measures)
+
+
+def neighbour_files(
+    items: pa.Table, index: SearchIndex, k: int, held: Standing | None = None
+) -> Iterator[NeighbourFiles]:
+    """Yield the tables `neighbours` and `neighbours_beyond` range by range, each made when it is asked for.
 
     Columns: item_id, rank (from 1), neighbour_id, score. items: sorted by item_id, one row a photo; index: of these
     rows. An item's neighbours and scores are those that the reader's `similar` gives: all its photos ask, and an item's
-    score is its best pair of photos. Fewer than k only when there are no more items.
+    score is its best pair of photos. Fewer than k only when there are no more items. The second table goes on where the
+    first one ends, for the next night. held: the parent's lists; those of an index that is not exact may name items
+    that it would miss, since what is new is held against every list exactly.
     """
     starts = run_starts(items["item_id"])
     groups = Grouping(np.cumsum(starts) - 1)
     first = np.append(np.flatnonzero(starts), items.num_rows)
-    ids = take_column(items["item_id"], first[:-1])
-    a_file = max(1, FILE_ROWS // k)
-    for start in range(0, max(1, len(ids)), a_file):
-        stop = min(start + a_file, len(ids))
-        blocks = _blocks(first[start : stop + 1], start)
-        tables = [_table(_nearest(index, groups, (first[a], first[b]), k), a, ids) for a, b in blocks]
-        table = pa.concat_tables([table_schema(NEIGHBOURS).empty_table(), *tables])
-        yield ReleaseFile(write_table(table, group_rows=_GROUP_ROWS), ".parquet", table.num_rows)
+    fresh = None if held is None else fresh_of(held, index, groups)
+    catalogue = _Catalogue(index, groups, first, take_column(items["item_id"], first[:-1]), k, held, fresh)
+    count, a_file = len(first) - 1, max(1, FILE_ROWS // k)
+    for start in range(0, max(1, count), a_file):
+        yield _files(catalogue, range(start, min(start + a_file, count)))
 
 
-def _blocks(first: np.ndarray, number: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of items with about _ASKED photos. first: each item's first row, and the end; number: of item 0."""
-    start, items = 0, len(first) - 1
-    while start < items:
-        stop = max(start + 1, int(np.searchsorted(first, first[start] + _ASKED, side="right")) - 1)
-        yield number + start, number + stop
+def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
+    held, k = catalogue.held, catalogue.k
+    known, stood, moved = _none(), 0, 0
+    if held is not None and catalogue.fresh is not None:
+        known = carried_lists(held, catalogue.fresh, catalogue.index, catalogue.groups, catalogue.first, items)
+    counts = np.bincount(known.owners - items.start, minlength=len(items))
+    whole = counts >= min(k, len(catalogue.ids) - 1)
+    missing = np.flatnonzero(~whole) + items.start
+    kept = known.take(np.flatnonzero(whole[known.owners - items.start]))
+    found = joined_lists([kept, *_anew(catalogue, missing)])
+    found = found.take(np.argsort(found.owners, kind="stable"))
+    found = found.take(np.flatnonzero(found.ranks() < k + BEYOND))
+    if held is not None:
+        stood, moved = _moved(held, found, items, k)
+    inside = found.ranks() < k
+    near = _table(found.take(np.flatnonzero(inside)), np.int32(1), catalogue.ids)
+    beyond = _table(found.take(np.flatnonzero(~inside)), np.int32(k + 1), catalogue.ids)
+    return NeighbourFiles(_file(near), _file(beyond), len(missing), stood, moved)
+
+
+def _none() -> Lists:
+    return Lists(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+def _moved(held: Standing, found: Lists, items: range, k: int) -> tuple[int, int]:
+    """Return (of how many items of a range the parent's list is known, of how many of them it is another now)."""
+    old = held.lists(items)
+    old = old.take(np.flatnonzero(old.ranks() < k))
+    before = Lists(held.numbers[old.owners], held.numbers[old.items], old.scores)
+    now = found.take(np.flatnonzero((found.ranks() < k) & np.isin(found.owners, before.owners)))
+    lengths, others = (np.bincount(one.owners - items.start, minlength=len(items)) for one in (before, now))
+    changed = lengths != others
+    left, right = (one.take(np.flatnonzero(~changed[one.owners - items.start])) for one in (before, now))
+    changed[left.owners[left.items != right.items] - items.start] = True
+    return int(np.count_nonzero(lengths)), int(np.count_nonzero(changed & (lengths > 0)))
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Yield ranges of lists that have about _ASKED photos. rows: how many each item has."""
+    ends, start = np.cumsum(rows), 0
+    while start < len(rows):
+        most = (ends[start - 1] if start else 0) + _ASKED
+        stop = max(start + 1, int(np.searchsorted(ends, most, side="right")))
+        yield start, stop
         start = stop
 
 
-def _nearest(index: SearchIndex, groups: Grouping, rows: tuple[int, int], k: int) -> list[GroupHits]:
-    """Return the k nearest items of the items of a range of rows, each without itself."""
-    mine = np.arange(*rows)
-    owners = groups.numbers[mine]
-    found = nearest_groups(index, index.latents(mine), owners - owners[0], k + 1, groups)
-    return [_without(hits, own, k) for own, hits in enumerate(found, int(owners[0]))]
+def _anew(catalogue: _Catalogue, items: Rows) -> Iterator[Lists]:
+    """Yield the lists of some items, each without the item itself."""
+    first, wanted = catalogue.first, catalogue.k + BEYOND + 1
+    for start, stop in _blocks(first[items + 1] - first[items]):
+        block = items[start:stop]
+        sizes = first[block + 1] - first[block]
+        owners = np.repeat(np.arange(len(block)), sizes)
+        rows = first[block[owners]] + np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        hits = nearest_groups(catalogue.index, catalogue.index.latents(rows), owners, wanted, catalogue.groups)
+        whose = np.repeat(block, [len(one.groups) for one in hits])
+        near = np.concatenate([one.groups for one in hits])
+        scores = np.concatenate([one.scores for one in hits])
+        yield Lists(whose, near, scores).take(np.flatnonzero(near != whose))
 
 
-def _without(hits: GroupHits, own: int, k: int) -> GroupHits:
-    kept = np.flatnonzero(hits.groups != own)[:k]
-    return GroupHits(groups=hits.groups[kept], scores=hits.scores[kept])
-
-
-def _table(answers: list[GroupHits], number: int, ids: pa.ChunkedArray) -> pa.Table:
-    """Return the rows of consecutive items, the first of this number."""
-    counts = [len(hits.groups) for hits in answers]
+def _table(lists: Lists, rank: np.int32, ids: pa.ChunkedArray) -> pa.Table:
+    """Return entries as rows, those of each list from this rank on."""
     columns = [
-        take_column(ids, np.repeat(np.arange(number, number + len(answers)), counts)),
-        pa.array(np.concatenate([np.arange(1, count + 1, dtype=np.int32) for count in counts])),
-        take_column(ids, np.concatenate([hits.groups for hits in answers])),
-        pa.array(np.concatenate([hits.scores for hits in answers])),
+        take_column(ids, lists.owners),
+        pa.array(lists.ranks().astype(np.int32) + rank),
+        take_column(ids, lists.items),
+        pa.array(lists.scores),
     ]
     return pa.table(columns, schema=table_schema(NEIGHBOURS))
+
+
+def _file(table: pa.Table) -> ReleaseFile:
+    return ReleaseFile(write_table(table, group_rows=_GROUP_ROWS), ".parquet", table.num_rows)
+
+
+class _Spool:
+    """Finished files, in memory while they are small, until they are read once by each role."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="neighbours-")  # noqa: SIM115 - by `__del__`
+        self._places: list[tuple[tuple[int, int, ReleaseFile], tuple[int, int, ReleaseFile]]] = []
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def add(self, files: NeighbourFiles) -> None:
+        """Keep the two files of a range."""
+        self._places.append((self._put(files.near), self._put(files.beyond)))
+
+    def _put(self, file: ReleaseFile) -> tuple[int, int, ReleaseFile]:
+        start = self._file.tell()
+        self._file.write(file.data)
+        return start, len(file.data), file._replace(data=b"")
+
+    def files(self, which: int) -> Iterator[ReleaseFile]:
+        """Yield the first (0) or second (1) file of every range."""
+        for places in self._places:
+            start, size, file = places[which]
+            self._file.seek(start)
+            yield file._replace(data=self._file.read(size))

@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import NotFound
-from ..index import LatentArrays, SearchIndex
 from ..index.latents import Float32, Rows
 from ..index.sids import FACT
-from ..index.space import Space
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
-from ..release import Manifest, ReleaseFile, Sample, read_manifest, read_table
+from ..release import Manifest, ReleaseFile, read_manifest, read_table
 from ..release.tables import table_files
 from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
 from ..storage import Store
@@ -25,10 +23,12 @@ from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .codebook_table import CodeLevel, codebook_table
 from .config import SemanticIdsConfig, TablesConfig
-from .neighbours import neighbour_files
+from .neighbours import neighbour_tables
 from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
+from .returned import with_returned
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .slots import Given, Slots, give_slots
+from .tonight import Night
 from .vectors import ItemVectors, item_vectors, vectors_table
 
 _ROWS = 1 << 17  # items whose vectors are float64 at a time
@@ -36,26 +36,6 @@ SID_MOVES = "sid_moves"  # the measure that must be 0
 
 # Returns codebooks of a method that needs a training, made of a sample of item vectors.
 TrainCodebooks = Callable[[Float32, SemanticIdsConfig], Codebooks]
-
-
-@dataclass(frozen=True, slots=True)
-class Night:
-    """What a night has found. latents, index: of the rows of items; changes: against the parent; category: a column.
-
-    space: the rotation that the latents have been through, None where they are in the model's own axes.
-    """
-
-    run: str
-    model_id: str
-    metric: str
-    items: pa.Table
-    latents: LatentArrays
-    index: SearchIndex
-    changes: pa.Table
-    parent: Manifest | None
-    category: str | None = None
-    sample: Sample | None = None
-    space: Space | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +87,12 @@ def further_tables(
         held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category)
         made.files["codebook"] = table_files(held.table)
         made.measures.update(held.measures)
+    if tables.returned:  # in the place of the table that says only what changed since the parent
+        made.files["changes"] = table_files(with_returned(store, night), looked_up=True)
     if tables.neighbours:
-        made.files["neighbours"] = neighbour_files(night.items, night.index, tables.neighbours)
+        near = neighbour_tables(store, night, tables.neighbours)
+        made.files.update(near.files)
+        made.measures.update(near.measures)
     if not tables.vectors and semantic_ids is None:
         return made
     found = item_vectors(night.items, night.latents, metric=night.metric)

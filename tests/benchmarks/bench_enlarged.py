@@ -3,10 +3,11 @@
 60,000 pictures are known and 10,000 asked. Maps of the network are computed once, by `--weights`, an ONNX file of
 uint8 photos [n, SIZE, SIZE, 3] with the output LAYER, and kept in the cache. Components are fitted on the known
 pictures. How a fusion is weighed is chosen on the last 10,000 known ones, asked of the others, never on the asked.
+Models that learn of these 64 components are trained by their presets on the known pictures, one seed.
 Intervals: 95 %, bootstrap over queries; differences to HOG + PCA-64 by pairs.
 
     python tests/benchmarks/bench_enlarged.py --data ../shared/data --weights lite0.onnx [--json enlarged.json]
-        [--table]
+        [--rows "NAME;..."] [--table]
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from bench_folds import fastest, fitted_model
+from bench_folds import STUDENTS, fastest, fitted_model
+from folds_trained import Trained, encoded, texts
 from model_tables import enlarged_table
 from side_by_side import ROOT, write
 from table_cells import read
@@ -38,6 +41,14 @@ SIZE, LAYER, CELLS = 96, "b10", 3  # the end of the fifth of seven stages, 112 c
 DIMS, BATCH, FITTED = 64, 32, 20_000  # components are fitted on so many pictures, as a night fits them
 FLOOR, LITE0 = "HOG + PCA-64", "Lite0"
 GRADIENTS = {"HOG": FLOOR, "descriptor_views": "descriptor_views"}
+LEARNT = {
+    "VAE of Lite0": Trained("vae_features_fashion_mnist"),
+    "CVAE of Lite0": Trained("cvae_features_fashion_mnist"),
+    "VQ-VAE of Lite0": Trained("vqvae_features_fashion_mnist"),
+    "VQ-VAE of Lite0, bag of codes": Trained("vqvae_features_fashion_mnist", space="words"),
+    "student of Lite0, in closed form": Trained("ridge_fashion_mnist"),
+    "student of Lite0, trained": Trained("distilled_fashion_mnist"),
+}
 SHARES = (0.5, 1.0, 2.0)  # of the network beside gradients
 
 
@@ -137,29 +148,50 @@ def best_share(first: np.ndarray, second: np.ndarray, pictures: Pictures) -> tup
     return best, scores[best]
 
 
-def run(pictures: Pictures, path: Path) -> None:
-    """Measure every row and write it when it is there."""
+def spaces_of(pictures: Pictures) -> Iterator[tuple[str, np.ndarray, float, dict[str, float]]]:
+    """Yield every row that is not learnt: its vectors, seconds a picture and how it was chosen."""
     spaces = {name: pictures.space(name) for name in (FLOOR, "descriptor_views", LITE0)}
-    rows = {name: (vectors, 1 / pictures.photos_per_s(name), {}) for name, vectors in spaces.items()}
+    seconds = {name: 1 / pictures.photos_per_s(name) for name in spaces}
+    for name, vectors in spaces.items():
+        yield name, vectors, seconds[name], {}
     for short, name in GRADIENTS.items():
         share, judged = best_share(spaces[LITE0], spaces[name], pictures)
         joined = side_by_side(spaces[LITE0], spaces[name], share, pictures.known)
-        chosen = {"share": share, "judged_knn": judged}
-        rows[f"{LITE0} + {short}"] = (joined, rows[LITE0][1] + rows[name][1], chosen)
-    floor: dict[str, np.ndarray] | None = None
-    for name, (vectors, photo_s, more) in rows.items():
-        values = asked(vectors, pictures)
+        yield f"{LITE0} + {short}", joined, seconds[LITE0] + seconds[name], {"share": share, "judged_knn": judged}
+
+
+def learnt(name: str, pictures: Pictures) -> tuple[np.ndarray, float, dict[str, float]]:
+    """Return what a model of LEARNT says of all pictures, its seconds a picture, and those of its training."""
+    row, begun = LEARNT[name], time.process_time()
+    found = encoded(row, pictures.pixels, pictures.space(LITE0), pictures.labels.tolist(), pictures.known, 0)
+    spent = time.process_time() - begun - found.photo_s * len(pictures.pixels)
+    sees = 0.0 if row.preset.startswith(STUDENTS) else 1 / pictures.photos_per_s(LITE0)
+    vectors = texts(found, pictures.known) if row.space == "words" else found.mean
+    return vectors, found.photo_s + sees, {"train_cpu_s": spent}
+
+
+def run(pictures: Pictures, path: Path, names: list[str] | None) -> None:
+    """Measure every row, or those named, and write it when it is there."""
+    floor = asked(pictures.space(FLOOR), pictures)
+
+    def measured(name: str, vectors: np.ndarray, photo_s: float, more: dict[str, float]) -> None:
         result: dict[str, Any] = {"name": name, "catalogue": "fashion_mnist", "seed": 0, "dims": vectors.shape[1],
                                   "date": dt.datetime.now(dt.UTC).date().isoformat(), "size": SIZE, "layer": LAYER,
                                   "cells": CELLS, "photos_per_cpu_s": 1 / photo_s, **more}  # fmt: skip
-        for measured, own in values.items():
+        for measure, own in (floor if name == FLOOR else asked(vectors, pictures)).items():
             low, high = interval(own)
-            result |= {measured: float(own.mean()), f"{measured}_low": low, f"{measured}_high": high}
-            if floor is not None:
-                result[f"ahead_{measured}"] = list(paired_difference(own, floor[measured], seed=0))
-        floor = floor or values
+            result |= {measure: float(own.mean()), f"{measure}_low": low, f"{measure}_high": high}
+            if name != FLOOR:
+                result[f"ahead_{measure}"] = list(paired_difference(own, floor[measure], seed=0))
         write(path, [*(each for each in read(path) if each["name"] != name), result])
         print(f"{name}: k-NN {result['knn']:.4f} {more}", flush=True)
+
+    if names is None or not set(names) <= set(LEARNT):
+        for row in spaces_of(pictures):
+            if names is None or row[0] in names:
+                measured(*row)
+    for name in LEARNT if names is None else [name for name in LEARNT if name in names]:
+        measured(name, *learnt(name, pictures))
 
 
 def main() -> int:
@@ -169,6 +201,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help=f"EfficientNet-Lite0 as ONNX, of photos [n, {SIZE}, {SIZE}, 3]")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-enlarged")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "enlarged.json")
+    parser.add_argument("--rows", help="names with semicolons between; all by default")
     parser.add_argument("--table", action="store_true", help="only print what is in --json")
     given = parser.parse_args()
     if not given.table:
@@ -177,7 +210,7 @@ def main() -> int:
             return 0
         torch.set_num_threads(1)
         given.cache.mkdir(parents=True, exist_ok=True)
-        run(Pictures(given.data, given.cache, given.weights), given.json)
+        run(Pictures(given.data, given.cache, given.weights), given.json, given.rows and given.rows.split(";"))
     print(enlarged_table(read(given.json)))
     return 0
 

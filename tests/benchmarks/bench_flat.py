@@ -26,9 +26,9 @@ import psutil
 import ray
 from encode_accounts import kind_of
 from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
+from made_on import made_on
 from PIL import Image, ImageDraw
 from scipy import stats
-from side_by_side import made_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

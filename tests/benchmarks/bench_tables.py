@@ -4,7 +4,8 @@
 and by Polars, each in an environment that holds it, and must be the same, value by value; the SQL of the READMEs of
 pipeline/release and pipeline/tables runs word for word in an environment that holds DuckDB alone; every row of
 `neighbours` is what the reader's `similar` answers. `neighbours`: that table of --items photos of real latents (drawn
-again with a jitter), an index of cells: seconds and memory, answers equal to the index's own, and recall.
+again with a jitter), made whole, then for a night that changed 1 %, removed 0.5 % and added 0.5 %: seconds, memory,
+lists equal to the reader's answers and, with --full, to those of the same night made whole.
 
     python -m venv A && A/bin/pip install duckdb;  python -m venv B && B/bin/pip install polars
     python tests/benchmarks/bench_tables.py --data ../shared/data --duckdb A/bin/python --polars B/bin/python
@@ -17,7 +18,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,23 +25,29 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_faults import _stages_here
-from bench_index import ROOT, components, drawn_again, peak_mb, truth_of
+from bench_index import ROOT, components, drawn_again, peak_mb
+from made_on import made_on
 from PIL import Image
 
 from jobs.__main__ import main as main_here
-from pipeline.index import IndexConfig, LatentArrays, build_index
+from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index
+from pipeline.keys import digest_of
 from pipeline.reader import open_release
-from pipeline.release import read_manifest
-from pipeline.storage import open_store
-from pipeline.tables.neighbours import neighbour_files
+from pipeline.release import Manifest, ReleaseFile, read_manifest
+from pipeline.release.manifest import FileEntry
+from pipeline.release.tables import write_table
+from pipeline.storage import Store, open_store
+from pipeline.tables import Night
+from pipeline.tables.neighbours import neighbour_tables
 
 TOP = 50
 PRINTED = """
@@ -160,37 +166,107 @@ def _followed(python: str, store: Path, statements: list[str]) -> list[Any]:
 
 
 def neighbours(options: argparse.Namespace) -> dict[str, Any]:
+    """Two nights of --items items, 1 % of which change, 0.5 % go and 0.5 % come, and the second made in full too."""
     train, _ = components(options.data / "fashion-mnist", 10, 64)
-    latents = drawn_again(train, options.items, 0.1)
-    config = IndexConfig(kind="ivf_sq8", metric="cosine", threads=1, target_recall=0.95)
+    every = drawn_again(train, options.items + options.items // 200, 0.1)
+    generator, store = np.random.default_rng(5), open_store("memory://bench-neighbours")
+    gone, changed = np.split(
+        generator.permutation(options.items)[: options.items // 50 * 3 // 4], [options.items // 200]
+    )
+    config = IndexConfig(kind=options.kind, metric="cosine", threads=1, target_recall=0.95)
+    first = _night(store, "one", every, np.arange(options.items), config, None, np.empty(0, np.int64))
+    told = {"items": options.items, "top": TOP, "kind": options.kind, "changed": len(changed), "removed": len(gone),
+            "added": len(every) - options.items, "first_night": first.told}  # fmt: skip
+    if options.kind != "flat":
+        told["reported_recall"] = first.recall
+    every[changed] += np.float32(0.3) * generator.standard_normal((len(changed), 64), np.float32)
+    now = np.setdiff1d(np.arange(len(every)), gone)
+    touched = np.concatenate([gone, changed, np.arange(options.items, len(every))])
+    second = _night(store, "two", every, now, config, first.manifest, touched)
+    told |= {"second_night": second.told, **second.measures}
+    if options.full:
+        whole = _night(store, "whole", every, now, config, None, touched)
+        left, right = (_rows(store, one.manifest) for one in (second, whole))
+        told["second_night_in_full"] = whole.told
+        told["lists_equal_to_the_full_ones"] = bool(left.select([0, 1, 2]).equals(right.select([0, 1, 2])))
+        told["largest_difference_of_a_score"] = float(
+            np.abs(np.subtract(*(np.asarray(t["score"]) for t in (left, right)))).max()
+        )
+    asked = np.sort(generator.choice(len(now), 500, replace=False))
+    table = _rows(store, second.manifest).filter(
+        pc.is_in(pc.field("item_id"), pa.array([_key(now[row]) for row in asked]))
+    )
+    told["sample"] = len(asked)
+    same = 0
+    for at, row in enumerate(asked.tolist()):
+        found = second.index.search(second.index.latents(np.array([row])), TOP + 1).ids[0].tolist()
+        answer = [_key(now[near]) for near in found if near != row][:TOP]
+        same += table["neighbour_id"].slice(TOP * at, TOP).to_pylist() == answer
+    told["sample_lists_equal_to_the_readers"] = same
+    return told
+
+
+@dataclass(frozen=True)
+class _Made:
+    manifest: Manifest
+    index: SearchIndex
+    recall: float
+    measures: dict[str, float]
+    told: dict[str, Any]
+
+
+def _key(number: int) -> str:
+    return f"sku-{number:07d}"
+
+
+def _night(
+    store: Store,
+    run: str,
+    every: np.ndarray,
+    now: np.ndarray,
+    config: IndexConfig,
+    parent: Manifest | None,
+    touched: np.ndarray,
+) -> _Made:
+    """Make a night's table of the items `now`, whose latents are those of `every`, and keep it as the next's parent."""
+    latents = LatentArrays(mean=every[now])
+    ids = pa.array([_key(number) for number in now.tolist()])
+    part = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(len(now), np.int32)), pa.array(["latents/bench/one.parquet"])
+    )
+    items = pa.table({"item_id": ids, "uri": ids, "latents_part": part, "latents_row": pa.array(now.astype(np.int32))})
+    changes = pa.table({"item_id": pa.array([_key(number) for number in touched.tolist()], pa.string()),
+                        "change": pa.array(["changed"] * len(touched), pa.string())})  # fmt: skip
     cpu = time.process_time()
-    built = build_index(LatentArrays(mean=latents), config)
+    built = build_index(latents, config)
     spent = time.process_time() - cpu
-    ids = pa.array([f"sku-{number:07d}" for number in range(options.items)])
-    items = pa.table({"item_id": pa.chunked_array([ids])})
-    before = peak_mb()
-    cpu, start, rows, size = time.process_time(), time.perf_counter(), 0, 0
-    asked = np.sort(np.random.default_rng(3).choice(options.items, 200, replace=False))
-    listed: dict[int, list[int]] = {}
-    for file in neighbour_files(items, built.index, TOP):
-        table = pq.read_table(pa.BufferReader(file.data), columns=["item_id", "neighbour_id"])
-        own = np.array([int(key[4:]) for key in table["item_id"].unique().to_pylist()])
-        for row in asked[(asked >= own[0]) & (asked <= own[-1])].tolist():
-            at = TOP * (row - int(own[0]))
-            listed[row] = [int(key[4:]) for key in table["neighbour_id"].slice(at, TOP).to_pylist()]
-        rows, size = rows + table.num_rows, size + len(file.data)
-        print(f"{rows:,} rows after {time.process_time() - cpu:.0f} s", flush=True)
+    night = Night(run, "bench", "cosine", items, latents, built.index, changes, parent)
+    cpu, start, before = time.process_time(), time.perf_counter(), peak_mb()
+    made = neighbour_tables(store, night, TOP)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - start
-    exact = truth_of(latents, latents[asked], np.arange(options.items))
-    own_answers = built.index.search(built.index.latents(asked), TOP + 1).ids
-    same = sum([one for one in answer.tolist() if one != row][:TOP] == listed[row]
-               for row, answer in zip(asked.tolist(), own_answers, strict=True))  # fmt: skip
-    hits = sum(len(set(near[near != row][:9].tolist()) & set(listed[row][:10]))
-               for row, near in zip(asked.tolist(), exact, strict=True))  # fmt: skip
-    return {"items": options.items, "top": TOP, "kind": "ivf_sq8", "reported_recall": round(built.recall, 4),
-            "index_cpu_s": round(spent), "table_cpu_s": round(cpu), "table_wall_s": round(wall), "rows": rows,
-            "bytes": size, "peak_mb": round(peak_mb()), "peak_before_mb": round(before), "sample": len(asked),
-            "sample_equal_to_the_index": same, "sample_recall_at_9": round(hits / (9 * len(asked)), 4)}  # fmt: skip
+    files: dict[str, list[FileEntry]] = {}
+    for role, given in [*made.files.items(), ("items", iter([ReleaseFile(write_table(items), ".parquet", len(now))]))]:
+        for file in given:
+            name = f"releases/{run}/{role}-{digest_of(file.data)[:12]}.parquet"
+            store.put_if_absent(name, file.data)
+            files.setdefault(role, []).append(
+                FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows)
+            )
+    manifest = Manifest.model_construct(
+        release_id=run, files={role: tuple(entries) for role, entries in files.items()}, model_id="bench",
+        metric="cosine", index_kind=built.kind, config={"tables": {"neighbours": TOP}}, latent_dim=64,
+    )  # fmt: skip
+    told = {"index_cpu_s": round(spent), "table_cpu_s": round(cpu), "table_wall_s": round(wall),
+            "bytes": {role: sum(entry.bytes for entry in entries) for role, entries in files.items()},
+            "peak_mb": round(peak_mb()), "peak_before_mb": round(before)}  # fmt: skip
+    print(run, told, made.measures, flush=True)
+    return _Made(manifest, built.index, built.recall, made.measures, told)
+
+
+def _rows(store: Store, manifest: Manifest) -> pa.Table:
+    tables = [pq.read_table(pa.BufferReader(store.get(entry.name)), read_dictionary=["item_id", "neighbour_id"])
+              for entry in manifest.files["neighbours"]]  # fmt: skip
+    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def main() -> None:
@@ -199,17 +275,18 @@ def main() -> None:
     parser.add_argument("--duckdb", help="the Python of an environment with DuckDB alone")
     parser.add_argument("--polars", help="the Python of an environment with Polars")
     parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--kind", default="flat")
+    parser.add_argument("--full", action="store_true", help="make the second night in full too, and compare")
     parser.add_argument("--only", default="engines,neighbours")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    said = made_on("one thread, shared with other work")
     result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     for part in options.only.split(","):
-        result["results"][part] = {**{"engines": engines, "neighbours": neighbours}[part](options), **said}
+        name = part if part == "engines" else f"{part}, {options.items:,} items, {options.kind}"
+        result["results"][name] = {**{"engines": engines, "neighbours": neighbours}[part](options), **said}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result["results"][part], indent=1), flush=True)
+        print(json.dumps(result["results"][name], indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import ray
 from encode_photos import SlowHost, added_plan, make_job, make_photos, start_ray
-from side_by_side import made_on
+from made_on import made_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

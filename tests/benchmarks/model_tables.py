@@ -190,6 +190,11 @@ def enlarged_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
+def folds_moves_table(runs: Sequence[Run]) -> str:
+    """Return the table of what moves the spaces of bench_folds, and below it the purities under nuisances."""
+    return f"{moves_table(by_name(runs))}\n\n{nuisance_table(runs)}"
+
+
 def tuned_table(runs: Sequence[Run]) -> str:
     """Return the table of a pretrained network that learns on, one fold, in brackets the intervals."""
     keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}

@@ -1,6 +1,6 @@
 """The exports that other libraries write, each read back by its own library and held to the table they were made of.
 
-pip install pylance hnswlib tfrecord   # in an environment of its own, which sees this checkout's too
+pip install pylance hnswlib tfrecord qdrant-client   # in an environment of its own, which sees this checkout's too
 python tests/cluster/library_exports.py --json tests/benchmarks/results/library_exports.json
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,6 +25,7 @@ import pyarrow as pa
 from pipeline.schema import vectors_schema
 from pipeline.tables.exports import export
 
+ROOT = Path(__file__).resolve().parents[2]
 ITEMS, DIM, HIDDEN = 2000, 24, 17
 
 
@@ -41,6 +44,9 @@ class Release:
 
     def item_ids(self) -> list[str]:
         return self.ids
+
+    def attributes(self, item_id: str) -> dict[str, Any]:
+        return {"category": f"shelf {int(item_id[4:9]) % 7}"}
 
     def table(self, role: str) -> pa.Table:
         assert role == "vectors"
@@ -83,8 +89,32 @@ def tfrecord(path: Path, release: Release) -> str:
     return f"{len(rows)} examples equal"
 
 
+def qdrant(path: Path, release: Release) -> str:
+    from qdrant_client import QdrantClient, models
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    client = QdrantClient(":memory:")
+    space = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    client.create_collection("items", vectors_config=space)
+    client.upsert("items", points=[models.PointStruct(**line) for line in lines])
+    asked = range(0, len(release.ids), 50)
+    held = client.retrieve("items", ids=list(asked), with_vectors=True)
+    assert [point.payload for point in held] == [
+        {"item_id": release.ids[number], **release.attributes(release.ids[number])} for number in asked
+    ]
+    np.testing.assert_allclose(np.array([point.vector for point in held]), release.values[list(asked)], atol=1e-6)
+    hits = 0
+    for number in asked:
+        found = client.query_points("items", query=release.values[number].tolist(), limit=10).points
+        truth = np.argsort(-(release.values @ release.values[number]), kind="stable")[:10]
+        hits += len({point.payload["item_id"] for point in found} & {release.ids[near] for near in truth})
+    assert hits == 10 * len(asked)
+    return f"{client.count('items').count} points, {len(asked)} looked at: equal, with the exact nearest 10"
+
+
 READ: dict[str, tuple[str, Callable[[Path, Release], str]]] = {
     "lance": ("pylance", lance), "hnswlib": ("hnswlib", hnswlib), "tfrecord": ("tfrecord", tfrecord),
+    "qdrant-jsonl": ("qdrant-client", qdrant),
 }  # fmt: skip
 
 
@@ -102,7 +132,14 @@ def main() -> None:
             results[form] = {"package": f"{package} {version(package)}", "bytes": size,
                              "read_back": read(Path(folder) / "export", release)}  # fmt: skip
         print(form, results[form])
-    document = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(), "results": results}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    document = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "machine": f"{os.cpu_count()} x {platform.machine()}",
+        "python": platform.python_version(),
+        "results": results,
+    }
     options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

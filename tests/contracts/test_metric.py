@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -82,7 +83,7 @@ def plain(name: str) -> str:
     return name.split("/")[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def items() -> LatentArrays:
     generator = np.random.default_rng(1)
     # Lengths from 0.1 to 10 and a common offset, so that cosine, L2 and inner product rank differently.
@@ -90,7 +91,7 @@ def items() -> LatentArrays:
     return LatentArrays(mean=mean.astype(np.float32), log_var=log_vars(400, 3))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def queries() -> LatentArrays:
     mean = np.random.default_rng(2).normal(size=(40, 12)).astype(np.float32)
     return LatentArrays(mean=mean, log_var=log_vars(40, 4))
@@ -129,6 +130,24 @@ def below(values: np.ndarray) -> np.ndarray:
     return found if found.any() else np.array([value <= middle for value in values])
 
 
+@pytest.fixture(scope="module")
+def truths(queries: LatentArrays, items: LatentArrays) -> Callable[[str], np.ndarray]:
+    """Call with a name: the oracle's scores of `queries` and `items`, which take longer than what they judge."""
+
+    @functools.cache
+    def of(name: str) -> np.ndarray:
+        scores = oracle_of(name, queries, items)
+        scores.setflags(write=False)
+        return scores
+
+    return of
+
+
+@pytest.fixture
+def truth(name: str, truths: Callable[[str], np.ndarray]) -> np.ndarray:
+    return truths(name)
+
+
 def near(found: np.ndarray, expected: np.ndarray, digits: float = 1e-5) -> None:
     """Assert equal scores, up to what float32 latents and features leave of their digits."""
     np.testing.assert_allclose(found, expected, rtol=digits, atol=2e-6)
@@ -142,15 +161,14 @@ def test_every_metric_has_an_oracle() -> None:
     assert sorted(ORACLES) == sorted(METRICS)
 
 
-def test_exact_scores_are_those_of_the_definition(name: str, queries: LatentArrays, items: LatentArrays) -> None:
-    np.testing.assert_allclose(
-        metric_of(name, items).exact(queries, items), oracle_of(name, queries, items), rtol=1e-12, atol=1e-12
-    )
+def test_exact_scores_are_those_of_the_definition(
+    name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray
+) -> None:
+    np.testing.assert_allclose(metric_of(name, items).exact(queries, items), truth, rtol=1e-12, atol=1e-12)
 
 
-def test_flat_search_is_exact(name: str, queries: LatentArrays, items: LatentArrays) -> None:
+def test_flat_search_is_exact(name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray) -> None:
     index = build_index(items, config_of(name)).index
-    truth = oracle_of(name, queries, items)
     ids, scores = index.search(queries, 10)
     order = nearest(truth)
     np.testing.assert_array_equal(ids, order)
@@ -159,14 +177,13 @@ def test_flat_search_is_exact(name: str, queries: LatentArrays, items: LatentArr
 
 
 def test_graph_search_finds_most_and_scores_all_of_it_right(
-    name: str, queries: LatentArrays, items: LatentArrays
+    name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray
 ) -> None:
     if metric_of(name, items).cancels:
         with pytest.raises(ValueError, match="kind hnsw does not go with metric"):
             config_of(name, kind="hnsw")
         return
     index = build_index(items, config_of(name, kind="hnsw", target_recall=1.0)).index
-    truth = oracle_of(name, queries, items)
     ids, scores = index.search(queries, 10)
     order = nearest(truth)
     found = np.mean([len(np.intersect1d(*pair)) for pair in zip(ids, order, strict=True)]) / 10
@@ -175,21 +192,21 @@ def test_graph_search_finds_most_and_scores_all_of_it_right(
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
-def test_numpy_truth_is_that_of_the_definition(name: str, queries: LatentArrays, items: LatentArrays) -> None:
-    truth = oracle_of(name, queries, items)
+def test_numpy_truth_is_that_of_the_definition(
+    name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray
+) -> None:
     ids, scores = nearest_exact(metric_of(name, items), items, queries, 10)
     np.testing.assert_array_equal(ids, nearest(truth))
     np.testing.assert_allclose(scores, -np.sort(-truth, axis=1)[:, :10], rtol=1e-12, atol=1e-12)
 
 
-def test_faiss_values_map_to_scores(name: str, queries: LatentArrays, items: LatentArrays) -> None:
+def test_faiss_values_map_to_scores(name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray) -> None:
     metric = metric_of(name, items)
     left, right = metric.query_features(queries).astype(np.float64), metric.item_features(items).astype(np.float64)
     if metric.geometry == "inner_product":
         values = left @ right.T
     else:
         values = np.sum((left[:, None] - right[None]) ** 2, axis=-1)
-    truth = oracle_of(name, queries, items)
     np.testing.assert_allclose(metric.score(values, queries), truth, rtol=1e-5, atol=1e-3 if metric.cancels else 1e-6)
 
 
@@ -204,10 +221,12 @@ def test_symmetric_where_it_says_so(name: str, queries: LatentArrays, items: Lat
     assert np.allclose(there, back, rtol=1e-12, atol=1e-12) == metric.symmetric
 
 
-def test_features_are_enough_for_exact_scores(name: str, queries: LatentArrays, items: LatentArrays) -> None:
+def test_features_are_enough_for_exact_scores(
+    name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray
+) -> None:
     metric = metric_of(name, items)
     recovered = metric.recover(metric.item_features(items))
-    near(metric.exact(queries, recovered), oracle_of(name, queries, items))
+    near(metric.exact(queries, recovered), truth)
     near(metric.exact(recovered, queries), oracle_of(name, items, queries, items))
 
 

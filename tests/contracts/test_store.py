@@ -507,7 +507,7 @@ class ThreadRacers:
 
     def race(self, name: str, *, same_bytes: bool) -> list[str]:
         def one(racer: int) -> str:
-            self.barrier.wait(30)
+            self.barrier.wait(200)
             return str(self.stores[racer].put_if_absent(name, b"same" if same_bytes else f"racer {racer}".encode()))
 
         return list(self.threads.map(one, range(RACERS)))

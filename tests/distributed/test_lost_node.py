@@ -65,7 +65,7 @@ try:
             cluster.remove_node(other, allow_graceful=False)
 
     results = run_shards(shards, job, on_result=ended)
-    assert set(ray.get([actor.node.remote() for actor in where], timeout=30)) == {here}
+    assert set(ray.get([actor.node.remote() for actor in where], timeout=200)) == {here}
     print("done", len(results), sum(result.photos for result in results), sum(result.refused for result in results))
 finally:
     ray.shutdown()

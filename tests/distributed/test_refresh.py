@@ -290,7 +290,7 @@ def test_sigterm_ends_with_6_and_the_same_command_goes_on(rendered: Path, traine
     process.send_signal(signal.SIGTERM)
     stopped = time.monotonic()
     result = commands.finish(process, expect=6)
-    assert time.monotonic() - stopped < 30
+    assert time.monotonic() - stopped < 100
     assert not result["published"]
     again = commands.run("refresh", *words)
     assert again["published"]

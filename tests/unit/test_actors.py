@@ -463,7 +463,8 @@ def make_job(store: Store, tmp_path: Path, **encode: Any) -> Any:
 
 def bundle_of(model: Model, *sizes: int) -> Any:
     images = tuple(ImagesConfig(size=size, max_bytes=7) for size in sizes or (SIZE,))
-    return lambda store, model_id: SimpleNamespace(model=model, transforms=images)
+    stored = [each.model_dump(mode="json") for each in images]
+    return lambda store, model_id: SimpleNamespace(model=model, transforms=images, images=stored, config=None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

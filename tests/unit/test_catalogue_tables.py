@@ -152,6 +152,7 @@ def test_embedded_photos(tmp_path: Path, kind: pa.DataType) -> None:
     assert found["n"].to_pylist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_large_embedded_photos_are_read_in_small_batches(tmp_path: Path) -> None:
     data = [bytes([row]) * 9_000_000 for row in range(12)]
     table = pa.table({"item_id": [f"{row:02}" for row in range(12)], "image": data})

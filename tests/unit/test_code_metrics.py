@@ -206,6 +206,7 @@ def best(scores: np.ndarray, photos: list[Any], left_out: str, k: int) -> list[t
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
 
 
+@pytest.mark.slow
 def test_releases_answer_by_their_codes(store: Store, maker: Any, capsys: pytest.CaptureFixture[str]) -> None:
     made = maker.make_vq_release(store, index=IndexConfig(metric="codes"))
     model = {"model_id": open_release(store.url).model_id, "model_kind": "vqvae"}

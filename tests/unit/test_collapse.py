@@ -62,6 +62,7 @@ def run(quantizer: EMAQuantizer | GradientQuantizer) -> dict[str, float]:
     return measures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer_class", [EMAQuantizer, GradientQuantizer])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_restarts_mend_a_codebook_far_from_the_data(
@@ -87,6 +88,7 @@ def test_without_restarts_one_code_takes_all() -> None:
     assert measures["quantisation_error"] > 10
 
 
+@pytest.mark.slow
 def test_a_good_start_needs_no_restarts_but_restarts_lower_the_error() -> None:
     start = run(EMAQuantizer(CODES, DIM, restart_threshold=0.0))
     assert start["used_codes"] >= 120

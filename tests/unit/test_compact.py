@@ -179,6 +179,7 @@ def living_part(name: str, size: int, rows: int, *, share: float = 1.0) -> Any:
     return compacting._Living(FoundPart(name=name, bytes=size, rows=rows), np.arange(int(rows * share)))
 
 
+@pytest.mark.slow
 def test_a_hundred_million_photos_settle_in_one_night_and_each_is_copied_about_once() -> None:
     """1,018 full parts where 1,000 may be named: 518 of them were written anew every night."""
     nights = Nights(1018, max_parts=1000)

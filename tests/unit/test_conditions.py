@@ -78,6 +78,7 @@ def test_rows_of_the_table_are_the_same_with_and_without_torch() -> None:
     assert (_NONE, _UNKNOWN, _FIRST) == (NO_CATEGORY, UNKNOWN_CATEGORY, FIRST_CATEGORY)
 
 
+@pytest.mark.slow
 def test_a_bundle_keeps_its_labels(bundle: tuple[Store, Bundle, Model]) -> None:
     store, loaded, model = bundle
     assert loaded.labels == loaded.model.labels == LABELS

@@ -74,6 +74,7 @@ def told() -> CVAE:
     return model
 
 
+@pytest.mark.slow
 def test_swapping_the_category_changes_the_picture_and_keeps_the_latents(told: CVAE) -> None:
     model = told
     images, condition = drawn()
@@ -101,6 +102,7 @@ def probe(model: Model, images: Tensor, condition: Tensor | None, classes: Tenso
     return (found == classes[half:]).float().mean().item()
 
 
+@pytest.mark.slow
 def test_latents_told_the_category_hold_less_of_it_than_a_vae_s(told: CVAE) -> None:
     images, condition = drawn()
     torch.manual_seed(0)

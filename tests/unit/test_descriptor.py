@@ -80,6 +80,7 @@ def apart(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     ("photos", "size", "cell", "count"),
     [(noise, 28, 4, 120), (noise, 28, 7, 800), (goods, 28, 7, 800), (goods, 64, 8, 120)],
 )
+@pytest.mark.slow
 def test_latents_are_the_baselines_projections(
     photos: Callable[[int, int], NDArray[np.uint8]], size: int, cell: int, count: int
 ) -> None:

@@ -308,6 +308,7 @@ def test_a_sweep_stops_when_its_mark_is_dropped(expiring: Any, store: Any) -> No
     assert list(store.list(SWEEPS)) == []
 
 
+@pytest.mark.slow
 def test_sixty_nights(expiring: Any, store: Any) -> None:
     """The store stops growing, the inventory is what a second bookkeeping says, and undelete works on the way."""
     policy = Policy(keep=5, keep_days=5, pixels_days=10, max_share=0.5)
@@ -519,6 +520,7 @@ def lived(expiring: Any, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int 
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 151])  # 151: a sweep wakes up while another has its number
 def test_nothing_readable_is_ever_deleted(expiring: Any, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     world = lived(expiring, monkeypatch, seed)
@@ -527,6 +529,7 @@ def test_nothing_readable_is_ever_deleted(expiring: Any, monkeypatch: pytest.Mon
     assert world.published > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["pins", "sweeps"])
 def test_the_check_catches_an_expiry_that_ignores(expiring: Any, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     if broken == "pins":

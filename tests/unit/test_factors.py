@@ -65,6 +65,7 @@ def test_groups_keep_an_items_photos_on_one_side() -> None:
     assert grouped < 0.2
 
 
+@pytest.mark.slow
 def test_rendered_factors_from_pixels(tmp_path: Path) -> None:
     rendered = render_catalogue(tmp_path, items=400, seed=0, size=(32, 32))
     with rendered.table.open() as handle:

@@ -83,6 +83,7 @@ def test_files_that_are_no_weights_or_are_cut_short(whole: Path, tmp_path: Path)
         vit(tmp_path / "none.pth")
 
 
+@pytest.mark.slow
 def test_weights_of_another_architecture_are_named_by_their_first_tensors(whole: Path, tmp_path: Path) -> None:
     resnet = FILES.random_timm("test_resnet")
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
@@ -100,6 +101,7 @@ def test_weights_of_another_architecture_are_named_by_their_first_tensors(whole:
         vit(whole, source="torchvision", architecture="resnet18", output="layer1", preprocessing=FILES.PLAIN)
 
 
+@pytest.mark.slow
 def test_layers_and_sizes_that_do_not_exist(whole: Path) -> None:
     for output, wrong in (("layers.99", "earlier layer"), ("blocks.1", "pooled, head, features, layers.N")):
         with pytest.raises(ConfigError, match=wrong):

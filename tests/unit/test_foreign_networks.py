@@ -100,6 +100,7 @@ def test_names_of_other_projects_become_timms(vit: tuple[Any, Path], tmp_path: P
         torch.testing.assert_close(found, wanted, **ONE, msg=name)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_convolutional_network_of_timm_and_its_maps(tmp_path: Path) -> None:
     network: Any = random_timm("test_efficientnet")
@@ -126,6 +127,7 @@ def test_what_timm_knows_of_an_architecture_need_not_be_told() -> None:
 # --- torchvision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "output", "node", "size"),
     [

@@ -50,6 +50,7 @@ def load(weights: Path | str, layers: tuple[int, ...] = (0, 1)) -> FrozenEncoder
     return load_frozen(FrozenConfig(weights=str(weights), layers=layers), open_store("memory://frozen-unused"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18.pth", "resnet18.safetensors"])
 def test_the_maps_are_torchvisions_before_pooling(network: nn.Module, folder: Path, name: str) -> None:
     names = ["relu", "layer1", "layer2", "layer3", "layer4"]
@@ -123,6 +124,7 @@ class Planted:
         return (print, ("this must never run",))
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused(
     folder: Path, network: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -264,6 +264,7 @@ TABLES: dict[str, tuple[str, Callable[[], st.SearchStrategy[bytes]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_files_of_any_bytes(folder: Path, name: str) -> None:
     file, make = TABLES[name]
@@ -280,6 +281,7 @@ def test_files_of_any_bytes(folder: Path, name: str) -> None:
     run()
 
 
+@pytest.mark.slow
 def test_folders_of_any_names(folder: Path) -> None:
     @FUZZ
     @given(st.lists(st.tuples(FILES, st.binary(max_size=8)), max_size=5), st.booleans())

@@ -160,6 +160,7 @@ def test_parts_of_two_widths_and_parts_without_a_column_are_refused() -> None:
         gather_latents(store, items_of([("latents/m/n.parquet", 0)], held), columns=("mean", "log_var"))
 
 
+@pytest.mark.slow
 def test_part_names_of_more_than_2_gib_are_no_bound() -> None:
     """At 145 letters a name that is 14.8 million photos; here names are longer and rows fewer."""
     store = open_store("memory://gather-names")

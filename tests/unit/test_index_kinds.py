@@ -104,6 +104,7 @@ def test_rows_far_from_the_query_are_found_by_looking_further(
     assert np.isin(ids, allowed).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOSSY)
 def test_the_codes_alone_lose_what_their_exact_features_find(
     made: dict[str, BuiltIndex], items: LatentArrays, kind: str
@@ -147,6 +148,7 @@ def test_the_table_says_what_the_files_take(made: dict[str, BuiltIndex], kind: s
     assert len(made[kind].data) == pytest.approx(estimate_bytes(ROWS, DIM, config), rel=0.12)
 
 
+@pytest.mark.slow
 def test_the_same_latents_give_the_same_files(made: dict[str, BuiltIndex], items: LatentArrays) -> None:
     asked = {"metric": "l2", "queries": 300, "threads": 1, "target_recall": 0.97}
     again = build_index(items, IndexConfig(kind="ivf_sq8", **asked))

@@ -87,6 +87,7 @@ def test_what_another_beats_in_all_is_not_kept() -> None:
     assert pareto([flat, flat]) == [flat, flat]
 
 
+@pytest.mark.slow
 def test_auto_keeps_what_every_kind_measured_and_why() -> None:
     built = build_index(
         falling(6_000), IndexConfig(kind="auto", metric="l2", ef_construction=40, queries=200, threads=1)
@@ -151,6 +152,7 @@ def test_what_is_new_is_in_no_key_until_it_is_asked_for() -> None:
     assert IndexConfig(latency_p99_ms=5.0).model_dump(mode="json")["latency_p99_ms"] == 5.0
 
 
+@pytest.mark.slow
 def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
     """Its own rows are found more easily: a walk starts beside them. What `auto` reports is for new photos."""
     items, new = (
@@ -179,6 +181,7 @@ def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
     assert found(named.index) < own - 0.08, "negative control: by its own rows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_pq"])
 def test_an_effort_that_finds_too_few_is_not_tuned_by_what_is_looked_through_for_it(kind: str) -> None:
     """Under Jeffreys codes need many candidates; where that nears a scan of all rows, or cells are short, it is one."""

@@ -109,6 +109,7 @@ def night(maker: Any, store: Store, photos: list[Any], *, asked: bool, run: str,
     return maker.make_release(store, photos, run=run, index=config, change=with_space, model_id=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_a_new_bundle_stays_in_the_space_that_consumers_know(maker: Any, store: Store, metric: str) -> None:
     photos = maker.some_photos(60)

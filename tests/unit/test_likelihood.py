@@ -54,6 +54,7 @@ def trained() -> Prior:
     return prior
 
 
+@pytest.mark.slow
 def test_the_prior_beats_frequencies_and_they_beat_nothing(trained: Prior):
     train, held_out = garments(2000), garments(1000, seed=1)
     found = code_likelihood(trained, train, held_out)

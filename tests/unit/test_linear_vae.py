@@ -43,9 +43,9 @@ def trained(beta: float, variance: float) -> tuple[Tensor, Tensor, float]:
     encoder, decoder = nn.Linear(6, 12), nn.Linear(6, 6)
     with torch.no_grad():
         encoder.weight[6:].zero_()  # as GaussianModel starts
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 2e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 1200)
-    for _ in range(1200):
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 4e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 500)
+    for _ in range(500):
         optimiser.zero_grad()
         mean, log_var = gaussian_of(encoder(rows), 8.0)
         error = (decoder(reparameterise(mean, log_var)) - rows).square().sum(1).mean()

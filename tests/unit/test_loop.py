@@ -8,7 +8,9 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -151,7 +153,7 @@ def new_store(folder: Path) -> Store:
     return store
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """The pictures are small: more threads only wait for each other."""
     threads = torch.get_num_threads()
@@ -163,6 +165,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return new_store(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a training that nothing happens to."""
+    return weights(loop_over(new_store(tmp_path_factory.mktemp("undisturbed")), config()).run())
 
 
 def test_the_loss_goes_down(store):
@@ -187,15 +195,14 @@ def test_progress_says_where_it_is(store):
     assert last.loss == pytest.approx(sum(last.parts.values()), rel=1e-6)
 
 
-def test_two_trainings_give_the_same_bits_and_another_seed_does_not(tmp_path):
-    first, second = (weights(loop_over(new_store(tmp_path), config()).run()) for _ in range(2))
-    assert first == second
-    assert weights(loop_over(new_store(tmp_path), config(seed=1)).run()) != first
+def test_two_trainings_give_the_same_bits_and_another_seed_does_not(undisturbed, tmp_path):
+    assert weights(loop_over(new_store(tmp_path), config()).run()) == undisturbed
+    assert weights(loop_over(new_store(tmp_path), config(seed=1)).run()) != undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10, 30, 50])
-def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(store, tmp_path, stop_at):
-    undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
+def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(undisturbed, store, stop_at):
     with pytest.raises(Unavailable, match=f"step {stop_at}"):
         loop_over(store, config(), line=Line(should_stop=after_calls(stop_at // SETTLE_EVERY))).run()
     torch.randn(7), np.random.random(7)  # another process would not have this one's generators
@@ -206,20 +213,19 @@ def test_a_resumed_training_gives_the_bits_of_an_undisturbed_one(store, tmp_path
     assert seen[0].step == stop_at + SETTLE_EVERY
 
 
-def test_without_its_random_generators_a_resume_differs(store, tmp_path, monkeypatch):
+def test_without_its_random_generators_a_resume_differs(undisturbed, store, monkeypatch):
     """Negative control: the comparison above sees a single generator that is not restored."""
-    undisturbed = weights(loop_over(new_store(tmp_path), config()).run())
     with pytest.raises(Unavailable):
         loop_over(store, config(), line=Line(should_stop=after_calls(2))).run()
     monkeypatch.setattr("pipeline.training.checkpoints.restore_random", lambda state, device: None)
     assert weights(loop_over(store, config()).run()) != undisturbed
 
 
-def test_a_finished_training_is_not_repeated(store):
-    done = weights(loop_over(store, config()).run())
+def test_a_finished_training_is_not_repeated(undisturbed, store):
+    assert weights(loop_over(store, config()).run()) == undisturbed
     seen: list[TrainProgress] = []
     again = loop_over(store, config(), line=Line(report=seen.append))
-    assert weights(again.run()) == done
+    assert weights(again.run()) == undisturbed
     assert seen == []
 
 
@@ -286,14 +292,28 @@ def logged(store: Store) -> dict[tuple[str, int], float]:
     return found
 
 
-def test_two_trainings_with_everything_on_give_the_same_curves(tmp_path):
-    runs = []
-    for _ in range(2):
-        store = new_store(tmp_path)
-        loop, seen = everything(store)
-        runs.append((weights(loop.run()), curves(seen), logged(store)))
-    assert runs[0] == runs[1]
-    _, seen, scalars = runs[0]
+@dataclass(frozen=True)
+class Whole:
+    """What a training with everything on came to that nothing happened to."""
+
+    weights: str
+    curves: list[Any]
+    logged: dict[tuple[str, int], float]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return trained_whole(new_store(tmp_path_factory.mktemp("whole")))
+
+
+def trained_whole(store: Store) -> Whole:
+    loop, seen = everything(store)
+    return Whole(weights(loop.run()), curves(seen), logged(store))
+
+
+def test_two_trainings_with_everything_on_give_the_same_curves(whole, store):
+    assert trained_whole(store) == whole
+    seen, scalars = whole.curves, whole.logged
     assert [step for step, *_ in seen] == [10, 12, 20, 24, 30, 36, 40, 48]
     validation = seen[-1][-1]
     names = {"total", "mse", "size", "ssim", "worst_category_mse", "best_category_mse"}
@@ -303,39 +323,40 @@ def test_two_trainings_with_everything_on_give_the_same_curves(tmp_path):
     assert {step for name, step in scalars if name == "steps_seen"} == {12, 24, 36, 48}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10, 30])
-def test_a_training_stopped_mid_epoch_with_everything_on_has_the_same_curves(tmp_path, stop_at):
-    undisturbed, stopped = new_store(tmp_path), new_store(tmp_path)
-    loop, expected = everything(undisturbed)
-    done = weights(loop.run())
-    loop, before = everything(stopped, should_stop=after_calls({10: 1, 30: 5}[stop_at]))
+def test_a_training_stopped_mid_epoch_with_everything_on_has_the_same_curves(whole, store, stop_at):
+    loop, before = everything(store, should_stop=after_calls({10: 1, 30: 5}[stop_at]))
     with pytest.raises(Unavailable, match=f"step {stop_at}"):
         loop.run()
     torch.randn(7), np.random.random(7)
-    again, after = everything(stopped)
-    assert weights(again.run()) == done
-    assert curves(before) + curves(after) == curves(expected)
-    assert logged(stopped) == logged(undisturbed)
+    again, after = everything(store)
+    assert weights(again.run()) == whole.weights
+    assert curves(before) + curves(after) == whole.curves
+    assert logged(store) == whole.logged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["MovingAverage", "BestWeights"])
-def test_a_resume_that_forgets_a_part_is_seen(tmp_path, monkeypatch, forgotten):
+def test_a_resume_that_forgets_a_part_is_seen(whole, tmp_path, monkeypatch, forgotten):
     """Negative control: the averaged weights and the best epoch matter to what a resumed training returns."""
     if forgotten == "BestWeights":  # the largest loss is "best": that of the first epoch, which ends before the stop
         monkeypatch.setattr("pipeline.training.averaging._MORE_IS_BETTER", ("total",))
-    undisturbed, stopped = new_store(tmp_path), new_store(tmp_path)
-    done = weights(everything(undisturbed)[0].run())
+        done = weights(everything(new_store(tmp_path))[0].run())
+    else:
+        done = whole.weights
+    stopped = new_store(tmp_path)
     with pytest.raises(Unavailable, match="step 20"):
         everything(stopped, should_stop=after_calls(3))[0].run()
     monkeypatch.setattr(f"pipeline.training.averaging.{forgotten}.restore", lambda self, state: None)
     assert weights(everything(stopped)[0].run()) != done
 
 
-def test_a_finished_training_with_everything_on_is_not_repeated(store):
+def test_a_finished_training_with_everything_on_is_not_repeated(whole, store):
     first, _ = everything(store)
-    done = weights(first.run())
+    assert weights(first.run()) == whole.weights
     again, seen = everything(store)
-    assert weights(again.run()) == done
+    assert weights(again.run()) == whole.weights
     assert seen == []
     assert again.validation.state() == first.validation.state()
     assert len(again.validation.categories) == 2

@@ -161,6 +161,7 @@ def test_gradients_reach_patches_only_in_the_masked_decoder(decoder: str) -> Non
     assert (tokens.grad[:, 1:].abs().sum() > 0) == (decoder == "masked")
 
 
+@pytest.mark.slow
 def test_one_token_sees_and_answers_for_all_patches() -> None:
     model = make(decoder="cls")
     assert parts_of(model, photos())[2].all()
@@ -270,6 +271,7 @@ def test_half_precision_gives_the_error_in_float32() -> None:
     assert torch.isfinite(total)
 
 
+@pytest.mark.slow
 def test_masked_patches_are_learnt_from_those_seen() -> None:
     """A photo of one colour is known from a few of its patches."""
     torch.manual_seed(0)

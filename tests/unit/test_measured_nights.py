@@ -83,6 +83,7 @@ def shop(tmp_path: Path, commands_here: Any, stages_here: Any) -> Shop:
     return made
 
 
+@pytest.mark.slow
 def test_a_night_says_what_it_is_and_what_changed(shop: Shop) -> None:
     photos = {number: f"{number}.png" for number in range(60)}
     first = shop.night("one", photos, KEPT)["release"]
@@ -115,6 +116,7 @@ def test_a_night_says_what_it_is_and_what_changed(shop: Shop) -> None:
     assert [one.name for one in found if one.name not in others and one.name not in str(nightly.__doc__)] == []
 
 
+@pytest.mark.slow
 def test_keys_that_were_re_assigned_and_a_parent_of_another_bundle(shop: Shop) -> None:
     shop.night("one", {number: f"{number}.png" for number in range(40)}, FETCHED)
     photos = {number: f"{18 - number if number in range(0, 20, 2) else number}.png" for number in range(40)}
@@ -134,6 +136,7 @@ def test_keys_that_were_re_assigned_and_a_parent_of_another_bundle(shop: Shop) -
         assert "another bundle" in told.inputs["not_measured"][line], "said, not made up"
 
 
+@pytest.mark.slow
 def test_a_new_camera_is_told_by_the_photos_that_it_changed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = {number: f"{number}.png" for number in range(100)}
     shop.night("one", photos, FETCHED, ANY_CATEGORY)

@@ -151,6 +151,7 @@ def test_a_state_goes_on_with_its_own_copies():
     assert torch.equal(model(Batch(views), STEP).total, twin(Batch(views), STEP).total)
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_photos_apart():
     """Its own loss first rises, as the queue fills; NT-Xent of views of held-out photos falls, as SimCLR's does."""
     model = made(SMALL.model_copy(update={"queue": 256, "temperature": 0.2, "momentum": 0.99}))

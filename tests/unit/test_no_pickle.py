@@ -43,6 +43,7 @@ def loading_calls(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_only_our_own_processes_unpickle() -> None:
     found = {
         str(path.relative_to(ROOT / "pipeline")): calls

@@ -138,6 +138,7 @@ def photos() -> dict[str, DesignPhotos]:
     return nuisance_photos(ImagesConfig(size=24), designs=12, seed=1)
 
 
+@pytest.mark.slow
 def test_photos_are_repeatable_and_of_the_same_designs(photos: dict[str, DesignPhotos]) -> None:
     assert tuple(photos) == NUISANCES
     few = nuisance_photos(ImagesConfig(size=24), designs=2, seed=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -55,6 +57,18 @@ def test_a_shard_without_a_photo_travels_too() -> None:
     after = Opened.unpack(opened([]).pack()[0])
     assert [pixels.shape for pixels in after.pixels] == [(0, 4, 4, 3), (0, 7, 7, 3)]
     assert after.photos.num_rows == len(after.rows) == 0
+
+
+def test_features_travel_in_place_of_pixels() -> None:
+    features = np.arange(18, dtype=np.float32).reshape(6, 3)
+    after = Opened.unpack(replace(opened([4, 0, 2]), pixels=[], features=features).pack()[0])
+    assert after.pixels == []
+    assert after.features is not None
+    assert after.features[after.places].tolist() == features[[4, 0, 2]].tolist()
+    empty = Opened.unpack(replace(opened([]), pixels=[], features=features).pack()[0]).features
+    assert empty is not None
+    assert empty.shape == (0, 3)
+    assert Opened.unpack(opened([1]).pack()[0]).features is None
 
 
 @pytest.mark.parametrize("latents", [None, PART, FoundPart(name="latents/a/b.parquet", bytes=3, rows=2)])

@@ -117,6 +117,7 @@ def job_of(store: Store, pixels: tuple[PartRows, ...], config: ModelConfig) -> T
     return TrainJob(store, pixels, config, images, train, run_dir="runs/night", train_key="feed" * 16)
 
 
+@pytest.mark.slow
 def test_a_job_becomes_a_bundle_at_once_with_its_pca(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

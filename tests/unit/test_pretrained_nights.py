@@ -35,6 +35,7 @@ def load(name: str) -> Any:
 FILES, HERE = load("foreign_files.py"), load("stages_here.py")
 
 
+@pytest.mark.slow
 def test_latents_are_the_networks_own_and_the_next_night_needs_its_file_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_run_keeps_the_release_it_began_with(prior: Command, store_url: str, m
     assert prior("--run", "later", "--channel", "weekly")["release"] == "two-0123456789ab"
 
 
+@pytest.mark.slow
 def test_by_category_every_category_has_a_row(first: dict[str, Any], prior: Command, store_url: str, maker: Any):
     told = prior("--run", "told", "--samples", "7", "prior.by_category=true")
     assert told["prior_id"] != first["prior_id"]

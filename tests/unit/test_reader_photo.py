@@ -222,6 +222,7 @@ def test_other_encoders_do_not_look_at_the_category(store: Store, maker: Any) ->
     np.testing.assert_array_equal(told, release.encode_photo(maker.picture()))
 
 
+@pytest.mark.slow
 def test_a_real_conditional_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.models import build_model, bundle_files, save_bundle
@@ -262,6 +263,7 @@ for asks in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_a_real_bundle_encodes_as_its_model_does(tmp_path: Path, maker: Any) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.models import build_model, bundle_files, save_bundle

@@ -129,6 +129,7 @@ def served(folder: Path, url: str, *, queries: int, workers: int = 4, threads: i
     return pids, wrong
 
 
+@pytest.mark.slow
 def test_a_pre_fork_server_answers_from_its_children(maker: Any, store: Store, tmp_path: Path) -> None:
     maker.make_release(store, maker.some_photos(100))
     pids, wrong = served(tmp_path, store.url, queries=int(os.environ.get("SERVICE_QUERIES", "200")))

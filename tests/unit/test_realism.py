@@ -219,6 +219,7 @@ def rows_of(condition: np.ndarray, *, seed: int) -> np.ndarray:
     return np.repeat(first[:, :, None], 2, axis=2)
 
 
+@pytest.mark.slow
 def test_a_prior_that_knows_the_codes_draws_like_held_out_photos_and_cells_alone_do_not():
     torch.manual_seed(0)
     config = VQVAEConfig(channels=(8, 8, 8), quantizer=EMAConfig(num_codes=4, code_dim=4))

@@ -39,7 +39,7 @@ def night(folder: Path, *codes: object, **more: str) -> tuple[int, list[str], st
     (folder / "seen").write_text("")
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
     command = [str(NIGHT), str(program), "refresh", "--config", "a b.yaml"]
-    done = subprocess.run(command, env=environment(folder, **more), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=environment(folder, **more), capture_output=True, text=True, timeout=200)
     return done.returncode, (folder / "seen").read_text().splitlines(), done.stderr
 
 
@@ -93,14 +93,14 @@ def test_sigterm_reaches_the_program_and_ends_the_night(tmp_path: Path) -> None:
         while not (tmp_path / "on").exists():
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=10) == 6
+        assert running.wait(timeout=200) == 6
     assert (tmp_path / "told").exists()
 
 
 def test_the_crontab_can_be_read() -> None:
     lines = (SCHEDULERS / "crontab").read_text().splitlines()
-    jobs = [line for line in lines if line and line[0] in "*0123456789@"]
-    assert [cron_problem(" ".join(line.split()[:5])) for line in jobs] == [None, None]
+    jobs = [line.removeprefix("# ") for line in lines if re.match(r"(# )?[*0-9]+ [*0-9]+ ", line)]
+    assert [cron_problem(" ".join(line.split()[:5])) for line in jobs] == [None, None, None]
     assert not any("%" in line for line in jobs)  # ends a command in a crontab
     named = {line.partition("=")[0] for line in lines if re.match(r"[A-Z]+=", line)}
     assert set(re.findall(r"\$(\w+)", " ".join(jobs))) <= named

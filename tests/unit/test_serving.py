@@ -399,6 +399,7 @@ def test_time_is_over_with_a_503_and_the_place_is_free_when_the_work_has_ended(
 # --- moving from release to release
 
 
+@pytest.mark.slow
 def test_no_request_fails_during_a_swap_and_each_is_of_one_release(store: Store, maker: Any) -> None:
     nights = {f"night{n}": maker.some_photos(40, seed=n + 1) for n in range(4)}
 
@@ -647,6 +648,7 @@ def over_http(url: str) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
+@pytest.mark.slow
 def test_two_spawned_processes_answer_count_together_and_end_on_sigterm(store: Store, tmp_path: Path) -> None:
     server, address = started(store, tmp_path / "log", "--workers", "2", "--poll-s", "0.1")
     try:

@@ -94,6 +94,7 @@ def test_the_read_out_keeps_the_layout_or_fewer_dimensions():
     np.testing.assert_allclose(np.abs(found), np.abs(expected.transform(rows[:20])), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whiten", [False, True])
 def test_latents_may_be_the_projectors(whiten):
     config = SMALL.model_copy(update={"read_out": TwoViewsReadOutConfig(source="projector")})
@@ -137,6 +138,7 @@ def test_grey_sees_brightness_alone():
     assert [one.shape[1] for one in model.maps(grey.float() / 255)] == [8, 16]
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_photos_apart_by_their_views():
     """Training on new views of other photos lowers the loss of held-out ones, well below chance (a log of 23)."""
     model = made()

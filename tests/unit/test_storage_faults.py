@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any  # noqa: N815 - http.server's names
 
     def forward(self, body: bytes, fault: Fault) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server_port, timeout=200)
         drop = {"expect", "connection", "content-length", *(name.lower() for name in fault.strip_sent)}
         headers = {name: value for name, value in self.headers.items() if name.lower() not in drop}
         connection.request(self.command, self.path, body=body, headers=headers)

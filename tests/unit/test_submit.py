@@ -413,7 +413,7 @@ def test_a_real_signal_leaves_the_job_at_work(
     async def quiet(_: str) -> AsyncIterator[str]:
         yield "begun\n"
         os.kill(os.getpid(), number)
-        await asyncio.sleep(30)
+        await asyncio.sleep(3600)
 
     dashboard.tail_job_logs = quiet  # type: ignore[method-assign]
 
@@ -429,7 +429,7 @@ def test_a_real_signal_leaves_the_job_at_work(
         else:
             with pytest.raises(KeyboardInterrupt):
                 follow(dashboard, "night", ask=ask)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 200
     assert len(asked) == (number == signal.SIGINT)
     assert dashboard.job("night").status.value == "RUNNING"
     assert ("goes on at http://head:8265" in capsys.readouterr().err) is (number == signal.SIGTERM)

@@ -15,8 +15,11 @@ from PIL import Image
 
 import jobs.computing
 from jobs.__main__ import main
+from pipeline.encoding import ShardResult
 from pipeline.images import ImagesConfig, decode
 from pipeline.models import load_bundle
+from pipeline.models.conditions import condition_of
+from pipeline.reader import open_release
 from pipeline.storage import Store, open_store
 
 pytestmark = pytest.mark.slow
@@ -121,3 +124,48 @@ def test_a_teacher_sees_photos_in_its_own_size_and_a_model_of_its_features_holds
     assert jobs_run[-1].images["size"] == 16
     photos = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(bundle.model.front.teacher.encode(photos).mean, teacher.encode(photos).mean)
+
+
+def test_a_night_that_trains_on_features_asks_for_every_photo_once(
+    night: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the teacher is fitted, so no pixels are stored: the encoding goes on from what it said for the
+    training. A photo that comes later is shown to it."""
+    fetched: list[int] = []
+    run_shards: Any = vars(jobs.computing)["run_shards"]
+
+    def counted(*given: Any, **rest: Any) -> list[ShardResult]:
+        results = run_shards(*given, **rest)
+        fetched.append(sum(result.fetched for result in results))
+        return results
+
+    monkeypatch.setattr(jobs.computing, "run_shards", counted)
+    teacher = "{kind: descriptor, read_out: {dims: null}}"
+    words = ["model.kind=cvae", "model.latent_dim=3", "catalogue.category=category", "encode.batch_size=16",
+             f"model.sees={{kind: features, teacher: {teacher}, hidden: [8]}}"]  # fmt: skip
+    found = night("refresh", "--run", "first", *words)
+    assert fetched == [PHOTOS, 0]
+    release = open_release(str(tmp_path / "store"))
+    bundle = load_bundle(store_of(tmp_path), found["model_id"])
+
+    def latents(number: int) -> np.ndarray:
+        return np.asarray(release.latents([f"item-{number:02}"])["mean"][0].as_py(), np.float32)
+
+    def said(number: int, category: str | None) -> np.ndarray:
+        photo = decode((tmp_path / f"{number}.png").read_bytes(), ImagesConfig(size=16)).transpose(2, 0, 1)
+        told = condition_of(bundle.model.labels, [category])
+        return bundle.model.encode(torch.from_numpy(photo.copy())[None], told).mean[0].numpy()
+
+    for number in (0, 1, 6, 8, PHOTOS - 1):  # before and after the broken one
+        category = "bag" if number % 2 else "hat"
+        np.testing.assert_allclose(latents(number), said(number, category), rtol=1e-4, atol=1e-5)
+        assert np.abs(latents(number) - said(number, None)).max() > 1e-3
+    with (tmp_path / "catalogue.csv").open("a") as handle:
+        handle.write("item-99,3.png,bag\n")
+    assert night("refresh", "--run", "second", *words)["published"]
+    assert fetched == [PHOTOS, 0, 1]
+    release.refresh()
+    np.testing.assert_allclose(latents(99), latents(3), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("pipeline.encoding.actors.features_read", lambda _: None)  # as it was before
+    night("refresh", "--run", "other", f"store={tmp_path / 'other'}", *words)
+    assert fetched[3:] == [PHOTOS + 1, PHOTOS]

@@ -34,7 +34,7 @@ class SlowToStop(_Fit):
         self.done_at = 0.0
 
     def _fit(self) -> None:
-        self._asked.wait(30)
+        self._asked.wait(200)
         time.sleep(0.5)
         self.done_at = time.monotonic()
 
@@ -82,7 +82,7 @@ def test_a_superseded_attempt_stops_its_workers_at_the_next_poll(monkeypatch: py
     with pytest.raises(Conflict, match="attempt 2"):
         _watch(fit, board, None, Lookout(store, "runs/night", 1))
     assert fit.ended.is_set()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150
 
 
 def test_a_lost_board_costs_the_progress_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,5 +131,5 @@ def test_a_failed_training_has_ended_too() -> None:
     fit = SlowToStop(threading.Event())
     fit._trainer = SimpleNamespace(fit=lambda: 1 // 0)
     fit.start()
-    assert fit.ended.wait(30)
+    assert fit.ended.wait(200)
     assert isinstance(fit.error, ZeroDivisionError)

@@ -185,6 +185,7 @@ def test_a_large_beta_puts_units_to_sleep_and_active_units_say_so() -> None:
     assert counts[1000.0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_without_its_latents_a_model_knows_nothing_of_the_photo(network: Network, grey: bool) -> None:

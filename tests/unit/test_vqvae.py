@@ -148,6 +148,7 @@ def test_training_goes_on_from_its_state_to_the_same_bits(quantizer: str, codes:
     assert torch.equal(latents.mean, others.mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantizer", "codes"), [(kind, "grid") for kind in sorted(QUANTIZERS)] + [("ema", "single")])
 def test_the_exported_encoder_gives_the_same_codes(quantizer: str, codes: str) -> None:
     options = {} if quantizer == "fsq" else {"normalise": True}

@@ -276,6 +276,7 @@ def test_codes_are_chosen_in_full_precision_under_autocast(quantizers: str) -> N
         assert torch.equal(nearest, watched.found[level].codes.flatten())
 
 
+@pytest.mark.slow
 @every_quantizer
 def test_the_exported_encoder_gives_the_same_codes(quantizers: str) -> None:
     model = make(quantizers)
@@ -313,6 +314,7 @@ def test_what_it_cannot_do_is_said() -> None:
             VQVAE2Config.model_validate(wrong)
 
 
+@pytest.mark.slow
 def test_maps_are_the_encoders() -> None:
     model = make()
     found = model.maps(to_float(photos()))

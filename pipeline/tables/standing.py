@@ -1,0 +1,281 @@
+"""What of the parent's table `neighbours` still stands tonight, and how new items find their places in it.
+
+A list says which items come first of all, down to its last entry. Removed and changed items are taken out of it, and
+new ones that come before that last entry are put in, so it still does. The release keeps some entries beyond those that
+its table shows (`neighbours_beyond`), so that a list that lost a few need not be made anew.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import IntegrityError
+from ..index import Grouping, SearchIndex
+from ..index.entering import entering
+from ..index.kept_space import release_latents, release_space
+from ..index.latents import Float32, Float64, Rows
+from ..ordering import as_numpy, joined, keep_rows, run_starts, take_column
+from ..release import FileEntry, Manifest
+from ..release.tables import read_file, read_table
+from ..storage import Store
+from .tonight import Night
+
+BEYOND_ROLE = "neighbours_beyond"
+BEYOND = 16  # entries of a list that are kept besides those that the table shows
+_VALUES = 1 << 24  # products of photos and new photos that are held at a time
+_KEPT_FILES = 2  # of the parent's table that are held at a time
+_ALTERED = ["added", "removed", "changed"]
+_PLACES = ["item_id", "uri", "latents_part", "latents_row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Nearest items of some items: entries by (owner, rank). owners, items: numbers, int64 [n]; scores float64 [n]."""
+
+    owners: Rows
+    items: Rows
+    scores: Float64
+
+    def ranks(self) -> Rows:
+        """Return the rank of every entry in its list, from 0."""
+        return np.arange(len(self.owners)) - np.searchsorted(self.owners, self.owners)
+
+    def take(self, rows: Rows) -> Lists:
+        """Return these entries."""
+        return Lists(self.owners[rows], self.items[rows], self.scores[rows])
+
+
+@dataclass(slots=True)
+class Standing:
+    """A parent's lists. files, beyond: of both tables, in order; stops: int64, the number of the item after each file's
+    last; ids: the parent's item_ids, in order.
+
+    numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void; places:
+    float64, where each comes in tonight's order, between two numbers where it is gone. owners: int64 [tonight's items],
+    the parent's number of each, -1 where its list is made anew.
+    """
+
+    store: Store
+    files: tuple[FileEntry, ...]
+    beyond: tuple[FileEntry, ...]
+    stops: Rows
+    ids: pa.Array
+    numbers: Rows
+    places: Float64
+    owners: Rows
+    _read: OrderedDict[int, Lists] = field(default_factory=OrderedDict)
+
+    def lists(self, items: range) -> Lists:
+        """Return the lists of a range of tonight's items, by the parent's numbers of owners and entries."""
+        wanted = self.owners[items.start : items.stop]
+        wanted = wanted[wanted >= 0]
+        if not len(wanted):
+            return Lists(wanted, wanted, np.empty(0))
+        low, high = np.searchsorted(self.stops, wanted[[0, -1]], side="right").tolist()
+        held = joined_lists([self._file(number) for number in range(low, high + 1)])
+        return held.take(np.flatnonzero(np.isin(held.owners, wanted)))
+
+    def _file(self, number: int) -> Lists:
+        if number not in self._read:
+            pieces = [self._entries(tables[number]) for tables in (self.files, self.beyond) if tables]
+            both = joined_lists(pieces)
+            # Stable: the entries beyond come after those of the table.
+            self._read[number] = both.take(np.argsort(both.owners, kind="stable"))
+            while len(self._read) > _KEPT_FILES:
+                self._read.popitem(last=False)
+        return self._read[number]
+
+    def _entries(self, entry: FileEntry) -> Lists:
+        names = ["item_id", "neighbour_id"]
+        data = pa.BufferReader(read_file(self.store, entry))
+        table = pq.read_table(data, columns=[*names, "score"], read_dictionary=names)
+        owners, items = (_numbers_of(table[name], self.ids) for name in names)
+        if min(owners.min(initial=0), items.min(initial=0)) < 0:
+            raise IntegrityError(f"{entry.name} names items that its release has not; roll the channel back")
+        return Lists(owners, items, as_numpy(table["score"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Tonight's items of which no old list says anything. items: bool [all items]; rows: of their photos; features:
+    float32 [their photos, f]."""
+
+    items: np.ndarray
+    rows: Rows
+    features: Float32
+
+
+def standing(store: Store, night: Night, k: int) -> Standing | None:
+    """Return the parent's lists; None where none of them can be relied on and all are made anew.
+
+    That is where there are none of `k` entries, the model, metric or space is another, the metric's weights are fitted
+    to each night's catalogue, the index is exact and the parent's was not, or most items are new. An item stands where
+    no photo of it was added, removed or changed; where its latents lie elsewhere than before, they are compared.
+    """
+    parent = night.parent
+    if parent is None or not _comparable(store, parent, night, k):
+        return None
+    before = read_table(store, parent, "items", columns=_PLACES)
+    ids, old = _item_ids(night.items), _item_ids(before)
+    numbers = as_numpy(pc.index_in(old, value_set=ids), missing=-1).astype(np.int64)
+    places = _places(old, ids, numbers)
+    numbers[as_numpy(pc.is_in(old, value_set=_void(store, parent, night, before))).astype(np.bool_)] = -1
+    owners = np.full(len(ids), -1, np.int64)
+    living = np.flatnonzero(numbers >= 0)
+    owners[numbers[living]] = living
+    if 2 * len(living) < len(ids):
+        return None
+    beyond = parent.files.get(BEYOND_ROLE, ())
+    files, length = parent.files["neighbours"], max(1, min(k, len(old) - 1))  # of every list
+    stops = np.cumsum([entry.rows or 0 for entry in files]) // length
+    if stops[-1] != len(old) or (beyond and len(beyond) != len(files)):
+        return None
+    return Standing(store, files, beyond, stops, old, numbers, places, owners)
+
+
+def _comparable(store: Store, parent: Manifest, night: Night, k: int) -> bool:
+    if "neighbours" not in parent.files or parent.config.get("tables", {}).get("neighbours") != k:
+        return False
+    metric = night.index.metric.name
+    if parent.model_id != night.model_id or parent.metric != metric or metric == "codes":
+        return False
+    if parent.index_kind != "flat" and night.index.planner.all_exact(k + BEYOND + 1):
+        return False
+    space = release_space(store, parent)
+    return (space and space.digest) == (night.space and night.space.digest)
+
+
+def _item_ids(items: pa.Table) -> pa.Array:
+    return joined(take_column(items["item_id"], np.flatnonzero(run_starts(items["item_id"]))))
+
+
+def _void(store: Store, parent: Manifest, night: Night, before: pa.Table) -> pa.Array:
+    """Return the item_ids of which a photo is not what the parent had."""
+    found = [joined(night.changes["item_id"].filter(pc.is_in(night.changes["change"], value_set=pa.array(_ALTERED))))]
+    now, old = (_without(table.select(_PLACES), found[0]) for table in (night.items, before))
+    rows = np.flatnonzero(as_numpy(pc.invert(pc.is_in(joined(night.items["item_id"]), value_set=found[0]))))
+    if not now.select(_PLACES[:2]).equals(old.select(_PLACES[:2])):  # the same photos in another order, say
+        return _item_ids(night.items)
+    moved = ~as_numpy(pc.equal(_words(now["latents_part"]), _words(old["latents_part"]))).astype(np.bool_)
+    moved |= as_numpy(now["latents_row"]) != as_numpy(old["latents_row"])
+    if moved.any():
+        names = [name for name in ("log_var", "codes") if getattr(night.latents, name) is not None]
+        theirs = release_latents(store, parent, keep_rows(old, moved), columns=("mean", *names))
+        mine = night.latents.take(rows[moved])
+        differ = np.zeros(len(mine), np.bool_)
+        for name in ("mean", *names):
+            left, right = getattr(mine, name), getattr(theirs, name)
+            differ |= True if right is None else (left != right).any(axis=1)
+        found.append(joined(take_column(now["item_id"], np.flatnonzero(moved)[differ])))
+    return pa.concat_arrays(found)
+
+
+def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string())
+
+
+def _without(items: pa.Table, item_ids: pa.Array) -> pa.Table:
+    """Return the rows of other items, texts as they compare whatever they were read as."""
+    kept = items.filter(pc.invert(pc.is_in(items["item_id"].cast(item_ids.type), value_set=item_ids)))
+    return kept.set_column(0, "item_id", kept["item_id"].cast(item_ids.type)).set_column(1, "uri", _words(kept["uri"]))
+
+
+def _places(old: pa.Array, ids: pa.Array, numbers: Rows) -> Float64:
+    """Return where each old item comes among tonight's: its number, or halfway between those it comes between."""
+    places = numbers.astype(np.float64)
+    gone = np.flatnonzero(numbers < 0)
+    both = pa.concat_arrays([ids, old.take(pa.array(gone))])
+    order = as_numpy(pc.array_sort_indices(both)).astype(np.int64)
+    before = np.cumsum(order < len(ids))
+    late = np.flatnonzero(order >= len(ids))
+    places[gone[order[late] - len(ids)]] = before[late] - 0.5
+    return places
+
+
+def _numbers_of(column: pa.ChunkedArray, ids: pa.Array) -> Rows:
+    """Return the number of every text among item_ids, -1 where it is none."""
+    found = []
+    for chunk in column.chunks:
+        words = as_numpy(pc.index_in(chunk.dictionary.cast(ids.type), value_set=ids), missing=-1).astype(np.int64)
+        found.append(words[as_numpy(chunk.indices)] if len(words) else np.empty(0, np.int64))
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def fresh_of(held: Standing, index: SearchIndex, groups: Grouping) -> Fresh:
+    """Return tonight's items whose lists are made anew since they are new or changed."""
+    items = held.owners < 0
+    rows = np.flatnonzero(items[groups.numbers])
+    return Fresh(items, rows, index.features_of(rows))
+
+
+def carried_lists(
+    held: Standing, fresh: Fresh, index: SearchIndex, groups: Grouping, first: Rows, items: range
+) -> Lists:
+    """Return the lists of a range of tonight's items as far as they are known, by tonight's numbers.
+
+    first: the first row of each item, and the end. A list that is shorter than asked for must be made anew, as must
+    those of fresh items, which have no entry here.
+    """
+    old = held.lists(items)
+    if not len(old.owners):
+        return old
+    ends = np.flatnonzero(np.append(np.diff(old.owners) != 0, True))
+    whole = np.diff(ends, prepend=-1) == len(held.ids) - 1  # such a list names all that there were: none is behind it
+    floors = np.where(whole, -np.inf, old.scores[ends])
+    edges = np.where(whole, np.inf, held.places[old.items[ends]])
+    now = held.numbers[old.items]
+    left = now >= 0
+    found = [Lists(held.numbers[old.owners[left]], now[left], old.scores[left])]
+    owned = held.numbers[old.owners[ends]]
+    if len(fresh.rows):
+        found += _entered(fresh, index, groups, first, _Known(owned, floors, edges))
+    both = joined_lists(found)
+    return both.take(np.lexsort((both.items, -both.scores, both.owners)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Lists as far as they are known. items: whose, ascending; floors, edges: the score and the place of the last entry
+    of each, -inf and inf where there is nothing behind it."""
+
+    items: Rows
+    floors: Float64
+    edges: Float64
+
+
+def _entered(fresh: Fresh, index: SearchIndex, groups: Grouping, first: Rows, known: _Known) -> Iterator[Lists]:
+    """Yield the fresh items that come before the last entry of known lists, as entries of these."""
+    sizes = first[known.items + 1] - first[known.items]
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(known.items):
+        most = (ends[start - 1] if start else 0) + max(1, _VALUES // len(fresh.rows))
+        stop = max(start + 1, int(np.searchsorted(ends, most, side="right")))
+        owners = np.repeat(np.arange(start, stop), sizes[start:stop])
+        shift = np.repeat(ends[start:stop] - sizes[start:stop] - (ends[start - 1] if start else 0), sizes[start:stop])
+        rows = first[known.items[owners]] + np.arange(len(owners)) - shift
+        found = entering(index.metric, fresh.features, index.latents(rows), known.floors[owners])
+        pairs = Lists(owners[found.queries], groups.numbers[fresh.rows[found.rows]], found.scores)
+        best = pairs.take(np.lexsort((-pairs.scores, pairs.items, pairs.owners)))
+        starts = np.ones(len(best.owners), np.bool_)  # an item's score is its best pair of photos
+        starts[1:] = (np.diff(best.owners) != 0) | (np.diff(best.items) != 0)
+        starts &= (best.scores > known.floors[best.owners]) | (best.items < known.edges[best.owners])
+        best = best.take(np.flatnonzero(starts))
+        yield Lists(known.items[best.owners], best.items, best.scores)
+        start = stop
+
+
+def joined_lists(lists: Sequence[Lists]) -> Lists:
+    """Return the entries of several, one after the other."""
+    return Lists(
+        np.concatenate([one.owners for one in lists]),
+        np.concatenate([one.items for one in lists]),
+        np.concatenate([one.scores for one in lists]),
+    )
