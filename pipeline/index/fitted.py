@@ -32,6 +32,15 @@ Facts = Mapping[str, int | str]
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What latents are of, where not of all photos as their parts have them. sample: of the catalogue, as plain JSON;
+    rotation: that they have been through, where a release keeps another bundle's space."""
+
+    sample: Any = None
+    rotation: Space | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """A space of an index: what two segments must share to be searched as one.
 
@@ -84,22 +93,22 @@ def fit(
     *,
     rows: int,
     number: int = 1,
-    scope: Any = None,
-    rotation: Space | None = None,
+    origin: Origin = Origin(),  # noqa: B008 - frozen
 ) -> Fitted:
     """Return what is fitted of a kind for a bundle: what lies on the store, else fitted now; whoever is first decides.
 
     latents: of the whole catalogue, rotated already, of which a seeded sample is trained on; rows: of a segment, by
-    which cells are counted. number: 1, or one more than that which no longer serves. scope: the sample of the
-    catalogue, where it is one, as plain JSON. Raises IntegrityError for a damaged file.
+    which cells are counted. number: 1, or one more than that which no longer serves. Raises IntegrityError for a damaged
+    file.
     """
+    rotation = origin.rotation
     check_installed(kind)
     build = (config.m, config.ef_construction) if KINDS[kind].by_unseen else ()
     fits_metric = config.metric in ("codes", "codes_hamming") or config.mask == "catalogue_median"
     if not KINDS[kind].lossy and not fits_metric:
         name = fitted_metric(config.metric, config.mask, latents).name
         return Fitted(model_id, name, {}, kind, build, rotation=rotation)
-    asked = [1, config.metric, config.mask, kind, config.seed, config.segment_rows, number, scope]
+    asked = [1, config.metric, config.mask, kind, config.seed, config.segment_rows, number, origin.sample]
     asked += [] if rotation is None else [rotation.digest]
     name = f"models/{model_id}/index-{key_of(portable(asked))[:SHORT]}.npz"
     try:

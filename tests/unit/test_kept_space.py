@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from jobs.__main__ import main
 from jobs.config import Config, config_values
 from pipeline.errors import ConfigError, InputError, IntegrityError
-from pipeline.index import IndexConfig, LatentArrays, build_index, nightly_index
+from pipeline.index import IndexConfig, LatentArrays, Origin, build_index, nightly_index
 from pipeline.index.kept_space import kept_space, release_latents, release_space
 from pipeline.index.space import Space, fit_space, rotated_table, space_of
 from pipeline.reader import Release, open_release
@@ -186,7 +186,8 @@ def test_segments_are_rotated_as_they_are_built(maker: Any, store: Store, tmp_pa
 
     def made(latents: LatentArrays, space: Space | None) -> tuple[set[str], Any]:
         cache = FileCache(tmp_path / "files")
-        night = nightly_index(store, items, latents, config, model_id=NEW, parent=None, cache=cache, space=space)
+        origin = Origin(rotation=space)
+        night = nightly_index(store, items, latents, config, model_id=NEW, parent=None, cache=cache, origin=origin)
         return {segment.index.name for segment in night.built.segments}, night.built.index
 
     space, another = Space(rotation(3)), Space(rotation(5))
