@@ -40,6 +40,9 @@ class Origin:
     rotation: Space | None = None
 
 
+AS_STORED = Origin()
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A space of an index: what two segments must share to be searched as one.
@@ -93,13 +96,13 @@ def fit(
     *,
     rows: int,
     number: int = 1,
-    origin: Origin = Origin(),  # noqa: B008 - frozen
+    origin: Origin = AS_STORED,
 ) -> Fitted:
     """Return what is fitted of a kind for a bundle: what lies on the store, else fitted now; whoever is first decides.
 
     latents: of the whole catalogue, rotated already, of which a seeded sample is trained on; rows: of a segment, by
-    which cells are counted. number: 1, or one more than that which no longer serves. Raises IntegrityError for a damaged
-    file.
+    which cells are counted. number: 1, or one more than that which no longer serves. Raises IntegrityError for a
+    damaged file.
     """
     rotation = origin.rotation
     check_installed(kind)

@@ -22,7 +22,7 @@ from .build import BuiltIndex, Parameters, build_index, check_latents, check_mem
 from .codes import FITTED, code_features
 from .config import IndexConfig
 from .faiss_module import faiss_threads
-from .fitted import Fitted, Origin, fit
+from .fitted import AS_STORED, Fitted, Origin, fit
 from .kinds import KINDS, candidate_kinds, cells_of, feature_width
 from .latents import Float64, LatentArrays
 from .layout import Layout, night_layout
@@ -125,7 +125,7 @@ def nightly_index(
     model_id: str,
     parent: Manifest | None,
     cache: FileCache | None = None,
-    origin: Origin = Origin(),  # noqa: B008 - frozen
+    origin: Origin = AS_STORED,
 ) -> NightIndex:
     """Build, tune and measure a night's index over the rows of items.
 
