@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency cluster-growing cluster-watch cluster-nights install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency bench-hosts cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -96,6 +96,9 @@ bench-tail: $(VENV)/.dev  ## what smaller last shards save beside a slow actor, 
 bench-churn: $(VENV)/.dev  ## photo-seconds of a night of 1 % churn against a full encode (DATA=folder), two minutes
 	$(BIN)/python tests/benchmarks/bench_churn.py --data $(DATA) --json tests/benchmarks/results/churn.json
 
+bench-hosts: $(VENV)/.dev  ## two nights over three hundred web hosts, slow, dead and signed
+	$(BIN)/python tests/benchmarks/bench_hosts.py --json tests/benchmarks/results/hosts.json
+
 bench-latency: $(VENV)/.dev  ## encoding from an S3 server process that takes 20 ms a GET, five minutes
 	$(BIN)/python tests/benchmarks/bench_latency.py --json tests/benchmarks/results/latency.json
 
@@ -109,6 +112,12 @@ cluster-growing: $(VENV)/.dev  ## 400 actors and a GPU asked of a cluster that g
 cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
 	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
 
+cluster-thirty: $(VENV)/.dev  ## thirty submitted nights by the crontab's line, faults among them (root, about a quarter of an hour)
+	$(BIN)/python tests/cluster/thirty_nights.py --json tests/benchmarks/results/thirty.json
+
+cluster-sized: $(VENV)/.dev  ## sizing's simulation against nights on one, two and four Ray nodes (root, about six minutes)
+	$(BIN)/python tests/cluster/sized_nodes.py --json tests/benchmarks/results/sized_nodes.json
+
 image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or podman), and what each layer adds
 	@for target in $(IMAGES); do \
 	  $(BUILDER) build --file docker/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \
@@ -117,10 +126,11 @@ image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or pod
 	  $(BUILDER) history --format '{{.Size}}|{{.CreatedBy}}' visual-codebooks-$$target:$(VERSION) | grep -v '^0 *B' | cut -c1-110; \
 	done
 
-test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program), about five minutes
+test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program; PostgreSQL's server), about eight minutes
 	$(BIN)/python tests/cluster/airflow_nights.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
+	$(BIN)/python tests/cluster/airflow_backfill.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 
-test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman), about two minutes
+test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman IMAGES="cpu reader serve"), three minutes
 	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
 	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
 

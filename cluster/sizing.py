@@ -26,6 +26,7 @@ DECODE_MS = {256: 0.486, 512: 0.824, 1024: 1.713}  # of a JPEG by its side
 # `results/train.json`: photos a second of one thread, and what a second worker adds on one machine.
 TRAIN_PHOTOS_PER_S, TRAIN_SCALING = 1352.0, 0.83
 
+REQUESTS = 16  # of one actor at once, `encode.fetch_threads`
 ACTOR_SHARE = 0.6  # of a plain process's rate beside others: 0.50 to 0.75 were measured, on two cores
 START_S = 12.0  # Ray and the actors, measured on two cores
 # A page of 1,000 names takes so long to parse (botocore), and one process parses one at a time, however many ranges it
@@ -46,6 +47,7 @@ class Shop:
 
     first: the first night of all, on which everything is fetched and the model is trained, on `learned` photos at most
     for `epochs`. listed: tokens come from a listing of the photos' bucket, not from a column or embedded bytes.
+    shard_rows: `encode.shard_rows`, where it is set.
     """
 
     photos: int
@@ -57,6 +59,7 @@ class Shop:
     learned: int = 2_000_000
     epochs: int = 10
     listed: bool = True
+    shard_rows: int | None = None
 
     @property
     def fetched(self) -> int:
@@ -68,7 +71,8 @@ class Shop:
 class Place:
     """Where it runs. cores: of a node, one actor each; gbit: its network; warm: the nodes are up already.
 
-    memory_gb: of the driver.
+    memory_gb: of the driver. get_ms: what photos come from takes to begin its answer to one request. start_s: of Ray
+    and the actors on nodes that are up.
     """
 
     cores: int = 16
@@ -76,6 +80,8 @@ class Place:
     gbit: float = 10.0
     prefixes: int = 1
     warm: bool = False
+    get_ms: float = 0.0
+    start_s: float = START_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,16 @@ def shard_rows(fetched: int, pixels: int) -> int:
     return max(1, min(max(_LEAST_ROWS, math.ceil(fetched / _SHARDS)), _PART_BYTES // (pixels * pixels * 3)))
 
 
+def shard_seconds(shop: Shop, place: Place, photos: int) -> tuple[float, str]:
+    """Return how long an actor has a shard, and what it waits for: it fetches while it decodes."""
+    ways = {
+        "cores": photos * photo_seconds(shop),
+        "the photos' answers": math.ceil(photos / REQUESTS) * place.get_ms / 1000,
+    }
+    bound = max(ways, key=lambda name: ways[name])
+    return ways[bound], bound
+
+
 def photo_seconds(shop: Shop) -> float:
     """Return the processor seconds that fetching, decoding and encoding one photo takes an actor."""
     scale = (shop.pixels / 64) ** 2  # pixels are written and read, and a convolution's work grows alike
@@ -166,12 +182,12 @@ def photo_seconds(shop: Shop) -> float:
 def _fetching(shop: Shop, place: Place, nodes: int) -> Stage:
     """Return the stages of the actors, as one: the slowest of their cores, their network, and the store."""
     fetched = shop.fetched
-    rows = shard_rows(fetched, shop.pixels)
+    rows = shop.shard_rows or shard_rows(fetched, shop.pixels)
     shards = [rows] * (fetched // rows) + ([fetched % rows] if fetched % rows else [])
-    start = START_S + (0.0 if place.warm else BOOT_S)
-    each = photo_seconds(shop)
+    start = place.start_s + (0.0 if place.warm else BOOT_S)
+    taken = {photos: shard_seconds(shop, place, photos) for photos in {*shards, rows}}
     ends = {
-        "cores": makespan([photos * each for photos in shards], [start] * (nodes * place.cores)),
+        taken[rows][1]: makespan([taken[photos][0] for photos in shards], [start] * (nodes * place.cores)),
         "network": start + fetched * shop.kilobytes * 8e-6 / (nodes * place.gbit * NETWORK_SHARE),
         "the store's requests": start + fetched / (GETS_PER_S * place.prefixes),
     }
@@ -202,6 +218,7 @@ def remedy(night: Night, place: Place) -> str:
         "the process that lists": "tokens from a column (catalogue.version) or an inventory (catalogue.inventory)",
         "the driver": "a faster core for the driver; nodes do not help",
         "cores": "more nodes, or GPUs for the encoder",
+        "the photos' answers": "more requests at once (encode.fetch_threads), or more nodes",
         "network": "nodes with a wider line, or smaller photos at the source",
         "the store's requests": "photos below several prefixes",
         "start-up": "nothing; a warm node would save the most",
@@ -224,9 +241,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=place.cores, help="of a node")
     parser.add_argument("--memory", type=float, default=place.memory_gb, help="of the driver's machine, GB")
     parser.add_argument("--prefixes", type=int, default=place.prefixes, help="of the store that the photos lie below")
+    parser.add_argument("--get-ms", type=float, default=place.get_ms, help="until a request for a photo is answered")
     parser.add_argument("--gbit", type=float, default=place.gbit, help="of a node's network")
     given = parser.parse_args(words)
-    place = replace(place, cores=given.cores, memory_gb=given.memory, gbit=given.gbit, prefixes=given.prefixes)
+    place = replace(place, cores=given.cores, memory_gb=given.memory, gbit=given.gbit, prefixes=given.prefixes,
+                    get_ms=given.get_ms)  # fmt: skip
     shop = replace(shop, churn=given.churn, side=given.side, kilobytes=given.kilobytes, pixels=given.pixels,
                    first=given.first, listed=not given.column)  # fmt: skip
     lines = ["| photos | nodes | hours | driver, GB | store, GB | takes longest | waits for | what to change |",

@@ -1,7 +1,8 @@
 """An Airflow 3 DAG of the night: exit 6 and deaths by signal are tried again, 1 to 5 are not; the run is the day.
 
-Copy it into the DAG folder. Back-fill: `airflow backfill create --dag-id codebooks_refresh --from-date ... --to-date
-...`; each day has a run's name of its own, and a day that is published already ends with 0 and does nothing.
+Copy it into the DAG folder. Back-fill, one night at a time: `airflow backfill create --dag-id codebooks_refresh
+--max-active-runs 1 --from-date 2026-11-01 --to-date 2026-11-04T23:59:59`; each day has a run's name of its own, and a
+day that is published already ends with 0 and does nothing.
 
 What to run comes from the worker's environment, so that no path stands here:
     CODEBOOKS_COMMAND   the command without --run, default `codebooks refresh --config /etc/codebooks/shop.yaml`

@@ -27,7 +27,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from encode_accounts import kind_of
-from side_by_side import ROOT, made_on
+from made_on import made_on
+from side_by_side import ROOT
 
 from jobs.__main__ import main as command
 from pipeline.events import Event, ShardEnded, listening

@@ -138,16 +138,19 @@ class Rule:
 
 
 class FaultProxy:
-    """Passes requests on with their Host and signature, but for those that `rules` take. counts: of what it did."""
+    """Passes requests on with their Host and signature, but for those that `rules` take. counts: of what it did.
 
-    def __init__(self, server_port: int) -> None:
+    host: the address of this machine at which it answers.
+    """
+
+    def __init__(self, server_port: int, host: str = "127.0.0.1") -> None:
         self.rules: list[Rule] = []
         self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self, "server_port": server_port})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer((host, 0), handler)
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.endpoint = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:

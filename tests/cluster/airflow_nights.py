@@ -71,9 +71,8 @@ def main() -> int:
         "machine": platform.platform(),
         "commit": commit.strip(),
     }
-    results: list[dict[str, Any]] = []
-    if given.json is not None and given.json.exists():
-        results = [result for result in json.loads(given.json.read_text())["airflow"] if result["right"]]
+    before = json.loads(given.json.read_text()) if given.json is not None and given.json.exists() else {}
+    results: list[dict[str, Any]] = [result for result in before.get("airflow", []) if result["right"]]
     known = {result["name"] for result in results}
     with tempfile.TemporaryDirectory(prefix="airflow-nights-") as folder:
         read = prepared(given.airflow, Path(folder))
@@ -81,7 +80,7 @@ def main() -> int:
         for night in (night for night in NIGHTS if night.name not in known):
             results.append(ran(given.airflow, Path(folder), night))
             if given.json is not None:
-                given.json.write_text(json.dumps({**facts, "airflow": results}, indent=1) + "\n")
+                given.json.write_text(json.dumps({**before, **facts, "airflow": results}, indent=1) + "\n")
     return 0 if all(result["right"] for result in results) else 1
 
 

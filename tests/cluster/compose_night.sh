@@ -3,9 +3,11 @@
 #
 #   tests/cluster/compose_night.sh FOLDER COMPOSE [ARCHIVE.tar ...]
 #
-# COMPOSE: the program of compose v2. The archives are of `podman save`, of the images cpu, reader and SeaweedFS. The
-# engine lives in a network and mount namespace of its own, without a way out, and ends with this script; one that
-# DOCKER_HOST names is used as it is, and stays.
+# COMPOSE: the program of compose v2. The archives are of `podman save`, of the images cpu, reader, serve and SeaweedFS.
+# The engine lives in a network and mount namespace of its own, without a way out, and ends with this script; one that
+# DOCKER_HOST names is used as it is, and stays. The same night is then run without any container, by PYTHON (the
+# environment of this checkout) alone on this machine, on a store of its own: both releases must be the same, digest by
+# digest. What came of it is written to FOLDER/compose.json.
 set -euo pipefail
 FOLDER=$(realpath "$1"); COMPOSE=$2; shift 2
 ROOT=$(realpath "$(dirname "$0")/../..")
@@ -31,6 +33,8 @@ trap finish EXIT
 for _ in $(seq 60); do docker version > /dev/null 2>&1 && break; sleep 1; done
 
 step() { echo "== $(date +%T) $*"; }
+PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+began=$SECONDS
 step load
 for archive in "$@"; do docker load --quiet --input "$archive"; done
 for image in $(docker images --format '{{.Repository}}:{{.Tag}}' | grep '^localhost/'); do
@@ -57,6 +61,44 @@ for _ in 1 2; do
   compose exec -T -e RAY_ADDRESS=auto head codebooks refresh --run 2026-11-21 --json "${settings[@]}" 2> "$FOLDER/night.log" \
     || { tail -5 "$FOLDER/night.log"; exit 1; }
 done
+nights_s=$((SECONDS - began))
+step "the same night without a container, on one machine"
+# Beside the containers in the engine's network, where the store is reached by its address.
+inside=()
+[ -z "$engine" ] || inside=(nsenter --net="/proc/$(cat "$FOLDER/pid")/ns/net")
+cd "$ROOT"
+beside() {
+  "${inside[@]}" env AWS_ACCESS_KEY_ID=codebooks AWS_REGION=us-east-1 \
+    AWS_SECRET_ACCESS_KEY=codebooks-secret PYTHONPATH="$ROOT" AWS_ENDPOINT_URL="http://$STORE_ADDRESS:8333" "$@"
+}
+STORE_ADDRESS=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$(compose ps -q store)")
+settings[0]=store=s3://shop/alone
+beside "$PYTHON" -m jobs refresh --run 2026-11-21 --json "${settings[@]}" 2> "$FOLDER/alone.log" \
+  || { tail -5 "$FOLDER/alone.log"; exit 1; }
+step "digests"
+beside "$PYTHON" - "$FOLDER/compose.json" "$nights_s" << 'PYTHON'
+import datetime, json, subprocess, sys
+from pipeline.release import read_head, read_manifest
+from pipeline.storage import open_store
+found = {}
+for name in ("visual", "alone"):
+    store = open_store(f"s3://shop/{name}")
+    manifest = read_manifest(store, read_head(store, "stable").release_id)
+    parts = {part.name: part.sha256 for part in manifest.parts}
+    files = {role: manifest.files[role].sha256 for role in ("items", "index")}
+    found[name] = {"release": manifest.release_id, "model": manifest.model_id, **files, "parts": parts}
+same = {key: found["visual"][key] == value for key, value in found["alone"].items()}
+commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+facts = {"date": datetime.date.today().isoformat(), "commit": commit, "two_calls_s": int(sys.argv[2])}
+engine = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True).stdout
+with open(sys.argv[1], "w") as file:
+    json.dump({**facts, "engine": engine.strip(), "same_as_one_machine": same, **found}, file, indent=1)
+print(json.dumps(same))
+sys.exit(not all(same.values()))
+PYTHON
+step "the service is healthy, and answers from it"
+compose up --detach --wait --wait-timeout 120 serve
+compose ps --format '{{.Service}} {{.State}} {{.Health}}' serve
 step "the reader's image asks the release"
 docker run --rm --network visual-codebooks_codebooks --read-only --tmpfs /tmp --cap-drop ALL --memory 256m \
   --env AWS_ACCESS_KEY_ID=codebooks --env AWS_SECRET_ACCESS_KEY=codebooks-secret --env AWS_REGION=us-east-1 \
@@ -64,5 +106,11 @@ docker run --rm --network visual-codebooks_codebooks --read-only --tmpfs /tmp --
 from pipeline.reader import open_release
 release = open_release("s3://shop/visual")
 first = release.item_ids()[0]
-print(release.release_id, len(release.item_ids()), [near.item_id for near in release.similar(first, k=3)])'
+near = [near.item_id for near in release.similar(first, k=3)]
+print(release.release_id, len(release.item_ids()), near)
+import json, urllib.parse, urllib.request
+url = f"http://serve:8000/similar/{urllib.parse.quote(first, safe=str())}?k=3"
+answer = json.load(urllib.request.urlopen(url, timeout=20))
+print("serve:", answer["release_id"], [found["item_id"] for found in answer["neighbours"]])
+assert answer["release_id"] == release.release_id and [found["item_id"] for found in answer["neighbours"]] == near'
 step end

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machines import ROOT, Machine, Network, children, wait_until
-from nights import join
+from shop import join
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 WRONG = "f" * 32

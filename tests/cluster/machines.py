@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFIX = "cbn"
+PREFIX = os.environ.get("CLUSTER_PREFIX", "cbn")  # of network namespaces; two at once need two
 # $1: folder that keeps what is shown; then `hide FOLDER`, `show FOLDER`, `seed FROM TO`, `--`, the command.
 _ENTER = """
 set -e
@@ -187,6 +189,13 @@ def wait_until(what: str, seen: Callable[[], Any], *, limit_s: float, every_s: f
             raise TimeoutError(f"after {limit_s:g} s: {what}")
         time.sleep(every_s)
     return time.monotonic() - began
+
+
+def made_on() -> dict[str, str]:
+    """Return what a result says of when, of which code and on what it was measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, all machines on it, others at work beside them"
+    return {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "commit": commit.strip()}
 
 
 def children(pid: int) -> list[int]:

@@ -3,15 +3,17 @@
     kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
     python tests/cluster/pod_templates.py rendered.yaml --images localhost/visual-codebooks --json FILE
 
-Needs root, podman, runc and the images NAME-cpu and NAME-reader with their version as tag. Every pod runs with its own
-securityContext, limits and volumes; what a node here cannot give (GPUs, a node's CPUs, the account's files, the
-operator's command) is replaced, and said so in the result. Pods share this machine's network: run it by `unshare -n`
-where that matters.
+Needs root, podman, runc, SeaweedFS (faulty_store.py) and the images NAME-cpu, NAME-reader and NAME-serve with their
+version as tag. Every pod runs with its own securityContext, limits and volumes; what a node here cannot give (GPUs, a
+node's CPUs, the account's files, the operator's command) is replaced, and said so in the result. Pods share this
+machine's network: run it by `unshare -n` where that matters. What asks the store, `serve` and `expire`, finds one with
+the address of the files' shop.yaml and a release on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import datetime as dt
 import json
@@ -26,12 +28,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from released_store import Released, answered
+
 from cluster.manifest_model import Pod
 from cluster.manifests import Manifests, read_documents
 from cluster.rayjob import RUN_LABEL, TEMPLATE_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
-PODMAN = ["podman", "--runtime", "runc"]
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MARK = "== "
 # Run inside of a Ray container in place of the operator's `ray start`: it is who it should be, writes where it should
@@ -64,11 +67,13 @@ def main() -> int:
     given = parser.parse_args()
     manifests = Manifests(read_documents(given.rendered.read_text(), str(given.rendered)))
     results = []
-    for pod in manifests.pods():
-        if given.only in pod.where and "gpu:" not in str(pod.spec["containers"][0]["image"]):
-            results.append(ran(manifests, pod, given.images))
-            sys.stdout.write(json.dumps(results[-1]) + "\n")
-            sys.stdout.flush()
+    with tempfile.TemporaryDirectory(prefix="pods-store-") as folder, contextlib.ExitStack() as stack:
+        store = Released(Path(folder), manifests, stack)
+        for pod in manifests.pods():
+            if given.only in pod.where and "gpu:" not in str(pod.spec["containers"][0]["image"]):
+                results.append(ran(manifests, pod, given.images, store))
+                sys.stdout.write(json.dumps(results[-1]) + "\n")
+                sys.stdout.flush()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     facts = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -80,9 +85,13 @@ def main() -> int:
     return 0 if all(result["right"] for result in results) else 1
 
 
-def ran(manifests: Manifests, pod: Pod, images: str) -> dict[str, Any]:
+def ran(manifests: Manifests, pod: Pod, images: str, store: Released) -> dict[str, Any]:
     """Run one pod to its end and compare what it said."""
     with tempfile.TemporaryDirectory(prefix="pods-") as folder:
+        if pod.spec["containers"][0]["name"] == "serve":
+            return _service(manifests, pod, images, Path(folder), store)
+        if pod.spec["containers"][0]["name"] == "expire":
+            return _expiry(manifests, pod, images, Path(folder), store)
         if pod.ray is not None or "submitter" in str(pod.spec["containers"][0]["name"]):
             return _ray_pod(manifests, pod, images, Path(folder))
         return _starter(manifests, pod, images, Path(folder))
@@ -94,7 +103,7 @@ def _ray_pod(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[
     # Podman 4.3 writes what it has read anew, wrongly where a text begins with an empty line.
     spec["containers"][0]["command"] = ["/bin/bash", "-lc", script.strip()]
     code, said, seconds = played(manifests, pod, spec, folder)
-    wanted = ["id 1000:1000", "root read-only", "tmp written", "no capabilities", "no new privileges"]
+    wanted = list(LOCKED)
     if pod.ray:
         caches = [value["value"] for value in pod.spec["containers"][0]["env"] if value["name"].endswith("_CACHE_GIB")]
         wanted += [f"caches {' '.join(caches)} /tmp/cache", "raylet answers its probe", "visual-codebooks 0.1.0"]
@@ -106,6 +115,7 @@ def _ray_pod(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[
     return result if right else {**result, "said": said[-3000:]}
 
 
+LOCKED = ("id 1000:1000", "root read-only", "tmp written", "no capabilities", "no new privileges")
 MARKED_END = "\necho '== end'\n"
 
 
@@ -142,6 +152,52 @@ def _starter(manifests: Manifests, pod: Pod, images: str, folder: Path) -> dict[
     return result if right else {**result, "said": said[-3000:]}
 
 
+def _service(manifests: Manifests, pod: Pod, images: str, folder: Path, store: Released) -> dict[str, Any]:
+    """Run the service until its probes are answered, ask it for neighbours, and stop it as a node that is drained."""
+    spec, replaced = store.told(*localised(manifests, pod, images))
+    container = spec["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    probes = {}
+    for name in ("livenessProbe", "readinessProbe"):  # podman would ask systemd to call them
+        asked = container.pop(name)["httpGet"]
+        probes[name] = f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}"
+    container["ports"] = []  # the network is this machine's
+    started = time.monotonic()
+    begun = play(manifests, pod, spec, folder)
+    answers = {name: answered(url, 90) for name, url in probes.items()}
+    ready_s = round(time.monotonic() - started, 1)
+    found = answered(probes["readinessProbe"].rpartition("/")[0] + f"/similar/{store.item}?k=3", 10) or {}
+    script = PROBE.split("ray start")[0] + MARKED_END
+    inside = _podman("exec", "tried-serve", "sh", "-c", script).stdout
+    _podman("stop", "-t", str(spec["terminationGracePeriodSeconds"]), "tried-serve")
+    code = int(_podman("wait", "tried-serve").stdout or -1)
+    said = _podman("logs", "tried-serve")
+    _podman("pod", "rm", "-f", "-t", "0", "tried")
+    missing = [words for words in LOCKED if f"{MARK}{words}" not in inside]
+    right = begun.returncode == 0 and all(answers.values()) and len(found.get("neighbours", [])) == 3
+    right = right and code == 0 and not missing
+    result = {
+        "pod": pod.where,
+        "right": right,
+        "missing": missing,
+        "replaced": replaced,
+        "ready_s": ready_s,
+        "code": code,
+    }
+    text = begun.stdout + begun.stderr + said.stdout + said.stderr + inside
+    return result if right else {**result, "code": code, "answers": answers, "found": found, "said": text[-3000:]}
+
+
+def _expiry(manifests: Manifests, pod: Pod, images: str, folder: Path, store: Released) -> dict[str, Any]:
+    """Run the daily expiry on a store of one release, of which everything is needed."""
+    spec, replaced = store.told(*localised(manifests, pod, images))
+    code, said, seconds = played(manifests, pod, spec, folder)
+    answer = next((json.loads(line) for line in said.splitlines() if line.startswith("{")), {})
+    right = code == 0 and "reason" in answer
+    result = {"pod": pod.where, "right": right, "code": code, "replaced": replaced, "seconds": seconds}
+    return {**result, "reason": answer.get("reason")} if right else {**result, "said": said[-3000:]}
+
+
 def localised(manifests: Manifests, pod: Pod, images: str) -> tuple[dict[str, Any], list[str]]:
     """Return a pod's spec as this machine can run it, and what was replaced."""
     spec: dict[str, Any] = copy.deepcopy(pod.spec)
@@ -172,7 +228,23 @@ def localised(manifests: Manifests, pod: Pod, images: str) -> tuple[dict[str, An
 def played(
     manifests: Manifests, pod: Pod, spec: dict[str, Any], folder: Path, more: list[dict[str, Any]] | None = None
 ) -> tuple[int, str, float]:
-    """Run a pod by `podman play kube`; return its exit code, what it said, and its seconds."""
+    """Run a pod to its end; return its exit code, what it said, and its seconds."""
+    started = time.monotonic()
+    done = play(manifests, pod, spec, folder, more)
+    if done.returncode:
+        return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+    name = f"tried-{spec['containers'][0]['name']}"
+    code = _podman("wait", name).stdout.strip()
+    took = round(time.monotonic() - started, 1)
+    said = _podman("logs", name)
+    _podman("pod", "rm", "-f", "-t", "0", "tried")
+    return int(code or -1), said.stdout + said.stderr, took
+
+
+def play(
+    manifests: Manifests, pod: Pod, spec: dict[str, Any], folder: Path, more: list[dict[str, Any]] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Start a pod by `podman play kube`, with the ConfigMaps that it mounts."""
     metadata = {"name": "tried", "labels": {str(name): str(value) for name, value in pod.labels.items() if value}}
     configs = []
     for volume in spec.get("volumes", []):
@@ -181,18 +253,12 @@ def played(
             configs += [{**found, "metadata": {"name": found["metadata"]["name"]}}] if found else []
     documents = [*configs, *(more or []), {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
     (folder / "pod.yaml").write_text("\n---\n".join(map(json.dumps, documents)))
-    subprocess.run([*PODMAN, "pod", "rm", "-f", "-t", "0", "tried"], capture_output=True)
-    started = time.monotonic()
-    command = [*PODMAN, "play", "kube", "--network", "host", str(folder / "pod.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    if done.returncode:
-        return done.returncode, done.stdout + done.stderr, time.monotonic() - started
-    name = f"tried-{spec['containers'][0]['name']}"
-    code = subprocess.run([*PODMAN, "wait", name], capture_output=True, text=True, timeout=200).stdout.strip()
-    took = round(time.monotonic() - started, 1)
-    said = subprocess.run([*PODMAN, "logs", name], capture_output=True, text=True)
-    subprocess.run([*PODMAN, "pod", "rm", "-f", "-t", "0", "tried"], capture_output=True)
-    return int(code or -1), said.stdout + said.stderr, took
+    _podman("pod", "rm", "-f", "-t", "0", "tried")
+    return _podman("play", "kube", "--network", "host", str(folder / "pod.yaml"))
+
+
+def _podman(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["podman", "--runtime", "runc", *words], capture_output=True, text=True, timeout=200)
 
 
 def certificate(folder: Path) -> None:

@@ -118,6 +118,27 @@ def test_recorded_nights_of_other_catalogues_are_foretold(catalogue: str, side: 
     assert recorded / 2 < told.seconds < recorded * 2
 
 
+def encode_stage(photos: int, nodes: int, place: Place, rows: int) -> sizing.Stage:
+    shop = Shop(photos, churn=1.0, side=32, kilobytes=3.0, pixels=32, shard_rows=rows)
+    return next(stage for stage in simulate(shop, place, nodes).stages if stage.name.startswith("fetch"))
+
+
+@pytest.mark.parametrize(("nodes", "rounds"), [(1, 32 * 3), (2, 16 * 3), (4, 8 * 3), (5, 7 * 3), (40, 3)])
+def test_photos_that_answer_late_are_waited_for_sixteen_at_once(nodes: int, rounds: int) -> None:
+    """32 shards of 48 photos: three rounds of 16 requests a shard, and the last shards decide."""
+    place = Place(cores=1, warm=True, get_ms=600.0, start_s=0.0)
+    stage = encode_stage(32 * 48, nodes, place, 48)
+    assert stage.seconds == pytest.approx(rounds * 0.6)
+    assert encode_stage(32 * 48, nodes, Place(cores=1, warm=True, start_s=0.0), 48).seconds < stage.seconds / 5
+
+
+def test_whoever_waits_for_answers_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sizing.main(["--photos", "1e7", "--first", "--column", "--prefixes", "100", "--get-ms", "200"]) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert "the photos' answers" in line
+    assert "encode.fetch_threads" in line
+
+
 def test_the_fewest_nodes_are_enough_and_one_less_is_not() -> None:
     shop, place = Shop(30_000_000, first=True, listed=False), Place(prefixes=100)
     night = smallest(shop, place, 1.0)
