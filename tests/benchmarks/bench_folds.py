@@ -111,6 +111,9 @@ ROWS: dict[str, Row] = {
     "Lite0 head 3x3 of the central square, told categories": Headed("hx3 crop", 128, licence=LITE0),
     "descriptor_views of the central square": Fused(("views crop",), (64,)),
     "student, trained": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
+    "student, trained for 10 epochs": Trained(
+        "distilled_clothing", "hx3 crop", more=("train.epochs=10",), licence=LITE0
+    ),
     "student, in closed form": Trained("ridge_clothing", "hx3 crop", licence=LITE0),
 }
 
