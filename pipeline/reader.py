@@ -22,7 +22,7 @@ from .index.asked import as_rows, basket_shares, checked_k, listed_keys
 from .index.contents import Contents, ItemKey
 from .index.fetching import fetch_ahead
 from .index.following import Following
-from .index.fusion import rank_depth
+from .index.fusion import rank_depth, soft_minimum
 from .index.latents import Float32
 from .index.opened import OpenedRelease
 from .index.opening import Opening, Terms
@@ -210,9 +210,11 @@ class Release(Contents):
         """Return the k items nearest to several items together, none of these among them.
 
         fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (5 + rank), which serves
-        mixed baskets; `min` takes an item's best score to any of them; `barycentre` asks once with the weighted middle
-        of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
-        `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
+        mixed baskets; `min` takes an item's best score to any of them; `soft_min` among the same neighbours as `rrf` a
+        soft minimum of their distances, see `soft_minimum`; `barycentre` asks once with the weighted middle of the
+        items (each the middle of its photos), for items of one kind. weights: one positive number an item; `min` takes
+        none. Scores are rank sums for `rrf`, logarithms for `soft_min`, else the metric's. Raises UnknownItem,
+        ConfigError.
         """
         opened = self._now()
         basket = listed_keys(item_ids)
@@ -220,10 +222,14 @@ class Release(Contents):
         items = [opened.find(item_id) for item_id in basket]
         counts = [len(opened.items.rows_of(item)) for item in items]
         vectors = opened.vectors(items)
-        if fusion == "rrf":
+        if fusion in ("rrf", "soft_min"):
             owners = np.repeat(np.arange(len(items)), counts)
             answers = self._answers(opened, Question(vectors, owners, rank_depth(checked_k(k)), where, items))
-            return _neighbours(opened, reciprocal_ranks(answers, shares, k))
+            if fusion == "rrf":
+                return _neighbours(opened, reciprocal_ranks(answers, shares, k))
+            named = np.unique(np.concatenate([answer.groups for answer in answers]))
+            scores = opened.scores(vectors, owners, named.tolist()) if len(named) else np.empty((len(items), 0))
+            return _neighbours(opened, soft_minimum(answers, named, scores, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
         return self._named(opened, Question.alone(vectors, k, where, items))[0]

@@ -16,7 +16,7 @@ from ..evaluation.judging import side_of
 from ..evaluation.measured import whole_catalogue
 from ..evaluation.verdicts import Allowed, one_a_gate, refusal_text, verdicts_table
 from ..events import Examined, tell
-from ..index import gather_latents, nightly_index
+from ..index import Origin, gather_latents, nightly_index
 from ..index.kept_space import kept_space
 from ..models import Bundle
 from ..models.codebooks import code_levels
@@ -61,8 +61,10 @@ def examine(
         asked = config.publish.keep_space
         kept = kept_space(store, items, latents, parent, model_id=bundle.model_id, index=config.index, asked=asked)
         latents = kept.rotated(latents)
+        sample = None if plan.summary.sample is None else plan.summary.sample.model_dump(mode="json")
+        origin = Origin(sample, kept.space)
         made = nightly_index(
-            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
+            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, origin=origin
         )
         built = made.built
     context.attempt.check()

@@ -45,6 +45,7 @@ WAYS: dict[str, Callable[[Release, list[str]], list[Neighbour]]] = {
     "rrf": lambda release, basket: release.similar_to_many(basket, k=OFFERED),
     "rrf with 60": lambda release, basket: _with_constant(release, basket, 60),
     "min": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="min"),
+    "soft_min": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="soft_min"),
     "barycentre": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="barycentre"),
     "centroid": lambda release, basket: _of_centroid(release, basket),  # noqa: PLW0108  it stands below
 }

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_flat.py [--count 200000] [--json FILE] [--plot FILE]
 
 Two hundred small JPEGs are made once and stand at as many addresses as asked; everything else is the real encoding
-through Ray, by the model that needs no training. Every second the memory of each process that is its own (resident
+through Ray, by an untrained VAE. Every second the memory of each process that is its own (resident
 without what it shares) is noted. The slope is that of a line by least squares through the medians of ten seconds each,
 from when a quarter of the photos is done, in MiB per 100,000 photos, with its 95 % interval.
 """
@@ -83,7 +83,7 @@ def slope(line: Line, begin: int) -> dict[str, float]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     files = RepeatedPhotos([make_photo(generator, 48, 48) for _ in range(PHOTOS)])
-    job = make_job(folder, files, size=32, model="descriptor", actors=2)
+    job = make_job(folder, files, size=32, model="vae", actors=2)
     plan = added_plan([f"{folder}/{n}" for n in range(options.count)])
     plan = assign_shards(plan, image_size=32, shard_rows=options.rows)
     shards = build_shards(plan, transform_id=job.transform_id, model_id=job.model_id, precision="fp32")

@@ -156,7 +156,8 @@ def test_every_address_answers_as_the_reader_does(store: Store, maker: Any) -> N
                 ids_of(each) for each in release.search(vectors, 4, where=where)
             ]
             basket = ["sku-003", "sku-004", "sku-005"]
-            for asked in ({}, {"fusion": "min"}, {"fusion": "barycentre", "weights": [1.0, 2, 0.5]}):
+            weighed = {"fusion": "barycentre", "weights": [1.0, 2, 0.5]}
+            for asked in ({}, {"fusion": "min"}, {"fusion": "soft_min"}, weighed):
                 got = await client.ask("/baskets", {"item_ids": basket, "k": 5, **asked})
                 assert pairs(got.json["neighbours"]) == ids_of(release.similar_to_many(basket, 5, **asked))
             for each in (near, found, got):
@@ -583,7 +584,8 @@ _BODIES = (
     | st.fixed_dictionaries({"vectors": _VECTORS}, optional={"k": _JSON, "where": _WHERE})
     | st.fixed_dictionaries(
         {"item_ids": _IDS},
-        optional={"k": st.integers(), "where": _WHERE, "fusion": st.sampled_from(["rrf", "min", "barycentre", ""]),
+        optional={"k": st.integers(), "where": _WHERE,
+                  "fusion": st.sampled_from(["rrf", "min", "soft_min", "barycentre", ""]),
                   "weights": st.lists(st.floats(), max_size=4)},
     )
 )  # fmt: skip
