@@ -85,7 +85,7 @@ def night(
 
 
 def descriptor(size: int, *words: str) -> list[str]:
-    return ["model.kind=descriptor", f"images.size={size}", "model.cell=4", "model.read_out={dims: null}", *words]
+    return ["model.kind=descriptor", f"images.size={size}", "model.cell=8", "model.read_out={dims: null}", *words]
 
 
 def parts(store: Store, kind: str) -> Counter[str]:
@@ -127,10 +127,10 @@ def test_what_learns_nothing_fetches_once_and_stores_no_pixels(night: Callable[.
     assert second["plan"]["renewal"]["fetched"] == ITEMS, "and the plan had said so"
     assert night("3", *descriptor(16, "model.grey=true"))["reads"] == {}, "a night that carries on fetches nothing"
     # `always`: the third model is made of what the second night stored.
-    night("4", *descriptor(16, "model.cell=8", "images.keep=always"))
+    night("4", *descriptor(16, "model.cell=4", "images.keep=always"))
     assert parts(store, "pixels") == {transform: 4}
     assert night("5", *descriptor(16))["published"]
-    kept = night("6", *descriptor(16, "model.cell=2", "images.keep=always"))
+    kept = night("6", *descriptor(16, "model.cell=4", "model.grey=true", "images.keep=always"))
     assert (kept["reads"], kept["plan"]["renewal"]["fetched"]) == ({}, 0)
 
 
