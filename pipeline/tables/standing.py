@@ -21,7 +21,7 @@ from ..index import Grouping, SearchIndex
 from ..index.entering import entering
 from ..index.kept_space import release_latents, release_space
 from ..index.latents import Float32, Float64, Rows
-from ..ordering import as_numpy, joined, keep_rows, run_starts, take_column
+from ..ordering import as_numpy, joined, keep_rows, positions_in_runs, run_starts, take_column
 from ..release import FileEntry, Manifest
 from ..release.tables import read_file, read_table
 from ..storage import Store
@@ -45,7 +45,7 @@ class Lists:
 
     def ranks(self) -> Rows:
         """Return the rank of every entry in its list, from 0."""
-        return np.arange(len(self.owners)) - np.searchsorted(self.owners, self.owners)
+        return positions_in_runs(np.append(True, np.diff(self.owners) != 0)[: len(self.owners)])
 
     def take(self, rows: Rows) -> Lists:
         """Return these entries."""

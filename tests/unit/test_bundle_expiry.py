@@ -208,7 +208,7 @@ class Serial:
         return [function(value) for value in values]
 
 
-def lived(expiring: Any, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int = 1500) -> World:
+def lived(expiring: Any, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int = 2000) -> World:
     store = expiring.ClockStore("memory://bundles")
     monkeypatch.setattr(expiry_room, "grace_of", lambda policy, runs: 0.5 * DAYS)
     monkeypatch.setattr(expiry_room, "ThreadPoolExecutor", Serial)
@@ -222,7 +222,7 @@ def lived(expiring: Any, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int 
 
 @pytest.mark.slow
 def test_no_run_loses_the_bundle_that_it_found(expiring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = lived(expiring, monkeypatch, 1)
+    world = lived(expiring, monkeypatch, 6)
     assert world.lost == ""
     assert world.swept > 0
     assert world.found > 0
