@@ -117,22 +117,32 @@ def expiring() -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def forks() -> Iterator[Any]:
+    """The program that forks Ray's workers and commands; see tests/forked.py."""
+    pytest.importorskip("ray")
+    with _load("forked").Forks() as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def ray_session(forks: Any) -> Iterator[None]:
     """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
 
-    Six logical CPUs on any machine: with as many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
+    Its workers are forked from a process that has imported what they need. Six logical CPUs on any machine: with as
+    many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
     """
     ray = pytest.importorskip("ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        logging_level="ERROR",
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with forks.workers():
+        ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=False,
+        )
     context = pytest.importorskip("ray.data").DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 120
@@ -141,11 +151,11 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def commands(ray_session: None) -> Any:
+def commands(ray_session: None, forks: Any) -> Any:
     """The command line on the session's cluster: .run in this process, .start in one of its own."""
     import ray
 
-    return _load("commands").Commands(ray.get_runtime_context().gcs_address)
+    return _load("commands").Commands(ray.get_runtime_context().gcs_address, forks)
 
 
 @pytest.fixture
