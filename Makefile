@@ -10,7 +10,7 @@ BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 AIRFLOW ?= airflow
 
-.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments
+.PHONY: help demo test test-quick check format bench bench-models bench-quality bench-folds bench-yardsticks bench-claims bench-refresh bench-kill bench-turmoil bench-scale bench-bad-nights bench-serve bench-encode bench-flat bench-tail bench-churn bench-latency bench-hosts cluster-growing cluster-watch cluster-nights cluster-thirty cluster-sized install clean image test-schedulers test-pods bench-measures bench-flips bench-space bench-segments bench-reader
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -87,6 +87,9 @@ bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA
 bench-segments: $(VENV)/.dev  ## an index of segments of 1,000,000 rows (DATA=folder): nights, a builder, readers, ten minutes
 	$(BIN)/python tests/benchmarks/bench_segments.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/segments.json
 
+bench-reader: $(VENV)/.dev  ## a release of 1,000,000 items as a service meets it (DATA=folder): opening, questions, memory, minutes
+	$(BIN)/python tests/benchmarks/bench_reader.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/reader.json
+
 bench-flat: $(VENV)/.dev  ## 200,000 generated photos encoded: memory of driver and actors over time, four minutes
 	$(BIN)/python tests/benchmarks/bench_flat.py --json tests/benchmarks/results/flat.json --plot flat.png
 
@@ -95,6 +98,9 @@ bench-tail: $(VENV)/.dev  ## what smaller last shards save beside a slow actor, 
 
 bench-churn: $(VENV)/.dev  ## photo-seconds of a night of 1 % churn against a full encode (DATA=folder), two minutes
 	$(BIN)/python tests/benchmarks/bench_churn.py --data $(DATA) --json tests/benchmarks/results/churn.json
+
+bench-hosts: $(VENV)/.dev  ## two nights over three hundred web hosts, slow, dead and signed
+	$(BIN)/python tests/benchmarks/bench_hosts.py --json tests/benchmarks/results/hosts.json
 
 bench-latency: $(VENV)/.dev  ## encoding from an S3 server process that takes 20 ms a GET, five minutes
 	$(BIN)/python tests/benchmarks/bench_latency.py --json tests/benchmarks/results/latency.json

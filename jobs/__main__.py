@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from jobs.answer import Answer
-from jobs.command import Outcome
 from jobs.parser import parse_arguments
-from pipeline.ends import EXIT_CODES, failure_of
+from pipeline.ends import EXIT_CODES, Answer, Outcome, failure_of
 from pipeline.errors import ConfigError
 from pipeline.monitoring import json_lines
 from pipeline.process import settle
@@ -177,7 +174,8 @@ def _run(words: Sequence[str], answer: Answer) -> Outcome | None:
     answer.run = arguments.run or answer.run
     # Only the answer goes to standard output, whatever a library prints.
     with contextlib.redirect_stdout(sys.stderr):
-        return _checked(module.run(arguments))
+        outcome: Outcome = module.run(arguments)
+    return outcome
 
 
 def _named_run(words: Sequence[str]) -> str | None:
@@ -188,12 +186,6 @@ def _named_run(words: Sequence[str]) -> str | None:
         if word == "--run" and number + 1 < len(words):
             return words[number + 1]
     return None
-
-
-def _checked(outcome: Any) -> Outcome:
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"a command returned {type(outcome).__name__}, expected Outcome")
-    return outcome
 
 
 def _unknown_command(word: str) -> str:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 
 from jobs.computing import Encoded
 from jobs.context import Context
-from pipeline.evaluation import GateVerdict
 from pipeline.index.thresholds import pair_quantiles
 from pipeline.models import load_bundle
-from pipeline.planning import Plan, measure_settings, release_config, table_settings
+from pipeline.planning import Plan, release_config
 from pipeline.quality.examining import model_files, named_parts
-from pipeline.quality.finding import examine, files_of, inputs_of
+from pipeline.quality.finding import Candidate, examine, files_of, inputs_of, key_of
 from pipeline.quality.release_page import report_page
-from pipeline.release import Manifest, read_manifest, release_id, release_key, write_release
+from pipeline.release import read_manifest, release_id, write_release
 from pipeline.release.tables import hashed_table
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A release that is written and on no channel yet. report_name: the page's name on the store."""
-
-    manifest: Manifest
-    manifest_sha256: str
-    verdicts: tuple[GateVerdict, ...]
-    report_name: str
 
 
 def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encoded) -> Candidate:
@@ -35,28 +23,11 @@ def build_candidate(context: Context, plan: Plan, model_id: str, encoded: Encode
     found = examine(context, plan, bundle, encoded.items, encoded.refused, parent)
     config = context.config
     with context.watch.stage("report"):
-        page = report_page(
-            context.store,
-            config,
-            plan,
-            bundle,
-            found,
-            run=context.run.name,
-            measured=context.watch.summary(),
-            files=context.files,
-        )
+        run, measured, files = context.run.name, context.watch.summary(), context.files
+        page = report_page(context.store, config, plan, bundle, found, run=run, measured=measured, files=files)
     settings = release_config(config)
     items = hashed_table(found.items)
-    key = release_key(
-        items_digest=items.digest,
-        manifest_format=3 if found.built.segments else items.manifest_format,
-        model_id=model_id,
-        index=settings["index"],
-        evaluation=measure_settings(config),
-        gates=settings["gates"],
-        parent=plan.summary.parent,
-        tables=table_settings(config),
-    )
+    key = key_of(config, plan, found, items, model_id)
     written = write_release(
         context.store,
         release_id=release_id(context.run.name, key),

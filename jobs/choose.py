@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from contextlib import ExitStack
 
@@ -11,15 +10,14 @@ from jobs.command import Arguments, Outcome
 from jobs.config import load_config, photo_files
 from jobs.context import Context
 from jobs.options import option, takes
-from pipeline.errors import ConfigError
 from pipeline.progress import Progress
-from pipeline.quality.candidates import written
+from pipeline.quality.candidates import write_winner
 from pipeline.quality.choice_report import choice_details, choice_text, choose_among
-from pipeline.quality.choose_config import PHOTOS, ChooseConfig
+from pipeline.quality.choose_config import PHOTOS
 from pipeline.quality.choosing import fold_photos, measure_candidates
 from pipeline.runs import default_run_name, open_run
 from pipeline.storage import LocalStore
-from pipeline.storage.local import expanded
+from pipeline.storage.new_files import unused
 from pipeline.watch import Watch
 
 add_arguments = takes(
@@ -38,11 +36,9 @@ def run(arguments: Arguments) -> Outcome:
     found again. Raises ConfigError (exit 2), InputError (3), Unavailable (6).
     """
     options = arguments.options
-    target = None if options.write is None else expanded(options.write)
-    if target is not None and target.exists():
-        raise ConfigError(f"{str(target)!r} exists and is not overwritten; name another file with --write")
+    target = None if options.write is None else unused(options.write, "name another file with --write")
     config = load_config(arguments)
-    asked = _asked(config.choose, options)
+    asked = config.choose.asked(folds=options.folds, by=options.by, seeds=options.seeds)
     named = candidates_asked(arguments, config)
     candidates = [each.candidate for each in named.values()]
     store, progress = config.store.open(), Progress()
@@ -61,17 +57,6 @@ def run(arguments: Arguments) -> Outcome:
         run.write_result({"run": run.name, "release": None, "published": False, "reason": "chosen", **details})
     text = choice_text(choice)
     if target is not None:
-        winner = named[choice.winner.name]
-        for member, config_text in written(winner, named, f"Chosen by `codebooks choose`.\n{text}").items():
-            path = target.with_name(f"{target.stem}-{member}{target.suffix}") if member else target
-            path.write_text(config_text, encoding="utf-8")
+        write_winner(target, named[choice.winner.name], named, f"Chosen by `codebooks choose`.\n{text}")
         text += f"\nwrote {target}; then: codebooks refresh --config {target}"
     return Outcome(run=run.name, reason="chosen", details={**details, "config": target and str(target)}, text=text)
-
-
-def _asked(config: ChooseConfig, options: argparse.Namespace) -> ChooseConfig:
-    given = {"folds": options.folds, "by": options.by, "seeds": options.seeds and options.seeds.split(",")}
-    try:
-        return ChooseConfig.model_validate({**config.model_dump(), **{k: v for k, v in given.items() if v is not None}})
-    except ValueError as error:
-        raise ConfigError(f"--folds, --by or --seeds: {error}") from error

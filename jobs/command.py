@@ -1,12 +1,15 @@
-"""What a command is given and what it answers; the same for all of them."""
+"""What a command is given; what it answers is `pipeline.ends.Outcome`."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from pipeline.ends import Outcome
+
+__all__ = ["Arguments", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +43,3 @@ class Arguments:
     def with_preset(self, name: str) -> Arguments:
         """Return these arguments with a preset for a user who named no config."""
         return self if self.config is not None else replace(self, config=name)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a command that did not fail answers.
-
-    run, release: their names where there are any. published: did this run move a channel. reason: a few words for a
-    scheduler's log. details: more fields of the JSON object. text: for people. exit_code: other than 0 only where the
-    answer itself is bad news, as with `doctor`.
-    """
-
-    run: str | None = None
-    release: str | None = None
-    published: bool = False
-    reason: str = "done"
-    details: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
-    exit_code: int = 0

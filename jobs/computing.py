@@ -6,19 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.context import Context, StartRay
 from pipeline.catalogue import FailureLimits
 from pipeline.encoding import (
-    HELD_OVER,
     Asked,
-    EncodeJob,
     FetchLimits,
     ShardResult,
     among,
-    ask_again,
     collect_features,
     collect_pixels,
     collect_rows,
@@ -27,11 +23,10 @@ from pipeline.encoding import (
     run_shards,
     run_shards_apart,
     settle,
-    split_done,
 )
 from pipeline.events import ShardEnded, tell
 from pipeline.models.bundle import BUNDLES, find_bundle
-from pipeline.parts import PartFile, read_part
+from pipeline.parts import PartFile
 from pipeline.planning import (
     Plan,
     TrainingRows,
@@ -39,19 +34,14 @@ from pipeline.planning import (
     check_training_columns,
     first_shards,
     fit_settings,
-    main_transforms,
-    nothing_usable,
     photos_to_learn_from,
-    shard_builder,
-    stores_pixels,
     teacher_plan,
     training_rows,
 )
+from pipeline.planning.stage_work import held_over, latents_parts, none_left, stage_work, training_of
 from pipeline.quality.examining import check_encoded
-from pipeline.release import read_manifest
-from pipeline.release.tables import read_table
 from pipeline.runs import Lookout
-from pipeline.training import TrainJob, train_here, train_job
+from pipeline.training import train_here, train_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +77,13 @@ def train_model(context: Context, plan: Plan, start_ray: StartRay, *, chosen: ND
         context.attempt.check()
         living = collect_pixels(store, asked.rows, asked.shards, results)
         if not living:
-            raise nothing_usable(_with_refusals(context, asked))
+            raise none_left(store, asked)
         seen = collect_features(store, asked.shards, results) if teacher else None
         rows = training_rows(asked.rows, living if chosen is None else among(living, chosen), config, seen)
     unseen = f", {rows.unseen:,} left out, of which the teacher says nothing" if rows.unseen else ""
     context.progress.note(f"train: {rows.photos:,} photos, {rows.held_out:,} held out for validation{unseen}")
     start_ray()
-    job = TrainJob(
-        store=store,
-        pixels=tuple(rows.pixels),
-        labels=rows.labels,
-        model=config.model,
-        images=config.images.model_dump(mode="json"),
-        train=config.train,
-        run_dir=f"runs/{context.run.name}",
-        attempt=context.attempt.number,
-        train_key=plan.summary.train_key,
-        teacher=teacher,
-        exports=not context.here,
-    )
+    job = training_of(context, plan, rows, teacher, exports=not context.here)
     with context.watch.stage("train", photos=rows.photos * config.train.epochs):
         train = train_here if context.here else train_job
         return train(job, progress=context.progress.training)
@@ -121,26 +99,16 @@ def _teacher(context: Context, plan: Plan, start_ray: StartRay, chosen: NDArray[
     return train_model(replace(context, config=config), its_plan, start_ray, chosen=chosen)
 
 
-def _with_refusals(context: Context, asked: Asked) -> pa.Table:
-    """Return the plan's refused photos, and those that the first part says were refused by the decoder."""
-    names = ["item_id", "uri", "reason", "detail"]
-    said = [asked.rows.select(names)]
-    said += [read_part(context.store, shard.pixels_name, names) for shard in asked.shards[:1]]
-    return pa.concat_tables([rows.filter(pc.is_valid(rows["reason"])) for rows in said])
-
-
 def encode_photos(context: Context, plan: Plan, model_id: str, start_ray: StartRay) -> Encoded:
     """Return the items of the release: carried rows, and the rest encoded by `model_id`."""
     context.attempt.check()
     asked, results = compute(context, plan, start_ray, stage="encode", model_id=model_id)
     items, refused = collect_rows(context.store, asked.rows, asked.shards, results)
     if not items.num_rows and any(result.unanswered for result in results):
-        raise nothing_usable(_with_refusals(context, asked))
+        raise none_left(context.store, asked)
     gates_passed = [gate for one in context.allowed for gate in one.gates]
     check_encoded(items, refused, context.config.gates, allowed=gates_passed)
-    parts = {result.latents.name: result.latents for result in results if result.latents is not None}
-    if plan.summary.parent is not None:
-        parts = {**{part.name: part for part in read_manifest(context.store, plan.summary.parent).parts}, **parts}
+    parts = latents_parts(context.store, plan, results)
     with context.watch.stage("compact"):
         items, rewritten = compact(
             context.store,
@@ -160,44 +128,18 @@ def compute(
 ) -> tuple[Asked, list[ShardResult]]:
     """Return what of the plan was asked and became of it; Ray is not started when every part is there already.
 
-    Without a model only the shards whose photos have to be fetched. A model of other sizes than the plan's own, a
-    teacher, has them decoded in the same pass; photos are fetched for it where it has no latents yet. Stages before
-    `encode` store the pixels where a training reads them. Raises what `FailureLimits.check` does when more
-    photos fail than are photos' fault.
+    model_id: as `stage_work` takes it. Raises what `FailureLimits.check` does when more photos fail than are photos'
+    fault.
     """
-    config, store = context.config, context.store
-    known = plan.summary.model_id or find_bundle(store, plan.summary.train_key)
-    transforms = main_transforms(config, store, known)
-    stores = stores_pixels(config, plan.summary.counts["photos"]) or (
-        stage != "encode" and config.model.trains_on_pixels
-    )
     with context.watch.stage(stage):
-        asked = ask_again(
-            store,
-            plan.rows,
-            shard_builder(config, store, transforms, model_id, stores=stores),
-            transform_id=plan.summary.transform_id,
-            run=context.run.name,
-        )
-        done, todo = split_done(asked.shards, store)
-    if not todo:
-        return asked, done
+        work = stage_work(context, plan, stage=stage, model_id=model_id)
+    if not work.todo:
+        return work.asked, work.done
     start_ray()
     context.attempt.check()
-    photos = sum(shard.photos.num_rows for shard in todo)
-    job = EncodeJob(
-        store=store,
-        files=context.files,
-        catalogue=config.catalogue,
-        images=config.images,
-        encode=config.encode,
-        model_id=model_id,
-        transform_id=plan.summary.transform_id,
-        stores=transforms,
-    )
-    lookout = Lookout(store, context.run.folder, context.attempt.number)
-    limits = FetchLimits(FailureLimits(plan.rows["uri"], config.catalogue.max_unreachable), asked)
-    with context.watch.stage(stage, photos=photos), context.progress.stage(stage, total=photos) as advance:
+    lookout = Lookout(context.store, context.run.folder, context.attempt.number)
+    limits = FetchLimits(FailureLimits(plan.rows["uri"], context.config.catalogue.max_unreachable), work.asked)
+    with context.watch.stage(stage, photos=work.photos), context.progress.stage(stage, total=work.photos) as advance:
 
         def ended(result: ShardResult, _done: int, _total: int) -> None:
             advance(result.photos)
@@ -207,16 +149,7 @@ def compute(
             limits.note(result)
 
         run = run_shards_apart if context.here else run_shards
-        fresh = run(todo, job, on_result=ended, check=lookout.check)
+        fresh = run(work.todo, work.job, on_result=ended, check=lookout.check)
     limits.end()
-    results = sorted([*done, *fresh], key=lambda result: result.number)
-    return settle(asked, results, _yesterday(context, plan, fresh)), results
-
-
-def _yesterday(context: Context, plan: Plan, results: list[ShardResult]) -> pa.Table | None:
-    """Return the parent's items where photos that do not answer tonight may keep their latents of yesterday."""
-    silent = any(photo.reason == "unreachable" for result in results for photo in result.unanswered)
-    # Latents of another model cannot stand beside tonight's, nor may those of a model that was told another category.
-    if not silent or plan.summary.parent is None or plan.summary.encode_all or category_told(context.config):
-        return None
-    return read_table(context.store, read_manifest(context.store, plan.summary.parent), "items", columns=HELD_OVER)
+    results = sorted([*work.done, *fresh], key=lambda result: result.number)
+    return settle(work.asked, results, held_over(context, plan, fresh)), results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,12 @@ from pipeline.images.render import render_catalogue
 from pipeline.models import AnyModelConfig
 from pipeline.planning.freezing import How
 from pipeline.progress import Progress
-from pipeline.quality.side_by_side import side_by_side_page
-from pipeline.reader import Neighbour, Release, open_release
+from pipeline.quality.side_by_side import side_by_side_lines, side_by_side_page
+from pipeline.reader import open_release
 from pipeline.runs import default_run_name
 from pipeline.settings.model_choice import BEST
 
-_SHOWN = 3
 _OTHER = "descriptor"  # the channel of the second space
-_WIDTH = 46  # of one space's column
 _PAGE = "side-by-side.html"
 
 
@@ -63,7 +60,12 @@ def run(arguments: Arguments) -> Outcome:
         config.store.open(), manifests, size=config.images.size, category=config.catalogue.category
     )
     both.write_bytes(text)
-    lines = [outcome.text, *side_by_side(*releases), f"look at it: {page.as_uri()}", f"both spaces: {both.as_uri()}"]
+    lines = [
+        outcome.text,
+        *side_by_side_lines(*releases),
+        f"look at it: {page.as_uri()}",
+        f"both spaces: {both.as_uri()}",
+    ]
     details = {**outcome.details, "page": str(page), "side_by_side": str(both), "second_release": other.release}
     return replace(outcome, text="\n".join(lines), details=details)
 
@@ -72,31 +74,3 @@ def second(config: Config) -> Config:
     """Return the demo's config with the model that was measured best, its cells an eighth of a photo's side."""
     values = {**yaml.safe_load(BEST.model), "cell": max(1, config.images.size // 8)}
     return config.model_copy(update={"model": TypeAdapter(AnyModelConfig).validate_python(values)})
-
-
-def side_by_side(left: Release, right: Release) -> Iterator[str]:
-    """Yield the five nearest items of three items, with what they are, in two spaces, for people."""
-    ids = left.item_ids()
-    yield f"  {_space(left):<{_WIDTH}}{_space(right)}"
-    for item_id in ids[:: max(1, len(ids) // _SHOWN)][:_SHOWN]:
-        yield f"{item_id}  {_kind(left.attributes(item_id))}"
-        pairs = zip(left.similar(item_id, k=5), right.similar(item_id, k=5), strict=False)
-        yield from (f"  {_line(one):<{_WIDTH}}{_line(other)}" for one, other in pairs)
-    measured = [release.manifest.measures.get("category_precision_at_10") for release in (left, right)]
-    if None not in measured:
-        yield (
-            "of a photo's ten nearest are of its own category: "
-            f"{measured[0]:.0%} with {left.manifest.model_kind}, {measured[1]:.0%} with {right.manifest.model_kind}"
-        )
-
-
-def _space(release: Release) -> str:
-    return f"{release.manifest.model_kind}, {release.manifest.latent_dim} numbers a photo"
-
-
-def _line(near: Neighbour) -> str:
-    return f"{near.score:6.3f}  {near.item_id}  {_kind(near.attributes)}"
-
-
-def _kind(attributes: dict[str, object]) -> str:
-    return " ".join(str(attributes[name]) for name in ("colour", "pattern", "category") if name in attributes)

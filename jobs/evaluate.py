@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from jobs.command import Arguments, Outcome
-from jobs.config import Config, load_config, photo_files
+from jobs.config import load_config, photo_files
 from jobs.options import option, takes
 from jobs.pipeline_run import run_until
 from pipeline.errors import GateRefused
 from pipeline.progress import Progress
-from pipeline.quality.table import TableOptions, WrittenTable, asked_table, named_bundles, write_quality
+from pipeline.quality.table import asked_table, named_bundles, write_quality
 from pipeline.quality.table_sample import PHOTOS
 from pipeline.runs import default_run_name
 
@@ -43,26 +44,15 @@ def run(arguments: Arguments) -> Outcome:
     if options is None:
         return run_until(arguments, "evaluate")
     config = load_config(arguments)
-    named_bundles(config.store.open(), config, options)
+    store, note, files = config.store.open(), Progress().note, photo_files(config)
+    named_bundles(store, config, options)
+    write = partial(write_quality, store, config, options=options, note=note, files=files)
     arguments = arguments.with_run(arguments.run or default_run_name())
     try:
         outcome = run_until(arguments, "evaluate")
     except GateRefused as refused:
         if refused.release is not None:
-            written = _write(config, str(arguments.run), refused.release, options)
-            Progress().note(written.text)
+            note(write(run=str(arguments.run), release=refused.release).text)
         raise
-    written = _write(config, str(outcome.run), str(outcome.release), options)
+    written = write(run=str(outcome.run), release=str(outcome.release))
     return replace(outcome, details={**outcome.details, **written.details}, text=f"{outcome.text}\n\n{written.text}")
-
-
-def _write(config: Config, run: str, release: str, options: TableOptions) -> WrittenTable:
-    return write_quality(
-        config.store.open(),
-        config,
-        run=run,
-        release=release,
-        options=options,
-        note=Progress().note,
-        files=photo_files(config),
-    )

@@ -16,6 +16,7 @@ _LIMITS = {
     "keep_days": "and those that were current within so many days",
     "grace_days": "least age of what is marked, and of a mark that is swept; 7, or twice the longest attempt",
     "pixels_days": "how long pixels live",
+    "bundles_days": "how long bundles live that no kept release is of",
     "checkpoints_days": "how long checkpoints and plans of ended runs live",
     "max_share": "share of the store's bytes that goes at most in one go",
 }

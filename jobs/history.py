@@ -7,7 +7,7 @@ from jobs.options import CHANNEL, option, takes
 from jobs.place import open_place
 from pipeline.errors import ConfigError
 from pipeline.quality.trends import FORMS, trends, trends_file, trends_text
-from pipeline.release import history
+from pipeline.release import history, none_yet_text
 from pipeline.storage.new_files import new_file, write_new
 
 _TERMINAL, _WHOLE = 8, 30
@@ -32,8 +32,7 @@ def run(arguments: Arguments) -> Outcome:
     found = trends(history(store, channel, last=options.last or (_WHOLE if whole else _TERMINAL)))
     details = {"channel": channel, "left_out": found.left_out, "releases": found.rows(), "file": None}
     if not found.columns:
-        text = f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
-        return Outcome(reason="no releases", details=details, text=text)
+        return Outcome(reason="no releases", details=details, text=none_yet_text(store, channel))
     text = trends_text(found)
     if target is not None:
         text = f"{target}: {write_new(target, trends_file(found, target.suffix.lower())):,} bytes, {channel}"

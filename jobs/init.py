@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from jobs.command import Arguments, Outcome
 from jobs.options import option, takes
 from pipeline.catalogue.proposal import TEXTS, propose
-from pipeline.errors import ConfigError
-from pipeline.storage.local import expanded
+from pipeline.storage.new_files import open_new, unused
+
+_ANOTHER = "name another file with --output"
 
 add_arguments = takes(
     option("source", help="a table (Parquet, CSV, JSON lines), a folder of photos or of tables, a tar shard"),
@@ -23,16 +22,11 @@ add_arguments = takes(
 def run(arguments: Arguments) -> Outcome:
     """Look at the first rows of a catalogue, guess what the columns mean and write a config to start from."""
     options = arguments.options
-    output = expanded(options.output)
-    if os.path.lexists(output):
-        raise ConfigError(f"{str(output)!r} exists and is not overwritten; name another file with --output")
+    output = unused(options.output, _ANOTHER)
     proposal = propose(options.source, item_id=options.item_id, image=options.image, category=options.category)
     text = proposal.text(store=options.store)
-    try:
-        with output.open("x", encoding="utf-8") as handle:
-            handle.write(text)
-    except OSError as error:
-        raise ConfigError(f"{str(output)!r} cannot be written: {error}; name another file with --output") from error
+    with open_new(str(output), _ANOTHER) as file:
+        file.write(text.encode())
     found, examples = proposal.found(), [list(pair) for pair in proposal.tried.examples]
     shown = ", ".join(f"{name} {value!r}" if name in TEXTS else f"{name} {value}" for name, value in found.items())
     next_step = (

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Literal
 
 import yaml
 
-from jobs.building import Candidate, build_candidate
+from jobs.building import build_candidate
 from jobs.command import Arguments, Outcome
 from jobs.computing import encode_photos, train_model
 from jobs.config import Config, config_values, load_config, photo_files
 from jobs.context import Context, ray_starter
 from jobs.ray_session import early_session
 from pipeline.errors import ConfigError, GateRefused
-from pipeline.evaluation.verdicts import allowed_in, refusal_text
+from pipeline.evaluation.verdicts import allowed_in
 from pipeline.events import Finished, Planned, tell
 from pipeline.monitoring import ALREADY, NO_CHANNEL, monitored
 from pipeline.planning import Plan, nothing_to_do
 from pipeline.planning.freezing import How, check_meant, frozen_plan, hold_meant
 from pipeline.progress import Progress
 from pipeline.quality.allowing import allowed_in_run, checked_allowed
+from pipeline.quality.finding import Candidate
 from pipeline.quality.gating import gate_names
 from pipeline.quality.promoting import beside_text
 from pipeline.quality.release_page import category_lines
-from pipeline.release import entry_name, publish, sign_release, signers, write_allowance
-from pipeline.runs import Run, default_run_name, open_run
+from pipeline.release import entry_name, publish, sign_entry, sign_release, signers, write_allowance
+from pipeline.runs import default_run_name, open_run
 from pipeline.watch import Watch
 
 Until = Literal["train", "encode", "index", "evaluate", "publish"]
@@ -79,42 +79,35 @@ def run_config(config: Config, *, name: str, how: How, until: Until, progress: P
             progress.note("\n".join(plan.summary.renewal.lines()))
         if until == "publish" and nothing_to_do(plan, store, config):
             text = f"nothing has changed since release {plan.summary.parent}; the channel stays as it is"
-            return finish(run, _unpublished(name, plan.summary.parent, "nothing to do", text), plan, watch)
+            return finish(context, plan, "nothing to do", text, release=plan.summary.parent)
         return work(context, plan, until, stack)
 
 
 def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcome:
     """Run the stages after the plan; Ray is started by the first one that has something to compute."""
     start_ray = ray_starter(context, stack)
-    name = context.run.name
     model_id = train_model(context, plan, start_ray)
     if until == "train":
         text = f"bundle {model_id} answers train key {plan.summary.train_key[:12]}"
-        return finish(context.run, _unpublished(name, None, "trained", text), plan, context.watch, model_id=model_id)
+        return finish(context, plan, "trained", text, model_id=model_id)
     try:
         encoded = encode_photos(context, plan, model_id, start_ray)
     except GateRefused as refusal:  # before there is a release: the model is broken as a whole
-        outcome = _unpublished(name, None, "refused by a gate", str(refusal))
-        finish(context.run, outcome, plan, context.watch, model_id=model_id)
+        finish(context, plan, "refused by a gate", str(refusal), model_id=model_id)
         raise
     if until == "encode":
         usable, unusable = encoded.items.num_rows, encoded.refused.num_rows
         text = f"{usable:,} photos have latents of model {model_id[:12]}, {unusable:,} were refused"
-        return finish(context.run, _unpublished(name, None, "encoded", text), plan, context.watch, model_id=model_id)
+        return finish(context, plan, "encoded", text, model_id=model_id)
     candidate = build_candidate(context, plan, model_id, encoded)
     release = candidate.manifest.release_id
     if until == "index":
         text = f"release {release} is written and on no channel"
-        return finish(context.run, _unpublished(name, release, "indexed", text), plan, context.watch, candidate)
-    if any(verdict.stops for verdict in candidate.verdicts):
-        said = refusal_text(
-            candidate.verdicts,
-            what=f"release {release} is written and not published",
-            look_at=candidate.report_name,
-            again=f"the same command with --run {name}",
-        )
-        finish(context.run, _unpublished(name, release, "refused by a gate", said), plan, context.watch, candidate)
-        raise GateRefused(said, release=release, verdicts=[verdict.plain() for verdict in candidate.verdicts])
+        return finish(context, plan, "indexed", text, candidate=candidate)
+    if candidate.refused:
+        stopped = candidate.refusal()
+        finish(context, plan, "refused by a gate", str(stopped), candidate=candidate)
+        raise stopped
     if until == "evaluate" or plan.summary.channel is None:
         lines = [f"release {release} passes its gates and is on no channel"]
         if plan.summary.sample is not None and until == "publish":
@@ -123,7 +116,7 @@ def work(context: Context, plan: Plan, until: Until, stack: ExitStack) -> Outcom
                 "--channel NAME it is published on a channel for samples"
             )
         text = "\n  ".join(lines + category_lines(candidate.manifest.measures))
-        return finish(context.run, _unpublished(name, release, "evaluated", text), plan, context.watch, candidate)
+        return finish(context, plan, "evaluated", text, candidate=candidate)
     return publish_candidate(context, plan, candidate)
 
 
@@ -151,19 +144,10 @@ def publish_candidate(context: Context, plan: Plan, candidate: Candidate) -> Out
             run=context.run.name,
             attempt=context.attempt.number,
         )
-    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{_quarantined(candidate)}"
+        sign_entry(context.store, _channel(plan), entry, signers(context.config.publish))
+    text = f"published {entry.release_id} as number {entry.number} of channel {_channel(plan)}{candidate.quarantined()}"
     text += beside_text(context.store, context.config.publish, _channel(plan), candidate.manifest.model_id)
-    outcome = Outcome(
-        run=context.run.name, release=entry.release_id, published=True, reason="published", details={}, text=text
-    )
-    return finish(context.run, outcome, plan, context.watch, candidate)
-
-
-def _quarantined(candidate: Candidate) -> str:
-    """Return in words how many photos could not be used tonight, and how many of these live on as they were."""
-    refused, held = candidate.manifest.counts["refused"], candidate.manifest.counts.get("held", 0)
-    kept = f", {held:,} of them unreachable and kept with yesterday's latents" if held else ""
-    return f"; {refused:,} photos are quarantined{kept}" if refused else ""
+    return finish(context, plan, "published", text, candidate=candidate, published=True)
 
 
 def config_text(config: Config, how: How) -> str:
@@ -179,36 +163,31 @@ def config_text(config: Config, how: How) -> str:
 
 
 def finish(
-    run: Run,
-    outcome: Outcome,
+    context: Context,
     plan: Plan,
-    watch: Watch,
-    candidate: Candidate | None = None,
+    reason: str,
+    text: str,
     *,
+    candidate: Candidate | None = None,
+    release: str | None = None,
     model_id: str | None = None,
+    published: bool = False,
 ) -> Outcome:
-    """Write result.json and return the outcome with what was measured."""
+    """Write result.json and return the outcome with what was measured. release: where there is no candidate."""
+    release = candidate.manifest.release_id if candidate else release
     details: dict[str, Any] = {
         "plan": plan.summary.model_dump(mode="json"),
         "model_id": candidate.manifest.model_id if candidate else model_id or plan.summary.model_id,
-        **watch.summary(),
+        **context.watch.summary(),
+        **(candidate.details() if candidate else {}),
     }
-    if candidate is not None:
-        details["counts"] = candidate.manifest.counts
-        details["measures"] = candidate.manifest.measures
-        details["verdicts"] = [verdict.plain() for verdict in candidate.verdicts]
-        details["report"] = candidate.report_name
-    names = ("run", "release", "published", "reason")
-    run.write_result({**{name: getattr(outcome, name) for name in names}, **details})
-    tell(Finished(outcome.release, outcome.published, outcome.reason, details))
-    return replace(outcome, details=details)
+    name = context.run.name
+    context.run.write_result({"run": name, "release": release, "published": published, "reason": reason, **details})
+    tell(Finished(release, published, reason, details))
+    return Outcome(run=name, release=release, published=published, reason=reason, details=details, text=text)
 
 
 def _channel(plan: Plan) -> str:
     if plan.summary.channel is None:
         raise ConfigError(f"a sample of {plan.summary.limit} items is published on no channel; name one with --channel")
     return plan.summary.channel
-
-
-def _unpublished(run: str, release: str | None, reason: str, text: str) -> Outcome:
-    return Outcome(run=run, release=release, published=False, reason=reason, details={}, text=text)

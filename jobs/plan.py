@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from jobs.command import Arguments, Outcome
-from jobs.config import Config, load_config, photo_files
+from jobs.config import load_config, photo_files
 from jobs.options import option
-from pipeline.planning import Plan, make_plan, nothing_to_do, pixels_line
-from pipeline.planning.described import describe, first_photos, first_refused
+from pipeline.planning import make_plan, nothing_to_do
+from pipeline.planning.described import describe, first_photos, first_refused, pixels_lines
 from pipeline.runs import default_run_name
-from pipeline.storage import Store
 
 add_arguments = option("--channel", metavar="NAME", help="as of `refresh`: where it would publish")
 
@@ -33,12 +32,5 @@ def run(arguments: Arguments) -> Outcome:
         published=False,
         reason=reason,
         details=details,
-        text=describe(plan, idle=idle, pixels=_pixels(config, store, plan)),
+        text=describe(plan, idle=idle, pixels=pixels_lines(config, store, plan)),
     )
-
-
-def _pixels(config: Config, store: Store, plan: Plan) -> list[str]:
-    fetched = plan.summary.counts["to_fetch"]
-    summary = plan.summary
-    photos = summary.counts["photos"]
-    return [pixels_line(config, store, fetched=fetched, model_id=summary.model_id, photos=photos)] if fetched else []

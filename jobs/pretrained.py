@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from jobs.command import Arguments, Outcome
 from jobs.options import option, takes
 from pipeline.errors import ConfigError
 from pipeline.images.probe import probe_picture
-from pipeline.models.converting import converted, file_of_package
+from pipeline.models.converting import asked_network, converted, file_of_package
 from pipeline.models.examining import probe_vector
 from pipeline.models.foreign.recipes import RECIPES
 from pipeline.models.pretrained import Pretrained, PretrainedConfig
 from pipeline.settings.sources import merge, override_source
 from pipeline.storage import Files
-from pipeline.storage.local import expanded
+from pipeline.storage.new_files import open_new
 
 _ACTIONS = "recipes: list the known networks; convert: turn a file into .onnx or .safetensors; picture: write the test "
 _ACTIONS += "picture; vector: write what a network says of it (.npy)"
@@ -51,7 +50,7 @@ def run(arguments: Arguments) -> Outcome:
     model = Pretrained(config, 224)
     model.use_file(data, config.weights)
     path = options.output if options.output.endswith(".npy") else f"{options.output}.npy"
-    with _new(path) as file:
+    with open_new(path) as file:
         np.save(file, probe_vector(model))
     return Outcome(reason="written", details={"file": path}, text=f"wrote {path}")
 
@@ -62,14 +61,7 @@ def _config(arguments: Arguments) -> PretrainedConfig:
     values = values.get("model", values) | {"kind": "pretrained"}
     weights = file_of_package(options.package) if options.package else options.weights
     values |= {name: value for name, value in (("recipe", options.recipe), ("weights", weights)) if value}
-    try:
-        config: PretrainedConfig = TypeAdapter(PretrainedConfig).validate_python(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise ConfigError(problems.replace("Value error, ", "")) from error
-    if config.source is None:
-        raise ConfigError(f"name what the weights are of: --recipe, one of {', '.join(RECIPES)}, or source=timm ...")
-    return config
+    return asked_network(values)
 
 
 def _listed() -> Outcome:
@@ -78,15 +70,6 @@ def _listed() -> Outcome:
 
 
 def _written(output: str, data: bytes, what: str, **details: Any) -> Outcome:
-    with _new(output) as file:
+    with open_new(output) as file:
         file.write(data)
     return Outcome(reason="written", details={"file": output, **details}, text=f"wrote {output}: {what}")
-
-
-def _new(output: str) -> Any:
-    try:
-        return expanded(output).open("xb")
-    except FileExistsError as error:
-        raise ConfigError(f"{output!r} exists and is not overwritten; name another file") from error
-    except OSError as error:
-        raise ConfigError(f"{output!r} cannot be written: {error}; name another file") from error

@@ -9,6 +9,7 @@ from jobs.sources import read_config
 from pipeline.evaluation.gates import GatesConfig
 from pipeline.quality.promoting import require_promotable
 from pipeline.release import check_store, promotable, promote, read_head, verify_release
+from pipeline.release.channel import undo_text, unmoved_text
 
 add_arguments = takes(
     option("source", metavar="SOURCE_CHANNEL", help="the channel that has the release, as `canary`"),
@@ -38,14 +39,13 @@ def run(arguments: Arguments) -> Outcome:
     asked = promotable(store, options.source, options.release)
     details = {"channel": options.target, "source": options.source, "before": before and before.release_id}
     if before is not None and before.release_id == asked.release_id:
-        text = f"{asked.release_id} is the current release of channel {options.target} already; nothing was changed"
+        text = unmoved_text(options.target, asked.release_id)
         return Outcome(release=asked.release_id, reason="nothing to do", details=details, text=text)
     found = require_promotable(store, asked, before, config.gates.promote, allow=options.allow, reason=options.reason)
     details["verdicts"] = [verdict.plain() for verdict in found.verdicts]
     verify_release(store, asked.release_id, expect_sha256=asked.manifest_sha256, share=options.sample).require()
     entry = promote(store, options.source, options.target, release=asked.release_id, allowed=found.allowed)
     text = f"channel {options.target} is at {entry.release_id} (number {entry.number}), promoted from {options.source}"
-    if before is not None:
-        text += f". Undo with: codebooks rollback --channel {options.target} --to {before.release_id}"
+    text += f". {undo_text(options.target, before)}" if before else ""
     details["number"] = entry.number
     return Outcome(release=entry.release_id, published=True, reason="promoted", details=details, text=text)

@@ -5,10 +5,8 @@ The swap is never left to Ray: a replica that `user_config` reconfigures takes n
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from jobs.ray_session import ray_session
 from jobs.sources import read_config
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.nodes import ClusterConfig
-from pipeline.serving import ServeConfig, application, parse_settings
+from pipeline.serving import ServeConfig, answering_address, application, parse_settings
 from pipeline.stopping import STOPPING
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 _NAME = "codebooks"
 _AROUND = 64  # requests that a replica takes beyond its places: those that it refuses, and the quick ones
 _LOOK_EVERY_S = 2.0
-_ANSWERS_WITHIN_S = 60.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -83,7 +80,7 @@ def serve_on_ray(config: ServeConfig, arguments: Arguments) -> None:
         except RuntimeError as error:
             raise ConfigError(f"the service did not start on Ray: {error}") from error
         try:
-            address = _answering(config)
+            address = answering_address(config)
             sys.stderr.write(f"serving {config.store_url} on {address} with {config.workers} replica(s) on Ray\n")
             while (found := serve.status().applications.get(_NAME)) and found.status not in _FAILED:
                 time.sleep(_LOOK_EVERY_S)
@@ -93,25 +90,6 @@ def serve_on_ray(config: ServeConfig, arguments: Arguments) -> None:
                 raise
         finally:
             serve.delete(_NAME)  # requests under way have drain_s
-
-
-def _answering(config: ServeConfig) -> str:
-    """Return the address, once this node answers there: Serve listens where whoever started it first had it listen."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104  asked, not listened on
-    address = f"http://[{host}]:{config.port}/" if ":" in host else f"http://{host}:{config.port}/"
-    ends, problem = time.monotonic() + _ANSWERS_WITHIN_S, ""
-    while time.monotonic() < ends:
-        try:
-            with urllib.request.urlopen(f"{address}healthz", timeout=5) as answer:  # noqa: S310  always http
-                if json.load(answer).get("status") == "ok":
-                    return address
-        except (OSError, ValueError, AttributeError) as error:
-            problem = str(error)
-        time.sleep(0.2)
-    raise ConfigError(
-        f"nothing of this service answers at {address} ({problem}): another Ray Serve of this cluster listens at "
-        "its own --host and --port, which the first one decides; name those, or end that one (`serve shutdown`)"
-    )
 
 
 def _ray_serve() -> Any:

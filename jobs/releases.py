@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.command import Arguments, Outcome
 from jobs.options import CHANNEL, option, takes
 from jobs.place import open_place
-from pipeline.release import history, history_text, holders, live_at, parse_moment
+from pipeline.release import history, history_text, holders, live_at, none_yet_text, parse_moment
 
 add_arguments = takes(
     CHANNEL,
@@ -22,9 +22,8 @@ def run(arguments: Arguments) -> Outcome:
         found = live_at(store, channel, parse_moment(options.at), holders=holders(store))
     else:
         found = history(store, channel, last=options.last, holders=holders(store))
-    if not found.told:
-        text = f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
-        return Outcome(reason="no releases", details={"channel": channel, "releases": []}, text=text)
     rows = [told.row() for told in found.told]
     details = {"channel": channel, "releases": rows}
+    if not rows:
+        return Outcome(reason="no releases", details=details, text=none_yet_text(store, channel))
     return Outcome(release=rows[-1]["release"], reason="listed", details=details, text=history_text(found))

@@ -7,6 +7,7 @@ from jobs.options import CHANNEL, option, takes
 from jobs.place import open_place
 from pipeline.errors import NotFound
 from pipeline.release import read_head, rollback
+from pipeline.release.channel import undo_text, unmoved_text
 
 add_arguments = takes(
     CHANNEL,
@@ -24,10 +25,8 @@ def run(arguments: Arguments) -> Outcome:
     entry = rollback(store, channel, to=arguments.options.to)
     details = {"channel": channel, "number": entry.number, "before": before.release_id}
     if entry.number == before.number:
-        text = f"{entry.release_id} is the current release of channel {channel} already; nothing was changed"
+        text = unmoved_text(channel, entry.release_id)
         return Outcome(release=entry.release_id, reason="nothing to do", details=details, text=text)
-    text = (
-        f"channel {channel} is back at {entry.release_id} (number {entry.number}); it was at {before.release_id}. "
-        f"Undo with: codebooks rollback --channel {channel} --to {before.release_id}"
-    )
+    text = f"channel {channel} is back at {entry.release_id} (number {entry.number}); it was at {before.release_id}. "
+    text += undo_text(channel, before)
     return Outcome(release=entry.release_id, published=True, reason="rolled back", details=details, text=text)

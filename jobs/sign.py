@@ -6,7 +6,7 @@ from jobs.command import Arguments, Outcome
 from jobs.options import option, takes
 from jobs.place import open_place
 from pipeline.errors import ConfigError
-from pipeline.release import published_digest, read_signing_keys, sign_release, signers, verify_release
+from pipeline.release import published_digest, read_signing_keys, sign_heads, sign_release, signers, verify_release
 
 add_arguments = takes(
     option("release", metavar="RELEASE_ID", help="a release that some channel names"),
@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> Outcome:
     if digest is None:
         raise ConfigError(f"no channel of {store.url} names {release!r}, so nothing says what its manifest should be")
     verify_release(store, release, expect_sha256=digest).require()
-    names = sign_release(store, release, keys, expect_sha256=digest)
+    names = [*sign_release(store, release, keys, expect_sha256=digest), *sign_heads(store, release, keys)]
     ids = [key.public.key_id for key in keys]
     details = {"signatures": names, "key_ids": ids}
     return Outcome(release=release, reason="signed", details=details, text=f"{release} is signed: {', '.join(names)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +14,8 @@ from jobs.ray_session import ray_session
 from pipeline.errors import CodebooksError
 from pipeline.findings import Finding, Level
 from pipeline.planning.freezing import How
-from pipeline.planning.trial import copy_bundles, in_small, small_catalogue, small_config
+from pipeline.planning.trial import on_scratch, small_config
 from pipeline.progress import Progress
-from pipeline.storage.config import StoreConfig
 from pipeline.workers import ask_a_worker, compared
 
 _MEND = "a night would end the same way: see the text, then try again"
@@ -50,17 +48,8 @@ def _scratch(arguments: Arguments, *, whole: bool) -> Iterator[Config]:
     """Yield the config of a night in small: a generated catalogue, one step, everything on a store of its own."""
     with tempfile.TemporaryDirectory(prefix="visual-codebooks-doctor-") as folder:
         asked = load_config(arguments) if whole else Config.model_validate(small_config(folder))
-        place = f"runs/doctor-{uuid.uuid4().hex[:12]}"
-        standing = asked.store.open()
-        scratch = StoreConfig(**{**asked.store.model_dump(), "url": f"{asked.store.url.rstrip('/')}/{place}"})
-        try:
-            store = scratch.open()
-            copy_bundles(asked, standing, store)
-            store.put("catalogue.parquet", small_catalogue(asked))
-            yield Config.model_validate(in_small(config_values(asked), scratch.model_dump()))
-        finally:
-            for entry in list(standing.list(f"{place}/")):
-                standing.delete(entry.name)
+        with on_scratch(asked, config_values(asked), asked.store) as values:
+            yield Config.model_validate(values)
 
 
 def _worker(config: Config) -> tuple[Level, str, str]:

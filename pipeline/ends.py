@@ -1,16 +1,20 @@
-"""How a command ends: exit codes, and which of them an error stands for."""
+"""How a command ends: what it answers, as text and as JSON, exit codes, and which of them an error stands for."""
 
 from __future__ import annotations
 
 import errno
+import json
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TextIO
 
 from .errors import CodebooksError, GateRefused, Unavailable
+from .keys import plain_json
 from .stopping import STOPPING
+from .storage.secrets import masked_for_people
 
 EXIT_CODES: dict[int, tuple[str, str]] = {
     0: ("done", "done, or nothing to do"),
@@ -68,3 +72,78 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         wrapped = getattr(error, "cause", None)  # Ray's errors carry the worker's
         error = wrapped if isinstance(wrapped, BaseException) else error.__cause__ or error.__context__
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command that did not fail answers.
+
+    run, release: their names where there are any. published: did this run move a channel. reason: a few words for a
+    scheduler's log. details: more fields of the JSON object. text: for people. exit_code: other than 0 only where the
+    answer itself is bad news, as with `doctor`.
+    """
+
+    run: str | None = None
+    release: str | None = None
+    published: bool = False
+    reason: str = "done"
+    details: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    exit_code: int = 0
+
+
+class Answer:
+    """Says how a command ended: text on standard error, with --json one object on standard output."""
+
+    def __init__(self, stdout: TextIO, *, as_json: bool, run: str | None) -> None:
+        self.run = run
+        self._stdout = stdout
+        self._as_json = as_json
+
+    def done(self, outcome: Outcome) -> int:
+        """Say what a command answers, and return its exit code."""
+        if outcome.text:
+            sys.stderr.write(outcome.text + "\n")
+        self._object(
+            {
+                **outcome.details,
+                "run": outcome.run,
+                "release": outcome.release,
+                "published": outcome.published,
+                "reason": outcome.reason,
+            }
+        )
+        return outcome.exit_code
+
+    def failed(
+        self, text: str, code: int, *, release: str | None = None, verdicts: Sequence[Mapping[str, Any]] = ()
+    ) -> int:
+        """Say why a command failed, and return its exit code."""
+        text = masked_for_people(text)
+        sys.stderr.write(f"codebooks: {text}\n")
+        reason = EXIT_CODES[code][0]
+        self._object(
+            {
+                "run": self.run,
+                "release": release,
+                "published": False,
+                "reason": reason,
+                "error": text,
+                "exit_code": code,
+                **({"verdicts": list(verdicts)} if verdicts else {}),
+            }
+        )
+        return code
+
+    def stopped(self) -> None:
+        """Say that the process ends on the spot; nothing is left to say it later."""
+        self.failed(STOPPING.text, Unavailable.exit_code)
+
+    def _object(self, values: Mapping[str, Any]) -> None:
+        if self._as_json:
+            # ASCII, whatever the terminal's encoding and the names in it: the object must come, also after a publish.
+            self._stdout.write(json.dumps(plain_json(values), default=str, ensure_ascii=True, allow_nan=False) + "\n")
+            self._stdout.flush()
+            if lost := getattr(self._stdout, "lost", None):
+                sys.stderr.write(f"codebooks: the JSON object could not be written to standard output ({lost})\n")
+        self._as_json = False  # exactly one object, whatever happens after it

@@ -15,14 +15,14 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import ConfigError, NotFound
+from .errors import ConfigError, NotFound, Untrusted
 from .forks import FreshLock
 from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.asked import as_rows, basket_shares, checked_k, listed_keys
 from .index.contents import Contents, ItemKey
 from .index.fetching import fetch_ahead
 from .index.following import Following
-from .index.fusion import rank_depth
+from .index.fusion import rank_depth, soft_minimum
 from .index.latents import Float32
 from .index.opened import OpenedRelease
 from .index.opening import Opening, Terms
@@ -34,6 +34,7 @@ from .release import (
     Delisted,
     HeldLease,
     Manifest,
+    check_head_signed,
     check_signed,
     check_store,
     read_delisted,
@@ -78,6 +79,8 @@ def open_release(
     takes the right to write below `leases/` of the store.
     trusted_keys: public keys (PEM files, or their text), one of which must have signed whatever release is opened, now
     and at each `refresh()`; takes the package cryptography.
+    trusted_channel: one of them must also have signed that this release is the channel's head, and `refresh()` never
+    goes back to a lower number: nobody else can put an older release there (one named by its id has no channel).
     progress: told (bytes that are here, bytes in all) while files are fetched, on the threads that fetch them.
     check_one_in: of so many questions one, drawn at random, is answered once more by an exact search on a thread of its
     own, and compared: `recall_seen`. That scores every item that may answer; take a large number for a large release.
@@ -112,6 +115,7 @@ class Release(Contents):
         self.channel = channel if release_id is None else None  # None: pinned to one release
         # Id and sha256 of the manifest, each None as long as it is not known.
         self._wanted: tuple[str | None, str | None] = (release_id, None)
+        self._number = 0  # the highest of the channel's entries that was followed
         self._opening = FreshLock()
         self._opened: OpenedRelease | None = None
         self._delisted: Delisted | None = None
@@ -206,9 +210,11 @@ class Release(Contents):
         """Return the k items nearest to several items together, none of these among them.
 
         fusion: `rrf` asks for each item apart (max(100, 10 k) neighbours) and sums weight / (5 + rank), which serves
-        mixed baskets; `min` takes an item's best score to any of them; `barycentre` asks once with the weighted middle
-        of the items (each the middle of its photos), for items of one kind. weights: one positive number an item;
-        `min` takes none. Scores are rank sums for `rrf`, else the metric's. Raises UnknownItem, ConfigError.
+        mixed baskets; `min` takes an item's best score to any of them; `soft_min` among the same neighbours as `rrf` a
+        soft minimum of their distances, see `soft_minimum`; `barycentre` asks once with the weighted middle of the
+        items (each the middle of its photos), for items of one kind. weights: one positive number an item; `min` takes
+        none. Scores are rank sums for `rrf`, logarithms for `soft_min`, else the metric's. Raises UnknownItem,
+        ConfigError.
         """
         opened = self._now()
         basket = listed_keys(item_ids)
@@ -216,10 +222,14 @@ class Release(Contents):
         items = [opened.find(item_id) for item_id in basket]
         counts = [len(opened.items.rows_of(item)) for item in items]
         vectors = opened.vectors(items)
-        if fusion == "rrf":
+        if fusion in ("rrf", "soft_min"):
             owners = np.repeat(np.arange(len(items)), counts)
             answers = self._answers(opened, Question(vectors, owners, rank_depth(checked_k(k)), where, items))
-            return _neighbours(opened, reciprocal_ranks(answers, shares, k))
+            if fusion == "rrf":
+                return _neighbours(opened, reciprocal_ranks(answers, shares, k))
+            named = np.unique(np.concatenate([answer.groups for answer in answers]))
+            scores = opened.scores(vectors, owners, named.tolist()) if len(named) else np.empty((len(items), 0))
+            return _neighbours(opened, soft_minimum(answers, named, scores, shares, k))
         if fusion == "barycentre":
             vectors = opened.index.metric.barycentre(vectors, np.repeat(shares / counts, counts))
         return self._named(opened, Question.alone(vectors, k, where, items))[0]
@@ -374,6 +384,14 @@ class Release(Contents):
                 f"channel {channel!r} on {self._store.url} has no release yet; run `codebooks refresh`, or name "
                 "another channel"
             )
+        if self._terms.trusted_channel:
+            if head.number < self._number:
+                raise Untrusted(
+                    f"channel {channel!r} on {self._store.url} goes back from number {self._number} to {head.number}, "
+                    "and entries of a log are never deleted: somebody has; restore it from the store's versions"
+                )
+            check_head_signed(self._store, channel, head, self._terms.trusted)
+        self._number = head.number
         return head
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 import importlib.util
 import logging
@@ -34,6 +36,19 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for garbage neither while a million objects are imported nor, later on, among these."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # else libraries that count their objects at the end would miss some
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -102,22 +117,32 @@ def expiring() -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def forks() -> Iterator[Any]:
+    """The program that forks Ray's workers and commands; see tests/forked.py."""
+    pytest.importorskip("ray")
+    with _load("forked").Forks() as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def ray_session(forks: Any) -> Iterator[None]:
     """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
 
-    Six logical CPUs on any machine: with as many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
+    Its workers are forked from a process that has imported what they need. Six logical CPUs on any machine: with as
+    many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
     """
     ray = pytest.importorskip("ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        logging_level="ERROR",
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with forks.workers():
+        ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=False,
+        )
     context = pytest.importorskip("ray.data").DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 120
@@ -126,11 +151,11 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def commands(ray_session: None) -> Any:
+def commands(ray_session: None, forks: Any) -> Any:
     """The command line on the session's cluster: .run in this process, .start in one of its own."""
     import ray
 
-    return _load("commands").Commands(ray.get_runtime_context().gcs_address)
+    return _load("commands").Commands(ray.get_runtime_context().gcs_address, forks)
 
 
 @pytest.fixture

@@ -27,12 +27,14 @@ _COLUMNS = ("uri", "signed_uri", "token", "source", "offset", "length")
 _OTHER_FIELDS = 1 << 20
 # Of a photo whose bytes come with another token than the plan's: one of several servers may be behind the others.
 _TRIES = 2
+_CALLS = 2  # of `read` at once that have all their threads: the shards that an encoding actor works on
 
 
 class PhotoReader:
     """Reads photos of a catalogue, many at a time; safe to pickle to workers.
 
-    threads: concurrent requests. max_bytes: of one photo; a longer one is refused before it is read.
+    threads: concurrent requests of one `read`, of which two may go on side by side. max_bytes: of one photo; a longer
+    one is refused before it is read.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class PhotoReader:
         if len(rows) < 2 or self._threads < 2:
             return [read(row) for row in rows]
         with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="photos")
+            self._pool = self._pool or ThreadPoolExecutor(_CALLS * self._threads, thread_name_prefix="photos")
         # Each thread takes the next row when it is done with one: a task a row would cost more than a file's reading.
         found: dict[int, Fetched] = {}
         waiting, failed = iter(range(len(rows))), threading.Event()  # `next` of a range is one step for every thread

@@ -36,7 +36,8 @@ class TokenCost:
 
     listed: names listed, those of a folder source too; heads: HEADs of single photos, or GETs of one byte where a host
     refuses those; revalidated: photos asked whether they are still what they were; reads, read_bytes: photos read whole
-    because nothing else tells whether they have changed; slowed: seconds that hosts asked to wait, by host.
+    because nothing else tells whether they have changed; slowed: seconds that hosts asked to wait, by host. sizes: of
+    each photo in bytes, int64 [n], null where neither listings, answers nor the catalogue told it on the way.
     """
 
     listed: int = 0
@@ -45,6 +46,7 @@ class TokenCost:
     reads: int = 0
     read_bytes: int = 0
     slowed: dict[str, float] = field(default_factory=dict)
+    sizes: pa.ChunkedArray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def resolve_tokens(
     stage = pc.if_else(pc.is_valid(reason), "plan", pa.scalar(None, pa.string()))
     for kind, column in zip(REFUSAL, (stage, reason, detail), strict=True):
         table = table.append_column(kind, column.cast(kind.type))
-    return table, cost
+    return table, replace(cost, sizes=size)
 
 
 def _said(empty: pa.Array, of_empty: str, unversioned: pa.Array, of_unversioned: str, answers: pa.Array) -> pa.Array:

@@ -56,7 +56,7 @@ class EncodeConfig(BaseModel):
     )
     threads: int = Field(default=1, ge=1, description="decoding and torch threads of one actor")
     fetch_threads: int = Field(
-        default=16, ge=1, description="concurrent requests of one actor; a disk needs 4, which cost it less"
+        default=16, ge=1, description="concurrent requests for a shard; an actor works on two of them"
     )
     shard_rows: int | None = Field(
         default=None, ge=1, description="photos in a part at most; null: from their number and size"

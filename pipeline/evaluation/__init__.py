@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .category import category_knn, category_measures
 from .gates import GATES, GatesConfig, check_gates
 from .knn import knn_accuracy, knn_labels, label_knn
 from .nightly import MeasuresConfig
@@ -13,8 +12,6 @@ __all__ = [
     "GateVerdict",
     "GatesConfig",
     "MeasuresConfig",
-    "category_knn",
-    "category_measures",
     "check_gates",
     "knn_accuracy",
     "knn_labels",

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from ..ordering import as_numpy, ranks, run_starts
-from .knn import label_hits, label_knn
+from .knn import label_hits
 from .probe import linear_probe
-from .retrieval import interval, retrieve
+from .retrieval import retrieve
 
 GALLERY = 60_000  # items that stand for the catalogue in retrieval: a similarity matrix of more would not fit
 QUERIES = 1_000
@@ -37,37 +37,17 @@ class Answers:
     values: NDArray[np.float64]
 
 
-def category_knn(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> float | None:
-    """Return the k-NN accuracy of categories over a seeded sample of items, in 0..1, or None below two known ones.
+def category_answers(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, Answers]:
+    """Return how well each asked item is answered for, by the names of measures; nothing below two items with one.
 
     items: sorted by item_id, one row a photo, with the column `category`; vectors: float [n, d], one row a photo. Only
-    an item's first photo takes part: others would vote for their own item's category. k-NN as `knn.label_knn`.
-    """
-    rows, labels = first_photos(items, category)
-    if len(labels) < 2:
-        return None
-    return label_knn(_taken(vectors, rows), labels, seed=seed)
-
-
-def category_measures(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, float]:
-    """Return what latents tell of categories, by name; nothing below two items with one. Arguments as `category_knn`.
-
-    category_knn. category_precision_at_10, category_map_at_r, category_ndcg_at_10: of up to QUERIES seeded items among
-    up to GALLERY ones, cosine, the query's own item left out; the means over queries whose category another item has.
+    an item's first photo takes part: others would vote for their own item's category. category_knn: of a seeded sample,
+    k-NN as `knn.label_knn`. category_precision_at_10, category_map_at_r, category_ndcg_at_10: of up to QUERIES seeded
+    items among up to GALLERY ones, cosine, the query's own item left out; over queries whose category another item has.
     category_probe: `linear_probe` of a fifth of up to PROBED items of the KINDS most frequent categories, fitted on the
-    others, where these hold two categories. All but the first also with `_low` and `_high`, the 95 % bootstrap interval
-    over queries. Precision and MAP@R depend on the size of the gallery: compare releases of about one size.
+    others, where these hold two categories. Precision and MAP@R depend on the size of the gallery: compare releases of
+    about one size.
     """
-    found: dict[str, float] = {}
-    for name, answers in category_answers(items, vectors, category, seed=seed).items():
-        found[name] = float(answers.values.mean())
-        if name != "category_knn":
-            found[f"{name}_low"], found[f"{name}_high"] = interval(answers.values, seed=seed)
-    return found
-
-
-def category_answers(items: pa.Table, vectors: ArrayLike, category: str, *, seed: int) -> dict[str, Answers]:
-    """Return what `category_measures` are the means of, by name."""
     rows, labels = first_photos(items, category)
     if len(labels) < 2:
         return {}

@@ -11,6 +11,7 @@ from .codes import FITTED, code_features
 from .config import IndexConfig
 from .exact import nearest_exact
 from .faiss_module import load_faiss
+from .fitted import Origin
 from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
@@ -40,6 +41,7 @@ __all__ = [
     "LatentArrays",
     "Metric",
     "NightIndex",
+    "Origin",
     "SearchIndex",
     "build_index",
     "check_readable",

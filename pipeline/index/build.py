@@ -150,8 +150,8 @@ def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
     """Return recalls of the measuring queries: where a kind is tuned, no more than its effort gives by itself."""
     if not KINDS[name].tuned:
         return recalls(opened, measuring)
-    if KINDS[name].by_unseen and opened.planner.all_exact(measuring.neighbours):
-        return np.ones(len(measuring.rows))  # so few rows that no walk is needed
+    if KINDS[name].by_unseen and not opened.planner.walks(measuring.neighbours):
+        return np.ones(len(measuring.rows))
     apart = opened.without_rows(measuring.left_out)
     with apart.planner.as_set():
         return recalls(apart, measuring)
@@ -228,7 +228,7 @@ def check_memory(rows: int, dim: int, config: IndexConfig) -> None:
         raise ConfigError(
             f"a {config.kind} index of {rows} rows x {dim} features needs about "
             f"{need / _GIB:.3g} GiB, index.memory_gib allows {config.memory_gib:g}; raise it"
-            + (", lower index.m, or take kind: flat" if config.kind == "hnsw" else "")
+            + (", lower index.m, or take kind: flat" if KINDS[config.kind].by_unseen else "")
         )
 
 

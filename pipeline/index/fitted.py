@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,21 @@ from .kinds import KINDS, check_installed, enough_rows, rows_to_train
 from .latents import Float32, LatentArrays
 from .metric import Metric
 from .metrics import PHOTOS_FITTED, WITH_CODE, fitted_metric, metric_of_index
+from .space import Space
 
 Facts = Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What latents are of, where not of all photos as their parts have them. sample: of the catalogue, as plain JSON;
+    rotation: that they have been through, where a release keeps another bundle's space."""
+
+    sample: Any = None
+    rotation: Space | None = None
+
+
+AS_STORED = Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,7 @@ class Fitted:
 
     metric_name, facts: the metric, and what its weights follow from, as in a manifest. kind: a row of the table.
     trained: an empty trained FAISS index as bytes, None where nothing is trained. number: how often it was fitted; new:
-    whether just now.
+    whether just now. rotation: that latents on the store go through first, where a release keeps another's space.
     """
 
     model_id: str
@@ -47,6 +60,7 @@ class Fitted:
     trained: bytes | None = None
     number: int = 1
     new: bool = False
+    rotation: Space | None = None
 
     @property
     def metric(self) -> Metric:
@@ -57,7 +71,14 @@ class Fitted:
     def space(self) -> str:
         """The key of the space (64 hex): vectors of two of them never share an index."""
         trained = None if self.trained is None else digest_of(self.trained)
-        return key_of([1, self.model_id, self.metric_name, dict(self.facts), self.kind, list(self.build), trained])
+        turned = [] if self.rotation is None else [self.rotation.digest]
+        asked = [1, self.model_id, self.metric_name, dict(self.facts), self.kind, list(self.build), trained, *turned]
+        return key_of(asked)
+
+    def features(self, latents: LatentArrays) -> Float32:
+        """Return the features of latents as they lie on the store, float32 [n, f]."""
+        turned = latents if self.rotation is None else self.rotation.rotated(latents)
+        return self.metric.item_features(turned)
 
     def empty_index(self, width: int, config: IndexConfig) -> Any:
         """Return the empty FAISS index of this space, ready to be added to."""
@@ -75,23 +96,26 @@ def fit(
     *,
     rows: int,
     number: int = 1,
-    scope: Any = None,
+    origin: Origin = AS_STORED,
 ) -> Fitted:
     """Return what is fitted of a kind for a bundle: what lies on the store, else fitted now; whoever is first decides.
 
-    latents: of the whole catalogue, of which a seeded sample is trained on; rows: of a segment, by which cells are
-    counted. number: 1, or one more than that which no longer serves. scope: the sample of the catalogue, where it is
-    one, as plain JSON. Raises IntegrityError for a damaged file.
+    latents: of the whole catalogue, rotated already, of which a seeded sample is trained on; rows: of a segment, by
+    which cells are counted. number: 1, or one more than that which no longer serves. Raises IntegrityError for a
+    damaged file.
     """
+    rotation = origin.rotation
     check_installed(kind)
-    build = (config.m, config.ef_construction) if kind == "hnsw" else ()
+    build = (config.m, config.ef_construction) if KINDS[kind].by_unseen else ()
     fits_metric = config.metric in ("codes", "codes_hamming") or config.mask == "catalogue_median"
     if not KINDS[kind].lossy and not fits_metric:
-        return Fitted(model_id, fitted_metric(config.metric, config.mask, latents).name, {}, kind, build)
-    asked = [1, config.metric, config.mask, kind, config.seed, config.segment_rows, number, scope]
+        name = fitted_metric(config.metric, config.mask, latents).name
+        return Fitted(model_id, name, {}, kind, build, rotation=rotation)
+    asked = [1, config.metric, config.mask, kind, config.seed, config.segment_rows, number, origin.sample]
+    asked += [] if rotation is None else [rotation.digest]
     name = f"models/{model_id}/index-{key_of(portable(asked))[:SHORT]}.npz"
     try:
-        return _read(store.get(name), name, model_id, kind, build, number)
+        return replace(_read(store.get(name), name, model_id, kind, build, number), rotation=rotation)
     except NotFound:
         pass
     metric = fitted_metric(config.metric, config.mask, latents)
@@ -101,8 +125,8 @@ def fit(
     trained = _trained(metric, kind, latents, rows, config) if KINDS[kind].lossy else None
     data = _written(metric.name, facts, trained)
     if store.put_if_absent(name, data):
-        return Fitted(model_id, metric.name, facts, kind, build, trained, number, new=True)
-    return _read(store.get(name), name, model_id, kind, build, number)
+        return Fitted(model_id, metric.name, facts, kind, build, trained, number, new=True, rotation=rotation)
+    return replace(_read(store.get(name), name, model_id, kind, build, number), rotation=rotation)
 
 
 def _empty(metric: Metric, kind: str, width: int, rows: int, config: IndexConfig) -> Any:

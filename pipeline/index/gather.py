@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -14,17 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import IntegrityError, Unavailable
+from ..errors import IntegrityError
 from ..ordering import ranks, take_column, take_rows
 from ..parts import read_part, read_rows
 from ..storage import Store
-from .latents import LatentArrays, Rows
+from .latents import LatentArrays, Rows, latents_matrix
 
 _COLUMNS = ("mean", "log_var", "codes")
 _TYPES: Mapping[str, Any] = {"mean": np.float32, "log_var": np.float32, "codes": np.int32}
-HELD_BYTES = 1 << 30
-"""A matrix of latents above so many bytes lies in a file without a name, mapped: the kernel takes its pages back when
-memory is short, and the file is gone with the array, however the process ends."""
 
 
 def gather_latents(
@@ -87,30 +81,13 @@ def _scatter(waiting: dict[Future[dict[str, NDArray[np.generic]]], Rows], result
         places = waiting.pop(future)
         for name, values in future.result().items():
             if name not in result:
-                result[name] = _matrix(total, values.shape[1], _TYPES[name])
+                result[name] = latents_matrix(total, values.shape[1], _TYPES[name])
             matrix = result[name]
             if matrix.shape[1] != values.shape[1]:
                 raise IntegrityError(
                     f"parts hold {name} of {matrix.shape[1]} and of {values.shape[1]} values; one release has one model"
                 )
             matrix[places] = values
-
-
-def _matrix(rows: int, width: int, kind: Any) -> Any:
-    """Return a matrix to be filled, in memory or, above HELD_BYTES, in a mapped file."""
-    size = rows * width * np.dtype(kind).itemsize
-    if size <= HELD_BYTES:
-        return np.empty((rows, width), kind)
-    with tempfile.TemporaryFile(prefix="latents-") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)  # a page that the disk has no room for would end the process
-            held = mmap.mmap(file.fileno(), size)
-        except OSError as error:
-            raise Unavailable(
-                f"{rows:,} rows of latents need {size / 2**30:.1f} GiB of temporary files ({error}); make room in "
-                f"{tempfile.gettempdir()}, or set TMPDIR to a folder that has it"
-            ) from error
-    return np.frombuffer(held, kind).reshape(rows, width)
 
 
 def latents_table(places: pa.Table, path_of: Callable[[str], str], *, dim: int) -> pa.Table:

@@ -19,6 +19,7 @@ from ..column_types import stored_column, value_of
 from ..errors import ConfigError
 from ..forks import FreshLock, renewed_in_children
 from ..keys import digest_of
+from ..ordering import run_starts
 from ..schema import RESERVED
 from .filters import RowFilter
 from .groups import Grouping
@@ -63,13 +64,20 @@ class ItemTable:
 
     def __init__(self, table: pa.Table) -> None:
         """table: the column item_id and the attributes, one row a photo."""
-        ids = _plain(table.column("item_id").cast(pa.large_string())).dictionary_encode()
-        by_id = pc.array_sort_indices(ids.dictionary).to_numpy().astype(np.int64)
-        number = np.empty(len(by_id), np.int64)
-        number[by_id] = np.arange(len(by_id))
-        self._ids = ids.dictionary.take(pa.array(by_id))
-        self.groups = Grouping(number[ids.indices.to_numpy()] if len(ids) else np.empty(0, np.int64))
-        self._rows: Rows = np.argsort(self.groups.numbers, kind="stable")
+        ids = _plain(table.column("item_id").cast(pa.large_string()))
+        if _ascending(ids):  # as a refresh writes it: no item is looked up, and nothing is sorted
+            starts = run_starts(pa.chunked_array([ids]))
+            self._ids = ids if starts.all() else ids.filter(pa.array(starts))
+            self.groups = Grouping(np.cumsum(starts) - 1)
+            self._rows: Rows = np.arange(len(ids))
+        else:
+            encoded = ids.dictionary_encode()
+            by_id = pc.array_sort_indices(encoded.dictionary).to_numpy().astype(np.int64)
+            number = np.empty(len(by_id), np.int64)
+            number[by_id] = np.arange(len(by_id))
+            self._ids = encoded.dictionary.take(pa.array(by_id))
+            self.groups = Grouping(number[encoded.indices.to_numpy()])
+            self._rows = np.argsort(self.groups.numbers, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(self.groups.sizes)])
         names = [name for name in table.column_names if name not in RESERVED]
         self._attributes = pa.table({name: stored_column(table.column(name)) for name in names})
@@ -154,6 +162,11 @@ def _keyed(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return sorted((_keyed(member) for member in value), key=repr)
     return f"{type(value).__name__}:{value!r}"
+
+
+def _ascending(ids: pa.Array) -> bool:
+    """Return whether texts are in the order of their code points, as Arrow compares them."""
+    return len(ids) < 2 or bool(pc.all(pc.greater_equal(ids.slice(1), ids.slice(0, len(ids) - 1))).as_py())
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

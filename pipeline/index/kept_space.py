@@ -20,7 +20,6 @@ from ..storage import Store
 from .config import IndexConfig
 from .gather import gather_latents
 from .latents import LatentArrays
-from .segments import most_rows
 from .space import Space, check_rotates, fit_space, space_of
 
 _PHOTOS = 20_000  # that a rotation is fitted to
@@ -80,17 +79,17 @@ def kept_space(
     Where the bundle is a new one and `asked`, the rotation onto the parent's space, by up to 20,000 photos that both
     have, unchanged, drawn with a fixed seed; it is written beside the bundle, whoever was first decides, and it is not
     fitted again. latents: of the rows of items, as the model gave them. Raises ConfigError for a metric that
-    sees axes, another dimension, too few such photos, or more of them than one file of an index holds.
+    sees axes, another dimension, or too few such photos.
     """
     if parent is not None and parent.model_id == model_id:
         space = release_space(store, parent)
-        if space is None or not (asked or _rotates(latents, index)):
+        if space is None or not (asked or _rotates(index)):
             return KeptSpace()
-        _check(latents, index)
+        check_rotates(index)
         return KeptSpace(space, {SPACE: parent.inputs[SPACE]})
     if not asked:
         return KeptSpace()
-    _check(latents, index)
+    check_rotates(index)
     if parent is None:  # the first release: its space is the one that is kept
         return KeptSpace()
     before = release_space(store, parent)
@@ -115,23 +114,12 @@ def kept_space(
     return _decided(store, decision, parent.latent_dim)
 
 
-def _rotates(latents: LatentArrays, index: IndexConfig) -> bool:
+def _rotates(index: IndexConfig) -> bool:
     try:
-        _check(latents, index)
+        check_rotates(index)
     except ConfigError:
         return False
     return True
-
-
-def _check(latents: LatentArrays, index: IndexConfig) -> None:
-    check_rotates(index)
-    most = most_rows(latents.mean.shape[1], index)
-    if len(latents) > most:
-        raise ConfigError(
-            f"publish.keep_space rotates indexes of one file, of up to {most:,} photos here, and there are "
-            f"{len(latents):,}: segments are made of latents as they lie on the store; raise index.segment_rows, or "
-            "set publish.keep_space=false"
-        )
 
 
 def _decided(store: Store, decision: str, dim: int) -> KeptSpace:

@@ -77,6 +77,17 @@ def _hnsw_bytes(dim: int, rows: int, config: IndexConfig) -> float:
     return dim * 4 + links + 12
 
 
+def _make_hnsw_sq8(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    faiss = load_faiss()
+    index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, config.m, metric)
+    index.hnsw.efConstruction = config.ef_construction
+    return _rotated(dim, index, config)
+
+
+def _hnsw_sq8_bytes(dim: int, rows: int, config: IndexConfig) -> float:
+    return _hnsw_bytes(dim, rows, config) - 3.0 * dim + 4.0 * dim * (dim + 2) / max(1, rows)
+
+
 def _make_flat_codes(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
     faiss = load_faiss()
     return _rotated(dim, faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, metric), config)
@@ -111,6 +122,15 @@ KINDS: Mapping[str, Kind] = {
     "flat": Kind(make=_make_flat, row_bytes=lambda dim, rows, config: dim * 4.0, filters=True, mmap=True, on_gpu=True),
     "hnsw": Kind(
         make=_make_hnsw, row_bytes=_hnsw_bytes, filters=True, mmap=False, tuned=("ef_search",), by_unseen=True
+    ),
+    "hnsw_sq8": Kind(
+        make=_make_hnsw_sq8,
+        row_bytes=_hnsw_sq8_bytes,
+        filters=True,
+        mmap=False,
+        lossy=True,
+        tuned=("candidates",),  # a walk keeps as many as are scored exactly after it
+        by_unseen=True,
     ),
     "flat_codes": Kind(
         make=_make_flat_codes,
@@ -170,13 +190,16 @@ def estimate_features_bytes(rows: int, dim: int, config: IndexConfig) -> int:
 
 
 def candidate_kinds(rows: int, dim: int, config: IndexConfig) -> tuple[str, ...]:
-    """Return the kinds that may be built: the one asked for, or for `auto` those inside `memory_gib`, all when none."""
+    """Return the kinds that may be built: the one asked for, or for `auto` those inside `memory_gib`, all when none.
+
+    For `auto` a graph over codes is none where one over the features fits: it takes as long to build, and finds less.
+    """
     if config.kind != "auto":
         return (config.kind,)
     limit = np.inf if config.memory_gib is None else config.memory_gib * (1 << 30)
     here = [name for name, kind in KINDS.items() if kind.lowest_faiss <= faiss_version()]
-    inside = tuple(name for name in here if rows * KINDS[name].row_bytes(dim, rows, config) <= limit)
-    return inside or tuple(here)
+    inside = [name for name in here if rows * KINDS[name].row_bytes(dim, rows, config) <= limit] or here
+    return tuple(name for name in inside if name != "hnsw_sq8" or "hnsw" not in inside)
 
 
 def faiss_version() -> tuple[int, ...]:

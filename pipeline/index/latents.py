@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import Unavailable
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
+HELD_BYTES = 1 << 30
+"""A matrix of latents above so many bytes lies in a file without a name, mapped: the kernel takes its pages back when
+memory is short, and the file is gone with the array, however the process ends."""
 _CHECKED = 1 << 16  # rows looked at at a time: the answers of millions would be as many bytes as they have numbers
 
 
@@ -56,3 +64,20 @@ class LatentArrays:
 
     def _held(self, name: str) -> Any:
         return self.bags if name == "codes" and self.codes is None else getattr(self, name)
+
+
+def latents_matrix(rows: int, width: int, kind: Any = np.float32) -> Any:
+    """Return a matrix to be filled, in memory or, above HELD_BYTES, in a mapped file; Unavailable for a full disk."""
+    size = rows * width * np.dtype(kind).itemsize
+    if size <= HELD_BYTES:
+        return np.empty((rows, width), kind)
+    with tempfile.TemporaryFile(prefix="latents-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a page that the disk has no room for would end the process
+            held = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise Unavailable(
+                f"{rows:,} rows of latents need {size / 2**30:.1f} GiB of temporary files ({error}); make room in "
+                f"{tempfile.gettempdir()}, or set TMPDIR to a folder that has it"
+            ) from error
+    return np.frombuffer(held, kind).reshape(rows, width)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..ordering import take_rows
-from ..release import Manifest, Sample
+from ..release import Manifest
 from ..release.tables import read_table
 from ..schema import with_segments
 from ..storage import Store
@@ -22,7 +22,7 @@ from .build import BuiltIndex, Parameters, build_index, check_latents, check_mem
 from .codes import FITTED, code_features
 from .config import IndexConfig
 from .faiss_module import faiss_threads
-from .fitted import Fitted, fit
+from .fitted import AS_STORED, Fitted, Origin, fit
 from .kinds import KINDS, candidate_kinds, cells_of, feature_width
 from .latents import Float64, LatentArrays
 from .layout import Layout, night_layout
@@ -66,7 +66,10 @@ class _Parent:
 
 @dataclass(slots=True)
 class _Night:
-    """What a night's segments are built from. before: the parent's parameters with its kind; scope: a sample's."""
+    """What a night's segments are built from.
+
+    before: the parent's parameters with its kind; origin: of the latents.
+    """
 
     store: Store
     cache: FileCache
@@ -77,7 +80,7 @@ class _Night:
     most: int
     before: Mapping[str, Any]
     parent: _Parent | None
-    scope: Any
+    origin: Origin
     asked: dict[str, Questions] = field(default_factory=dict)
 
     def questions(self, fitted: Fitted) -> Questions:
@@ -122,14 +125,13 @@ def nightly_index(
     model_id: str,
     parent: Manifest | None,
     cache: FileCache | None = None,
-    sample: Sample | None = None,
+    origin: Origin = AS_STORED,
 ) -> NightIndex:
     """Build, tune and measure a night's index over the rows of items.
 
     Up to a segment's rows as `build_index`. Above, the parent's segments are carried over as far as they live, and what
     is new is written in others, side by side where Ray is. latents: [n], of items, in its order. cache: where segments
-    are opened from; None: the reader's. sample: that items is of its catalogue, where it is one. Raises
-    what `build_index` does.
+    are opened from; None: the reader's. Raises what `build_index` does.
     """
     before = {} if parent is None else {**parent.index_parameters, "kind": parent.index_kind}
     most = len(latents) if latents.missing(config.needs) else most_rows(_width(latents, config), config)
@@ -138,8 +140,7 @@ def nightly_index(
     check_latents(latents, config)
     check_memory(len(latents), _width(latents, config), config)
     held = None if parent is None or not parent.segmented else _parent(store, parent)
-    scope = None if sample is None else sample.model_dump(mode="json")
-    night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, scope)
+    night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, origin)
     with faiss_threads(config.threads):
         built, places = _exact_or_graph(night) if config.kind in ("flat", "hnsw") else _chosen(night)
     names = pa.array([segment.index.name for segment in built.segments], pa.string())
@@ -197,8 +198,8 @@ def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
 def _kinds(night: _Night) -> Iterator[tuple[str, str, Sequence[Point]]]:
     """Yield (kind, why, what was measured to choose it): the one asked for, or for `auto` the parent's while it stands.
 
-    Else those that do best over a seeded sample of a segment's rows. A graph is none of them: its recall would have to
-    be measured without the queries in it, by a second graph for each segment.
+    Else those that do best over a seeded sample of a segment's rows. A graph is none of them: to fill one takes minutes
+    a million rows, of the sample and of each segment.
     """
     config, rows = night.config, len(night.latents)
     if config.kind != "auto":
@@ -231,7 +232,7 @@ def _union(night: _Night, kind: str, before: Mapping[str, Any], number: int | No
         config,
         rows=min(night.most, len(night.latents)),
         number=wanted,
-        scope=night.scope,
+        origin=night.origin,
     )
     layout, segments, places = _written(night, fitted)
     facts: Parameters = {**fitted.facts, "k": config.k}

@@ -187,6 +187,15 @@ class OpenedRelease:
         left_out = np.concatenate([np.asarray(exclude, np.int64), self._masked.numbers])
         return nearest_groups(index, queries, owners, k, self.items.groups, allowed=allowed, exclude=left_out)
 
+    def scores(self, queries: LatentArrays, owners: Rows, items: Sequence[int]) -> NDArray[np.float64]:
+        """Return the exact score of each owner of queries with each item, float64 [owners, items]: of the best pair."""
+        rows = [self.items.rows_of(item) for item in items]
+        firsts = np.cumsum([0, *(len(own) for own in rows[:-1])])
+        pairs = self.index.metric.exact(queries, self.index.latents(np.concatenate(rows)))
+        best = np.full((int(owners.max()) + 1, len(items)), -np.inf)
+        np.maximum.at(best, owners, np.maximum.reduceat(pairs, firsts, axis=1))
+        return best
+
     def _allowed(self, where: Mapping[str, Any]) -> RowFilter:
         """Return the rows that fit `where`; `sid_prefix` asks for the first codes, where no attribute has this name."""
         if SID_PREFIX not in where or SID_PREFIX in self.items.attributes.names:

@@ -20,21 +20,24 @@ class Opening(TypedDict, total=False):
     trusted_keys: Iterable[str | os.PathLike[str]] | None
     progress: Progress | None
     check_one_in: int | None
+    trusted_channel: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The same, checked. trusted: () opens releases that nobody has signed too."""
+    """The same, checked. trusted: () opens releases that nobody has signed too; trusted_channel: whether one of these
+    keys must have signed the channel's head as well."""
 
     expect_model: str | None = None
     lease: bool = False
     trusted: tuple[TrustedKey, ...] = ()
     progress: Progress | None = None
     check_one_in: int | None = None
+    trusted_channel: bool = False
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Without `progress`: whoever unpickles this is not the one that watches."""
-        return (self.expect_model, self.lease, self.trusted, None, self.check_one_in)
+        return (self.expect_model, self.lease, self.trusted, None, self.check_one_in, self.trusted_channel)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         for each, value in zip(fields(self), state, strict=True):
@@ -49,9 +52,14 @@ class Terms:
         trusted_keys: Iterable[str | os.PathLike[str]] | None = None,
         progress: Progress | None = None,
         check_one_in: int | None = None,
+        trusted_channel: bool = False,
     ) -> Terms:
         """Return the terms of these words. Raises ConfigError as `read_trusted_keys`, and for another number."""
         if check_one_in is not None and (isinstance(check_one_in, bool) or int(check_one_in) < 1):
             raise ConfigError(f"check_one_in is {check_one_in!r}; it must be a whole number of at least 1, as 1000")
         trusted = () if trusted_keys is None else read_trusted_keys(trusted_keys)
-        return cls(expect_model, lease, trusted, progress, check_one_in)
+        if trusted_channel and not trusted:
+            raise ConfigError(
+                "trusted_channel wants trusted_keys, which the channel's head must be signed by; name some"
+            )
+        return cls(expect_model, lease, trusted, progress, check_one_in, trusted_channel)

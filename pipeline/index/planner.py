@@ -98,6 +98,11 @@ class Planner:
         there = rows if allowed is None else len(allowed)
         return rows == 0 or self._scans(there / rows, rows, self._asked(count, there))
 
+    def walks(self, count: int) -> bool:
+        """Return whether a search for `count` rows uses the index, and does not score every row: there are so few."""
+        rows = int(self._index.ntotal)
+        return rows > 0 and not self._scans(1.0, rows, count)
+
     def exactly(self) -> Planner:
         """Return a planner of the same index that scores every allowed row, whatever the index is."""
         exact = copy.copy(self)

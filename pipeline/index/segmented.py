@@ -158,6 +158,10 @@ class _Planners(Planner):
         pairs = zip(self._planners, self._living, strict=True)
         return allowed is None and all(planner.all_exact(count, within) for planner, within in pairs)
 
+    def walks(self, count: int) -> bool:
+        """Return whether a search for `count` rows uses the index of any segment."""
+        return any(planner.walks(count) for planner in self._planners)
+
     @contextmanager
     def as_set(self) -> Iterator[None]:
         """Search every segment with the effort that is set, whatever it finds."""

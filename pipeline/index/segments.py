@@ -142,7 +142,7 @@ def _fill(task: SegmentTask, index_path: Path, features_path: Path | None) -> No
     with open(os.devnull if features_path is None else features_path, "wb") as beside:  # noqa: PTH123 - either
         for start, stop in _runs(rows["latents_part"]):
             latents = gather_latents(task.store, rows.slice(start, stop - start), columns=metric.needs, threads=1)
-            features = metric.item_features(latents)
+            features = task.fitted.features(latents)
             if index is None:
                 index = task.fitted.empty_index(features.shape[1], task.config)
                 shape = (rows.num_rows, features.shape[1])

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..errors import ConfigError, IntegrityError
 from ..keys import digest_of
 from .config import IndexConfig
-from .latents import Float32, Float64, LatentArrays
+from .latents import Float32, Float64, LatentArrays, latents_matrix
 
 ROTATED = ("l2", "cosine")  # metrics that a rotation leaves as they are
 _LEAST = 2  # photos a dimension: with fewer a rotation fits whatever there is
@@ -49,7 +49,7 @@ class Space:
 
     def vectors(self, rows: Float32) -> Float32:
         """Return vectors [n, d] of the model in the consumers' space, each by a product in float64."""
-        found = np.empty(rows.shape, np.float32)
+        found: Float32 = latents_matrix(*rows.shape)
         for start in range(0, len(rows), _BLOCK):
             found[start : start + _BLOCK] = rows[start : start + _BLOCK].astype(np.float64) @ self.rotation
         return found

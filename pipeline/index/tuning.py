@@ -90,6 +90,8 @@ def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, befor
     may be lost to the later. before: the parent's parameters, at which the walk begins where it knows one.
     """
     names, effort, reached = KINDS[kind].tuned, {}, True
+    if KINDS[kind].by_unseen and not index.planner.walks(config.k):
+        return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
     for place, name in enumerate(names):
@@ -143,8 +145,9 @@ def measured(
 
     size: of its file, in bytes; build_s: of filling and tuning it.
     """
+    scanned = KINDS[kind].by_unseen and not index.planner.walks(config.k)
     with index.planner.as_set():
-        least = recall_at_least(index, found, truth)
+        least = 1.0 if scanned else recall_at_least(index, found, truth)
     qps, p50, p99 = timed(index, truth, config.k)
     return Point(
         kind=kind,

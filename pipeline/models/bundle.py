@@ -24,7 +24,7 @@ from .kinds import MODELS, build_model
 from .shelves import FORMAT, Shelf, asked_key, at_rest
 from .teachers import cells_of
 
-BUNDLES = Shelf("models", "bundle", "model_id")
+BUNDLES = Shelf("models", "bundle", "model_id", expires=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ def save_bundle(
 
 
 def find_bundle(store: Store, train_key: str) -> str | None:
-    """Return the model_id of the bundle that answers a train key; None when nothing does.
+    """Return the model_id of the bundle that answers a train key; None when nothing does, or it has expired.
 
-    Raises IntegrityError when the key names a bundle that is no longer there.
+    Raises Unavailable while an expiry is deleting it.
     """
     return BUNDLES.find(store, train_key)
 

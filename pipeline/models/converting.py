@@ -9,11 +9,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, NotFound
 from .export import TOLERANCE, export_module, run_graph
 from .foreign.network import ForeignNetwork
+from .foreign.recipes import RECIPES
 from .pretrained import Pretrained, PretrainedConfig
 
 ONNX, SAFETENSORS = ".onnx", ".safetensors"
@@ -44,6 +46,18 @@ class _Whole(nn.Module):
         if found.vector is None:
             return found.maps
         return torch.cat([found.vector[:, None], found.maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+def asked_network(values: Mapping[str, Any]) -> PretrainedConfig:
+    """Return the section `model` that plain values are, of a network whose source is known. Raises ConfigError."""
+    try:
+        config = PretrainedConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise ConfigError(problems.replace("Value error, ", "")) from error
+    if config.source is None:
+        raise ConfigError(f"name what the weights are of: --recipe, one of {', '.join(RECIPES)}, or source=timm ...")
+    return config
 
 
 def converted(config: PretrainedConfig, data: bytes, name: str) -> Converted:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, IntegrityError, NotFound
 from ..keys import DIGEST, digest_of, key_of, portable
+from ..release.holds import check_names_not_swept
 from ..release.manifest import read_document
 from ..storage import Store
 
@@ -27,12 +28,14 @@ Kept = TypeVar("Kept", bound=nn.Module)
 class Shelf:
     """Where one sort of trained thing lies: `<folder>/<id>/`, and by what was asked `<folder>/by-key/<train_key>.json`.
 
-    word: what it is called in messages. id_name: the field of a pointer that names its id.
+    word: what it is called in messages. id_name: the field of a pointer that names its id. expires: whether an expiry
+    may delete one, so that a key which names one that is gone answers nothing.
     """
 
     folder: str
     word: str
     id_name: str
+    expires: bool = False
 
     def name(self, its_id: str, file: str) -> str:
         """Return the name of one of its files on the store."""
@@ -52,12 +55,14 @@ class Shelf:
         That is this one's, or that of who came first. facts: what config.json holds, plain values. derived: by file
         name, what is made of the id; whichever attempt writes such a file makes it from these weights. Order: weights,
         derived files, config.json, then the key, so one without config.json is not there, and saving again after a
-        crash completes it. Raises IntegrityError when the store holds other bytes under its name.
+        crash completes it. Raises IntegrityError when the store holds other bytes under its name, Unavailable while an
+        expiry is deleting it.
         """
         config = (json.dumps(facts, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
         tensors = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
         its_id = content_id(config, tensors)
         weights = safetensors.torch.save(tensors, {"format": "pt"})
+        self._check_stays(store, its_id)  # what lies there of an earlier training may be going
         if not store.put_if_absent(self.name(its_id, "weights.safetensors"), weights):
             self.tensors(store, its_id, config)
         if not store.exists(self.name(its_id, "config.json")):
@@ -72,17 +77,27 @@ class Shelf:
         pointer = json.dumps({self.id_name: its_id, "train_key": train_key}, sort_keys=True).encode()
         if store.put_if_absent(self._pointer(train_key), pointer):
             return its_id
+        first = self._pointed(store, train_key)
+        if not self.expires or store.exists(self.name(first, "config.json")):
+            return first
+        store.delete(self._pointer(train_key))  # it names one that has expired
+        store.put_if_absent(self._pointer(train_key), pointer)
         return self._pointed(store, train_key)
 
     def find(self, store: Store, train_key: str) -> str | None:
         """Return the id that answers a key; None when nothing does.
 
-        Raises IntegrityError when the key names one that is no longer there.
+        Raises IntegrityError when the key names one that is no longer there, where none expire; Unavailable while an
+        expiry is deleting what it names. A run looks after its attempt is written, and a sweep judges after it has
+        said that it begins: so the one sees the other, and nobody goes on with half of a bundle.
         """
         try:
             its_id = self._pointed(store, train_key)
         except NotFound:
             return None
+        if self.expires:
+            self._check_stays(store, its_id)
+            return its_id if store.exists(self.name(its_id, "config.json")) else None
         if not store.exists(self.name(its_id, "config.json")):
             pointer = self._pointer(train_key)
             raise IntegrityError(
@@ -90,6 +105,10 @@ class Shelf:
                 f"{self.folder}/{its_id}/, or delete {pointer} to train anew"
             )
         return its_id
+
+    def _check_stays(self, store: Store, its_id: str) -> None:
+        if self.expires:
+            check_names_not_swept(store, [self.name(its_id, file) for file in ("config.json", "weights.safetensors")])
 
     def config(self, store: Store, its_id: str) -> bytes:
         """Return the bytes of its config.json. Raises NotFound when there is no such thing, or it was half written."""

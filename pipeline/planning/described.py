@@ -7,10 +7,22 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 
 from ..catalogue import CatalogueNotes, prefixes_to_add
+from ..storage import Store
 from .memory import memory_lines
-from .plan import Plan
+from .plan import Plan, PlanSummary
+from .resolution import pixels_line
+from .settings import NightSettings
 
 _SHOWN = 5
+
+
+def pixels_lines(config: NightSettings, store: Store, plan: Plan) -> list[str]:
+    """Return in words what a night stores of the photos it fetches; none where it fetches none."""
+    summary, counts = plan.summary, plan.summary.counts
+    if not counts["to_fetch"]:
+        return []
+    sizes = {"fetched": counts["to_fetch"], "photos": counts["photos"], "fetch_bytes": summary.fetch_bytes}
+    return [pixels_line(config, store, model_id=summary.model_id, **sizes)]
 
 
 def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
@@ -25,7 +37,7 @@ def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
         counted[0],
         f"channel: {channel}, parent {summary.parent or 'none'} (number {summary.head})",
         f"model: {model}; train key {summary.train_key[:12]}",
-        f"to fetch: {counts['to_fetch']:,} photos; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
+        f"to fetch: {_fetched(summary)}; to encode: {counts['to_encode']:,}; in {counts['shards']:,} shards",
         *pixels,
         f"catalogue: {catalogue_line(summary.catalogue)}",
         *counted[1:],
@@ -53,6 +65,16 @@ def describe(plan: Plan, *, idle: bool, pixels: Sequence[str] = ()) -> str:
     if idle:
         lines.append("nothing has changed: a refresh would end at once")
     return "\n".join(lines)
+
+
+def _fetched(summary: PlanSummary) -> str:
+    """Return in words how many photos and bytes are fetched, as far as these are known before."""
+    photos = summary.counts["to_fetch"]
+    sized, said = photos - summary.unsized, f"{photos:,} photos"
+    if sized <= 0:
+        return f"{said}, nothing tells their bytes before" if photos else said
+    of = f" of {sized:,} of them, nothing tells those of the others" if summary.unsized else ""
+    return f"{said}, {summary.fetch_bytes / 1e6:,.1f} MB{of}"
 
 
 def catalogue_line(notes: CatalogueNotes) -> str:

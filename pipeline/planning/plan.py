@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ class PlanSummary(BaseModel):
     model (without it only those whose category changed, by a conditional model). catalogue: what reading it found
     beside its photos. listed, heads, revalidated, reads, read_bytes, slowed: what the tokens cost (`TokenCost`).
     sample: which items alone were taken, null for all. renewal: what is done anew although the channel has a release.
-    memory: what each role takes. seconds: what planning took.
+    memory: what each role takes. fetch_bytes: of the photos to fetch, as far as anything has told their size;
+    unsized: how many of them nothing has. seconds: what planning took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +80,8 @@ class PlanSummary(BaseModel):
     sample: Sample | None = None
     renewal: Renewal | None = None
     memory: tuple[Need, ...] = ()
+    fetch_bytes: int = 0
+    unsized: int = 0
     seconds: float
 
     def lines(self) -> list[str]:
@@ -159,6 +162,8 @@ def make_plan(
     rows = _sharded(config, store, rows, standing)
     if difference.counts["refused"] == rows.num_rows:
         raise nothing_usable(rows)
+    requests = asdict(replace(cost, sizes=None))
+    del requests["sizes"]
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
@@ -169,7 +174,8 @@ def make_plan(
         encode_all=standing.encode_all,
         counts=_counts(difference, rows, parent),
         catalogue=notes,
-        **asdict(cost),
+        **requests,
+        **_to_fetch(rows, photos["uri"], cost.sizes),
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
@@ -298,7 +304,7 @@ def _newly_failed(rows: pa.Table, refused: pa.Table | None) -> list[Failed]:
 def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> dict[str, int]:
     shards = pc.max(rows["shard"]).as_py()
     computed = rows.num_rows - rows["shard"].null_count
-    fetched = pc.sum(pc.and_(pc.is_valid(rows["shard"]), pc.is_null(rows["pixels_part"]))).as_py() or 0
+    fetched = pc.sum(_fetched(rows)).as_py() or 0
     return {
         **difference.counts,
         "photos": rows.num_rows,
@@ -308,6 +314,20 @@ def _counts(difference: Difference, rows: pa.Table, parent: Manifest | None) -> 
         "shards": 0 if shards is None else shards + 1,
         "parent_photos": parent.counts.get("photos", 0) if parent else 0,
     }
+
+
+def _fetched(rows: pa.Table) -> pa.ChunkedArray:
+    """Return which rows' photos are fetched, bool [n]."""
+    return pc.and_(pc.is_valid(rows["shard"]), pc.is_null(rows["pixels_part"]))
+
+
+def _to_fetch(rows: pa.Table, uris: pa.ChunkedArray, sizes: pa.ChunkedArray | None) -> dict[str, Any]:
+    """Return `fetch_bytes` and `unsized` of a plan's rows. sizes: of the photos of `uris`, int64 [m], null: unknown."""
+    asked = rows["uri"].filter(_fetched(rows))
+    if sizes is None:
+        return {"unsized": len(asked)}
+    told = sizes.take(pc.index_in(asked, value_set=uris))
+    return {"fetch_bytes": pc.sum(told).as_py() or 0, "unsized": told.null_count}
 
 
 def nothing_usable(rows: pa.Table) -> CodebooksError:

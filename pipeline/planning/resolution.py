@@ -125,12 +125,18 @@ def photos_to_learn_from(config: NightSettings, store: Store) -> int | None:
 
 
 def pixels_line(
-    config: NightSettings, store: Store, *, fetched: int, model_id: str | None, photos: int | None = None
+    config: NightSettings,
+    store: Store,
+    *,
+    fetched: int,
+    model_id: str | None,
+    photos: int | None = None,
+    fetch_bytes: int = 0,
 ) -> str:
     """Return in words what a night stores of the photos it fetches, and what a later encoding of them then costs.
 
-    model_id: the bundle that answers, None where one is made. photos: of the catalogue, None: those fetched. Raises as
-    `main_transforms`.
+    model_id: the bundle that answers, None where one is made. photos: of the catalogue, None: those fetched.
+    fetch_bytes: of those fetched, 0 where that is not known. Raises as `main_transforms`.
     """
     sides = [images.size for images in main_transforms(config, store, model_id)]
     each = sum(3 * side * side for side in sides)
@@ -142,7 +148,9 @@ def pixels_line(
     )
     if stored == fetched:
         return f"{line}; another model of this size is encoded from them"
-    return f"{line}; to encode them by another model {fetched - stored:,} photos are fetched again"
+    again = fetched - stored
+    size = f", about {fetch_bytes * again / fetched / 1e6:,.1f} MB" if fetch_bytes else ""
+    return f"{line}; to encode them by another model {again:,} photos are fetched again{size}"
 
 
 def shard_builder(

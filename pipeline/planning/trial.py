@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ from pyarrow import parquet
 from ..images.render import render_products
 from ..models.bundle import BUNDLES
 from ..storage import Store
+from ..storage.config import StoreConfig
 from .settings import NightSettings
 
 _MODEL_ID = re.compile(r"\b[0-9a-f]{64}\b")
@@ -65,3 +69,21 @@ def copy_bundles(asked: NightSettings, standing: Store, scratch: Store) -> None:
     for model_id in sorted(set(named)):
         for entry in standing.list(f"{BUNDLES.folder}/{model_id}/"):
             scratch.put(entry.name, standing.get(entry.name))
+
+
+@contextmanager
+def on_scratch(asked: NightSettings, values: dict[str, Any], standing: StoreConfig) -> Iterator[dict[str, Any]]:
+    """Yield a night's plain values in small, on a folder of its store's `runs/`, which is deleted at the end.
+
+    values: the config's; standing: its section `store`.
+    """
+    place, store = f"runs/doctor-{uuid.uuid4().hex[:12]}", standing.open()
+    scratch = StoreConfig(**{**standing.model_dump(), "url": f"{standing.url.rstrip('/')}/{place}"})
+    try:
+        there = scratch.open()
+        copy_bundles(asked, store, there)
+        there.put("catalogue.parquet", small_catalogue(asked))
+        yield in_small(values, scratch.model_dump())
+    finally:
+        for entry in list(store.list(f"{place}/")):
+            store.delete(entry.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -71,6 +72,13 @@ def written(named: Named, others: Mapping[str, Named], header: str) -> dict[str,
     for member in members:
         texts |= {member + deeper: text for deeper, text in written(others[member], others, f"member {member}").items()}
     return texts
+
+
+def write_winner(target: Path, named: Named, others: Mapping[str, Named], header: str) -> None:
+    """Write the winner's config to a file, and those of a fusion's members beside it under their names."""
+    for member, text in written(named, others, header).items():
+        path = target.with_name(f"{target.stem}-{member}{target.suffix}") if member else target
+        path.write_text(text, encoding="utf-8")
 
 
 def _from_file(name: str, read: Read) -> dict[str, Any]:

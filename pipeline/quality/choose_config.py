@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..errors import ConfigError
 from ..evaluation.folds import FOLDS
 
 PHOTOS = 5_000  # items of the seeded sample that is looked at unless more are asked for
@@ -56,3 +57,16 @@ class ChooseConfig(BaseModel):
         if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds are {list(seeds)}; name each once, from 0 on")
         return seeds
+
+    def asked(self, *, folds: int | None, by: str | None, seeds: str | None) -> ChooseConfig:
+        """Return these settings with what a command line says in their place; seeds: with commas between them.
+
+        Raises ConfigError.
+        """
+        given = {"folds": folds, "by": by, "seeds": seeds and seeds.split(",")}
+        try:
+            return ChooseConfig.model_validate(
+                {**self.model_dump(), **{name: value for name, value in given.items() if value is not None}}
+            )
+        except ValueError as error:
+            raise ConfigError(f"--folds, --by or --seeds: {error}") from error

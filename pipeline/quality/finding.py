@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,19 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from ..catalogue import CARRIED, changes_between
+from ..errors import GateRefused
+from ..evaluation import GateVerdict
 from ..evaluation.judging import side_of
 from ..evaluation.measured import whole_catalogue
-from ..evaluation.verdicts import Allowed, one_a_gate, verdicts_table
+from ..evaluation.verdicts import Allowed, one_a_gate, refusal_text, verdicts_table
 from ..events import Examined, tell
-from ..index import gather_latents, nightly_index
+from ..index import Origin, gather_latents, nightly_index
 from ..index.kept_space import kept_space
 from ..models import Bundle
 from ..models.codebooks import code_levels
-from ..planning import NightSettings, Plan
+from ..planning import NightSettings, Plan, measure_settings, release_config, table_settings
 from ..planning.freezing import NightAttempt
 from ..progress import Progress
-from ..release import Manifest
-from ..release.tables import read_table, table_files
+from ..release import Manifest, release_key
+from ..release.tables import HashedTable, read_table, table_files
 from ..tables import Makers, Night, SemanticIdsConfig, further_tables
 from ..tables.quantizer import Codebooks
 from ..training import CodebooksJob, train_codebooks
@@ -58,8 +61,10 @@ def examine(
         asked = config.publish.keep_space
         kept = kept_space(store, items, latents, parent, model_id=bundle.model_id, index=config.index, asked=asked)
         latents = kept.rotated(latents)
+        sample = None if plan.summary.sample is None else plan.summary.sample.model_dump(mode="json")
+        origin = Origin(sample, kept.space)
         made = nightly_index(
-            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, sample=plan.summary.sample
+            store, items, latents, config.index, model_id=bundle.model_id, parent=parent, origin=origin
         )
         built = made.built
     context.attempt.check()
@@ -132,3 +137,59 @@ def inputs_of(config: NightSettings, plan: Plan, found: Findings) -> dict[str, A
         "verdicts": [verdict.plain() for verdict in one_a_gate(found.verdicts)],
         "not_measured": found.nightly.left_out,
     }
+
+
+def key_of(config: NightSettings, plan: Plan, found: Findings, items: HashedTable, model_id: str) -> str:
+    """Return the key of the release: what names it beside its run. items: its table of this role."""
+    settings = release_config(config)
+    return release_key(
+        items_digest=items.digest,
+        manifest_format=3 if found.built.segments else items.manifest_format,
+        model_id=model_id,
+        index=settings["index"],
+        evaluation=measure_settings(config),
+        gates=settings["gates"],
+        parent=plan.summary.parent,
+        tables=table_settings(config),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A release that is written and on no channel yet. report_name: the page's name on the store."""
+
+    manifest: Manifest
+    manifest_sha256: str
+    verdicts: tuple[GateVerdict, ...]
+    report_name: str
+
+    @property
+    def refused(self) -> bool:
+        """Return whether a gate stops it."""
+        return any(verdict.stops for verdict in self.verdicts)
+
+    def details(self) -> dict[str, Any]:
+        """Return what a run's result says of it, as plain values."""
+        return {
+            "counts": self.manifest.counts,
+            "measures": self.manifest.measures,
+            "verdicts": [verdict.plain() for verdict in self.verdicts],
+            "report": self.report_name,
+        }
+
+    def refusal(self) -> GateRefused:
+        """Return the error of one that gates stop."""
+        release = self.manifest.release_id
+        said = refusal_text(
+            self.verdicts,
+            what=f"release {release} is written and not published",
+            look_at=self.report_name,
+            again=f"the same command with --run {self.manifest.run}",
+        )
+        return GateRefused(said, release=release, verdicts=[verdict.plain() for verdict in self.verdicts])
+
+    def quarantined(self) -> str:
+        """Return in words how many photos could not be used tonight, and how many of these live on as they were."""
+        refused, held = self.manifest.counts["refused"], self.manifest.counts.get("held", 0)
+        kept = f", {held:,} of them unreachable and kept with yesterday's latents" if held else ""
+        return f"; {refused:,} photos are quarantined{kept}" if refused else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from .release_page import category_lines
 
 _QUERIES = 8
 _NEIGHBOURS = 10
+_ITEMS, _WIDTH = 3, 46  # for people: items, and letters of one space's column
 _OVERFETCH = 40  # photos asked for so that ten distinct other items are among them
 
 
@@ -38,6 +40,27 @@ class Space:
     def name(self) -> str:
         """Return what the space is called: its model's kind and the first digits of its id."""
         return f"{self.manifest.model_kind} {self.manifest.model_id[:8]}"
+
+
+class Near(Protocol):
+    """A neighbour as a reader gives it."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def attributes(self) -> dict[str, Any]: ...
+
+
+class Asked(Protocol):
+    """What is asked of an open release."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    def item_ids(self) -> list[str]: ...
+    def attributes(self, item_id: str, /) -> dict[str, Any]: ...
+    def similar(self, item_id: str, /, k: int = ...) -> Sequence[Near]: ...
 
 
 def open_space(store: Store, manifest: Manifest) -> Space:
@@ -65,6 +88,34 @@ def side_by_side_page(store: Store, manifests: Sequence[Manifest], *, size: int,
             shown += [NeighbourRow(query=each.query.under(space.name), neighbours=each.neighbours) for each in found]
     facts = [(space.name, _told(space)) for space in spaces]
     return render_page(ReportData(title="The same products in two spaces", facts=facts, neighbours=shown))
+
+
+def side_by_side_lines(left: Asked, right: Asked) -> Iterator[str]:
+    """Yield the five nearest items of three items, with what they are, in two spaces, for people."""
+    ids = left.item_ids()
+    yield f"  {_space_name(left):<{_WIDTH}}{_space_name(right)}"
+    for item_id in ids[:: max(1, len(ids) // _ITEMS)][:_ITEMS]:
+        yield f"{item_id}  {_shown_as(left.attributes(item_id))}"
+        pairs = zip(left.similar(item_id, k=5), right.similar(item_id, k=5), strict=False)
+        yield from (f"  {_line(one):<{_WIDTH}}{_line(other)}" for one, other in pairs)
+    measured = [release.manifest.measures.get("category_precision_at_10") for release in (left, right)]
+    if None not in measured:
+        yield (
+            "of a photo's ten nearest are of its own category: "
+            f"{measured[0]:.0%} with {left.manifest.model_kind}, {measured[1]:.0%} with {right.manifest.model_kind}"
+        )
+
+
+def _space_name(release: Asked) -> str:
+    return f"{release.manifest.model_kind}, {release.manifest.latent_dim} numbers a photo"
+
+
+def _line(near: Near) -> str:
+    return f"{near.score:6.3f}  {near.item_id}  {_shown_as(near.attributes)}"
+
+
+def _shown_as(attributes: dict[str, object]) -> str:
+    return " ".join(str(attributes[name]) for name in ("colour", "pattern", "category") if name in attributes)
 
 
 def _rows_of_all(spaces: Sequence[Space]) -> list[list[int]]:

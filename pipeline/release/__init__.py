@@ -20,12 +20,13 @@ from .delisting import Delisted, delist, read_delisted, relist
 from .diff import ReleaseDiff, diff_releases, diff_text
 from .expiry import Expiry, expire, undelete
 from .format import check_store, claim_store
-from .history import History, history, history_text, live_at, parse_moment
+from .history import History, history, history_text, live_at, none_yet_text, parse_moment
 from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .marked import inventory_bytes
 from .roots import Policy
 from .signatures import check_signed, sign_release, signature_name, signatures_of
+from .signed_heads import check_head_signed, sign_entry, sign_heads
 from .signing_keys import SigningKey, TrustedKey, read_signing_keys, read_trusted_keys, signers
 from .tables import read_file, read_table, write_table
 from .verify import ReleaseCheck, verify_release
@@ -53,6 +54,7 @@ __all__ = [
     "WrittenRelease",
     "asked_manifest",
     "channel_names",
+    "check_head_signed",
     "check_signed",
     "check_store",
     "check_takes_samples",
@@ -68,6 +70,7 @@ __all__ = [
     "inventory_bytes",
     "live_at",
     "manifest_name",
+    "none_yet_text",
     "parse_moment",
     "pin",
     "promotable",
@@ -86,6 +89,8 @@ __all__ = [
     "release_key",
     "relist",
     "rollback",
+    "sign_entry",
+    "sign_heads",
     "sign_release",
     "signature_name",
     "signatures_of",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 from ..errors import NotFound
 from ..keys import digest_of
@@ -16,6 +17,7 @@ from .manifest import PLAIN, FileEntry, release_folder
 
 SUMMARY = "recommendations.json"
 _FOLDER = "recommend-"
+_WRITTEN = timedelta(hours=1)  # within which the document follows the tables that it lists
 _SEAL = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
 
 
@@ -44,10 +46,23 @@ def unsealed(data: bytes, name: str) -> bytes:
 
 
 def listed_beside(store: Store, release: str) -> Iterator[tuple[str, list[FileEntry] | str]]:
-    """Yield (name, files) of each finished document beside a release; (name, problem) where it cannot be right."""
+    """Yield (name, files) of each finished document beside a release; (name, problem) where it cannot be right.
+
+    Tables without one, which is written last, are a problem once the newest of them is an hour old.
+    """
     folder = release_folder(release)
-    names = [entry.name for entry in store.list(folder + _FOLDER) if entry.name.endswith(f"/{SUMMARY}")]
-    for name in names:
+    newest: dict[str, datetime] = {}
+    for entry in store.list(folder + _FOLDER):
+        place = entry.name.rpartition("/")[0]
+        newest[place] = max(entry.modified, newest.get(place, entry.modified))
+        if entry.name == f"{place}/{SUMMARY}":
+            newest[place] = datetime.max.replace(tzinfo=UTC)
+    for place, modified in newest.items():
+        name = f"{place}/{SUMMARY}"
+        if modified < datetime.now(UTC) - _WRITTEN:
+            yield name, f"{name} is missing, and tables lie there that it lists: run `codebooks recommend` again"
+        if modified < datetime.max.replace(tzinfo=UTC):
+            continue
         try:
             yield name, _files(store.get(name), name, release)
         except NotFound:  # deleted since

@@ -248,6 +248,16 @@ def promote(
     )
 
 
+def unmoved_text(channel: str, release_id: str) -> str:
+    """Return what is said where a channel has the release already that it is to have."""
+    return f"{release_id} is the current release of channel {channel} already; nothing was changed"
+
+
+def undo_text(channel: str, before: ChannelEntry) -> str:
+    """Return the command that brings a channel back to the release that it had before."""
+    return f"Undo with: codebooks rollback --channel {channel} --to {before.release_id}"
+
+
 def promotable(store: Store, channel: str, release: str | None = None) -> ChannelEntry:
     """Return the newest entry of a channel's log that names a release, None: its head. Raises NotFound."""
     numbers = log_numbers(store, channel)

@@ -28,6 +28,7 @@ from ..keys import DIGEST, SHORT
 from ..storage import Entry, Store, store_clock
 from .holds import SWEEPS, Sweep, read_sweep
 from .inventory import Rules, judge
+from .kept_bundles import CONFIG, POINTER
 from .manifest import document_bytes
 from .marked import LISTS, Judged, read_marked, write_marked
 from .roots import MANIFEST, Policy, grace_of, read_roots, read_runs
@@ -223,12 +224,13 @@ def _sweep(store: Store, mark_name: str, policy: Policy) -> Size:
     except ConfigError:
         turn.end()
         raise
-    # A release without a manifest is not there: no reader can meet one that is half deleted.
-    manifests = [one for one in going if MANIFEST.fullmatch(one.entry.name)]
-    for one in manifests:
-        turn.look()
-        turn.delete(one.entry.name)
-    rest = [one for one in going if not MANIFEST.fullmatch(one.entry.name)]
+    # A release without a manifest is not there, a bundle without a config neither: nobody can meet one half deleted.
+    rest = going
+    for first in (MANIFEST, POINTER, CONFIG):
+        for one in [one for one in rest if first.fullmatch(one.entry.name)]:
+            turn.look()
+            turn.delete(one.entry.name)
+        rest = [one for one in rest if not first.fullmatch(one.entry.name)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for start in range(0, len(rest), _BATCH):
             turn.look()

@@ -118,6 +118,11 @@ def parse_moment(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def none_yet_text(store: Store, channel: str) -> str:
+    """Return what is said of a channel without any."""
+    return f"channel {channel!r} on {store.url} has no releases yet; `codebooks refresh` publishes one"
+
+
 def history_text(found: History) -> str:
     """Return a history as a table for people."""
     rows = [(told, told.row()) for told in found.told]

@@ -181,14 +181,27 @@ def kept_while_appending(store: Store, manifest: Manifest) -> Iterator[None]:
 def check_not_swept(store: Store, release: str, names: Collection[str] = ()) -> None:
     """Raise Unavailable when a sweep may be deleting a release or one of `names`, NotFound when there is no release."""
     for sweep in read_sweeps(store):
-        listed = set(names) and set(names) & set(read_marked(store, sweep.listed, sweep.sha256)["name"].to_pylist())
-        if release in sweep.releases or listed:
-            raise Unavailable(
-                f"{next(iter(sorted(listed)), f'release {release}')} is on the list that `codebooks expire` is "
-                "deleting now; try again when that has ended"
-            )
+        if release in sweep.releases:
+            raise _being_deleted(f"release {release}")
+        _check_unlisted(store, sweep, names)
     if not store.exists(manifest_name(release)):
         raise NotFound(f"there is no release {release!r} on {store.url}; `codebooks releases` lists those of a channel")
+
+
+def check_names_not_swept(store: Store, names: Collection[str]) -> None:
+    """Raise Unavailable when a sweep may be deleting one of `names`."""
+    for sweep in read_sweeps(store):
+        _check_unlisted(store, sweep, names)
+
+
+def _check_unlisted(store: Store, sweep: Sweep, names: Collection[str]) -> None:
+    listed = set(names) and set(names) & set(read_marked(store, sweep.listed, sweep.sha256)["name"].to_pylist())
+    if listed:
+        raise _being_deleted(min(listed))
+
+
+def _being_deleted(what: str) -> Unavailable:
+    return Unavailable(f"{what} is on the list that `codebooks expire` is deleting now; try again when that has ended")
 
 
 def read_sweeps(store: Store) -> list[Sweep]:

@@ -23,7 +23,7 @@ _OF_RUN = re.compile(r"runs/([^/]+)/(?:(checkpoints|tensorboard)/.+|plan\.parque
 _STAYS = {
     "store.json": "the store's format",
     "channels/": "channel logs are never deleted",
-    "models/": "bundles are kept",
+    "models/": "unknown file",
     "delisted/": "delisted items",
     "expiry/": "expiry's own record",
     "runs/": "a run's record",
@@ -53,6 +53,8 @@ def _judged(entry: Entry, rules: Rules) -> Judged:
         return _release_file(entry, of_release.group(1), rules, unlisted=bool(of_release.group(2)))
     if why is None and (of_run := _OF_RUN.fullmatch(entry.name)):
         return _run_file(entry, of_run.group(1), rules)
+    if why is None and (model := rules.roots.bundles.owner(entry.name)):
+        return _bundle_file(entry, model, rules)
     if why is None and entry.name.startswith((PINS, LEASES)):
         ended = entry.name in rules.roots.ended
         return _aged(entry, rules.grace, rules, "it has ended") if ended else _kept(entry, "it holds a release")
@@ -80,6 +82,18 @@ def _release_file(entry: Entry, release: str, rules: Rules, *, unlisted: bool) -
         return _kept(entry, rules.roots.runs[run])
     why = "release that nothing keeps" if unlisted else "no kept manifest names it"
     return _aged(entry, rules.grace, rules, why)
+
+
+def _bundle_file(entry: Entry, model: str, rules: Rules) -> Judged:
+    """All of a bundle goes at once, and what answers a train key with it."""
+    used = rules.roots.bundles.reason(model)
+    if used is not None:
+        return _kept(entry, used)
+    days = max(rules.grace, timedelta(days=rules.policy.bundles_days))
+    newest = rules.roots.bundles.newest[model]
+    if rules.now - newest < days:
+        return _kept(entry, f"bundle younger than {days / timedelta(days=1):g} days (no kept release is of it)")
+    return Judged(entry, False, "bundle that no kept release is of")
 
 
 def _run_file(entry: Entry, run: str, rules: Rules) -> Judged:

@@ -17,6 +17,7 @@ from ..schema import PART_NAMES
 from ..storage import Entry, Store
 from .channel import CHANNELS, read_entries
 from .holds import Lease, Pin, read_holds
+from .kept_bundles import Bundles, read_bundles
 from .manifest import RELEASES, SEGMENTS, Manifest, read_manifest
 
 ALIVE = timedelta(hours=1)  # a run that has given a sign of life since may find and use any part; 240 heartbeats
@@ -32,8 +33,9 @@ class Policy:
 
     keep: the newest so many releases of each channel; keep_days: and those that became current since. grace_days: how
     old a file is at least before it is marked, and a mark before it is swept; None: 7, or twice the longest attempt.
-    pixels_days, checkpoints_days: pixels, and checkpoints and plans of runs that have ended, live so long. max_share:
-    of the store's bytes, at most so much is marked, and swept, in one go.
+    pixels_days, checkpoints_days, bundles_days: how long pixels live, checkpoints and plans of runs that have ended,
+    and, from the last file written of one, bundles that no kept release is of. max_share: of the store's bytes, at most
+    so much is marked, and swept, in one go.
     """
 
     keep: int = 14
@@ -41,10 +43,11 @@ class Policy:
     grace_days: float | None = None
     pixels_days: float = 30.0
     checkpoints_days: float = 14.0
+    bundles_days: float = 90.0
     max_share: float = 0.3
 
     def __post_init__(self) -> None:
-        days = (self.keep_days, self.pixels_days, self.checkpoints_days, self.grace_days or 0.0)
+        days = (self.keep_days, self.pixels_days, self.checkpoints_days, self.bundles_days, self.grace_days or 0.0)
         if self.keep < 1 or min(days) < 0 or not 0 < self.max_share <= 1:
             raise ConfigError(f"{self} cannot be: keep is at least 1, days are not negative, max_share is in (0, 1]")
 
@@ -73,7 +76,7 @@ class Roots:
     """What must stay, each with the reason.
 
     releases: by id; names: files; folders: (prefix, reason), of which a run at work may use any part; runs: those that
-    may still be at work; ended: names of holds that hold no more.
+    may still be at work; ended: names of holds that hold no more; bundles: what is known of them.
     """
 
     releases: dict[str, str]
@@ -81,6 +84,7 @@ class Roots:
     folders: tuple[tuple[str, str], ...]
     runs: dict[str, str]
     ended: frozenset[str]
+    bundles: Bundles
 
 
 def read_runs(entries: Collection[Entry]) -> dict[str, RunSeen]:
@@ -150,6 +154,7 @@ def read_roots(
         else:
             releases.setdefault(held.document.release_id, reason)
     names, working, folders = dict[str, str](), dict[str, str](), list[tuple[str, str]]()
+    models, every = dict[str, str](), None
     for run in read_runs(entries).values():
         sign = run.last_sign()
         if sign is None or now - sign >= grace:
@@ -158,6 +163,10 @@ def read_roots(
         working[run.name] = reason
         plan = _plan_of(store, run.name)
         names.update((name, f"the plan of {reason}") for name in plan.names)
+        if plan.model:
+            models.setdefault(plan.model, f"the plan of {reason}")
+        else:
+            every = f"{reason} and may find this"
         if plan.parent:
             releases.setdefault(plan.parent, f"parent of {reason}")
         if now - sign < ALIVE:
@@ -167,9 +176,13 @@ def read_roots(
         releases.setdefault(release, reason)
     for release in manifests:
         manifest = _manifest(store, release) if release in releases else None
-        for name in manifest.names() if manifest is not None else []:
-            names.setdefault(name, f"named by {release}: {releases[release]}")
-    return Roots(releases, names, tuple(folders), working, frozenset(ended))
+        if manifest is not None:
+            why = f"named by {release}: {releases[release]}"
+            models.setdefault(manifest.model_id, why)
+            for name in manifest.names():
+                names.setdefault(name, why)
+    bundles = read_bundles(store, entries, models, every)
+    return Roots(releases, names, tuple(folders), working, frozenset(ended), bundles)
 
 
 def _kept_besides(
@@ -236,6 +249,7 @@ class _Planned:
     names: frozenset[str] = frozenset()
     folders: tuple[str, ...] = ("latents/", "pixels/", "photos/", SEGMENTS)
     parent: str | None = None
+    model: str | None = None  # None: not known yet, so it may come to be any
 
 
 def _plan_of(store: Store, run: str) -> _Planned:
@@ -265,4 +279,4 @@ def _plan_of(store: Store, run: str) -> _Planned:
     latents = f"latents/{model}/" if model else "latents/"
     pixels = [f"{kind}/{transform}/" if transform else f"{kind}/" for kind in ("pixels", "photos")]
     segments = f"{SEGMENTS}{model}/" if model else SEGMENTS
-    return _Planned(frozenset(names), (latents, *pixels, segments), meta.get("parent"))
+    return _Planned(frozenset(names), (latents, *pixels, segments), meta.get("parent"), model)

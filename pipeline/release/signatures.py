@@ -25,7 +25,7 @@ from .signing_keys import SigningKey, TrustedKey
 _SIGNATURE = re.compile(r"signature-([0-9a-f]{12})\.json")
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD = "application/vnd.in-toto+json"
-_STATEMENT = "https://in-toto.io/Statement/v1"
+STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
 _FILES = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}  # each file is hashed as a whole
 _OF_BUNDLE = ("config.json", "encoder.onnx", "weights.safetensors", "card.md")  # signed beside what the manifest lists
@@ -64,11 +64,11 @@ def sign_release(
     if not keys:
         return []
     manifest, digest = read_hashed_manifest(store, release, expect_sha256=expect_sha256)
-    payload = _json(_statement(manifest, digest, dict(_bundle_digests(store, manifest))))
+    payload = plain_json(_statement(manifest, digest, dict(_bundle_digests(store, manifest))))
     names = []
     for key in keys:
         name = signature_name(release, key.public.key_id)
-        data = _enveloped(payload, key.sign(_authenticated(payload)), key.public.key_id)
+        data = enveloped(payload, key.sign(authenticated(payload)), key.public.key_id)
         if not store.put_if_absent(name, data):
             _checked(store.get(name), name, key.public, manifest, digest)
         names.append(name)
@@ -150,7 +150,7 @@ def _statement(manifest: Manifest, digest: str, beside: Mapping[str, str]) -> di
     digests = {**beside, **_listed(manifest, digest)}
     resources = [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in sorted(digests)]
     return {
-        "_type": _STATEMENT,
+        "_type": STATEMENT,
         "subject": [{"name": manifest.release_id, "digest": {"sha256": _root(digests)}}],
         "predicateType": _PREDICATE,
         "predicate": {"serialization": _FILES, "resources": resources},
@@ -161,9 +161,9 @@ def _root(digests: Mapping[str, str]) -> str:
     return digest_of(b"".join(bytes.fromhex(digests[name]) for name in sorted(digests)))
 
 
-def _enveloped(payload: bytes, signature: bytes, key_id: str) -> bytes:
+def enveloped(payload: bytes, signature: bytes, key_id: str) -> bytes:
     """Return the one text of a signature's file."""
-    return _json(
+    return plain_json(
         {
             "mediaType": _BUNDLE,
             "verificationMaterial": {"publicKey": {"hint": key_id}, "tlogEntries": []},
@@ -176,14 +176,14 @@ def _enveloped(payload: bytes, signature: bytes, key_id: str) -> bytes:
     )
 
 
-def _authenticated(payload: bytes) -> bytes:
+def authenticated(payload: bytes) -> bytes:
     """Return what is signed of a payload: DSSE's PAE, which binds its type and length."""
     return f"DSSEv1 {len(_PAYLOAD)} {_PAYLOAD} {len(payload)} ".encode() + payload
 
 
 def _checked(data: bytes, name: str, key: TrustedKey, manifest: Manifest, digest: str) -> Signed:
     """Return what a signature says. Raises IntegrityError unless this key made it, and for this manifest."""
-    payload = _signed_payload(data, name, key)
+    payload = signed_payload(data, name, key)
     try:
         statement = json.loads(payload)
         resources = statement["predicate"]["resources"]
@@ -204,15 +204,16 @@ def _checked(data: bytes, name: str, key: TrustedKey, manifest: Manifest, digest
     return Signed(key.key_id, name, digests)
 
 
-def _signed_payload(data: bytes, name: str, key: TrustedKey) -> bytes:
+def signed_payload(data: bytes, name: str, key: TrustedKey) -> bytes:
+    """Return what a signature's file signs. Raises Untrusted unless this key made it, and nobody has changed it."""
     try:
         envelope = json.loads(data)["dsseEnvelope"]
         (one,) = envelope["signatures"]
         payload, signature = (base64.b64decode(text, validate=True) for text in (envelope["payload"], one["sig"]))
     except (ValueError, LookupError, TypeError, binascii.Error) as error:
-        raise Untrusted(f"{name} is no signature ({error}); it is damaged: sign the release again") from error
+        raise Untrusted(f"{name} is no signature ({error}); it is damaged: delete it and sign again") from error
     # Compared whole: a changed byte anywhere in the file is an error, not only in what is signed.
-    if data != _enveloped(payload, signature, key.key_id) or not key.verifies(_authenticated(payload), signature):
+    if data != enveloped(payload, signature, key.key_id) or not key.verifies(authenticated(payload), signature):
         raise Untrusted(
             f"{name} was not made by the key {key.key_id[:SHORT]}, or was changed since; roll the channel back to "
             "another release"
@@ -220,5 +221,6 @@ def _signed_payload(data: bytes, name: str, key: TrustedKey) -> bytes:
     return payload
 
 
-def _json(value: Any) -> bytes:
+def plain_json(value: Any) -> bytes:
+    """Return the one JSON text of what is signed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .application import application
 from .config import ServeConfig
-from .host import add_options, parse_settings, serve, settings_of
+from .host import add_options, answering_address, parse_settings, serve, settings_of
 
-__all__ = ["ServeConfig", "add_options", "application", "parse_settings", "serve", "settings_of"]
+__all__ = ["ServeConfig", "add_options", "answering_address", "application", "parse_settings", "serve", "settings_of"]

@@ -53,7 +53,7 @@ class Basket(_Body):
     """Items that are asked together."""
 
     item_ids: Annotated[list[str], Field(min_length=1)]
-    fusion: Literal["rrf", "min", "barycentre"] = "rrf"
+    fusion: Literal["rrf", "min", "soft_min", "barycentre"] = "rrf"
     weights: Annotated[list[Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=1)] | None = Field(
         default=None, description="one positive number for each item; `min` takes none"
     )

@@ -27,6 +27,10 @@ class ServeConfig(BaseModel):
         default=None,
         description="PEM files of public keys, separated by commas, one of which must have signed what is served",
     )
+    trusted_channel: bool | None = Field(
+        default=None,
+        description="true: one of these keys must also have signed that it is the channel's head (`codebooks sign`)",
+    )
     beside: str | None = Field(
         default=None,
         pattern=RELEASE_ID,

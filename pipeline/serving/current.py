@@ -102,6 +102,7 @@ class Current:
                 expect_model=None if self._beside else self._config.expect_model,  # two models may well be compared
                 options=self._config.storage,
                 trusted_keys=self._config.trusted_keys,
+                trusted_channel=bool(self._config.trusted_channel),
                 check_one_in=None if self._beside else self._config.check_one_in,
             )
         else:

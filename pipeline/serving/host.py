@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from .application import application
 from .config import TOKEN_VARIABLE, ServeConfig
 
 _BACKLOG = 2048
+_ANSWERS_WITHIN_S = 60.0
 _OPTIONS = {name: field for name, field in ServeConfig.model_fields.items() if field.description is not None}
 _TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105  what a bearer token may be (RFC 6750)
 
@@ -76,8 +79,7 @@ def serve(config: ServeConfig) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with _listening(config) as listener, tempfile.TemporaryDirectory(prefix="codebooks-serve-") as folder:
         host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        sys.stderr.write(f"serving {config.store_url} on http://{shown}:{port}/ with {config.workers} process(es)\n")
+        sys.stderr.write(f"serving {config.store_url} on {_address(host, port)} with {config.workers} process(es)\n")
         hosted = uvicorn.Config(
             partial(_hosted, config, Path(folder), os.getpid()),
             factory=True,
@@ -96,6 +98,33 @@ def serve(config: ServeConfig) -> None:
         processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise ConfigError("a process of the service could not start, so the service ended; its error stands above")
+
+
+def answering_address(config: ServeConfig) -> str:
+    """Return the address of a service that others host, once this node answers there.
+
+    They listen where whoever started the first one had them listen. Raises ConfigError when nothing of this service
+    answers within a minute.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104  asked, not listened on
+    address = _address(host, config.port)
+    ends, problem = time.monotonic() + _ANSWERS_WITHIN_S, ""
+    while time.monotonic() < ends:
+        try:
+            with urllib.request.urlopen(f"{address}healthz", timeout=5) as answer:  # noqa: S310  always http
+                if json.load(answer).get("status") == "ok":
+                    return address
+        except (OSError, ValueError, AttributeError) as error:
+            problem = str(error)
+        time.sleep(0.2)
+    raise ConfigError(
+        f"nothing of this service answers at {address} ({problem}): another Ray Serve of this cluster listens at "
+        "its own --host and --port, which the first one decides; name those, or end that one (`serve shutdown`)"
+    )
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _hosted(config: ServeConfig, folder: Path, parent: int) -> Starlette:

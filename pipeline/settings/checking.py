@@ -50,14 +50,12 @@ def _listed(problems: list[str]) -> str:
 
 
 def _unknown_names(source: Source, config: type[BaseModel]) -> Iterator[str]:
-    everything = list(_all_paths(config, ()))
-
     def walk(values: Mapping[Any, Any], annotation: Any, path: Path_) -> Iterator[str]:
         known = fields_of(annotation)
         for name, value in values.items():
             here = (*path, str(name))
             if name not in known:
-                hint = NO_SECRETS if names_secret(here[-1]) else _near(here, known, everything)
+                hint = NO_SECRETS if names_secret(here[-1]) else _near(here, known, config)
                 yield f"{'.'.join(here)}: unknown name, from {source.where(here)}; {hint}"
             elif isinstance(value, dict) and fields_of(known[name]):
                 yield from walk(value, known[name], here)
@@ -81,14 +79,14 @@ def _no_text(value: Any, source: Source, path: Path_) -> Iterator[str]:
         yield f"{where}: it holds a NUL or half a character, from {source.where(path)}; write it as UTF-8 text"
 
 
-def _near(path: Path_, known: Mapping[str, Any], everything: list[Path_]) -> str:
+def _near(path: Path_, known: Mapping[str, Any], config: type[BaseModel]) -> str:
     """Return the most helpful hint: a name spelled alike, the same name in another section, or all names."""
     close = get_close_matches(path[-1], list(known), n=1)
     if close:
         return f"did you mean {'.'.join((*path[:-1], close[0]))!r}?"
-    elsewhere = [other for other in everything if other[-1] == path[-1]]
+    elsewhere = next((other for other in _all_paths(config, ()) if other[-1] == path[-1]), None)
     if elsewhere:
-        return f"did you mean {'.'.join(elsewhere[0])!r}?"
+        return f"did you mean {'.'.join(elsewhere)!r}?"
     return f"allowed: {', '.join(sorted(known))}"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import ConfigError
 from .local import expanded
+
+_ANOTHER = "name another file"
 
 
 def new_file(text: str, endings: Sequence[str]) -> Path:
@@ -28,3 +32,21 @@ def write_new(path: Path, data: bytes) -> int:
             return file.write(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error}); name another file") from error
+
+
+def unused(text: str, remedy: str = _ANOTHER) -> Path:
+    """Return the file that a text names, which must not be there, not even as a broken link. Raises ConfigError."""
+    path = expanded(text)
+    if os.path.lexists(path):
+        raise ConfigError(f"{str(path)!r} exists and is not overwritten; {remedy}")
+    return path
+
+
+def open_new(text: str, remedy: str = _ANOTHER) -> BinaryIO:
+    """Return the file that a text names, made now and open. Raises ConfigError where it is there or cannot be made."""
+    try:
+        return expanded(text).open("xb")
+    except FileExistsError as error:
+        raise ConfigError(f"{text!r} exists and is not overwritten; {remedy}") from error
+    except OSError as error:
+        raise ConfigError(f"{text!r} cannot be written: {error}; {remedy}") from error

@@ -9,7 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
 
 from ..errors import Misconfigured
 from .options import NO_SECRETS, StorageOptions
@@ -85,6 +86,8 @@ def _make(options: StorageOptions, read_timeout_s: float) -> Any:
             "max_pool_connections": CONNECTIONS,
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": read_timeout_s,
+            # Botocore puts its own together anew for each request, a tenth of what a GET costs.
+            "user_agent": "visual-codebooks",
             # A try that botocore or s3fs repeats by itself would turn a write whose reply was lost into "taken".
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         },
@@ -97,15 +100,16 @@ def _make(options: StorageOptions, read_timeout_s: float) -> Any:
 
 
 def _timestamp(value: Any) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):  # the date of a header, or of a server with a form of its own
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        from botocore.utils import parse_timestamp
+    for read in (datetime.fromisoformat, parsedate_to_datetime):  # of listings, of headers: 10 us, botocore's own 200
+        try:
+            moment = read(value)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        if moment.tzinfo is not None:
+            return moment
+    from botocore.utils import parse_timestamp
 
-        moment = parse_timestamp(value)
-    return moment
+    return cast("datetime", parse_timestamp(value))  # of a server with a form of its own
 
 
 def call(fs: Any, method: str, **arguments: Any) -> dict[str, Any]:

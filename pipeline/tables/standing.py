@@ -21,7 +21,7 @@ from ..index import Grouping, SearchIndex
 from ..index.entering import entering
 from ..index.kept_space import release_latents, release_space
 from ..index.latents import Float32, Float64, Rows
-from ..ordering import as_numpy, joined, keep_rows, run_starts, take_column
+from ..ordering import as_numpy, joined, keep_rows, positions_in_runs, ranks, run_starts, take_column
 from ..release import FileEntry, Manifest
 from ..release.tables import read_file, read_table
 from ..storage import Store
@@ -45,7 +45,7 @@ class Lists:
 
     def ranks(self) -> Rows:
         """Return the rank of every entry in its list, from 0."""
-        return np.arange(len(self.owners)) - np.searchsorted(self.owners, self.owners)
+        return positions_in_runs(np.append(True, np.diff(self.owners) != 0)[: len(self.owners)])
 
     def take(self, rows: Rows) -> Lists:
         """Return these entries."""
@@ -163,28 +163,29 @@ def _void(store: Store, parent: Manifest, night: Night, before: pa.Table) -> pa.
     rows = np.flatnonzero(as_numpy(pc.invert(pc.is_in(joined(night.items["item_id"]), value_set=found[0]))))
     if not now.select(_PLACES[:2]).equals(old.select(_PLACES[:2])):  # the same photos in another order, say
         return _item_ids(night.items)
-    moved = ~as_numpy(pc.equal(_words(now["latents_part"]), _words(old["latents_part"]))).astype(np.bool_)
+    codes, names = ranks(now["latents_part"])
+    before_codes, before_names = ranks(old["latents_part"])
+    number = {name: code for code, name in enumerate(names)}
+    moved = codes != np.array([number.get(name, -1) for name in before_names], np.int64)[before_codes]
     moved |= as_numpy(now["latents_row"]) != as_numpy(old["latents_row"])
     if moved.any():
-        names = [name for name in ("log_var", "codes") if getattr(night.latents, name) is not None]
-        theirs = release_latents(store, parent, keep_rows(old, moved), columns=("mean", *names))
+        columns = [name for name in ("log_var", "codes") if getattr(night.latents, name) is not None]
+        theirs = release_latents(store, parent, keep_rows(old, moved), columns=("mean", *columns))
         mine = night.latents.take(rows[moved])
         differ = np.zeros(len(mine), np.bool_)
-        for name in ("mean", *names):
+        for name in ("mean", *columns):
             left, right = getattr(mine, name), getattr(theirs, name)
             differ |= True if right is None else (left != right).any(axis=1)
         found.append(joined(take_column(now["item_id"], np.flatnonzero(moved)[differ])))
     return pa.concat_arrays(found)
 
 
-def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string())
-
-
 def _without(items: pa.Table, item_ids: pa.Array) -> pa.Table:
     """Return the rows of other items, texts as they compare whatever they were read as."""
     kept = items.filter(pc.invert(pc.is_in(items["item_id"].cast(item_ids.type), value_set=item_ids)))
-    return kept.set_column(0, "item_id", kept["item_id"].cast(item_ids.type)).set_column(1, "uri", _words(kept["uri"]))
+    return kept.set_column(0, "item_id", kept["item_id"].cast(item_ids.type)).set_column(
+        1, "uri", kept["uri"].cast(pa.string())
+    )
 
 
 def _places(old: pa.Array, ids: pa.Array, numbers: Rows) -> Float64:

@@ -7,7 +7,6 @@ whose rows are mixed up, weights of another bundle, a dead codebook) is done to 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import shutil
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from beside import tests_module
 from PIL import Image
 
 import jobs.building
@@ -31,15 +31,6 @@ from pipeline.images.render import render_products
 ROOT = Path(__file__).resolve().parents[2]
 Rows = dict[str, tuple[str, str]]  # (photo, category) by item_id
 PLACEHOLDER = Image.fromarray(np.full((28, 28), 200, np.uint8))
-
-
-def _stages_here() -> Any:
-    spec = importlib.util.spec_from_file_location("stages_here", ROOT / "tests" / "stages_here.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -71,7 +62,7 @@ class Shop:
         ]  # fmt: skip
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            _stages_here().run_stages_here(patch)
+            tests_module("stages_here").run_stages_here(patch)
             if broken is not None:
                 broken(patch)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

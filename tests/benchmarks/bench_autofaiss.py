@@ -16,17 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from bench_index import KINDS, ROOT, K, components, drawn_again, resident, truth_of, unit
+from bench_index import KINDS, K, components, drawn_again, resident, truth_of, unit
+from made_on import made_on
 
 from pipeline.index import IndexConfig, LatentArrays, build_index, open_index
 
@@ -133,9 +132,7 @@ def main() -> None:
     for each in ("qps", "qps_cpu"):
         ratios = [a[each] / b[each] for a, b in zip(turns["ours"][1:], turns["autofaiss"][1:], strict=True)]
         result[f"{each}_ratio"] = [round(float(np.percentile(ratios, at)), 2) for at in (50, 0, 100)]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "faiss": faiss.__version__,
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    said = {**made_on("one thread, shared with other work"), "faiss": faiss.__version__}
     document = {"results": {**result, **said}}
     options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -12,10 +12,8 @@ gate that is meant for it, or an honest one is stopped. `--table` prints what th
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Any
 
 import bad_nights as bad
 import pytest
+from made_on import made_on
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "bad_nights.json"
@@ -149,11 +148,8 @@ def main() -> int:
         print(table({kind: [row for each in held for row in each.get(kind, [])] for kind in ("bad", "honest")}))
         return 0
     data = asked.data if (asked.data / "fashion-mnist" / "train.parquet").exists() else None
-    said = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    commit = subprocess.run(said, capture_output=True, text=True)
     found: dict[str, Any] = {
-        "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "commit": commit.stdout.strip(), "machine": platform.machine(),
-        "python": platform.python_version(), "items": asked.items,
+        **made_on(""), "python": platform.python_version(), "items": asked.items,
         "catalogue": "fashion-mnist" if data else "rendered", "bad": [], "honest": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bad-nights-") as folder:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from beside import release_maker  # noqa: E402
+from made_on import made_on  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -45,6 +45,7 @@ WAYS: dict[str, Callable[[Release, list[str]], list[Neighbour]]] = {
     "rrf": lambda release, basket: release.similar_to_many(basket, k=OFFERED),
     "rrf with 60": lambda release, basket: _with_constant(release, basket, 60),
     "min": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="min"),
+    "soft_min": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="soft_min"),
     "barycentre": lambda release, basket: release.similar_to_many(basket, k=OFFERED, fusion="barycentre"),
     "centroid": lambda release, basket: _of_centroid(release, basket),  # noqa: PLW0108  it stands below
 }
@@ -99,7 +100,7 @@ def measure(shop: Shop, latents: NDArray[np.float32], asked: list[tuple[str, str
     basket by basket, with its standard error; third: of all others; both: share of baskets of which either category
     has at least two products. Without products of the other these are of chance, but for first and third.
     """
-    maker = _maker()
+    maker = release_maker(DIM)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"{folder}/store")
@@ -158,22 +159,6 @@ def _reduced(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(centred @ directions[:, ::-1][:, :DIM], np.float32)
 
 
-def _maker() -> Any:
-    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["release_maker"] = module
-    spec.loader.exec_module(module)
-    module.DIM, module.PART_ROWS = DIM, 20_000
-    return module
-
-
-def _commit() -> str:
-    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2000)
@@ -196,9 +181,7 @@ def main() -> None:
 
 def _told(count: int, runs: list[dict[str, Any]], cpu_s: float) -> dict[str, Any]:
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} CPUs, {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
-        "commit": _commit(),
+        **made_on(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB"),
         "cpu_s": cpu_s,
         "baskets": count,
         "runs": runs,

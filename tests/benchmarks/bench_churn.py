@@ -5,8 +5,10 @@
 Night 1 fetches, decodes, trains one epoch and encodes everything. On night 2 half a per cent of the items have another
 picture, half a per cent are gone and as many new, pictures of the data's test part: one per cent is to be encoded.
 Photo-seconds are the sum, over all shards of a night's stages `pixels` and `encode`, of the seconds that an actor
-worked on it; on night 1 two at a time, so that each waits for the other: `actor_cpu_s` is beside it, CPU seconds of the
-actors from start to end, and so are the seconds of the stages by the clock, in which Ray and actors start.
+worked on it; on night 1 two at a time, so that each waits for the other: `actor_cpu_s` is beside it, CPU seconds of
+the actors from start to end, and so are the seconds of the stages by the clock, in which Ray and actors start. With
+`--here` the stages run in this process without Ray and photo-seconds are its CPU seconds, which a busy machine does not
+stretch; training then sees 5,000 photos.
 """
 
 from __future__ import annotations
@@ -20,17 +22,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from encode_accounts import kind_of
-from side_by_side import ROOT, made_on
+from made_on import made_on
+from side_by_side import ROOT
 
 from jobs.__main__ import main as command
+from pipeline.encoding import EncodeJob, Shard, ShardResult, run_shards_here
 from pipeline.events import Event, ShardEnded, listening
+from pipeline.training import train_here
 
 STAGES = ("pixels", "encode")
 
@@ -73,14 +81,32 @@ class ActorCpu(threading.Thread):
         return sum(self._used.values())
 
 
-def night(folder: Path, number: int) -> dict[str, Any]:
+@contextmanager
+def stages_here(spent: Counter[str]) -> Iterator[None]:
+    """Have the stages run in this process; what shards take of its CPU is added to `spent`, by stage."""
+
+    def run(shards: Iterable[Shard], job: EncodeJob, **asked: Any) -> list[ShardResult]:
+        began = time.process_time()
+        try:
+            return run_shards_here(shards, job, **asked)
+        finally:
+            spent["pixels" if job.model_id is None else "encode"] += time.process_time() - began
+
+    with ExitStack() as stack:
+        for name, made in (("train_job", train_here), ("run_shards", run)):
+            stack.enter_context(mock.patch(f"jobs.computing.{name}", made))
+        stack.enter_context(mock.patch("jobs.context.ray_session", return_value=nullcontext()))
+        yield
+
+
+def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
     """Run a refresh in this process and return what its shards took."""
     shards: Counter[str] = Counter()
     photos: Counter[str] = Counter()
 
     def note(event: Event) -> None:
         if isinstance(event, ShardEnded) and event.stage in STAGES:
-            shards[event.stage] += event.seconds
+            shards[event.stage] += 0.0 if here else event.seconds
             photos[event.stage] += event.photos
 
     cpu = ActorCpu()
@@ -88,8 +114,10 @@ def night(folder: Path, number: int) -> dict[str, Any]:
     preset = ROOT / "jobs" / "presets" / "vae_fashion_mnist.yaml"
     words = ["refresh", "--config", str(preset), "--run", f"night-{number}", "--json", f"store={folder / 'store'}"]
     words += [f"catalogue.source={folder / f'night-{number}.parquet'}", "train.epochs=1"]
+    words += ["train.photos=5000"] if here else []
     began, out = time.monotonic(), sys.stdout
-    with listening(note), (folder / "result.json").open("w") as sys.stdout:
+    way = stages_here(shards) if here else nullcontext()
+    with way, listening(note), (folder / "result.json").open("w") as sys.stdout:
         code = command(words)
     sys.stdout = out
     result = json.loads((folder / "result.json").read_text())
@@ -104,21 +132,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--churn", type=float, default=0.01)
+    parser.add_argument("--here", action="store_true", help="without Ray, in CPU seconds")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--night", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.night:
-        print(json.dumps(night(options.folder, options.night)))
+        print(json.dumps(night(options.folder, options.night, here=options.here)))
         return
     if not options.data.exists():
         print(f"no catalogue at {options.data}: nothing measured; name its folder with --data")
         return
-    found: dict[str, Any] = {**made_on(), "load": round(os.getloadavg()[0], 1)}
+    found: dict[str, Any] = {**made_on(), "here": options.here, "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory(prefix="churn-") as name:
         found["touched"] = write_catalogues(options.data, Path(name), options.churn)
         for number in (1, 2):
             arguments = [sys.executable, __file__, "--night", str(number), "--folder", name]
+            arguments += ["--here"] if options.here else []
             done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
             found[f"night {number}"] = json.loads(done.stdout)
     whole, part = (sum(found[f"night {number}"]["photo_s"].values()) for number in (1, 2))

@@ -16,18 +16,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_metrics import latents_of
+from made_on import made_on
 from model_measures import load, prepare, preset_config, train
 from side_by_side import ROOT
 
@@ -290,9 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     parts = options.only.split(",")
     write_latents(options.set, options)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    said = made_on("one thread, shared with other work")
     result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     if "set" in parts:
         result["results"]["set"] = {**write_truth(options.set), **said}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from beside import tests_module
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
 from PIL import Image
 
@@ -168,11 +168,7 @@ CASES: dict[str, Callable[[Shop], Iterator[dict[str, Any]]]] = {
 
 def _stages_here() -> Any:
     """Return the module `stages_here` after it has patched this process."""
-    spec = importlib.util.spec_from_file_location("stages_here", Path(__file__).parents[1] / "stages_here.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tests_module("stages_here")
     module.run_stages_here(pytest.MonkeyPatch())
     return module
 

@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_flat.py [--count 200000] [--json FILE] [--plot FILE]
 
 Two hundred small JPEGs are made once and stand at as many addresses as asked; everything else is the real encoding
-through Ray, by the model that needs no training. Every second the memory of each process that is its own (resident
+through Ray, by an untrained VAE. Every second the memory of each process that is its own (resident
 without what it shares) is noted. The slope is that of a line by least squares through the medians of ten seconds each,
-from when a quarter of the photos is done, in MiB per 100,000 photos, with its 95 % interval.
+from when a quarter of the photos is done, in MiB per 100,000 photos, with its 95 % interval. `--here`: one worker in
+this process, without Ray.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import psutil
 import ray
 from encode_accounts import kind_of
 from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
+from made_on import made_on
 from PIL import Image, ImageDraw
 from scipy import stats
-from side_by_side import made_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards
+from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 
 PHOTOS, BLOCK_S = 200, 10.0
 COLOURS = ("#1f4e9c", "#a0341f", "#1c7a2e", "#7a5c1c", "#5c1c7a", "#444444", "#999999")
@@ -83,7 +84,7 @@ def slope(line: Line, begin: int) -> dict[str, float]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     files = RepeatedPhotos([make_photo(generator, 48, 48) for _ in range(PHOTOS)])
-    job = make_job(folder, files, size=32, model="descriptor", actors=2)
+    job = make_job(folder, files, size=32, model="vae", actors=2)
     plan = added_plan([f"{folder}/{n}" for n in range(options.count)])
     plan = assign_shards(plan, image_size=32, shard_rows=options.rows)
     shards = build_shards(plan, transform_id=job.transform_id, model_id=job.model_id, precision="fp32")
@@ -94,13 +95,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     sampler.start()
     began = time.monotonic()
-    run_shards(shards, job, on_result=on_result)
+    (run_shards_here if options.here else run_shards)(shards, job, on_result=on_result)
     seconds = time.monotonic() - began
     sampler.stop()
     # Those that were there all the time: a process of which less than half is seen has no slope to speak of.
     whole = {name: line for name, line in sampler.lines.items() if len(line) > 0.5 * seconds}
     return {
-        "photos": options.count, "encoded": sampler.done, "shards": len(shards), "seconds": round(seconds, 1),
+        "photos": options.count, "here": options.here, "encoded": sampler.done, "shards": len(shards),
+        "seconds": round(seconds, 1),
         "slopes": {name: slope(line, options.count // 4) for name, line in whole.items()},
         "lines": {
             name: [[round(at), round(mib, 1), done] for at, mib, done in line[::5]] for name, line in whole.items()
@@ -134,10 +136,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--rows", type=int, default=1_000)
+    parser.add_argument("--here", action="store_true", help="without Ray")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    start_ray(cpus=4)
+    if not options.here:
+        start_ray(cpus=4)
     with tempfile.TemporaryDirectory() as folder:
         found = {**made_on(), "load": round(os.getloadavg()[0], 1), **measure(options, Path(folder))}
     ray.shutdown()

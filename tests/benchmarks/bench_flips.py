@@ -14,14 +14,12 @@ import argparse
 import json
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -31,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from made_on import made_on
 
 from jobs.__main__ import main as command
 from pipeline.encoding import run_shards_here
@@ -266,13 +265,7 @@ def main() -> int:
         result["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(result, indent=1))
     if options.json:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        told = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
-            "commit": commit.stdout.strip(),
-            "results": result,
-        }
+        told = {**made_on(f"Python {platform.python_version()}"), "results": result}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
     return 1 if result["missed"] else 0
 

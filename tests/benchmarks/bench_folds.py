@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from bench_refresh import DROPPED
 from bench_refresh import split as old_split
-from folds_trained import Encoded, Headed, Trained, asked_by_kl, encoded, headed, moves, purities, texts
+from folds_trained import Encoded, Headed, Trained, asked_by_kl, encoded, headed, purities, texts
 from model_measures import preset_config
 from model_tables import folds_table
 from side_by_side import ROOT, write
@@ -111,6 +111,9 @@ ROWS: dict[str, Row] = {
     "Lite0 head 3x3 of the central square, told categories": Headed("hx3 crop", 128, licence=LITE0),
     "descriptor_views of the central square": Fused(("views crop",), (64,)),
     "student, trained": Trained("distilled_clothing", "hx3 crop", licence=LITE0),
+    "student, trained for 10 epochs": Trained(
+        "distilled_clothing", "hx3 crop", more=("train.epochs=10",), licence=LITE0
+    ),
     "student, in closed form": Trained("ridge_clothing", "hx3 crop", licence=LITE0),
 }
 
@@ -316,8 +319,6 @@ def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.nda
         trained = features.trained(row, ~shown.old, seed)
         vectors = texts(trained, ~shown.old) if row.space == "words" else trained.mean
         result |= purities(vectors, trained.codes, shown.labels, ~shown.old)
-        if row.preset.startswith(STUDENTS):
-            result |= moves(trained.model, features.pixels(preset_config(row.preset, None).images.fit))
     np.savez_compressed(features.cache / f"photos-{slug(name)}-{seed}.npz", **values)
     return result
 

@@ -66,6 +66,12 @@ class Network:
         return np.concatenate(parts)
 
 
+@cache
+def network_of(features: Features, name: str) -> Network:
+    """Return the network whose components are those of the old split's known photos, once for all rows."""
+    return Network(features, name, ~features.shown.old)
+
+
 def encoder_of(name: str, features: Features, known: np.ndarray) -> tuple[Encode, bool]:
     """Return what turns photos into a row's latents, and whether it is shown the network's photos."""
     row = ROWS[name]
@@ -79,11 +85,11 @@ def encoder_of(name: str, features: Features, known: np.ndarray) -> tuple[Encode
         model = features.trained(row, known, SEED).model
         if row.preset.startswith(STUDENTS):
             return (lambda photos: model_latents(model, photos)), False
-        network = Network(features, row.teacher, known)
+        network = network_of(features, row.teacher)
         side = preset_config(row.preset, None).images.size
         return (lambda photos: of_features(model, network(photos, row.dims), side)), True
     assert isinstance(row, Fused)
-    network, dims = Network(features, row.of[0], known), row.dims[0]
+    network, dims = network_of(features, row.of[0]), row.dims[0]
     return (lambda photos: network(photos, dims).numpy()), True
 
 

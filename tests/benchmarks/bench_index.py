@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from made_on import made_on  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -259,8 +259,7 @@ def run(options: argparse.Namespace, held: Path) -> None:
     }
     if options.json is not None and options.json.exists():
         result["kinds"] = json.loads(options.json.read_text())["kinds"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip()}
+    said = {name: fact for name, fact in made_on().items() if name != "machine"}  # which the file tells
     for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
         row = apart(kind, held, options.target)
         result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]

@@ -28,7 +28,7 @@ import ray
 from bench_encode import through_ray
 from encode_photos import added_plan, make_job, make_photo, start_ray
 from faulty_store import KEY, SECRET, WeedServer
-from side_by_side import made_on
+from made_on import made_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

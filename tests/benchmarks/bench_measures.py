@@ -13,18 +13,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_on import made_on
 from PIL import Image
 
 from jobs.config import Config
@@ -173,13 +171,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    told = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores shared with other work; cpu_s is what counts",
-        "commit": commit.stdout.strip(),
-        "results": [],
-    }
+    told = {**made_on("shared with other work; cpu_s is what counts"), "results": []}
     for rows in asked.rows:
         told["results"].append(measured(rows, asked.data))
         print(json.dumps(told["results"][-1], indent=1))

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_on import made_on
 from model_measures import Photos, load, prepare, preset_config, train
-from side_by_side import ROOT, made_on
+from side_by_side import ROOT
 
 from jobs.config import Config
 from pipeline.evaluation.folds import group_difference, group_mean

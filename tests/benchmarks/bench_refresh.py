@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import io
 import json
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from beside import tests_module
 
 from pipeline.evaluation import knn_accuracy
 from pipeline.reader import open_release
@@ -101,12 +101,7 @@ def clothing_folder(data: Path, work: Path) -> dict[str, Any]:
 
 
 def clothing_s3(data: Path, work: Path) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("moto_server", Path(__file__).parents[1] / "moto_server.py")
-    assert spec is not None
-    assert spec.loader is not None
-    moto = importlib.util.module_from_spec(spec)
-    sys.modules["moto_server"] = moto
-    spec.loader.exec_module(moto)
+    moto = tests_module("moto_server")
     kept, held = split(data)
     with moto.MotoServer() as server, moto.aws_environment(server):
         bucket = server.make_bucket("bench-clothing")

@@ -13,18 +13,16 @@ import argparse
 import io
 import json
 import os
-import platform
 import resource
-import subprocess
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_on import made_on
 from PIL import Image
 
 from pipeline.catalogue import changes_between
@@ -136,9 +134,7 @@ def main() -> None:
         release = write(store, "two", items_of(new, parts), new, (parent, before))
         del before
         result = {"items": options.items, **measured(store, release)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    said = made_on("one thread, shared with other work")
     known = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     known["results"][f"{options.items}"] = {**result, **said}
     options.json.write_text(json.dumps(known, indent=1) + "\n")

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from bench_sids import LEVELS, next_items, read_vectors
+from made_on import made_on
 
 from pipeline.storage.memory import MemoryStore
 from pipeline.tables import SemanticIdsConfig
@@ -86,13 +85,7 @@ def main() -> None:
             kind: measured(vectors, categories, levels, epochs) for kind, epochs in kinds.items()
         }
         print(name, json.dumps(results["levels"][name], indent=1))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    document = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"2 cores, 24 GiB, no GPU, Linux {platform.machine()}, Python {platform.python_version()}",
-        "commit": commit.stdout.strip(),
-        "results": results,
-    }
+    document = {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results}
     options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -11,7 +11,6 @@ cent each, night 3 repeats night 2's catalogue under another index setting, so t
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from made_on import made_on
 from PIL import Image, ImageDraw
 
 from jobs.building import build_candidate
@@ -247,11 +247,6 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str
         draw.text((places[-1][0] + 8, free), f"{name}: {line[-1][1]:.3g}", fill=colour)
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, nargs="+", default=[100_000, 300_000])
@@ -282,9 +277,7 @@ def main() -> int:
 def save(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write what there is so far, so that a run that is stopped leaves its finished nights."""
     said = {
-        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "commit": commit(),
-        "machine": f"{os.cpu_count()} CPUs, {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
+        **made_on(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB"),
         "results": results,
     }
     if options.json:

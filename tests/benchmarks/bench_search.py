@@ -10,7 +10,6 @@ range.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -26,21 +25,11 @@ sys.path.insert(0, str(ROOT))
 
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
+from beside import release_maker  # noqa: E402
 
 from pipeline.index import IndexConfig  # noqa: E402
 from pipeline.reader import open_release  # noqa: E402
 from pipeline.storage import open_store  # noqa: E402
-
-
-def load_maker(dim: int) -> Any:
-    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["release_maker"] = module
-    spec.loader.exec_module(module)
-    module.DIM, module.PART_ROWS = dim, 20_000
-    return module
 
 
 def clustered_photos(maker: Any, count: int, dim: int) -> list[Any]:
@@ -70,7 +59,7 @@ def compare(ours: Callable[[], object], raw: Callable[[], object], pairs: int, q
 
 
 def measure(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    maker = load_maker(options.dim)
+    maker = release_maker(options.dim)
     store = open_store(str(folder / kind))
     config = IndexConfig(kind=kind, ef_construction=100)
     made = maker.make_release(store, clustered_photos(maker, options.photos, options.dim), index=config)

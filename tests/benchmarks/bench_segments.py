@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from made_on import made_on  # noqa: E402
 
 from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index  # noqa: E402
 from pipeline.index.fitted import fit  # noqa: E402
@@ -340,13 +339,11 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory(prefix="segments-") as folder:
             found = run(options, Path(folder))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=True)
     found |= {
         "rows": options.rows, "segment_rows": options.segment_rows, "kind": options.kind,
-        "date": str(datetime.now(UTC).date()),
+        **made_on("one thread, shared with other work"),
         "latents": "Fashion-MNIST drawn again with jitter" if options.data else "generated",
-        "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work",
-        "load": os.getloadavg()[0], "commit": commit.stdout.strip(),
+        "load": os.getloadavg()[0],
     }  # fmt: skip
     print(json.dumps(found, indent=1))
     if options.json:

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime as dt
-import importlib.util
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -27,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from beside import release_maker
+from made_on import made_on
 
 from pipeline.reader import open_release
 from pipeline.release import publish, read_head
@@ -35,18 +34,6 @@ from pipeline.storage import Store, open_store
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 32
 CHECKED = 50
-
-
-def release_maker(dim: int) -> Any:
-    """Load the tests' maker of releases, for latents of so many numbers."""
-    spec = importlib.util.spec_from_file_location("release_maker", ROOT / "tests" / "release_maker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    module.DIM, module.PART_ROWS = dim, 50_000
-    return module
 
 
 def write_releases(store: Store, maker: Any, items: int, number: int) -> None:
@@ -170,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         store = open_store(f"{folder}/store")
-        write_releases(store, release_maker(options.dim), options.items, options.swaps + 1)
+        write_releases(store, release_maker(options.dim, 50_000), options.items, options.swaps + 1)
         move_on(store, 0)
         found = measured(store, options)
     text = json.dumps(found, indent=1)
@@ -202,11 +189,8 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         "during": [taken for due, taken in load.seconds if first <= due < last],
         "after": [taken for due, taken in load.seconds if due >= last],
     }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        **made_on(f"load {os.getloadavg()[0]:.1f}"),
         "on": options.on,
         "items": options.items,
         "dim": options.dim,

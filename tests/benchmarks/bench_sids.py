@@ -14,9 +14,7 @@ import csv
 import io
 import json
 import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_refresh import DROPPED
+from made_on import made_on
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -209,13 +208,7 @@ def main() -> None:
     results["churn_of_1_percent"] = churned(vectors, books)
     results["next_item_in_100"] = next_items(vectors, encode(vectors, books))
     results["refit_without_1_percent"] = refitted(vectors, books, seed=0)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    document = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"2 cores, 24 GiB, no GPU, Linux {platform.machine()}, Python {platform.python_version()}",
-        "commit": commit.stdout.strip(),
-        "results": results,
-    }
+    document = {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results}
     options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from beside import tests_module
+from made_on import made_on
 from PIL import Image
 
 from jobs.__main__ import main as codebooks
@@ -110,13 +110,8 @@ def one_size(photos: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("stages_here", ROOT / "tests/stages_here.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit("tests/stages_here.py is not there")
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="sizing-") as name:
-        here.run_stages_here(patch)
+        tests_module("stages_here").run_stages_here(patch)
         folder = Path(name)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         write_catalogue(folder / "c.parquet", photos, 0)
@@ -189,12 +184,9 @@ def main() -> None:
             raise SystemExit(f"{size} photos: exit {done.returncode}")
         nights[str(size)] = json.loads(done.stdout)
         sys.stderr.write(f"{size}: {done.stdout}\n")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     text = json.dumps(
         {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": f"{os.cpu_count()} cores, no GPU, {platform.system()} {platform.machine()}",
-            "commit": commit.stdout.strip(),
+            **made_on(f"no GPU, {platform.system()}"),
             "nights": nights,
             "decoding": decoding(),
             "listing": listing(),

@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from bench_flips import codebooks
+from made_on import made_on
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.index import LatentArrays, gather_latents, nearest_exact
@@ -126,13 +125,7 @@ def main() -> int:
                 store = two_nights(Path(folder), options.data, **asked)
                 rows.append({"model": kind, **measured(store, metric), "cpu_s": round(time.process_time() - began, 1)})
             print(json.dumps(rows[-1]), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    result = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "commit": commit.stdout.strip(),
-        "results": rows,
-    }
+    result = {**made_on(f"Python {platform.python_version()}"), "results": rows}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if min(row["neighbour_overlap"] for row in rows) < 1.0 else 0

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_on import made_on
 from model_measures import Photos, load, prepare, preset_config, train
-from side_by_side import ROOT, made_on
+from side_by_side import ROOT
 
 from pipeline.errors import CodebooksError
 from pipeline.evaluation.baselines import model_latents

@@ -18,7 +18,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -27,7 +26,6 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_faults import _stages_here
 from bench_index import ROOT, components, drawn_again, peak_mb
+from made_on import made_on
 from PIL import Image
 
 from jobs.__main__ import main as main_here
@@ -281,9 +280,7 @@ def main() -> None:
     parser.add_argument("--only", default="engines,neighbours")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    said = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work"}  # fmt: skip
+    said = made_on("one thread, shared with other work")
     result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     for part in options.only.split(","):
         name = part if part == "engines" else f"{part}, {options.items:,} items, {options.kind}"

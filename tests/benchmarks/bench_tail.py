@@ -5,7 +5,8 @@
 Of two actors the first one to start waits `--slow-s` for every photo, as one whose host answers slowly. Runs with
 `encode.tail` even and halves alternate on one Ray cluster; the seconds are those of the whole run, start-up included.
 The schedule takes the seconds that the shards of the other actor took in these runs, by photo, draws from them for
-every shard, and hands shards in order to whoever is free: it knows nothing of start-up, network or a busy store.
+every shard, and hands shards in order to whoever is free: it knows nothing of start-up, network or a busy store. With
+`--here` there is only the schedule, from shards worked on in this process.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from typing import Any
 import numpy as np
 import ray
 from encode_photos import SlowHost, added_plan, make_job, make_photos, start_ray
-from side_by_side import made_on
+from made_on import made_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards
+from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 from pipeline.encoding.cutting import cut
 
 TAILS = ("even", "halves")
@@ -87,6 +88,8 @@ def schedules(a_photo: list[float]) -> list[dict[str, Any]]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     uris = make_photos(folder, None, options.count)
     job = make_job(folder, SlowHost(0.0, folder), size=64, model="vae", actors=2)
+    if options.here:
+        return {"photos": options.count, "rows": options.rows, **drawn(shard_seconds(uris, job, options.rows))}
     runs: dict[str, list[dict[str, Any]]] = {tail: [] for tail in TAILS}
     for pair in range(options.pairs):
         for tail in TAILS if pair % 2 == 0 else reversed(TAILS):
@@ -99,9 +102,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "photos": options.count, "actors": 2, "slow_s_a_photo": options.slow_s, "rows": options.rows,
         "sizes": {tail: runs[tail][0]["sizes"] for tail in TAILS},
         "seconds": {tail: [each["seconds"] for each in runs[tail]] for tail in TAILS},
-        "ms_a_photo_drawn_from": [round(1000 * value, 3) for value in usual],
-        "schedules": schedules(usual),
+        **drawn(usual),
     }  # fmt: skip
+
+
+def shard_seconds(uris: list[str], job: EncodeJob, rows: int) -> list[float]:
+    """Return the seconds a photo of each shard, one after the other in this process, without Ray."""
+    plan = assign_shards(added_plan(uris), image_size=job.images.size, shard_rows=rows)
+    shards = build_shards(plan, transform_id=job.transform_id, model_id=job.model_id, precision="fp32")
+    ended = [time.perf_counter()]
+    run_shards_here(shards, job, on_result=lambda *_: ended.append(time.perf_counter()))
+    spent = np.diff(ended)[1:]  # the first one waits for the model
+    return [float(seconds) / shard.photos.num_rows for seconds, shard in zip(spent, shards[1:], strict=True)]
+
+
+def drawn(a_photo: list[float]) -> dict[str, Any]:
+    return {"ms_a_photo_drawn_from": [round(1000 * value, 3) for value in a_photo], "schedules": schedules(a_photo)}
 
 
 def main() -> None:
@@ -110,9 +126,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--slow-s", type=float, default=0.08)
+    parser.add_argument("--here", action="store_true", help="only the schedule, from shards of this process")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    start_ray(cpus=4)
+    if not options.here:
+        start_ray(cpus=4)
     with tempfile.TemporaryDirectory() as folder:
         found = {**made_on(), **measure(options, Path(folder))}
     ray.shutdown()

@@ -11,10 +11,8 @@ entries and every release that is left are looked through without faults. Exit 1
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,11 +20,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from beside import tests_module
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
+from made_on import made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
 
 from pipeline.errors import CodebooksError
@@ -36,17 +35,6 @@ from pipeline.release.roots import MANIFEST
 from pipeline.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def tests_module(name: str) -> Any:
-    """Load a module beside the tests, as their conftest does."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{name}", ROOT / "tests" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
@@ -190,13 +178,11 @@ def main() -> int:
     )  # fmt: skip
     if asked.troupe:
         return troupe(stage_of(asked.troupe, asked.work, asked, time.time() + asked.seconds))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = json.loads(asked.json.read_text()) if asked.json.exists() else {"results": {}}
     failed = []
     for where in asked.only.split(","):
         found = play(where, asked)
-        found |= {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(),
-                  "machine": f"{os.cpu_count()} x {platform.machine()}", "share_failing": asked.fail}  # fmt: skip
+        found |= {**made_on(""), "share_failing": asked.fail}
         result["results"][where] = found
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
         print(where, json.dumps(found, indent=1), flush=True)

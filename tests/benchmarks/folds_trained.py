@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from model_measures import preset_config
 
-from pipeline.evaluation.baselines import model_latents
 from pipeline.evaluation.folds import FOLD_MEASURES
-from pipeline.evaluation.quality import encoder_quality, factor_photos, factor_quality
 from pipeline.evaluation.words import cluster_quality, fitted_words
 from pipeline.images import ImagesConfig
 from pipeline.models import Batch, Latents, Model, build_model
@@ -222,16 +220,6 @@ def purities(
         found |= {"code_purity": float(np.mean(shares)),
                   "code_chance": float(np.mean(truth[~known] == _most_frequent(truth[known])))}  # fmt: skip
     return found
-
-
-def moves(model: Model, pixels: np.ndarray) -> dict[str, float]:
-    """Return what a logo, an edit and the factors of rendered photos do to the latents of photos uint8 [n, s, s, 3]."""
-
-    def encode(photos: np.ndarray) -> np.ndarray:
-        return model_latents(model, photos)
-
-    factors = factor_photos(ImagesConfig(size=pixels.shape[1]), seed=0)
-    return {**encoder_quality(encode, pixels, seed=0), **factor_quality(encode, factors, seed=0)}
 
 
 def _most_frequent(names: np.ndarray) -> str:

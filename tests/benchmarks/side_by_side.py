@@ -128,16 +128,6 @@ def _run(program: Path, task: Task, passed: Mapping[str, Any], core: int | None)
         return list(json.loads(out.read_text()))
 
 
-def made_on() -> dict[str, str]:
-    """Return what a result of one thread says of when, of which code and on what it was measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": f"{os.cpu_count()} x {platform.machine()}, one thread",
-    }
-
-
 def write(path: Path, runs: list[dict[str, Any]]) -> None:
     """Replace the file in one step: a killed benchmark leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

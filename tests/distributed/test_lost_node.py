@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +46,7 @@ job = EncodeJob(store=open_store(str(folder / "store")), files=Files(), catalogu
 
 # A folder of its own, and a short name for its sockets: others on this machine must not find this cluster.
 place = tempfile.mkdtemp(prefix="ray-")
-quiet = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
+quiet = {"include_dashboard": False, "object_store_memory": 128 * 2**20, "setup_worker_path": sys.argv[2]}
 cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2, "temp_dir": place, **quiet})
 try:
     # Connected while there is but one node: of several on a machine a driver takes any.
@@ -74,15 +73,13 @@ finally:
 """
 
 
-def test_a_run_outlives_a_node_and_its_helpers_never_lived_there(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "done 6 12 0" in done.stdout
+def test_a_run_outlives_a_node_and_its_helpers_never_lived_there(forks: Any, tmp_path: Path) -> None:
+    given = {**os.environ, **forks.variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = ["-c", PROGRAM, str(tmp_path), forks.program]
+    done = forks.start(words, {**given, "RAY_BACKEND_LOG_LEVEL": "fatal"})
+    try:
+        out, err = done.communicate(timeout=400)
+    finally:
+        done.kill()
+    assert done.returncode == 0, err[-4000:]
+    assert "done 6 12 0" in out

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def trained(local: tuple[str, dict[str, Any]], tmp_path: Path) -> Path:
     return tmp_path / "trained"
 
 
-def wait_for(process: subprocess.Popen[str], store: Path, pattern: str) -> None:
+def wait_for(process: Any, store: Path, pattern: str) -> None:
     """Return as soon as a file is there that a running command writes."""
     deadline = time.monotonic() + 300
     while not list(store.glob(pattern)):

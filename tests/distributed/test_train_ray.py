@@ -9,8 +9,6 @@ import contextlib
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -153,7 +151,7 @@ class Interrupted(Exception):
     """What a handler of SIGTERM raises in the main thread."""
 
 
-def test_an_interrupted_a_killed_job_and_a_killed_worker_cost_no_bit(undisturbed, tmp_path):
+def test_an_interrupted_a_killed_job_and_a_killed_worker_cost_no_bit(undisturbed, forks, tmp_path):
     import ray
 
     store = new_store(tmp_path)
@@ -171,13 +169,16 @@ def test_an_interrupted_a_killed_job_and_a_killed_worker_cost_no_bit(undisturbed
     arguments = [ray.get_runtime_context().gcs_address, __file__, store.url]
     found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=environment) as job:
+    job = forks.start(["-c", PROGRAM, *arguments], environment)
+    try:
         deadline = time.monotonic() + 400
         while max(complete_steps(store)) == interrupted:
-            assert job.poll() is None
+            assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
+    finally:
         job.kill()
+    assert job.wait(timeout=200) == -signal.SIGKILL
 
     killed = max(complete_steps(store))
     last: list[TrainProgress] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROWS = int(os.environ.get("CODEBOOKS_SCALE_ROWS", "1000000"))
+ROWS = int(os.environ.get("CODEBOOKS_SCALE_ROWS", "500000"))
 # Peak memory beyond the imported libraries, as a multiple of all tables that are alive at the end (photos, parent and
 # difference). One dict a photo would alone exceed it several times.
 MOST = 1.8

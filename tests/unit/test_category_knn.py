@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluation import category_knn, label_knn
+from pipeline.evaluation import label_knn
+from pipeline.evaluation.category import category_answers
+
+
+def category_knn(items: pa.Table, vectors: np.ndarray, category: str, *, seed: int) -> float | None:
+    answers = category_answers(items, vectors, category, seed=seed)
+    return float(answers["category_knn"].values.mean()) if answers else None
 
 
 def test_other_photos_of_the_same_item_do_not_vote() -> None:

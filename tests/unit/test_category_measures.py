@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.evaluation import category, category_knn, category_measures
-from pipeline.evaluation.category import first_photos
-from pipeline.evaluation.retrieval import retrieve
+from pipeline.evaluation import category
+from pipeline.evaluation.category import category_answers, first_photos
+from pipeline.evaluation.knn import label_knn
+from pipeline.evaluation.retrieval import interval, retrieve
 from pipeline.quality.release_page import category_lines
 
 NAMES = ("category_precision_at_10", "category_map_at_r", "category_ndcg_at_10", "category_probe")
@@ -28,11 +29,21 @@ def catalogue(count: int, *, photos: int = 1, classes: int = 5) -> tuple[pa.Tabl
     return table, np.asarray(np.repeat(vectors, photos, axis=0) + noise, np.float32)
 
 
+def category_measures(items: pa.Table, vectors: np.ndarray, category: str, *, seed: int) -> dict[str, float]:
+    """Return the means of what each item is answered for, and their bootstrap intervals."""
+    found: dict[str, float] = {}
+    for name, answers in category_answers(items, vectors, category, seed=seed).items():
+        found[name] = float(answers.values.mean())
+        if name != "category_knn":
+            found[f"{name}_low"], found[f"{name}_high"] = interval(answers.values, seed=seed)
+    return found
+
+
 def test_measures_are_those_of_each_function() -> None:
     items, vectors = catalogue(600)
     found = category_measures(items, vectors, "category", seed=3)
-    assert found["category_knn"] == category_knn(items, vectors, "category", seed=3)
     labels = items["category"].to_pylist()
+    assert found["category_knn"] == label_knn(vectors, np.unique(labels, return_inverse=True)[1], seed=3)
     alone = retrieve(vectors, labels, vectors, labels, gallery_ids=range(600), query_ids=range(600))
     assert found["category_precision_at_10"] == pytest.approx(alone.precision.mean())
     assert found["category_map_at_r"] == pytest.approx(alone.average_precision.mean())

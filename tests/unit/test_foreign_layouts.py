@@ -323,3 +323,86 @@ def test_dinov3_turns_its_patches_and_masks_its_keys_biases(
 def test_biases_that_an_architecture_has_no_place_for_are_not_dropped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.qkv\.bias.*vit_small_patch16_dinov3_qkvb"):
         said(tmp_path, dinov3_file(), "vit_small_patch16_dinov3", 32, "features", "cls")
+
+
+# --- the same networks as `transformers` and trainings keep them
+
+
+def split(of: Tensors, name: str, into: str, lines: tuple[str, str, str], *, keys: bool = True) -> Tensors:
+    """The three lines of an attention, each by itself; keys: with the keys' bias."""
+    found: Tensors = {}
+    for kind in ("weight", "bias"):
+        parts = of[f"{name}{kind}"].chunk(3)
+        found |= {f"{into}.{line}.{kind}": part.clone() for line, part in zip(lines, parts, strict=True)}
+    if not keys:
+        del found[f"{into}.{lines[1]}.bias"]
+    return found
+
+
+@torch.no_grad()
+def test_clip_of_transformers(tmp_path: Path) -> None:
+    of, theirs = clip_file(), "vision_model"
+    held = {"class_embedding": "visual.class_embedding", "patch_embedding.weight": "visual.conv1.weight",
+            "position_embedding.weight": "visual.positional_embedding"}  # fmt: skip
+    file = {f"{theirs}.embeddings.{name}": of[own] for name, own in held.items()}
+    file |= {f"{theirs}.embeddings.position_ids": torch.arange(5)[None], "logit_scale": of["logit_scale"]}
+    file["visual_projection.weight"] = of["visual.proj"].T.contiguous()
+    pairs = {"pre_layrnorm": "visual.ln_pre", "post_layernorm": "visual.ln_post"}
+    for number in range(DEPTH):
+        layer, own = f"encoder.layers.{number}", f"visual.transformer.resblocks.{number}"
+        pairs |= {f"{layer}.layer_norm1": f"{own}.ln_1", f"{layer}.layer_norm2": f"{own}.ln_2",
+                  f"{layer}.mlp.fc1": f"{own}.mlp.c_fc", f"{layer}.mlp.fc2": f"{own}.mlp.c_proj",
+                  f"{layer}.self_attn.out_proj": f"{own}.attn.out_proj"}  # fmt: skip
+        file |= split(of, f"{own}.attn.in_proj_", f"{theirs}.{layer}.self_attn", ("q_proj", "k_proj", "v_proj"))
+        file[f"text_model.{layer}.layer_norm1.weight"] = of[f"{own}.ln_1.weight"]
+    for name, own in pairs.items():
+        file |= {f"{theirs}.{name}.{kind}": of[f"{own}.{kind}"] for kind in ("weight", "bias")}
+    found = said(tmp_path, file, "vit_base_patch16_clip_quickgelu_224.openai", 32, "head", "global")
+    torch.testing.assert_close(found, clip(normalised(photos(2)), of, quick_gelu), **ONE)
+
+
+def dino_of_transformers(of: Tensors, *, third: bool) -> Tensors:
+    """A DINO file as `transformers` names it; third: version 3, whose keys have no bias."""
+    file = {f"embeddings.{name}": of[name] for name in ("cls_token", "mask_token")}
+    layers, dense = ("layer", "attention.o_proj") if third else ("encoder.layer", "attention.output.dense")
+    pairs = {"embeddings.patch_embeddings" + ("" if third else ".projection"): "patch_embed.proj",
+             "norm" if third else "layernorm": "norm"}  # fmt: skip
+    if third:
+        file["embeddings.register_tokens"] = of["storage_tokens"]
+    else:
+        file["embeddings.position_embeddings"] = of["pos_embed"]
+    for number in range(DEPTH):
+        layer, own = f"{layers}.{number}", f"blocks.{number}"
+        fc1, fc2 = ("up_proj", "down_proj") if third else ("fc1", "fc2")
+        pairs |= {f"{layer}.norm1": f"{own}.norm1", f"{layer}.norm2": f"{own}.norm2",
+                  f"{layer}.{dense}": f"{own}.attn.proj",
+                  f"{layer}.mlp.{fc1}": f"{own}.mlp.fc1", f"{layer}.mlp.{fc2}": f"{own}.mlp.fc2"}  # fmt: skip
+        file |= {f"{layer}.layer_scale{each}.lambda1": of[f"{own}.ls{each}.gamma"] for each in (1, 2)}
+        lines = ("q_proj", "k_proj", "v_proj") if third else ("query", "key", "value")
+        into = f"{layer}.attention" + ("" if third else ".attention")
+        file |= split(of, f"{own}.attn.qkv.", into, lines, keys=not third)
+    for name, own in pairs.items():
+        file |= {f"{name}.{kind}": of[f"{own}.{kind}"] for kind in ("weight", "bias")}
+    return file
+
+
+@torch.no_grad()
+def test_dino_of_transformers_and_of_trainings(tmp_path: Path) -> None:
+    of, x = dinov2_file(5, 0), normalised(photos(2, 28))
+    grid = F.interpolate(
+        of["pos_embed"][:, 1:].transpose(1, 2).reshape(1, WIDTH, 5, 5), scale_factor=2.1 / 5, mode="bicubic"
+    )
+    wanted = dinov2(x, of, torch.cat([of["pos_embed"][:, :1], grid.flatten(2).transpose(1, 2)], 1))
+    named = {f"dinov2.{name}": value for name, value in dino_of_transformers(of, third=False).items()}
+    named["classifier.weight"] = torch.zeros(3, WIDTH)
+    chunked = {f"backbone.{name.replace('blocks.', 'blocks.0.')}": value for name, value in of.items()}
+    trained = {"teacher": chunked | {"dino_head.last_layer.weight_g": torch.ones(3, 1)}, "iteration": 7}
+    for file in (named, trained):
+        found = said(tmp_path, file, "vit_small_patch14_dinov2", 28, "features", "cls")
+        torch.testing.assert_close(found, wanted, **ONE)
+    third = dinov3_file()
+    file = dino_of_transformers(third, third=True)
+    found = said(tmp_path, file, "vit_small_patch16_dinov3_qkvb", 32, "features", "cls")
+    torch.testing.assert_close(found, dinov3(normalised(photos(2)), third), **ONE)
+    with pytest.raises(InputError, match="_qkvb"):
+        said(tmp_path, file, "vit_small_patch16_dinov3", 32, "features", "cls")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import IntegrityError, Unavailable
-from pipeline.index import LatentArrays, gather, gather_latents
+from pipeline.index import LatentArrays, gather_latents
 from pipeline.index import latents as latents_module
 from pipeline.parts import write_part
 from pipeline.schema import latents_schema
@@ -106,7 +106,7 @@ def test_many_rows_lie_in_a_mapped_file_and_a_full_disk_is_told(monkeypatch: pyt
     items = items_of(list(held)[::-1], held)
     small = gather_latents(store, items, columns=("log_var", "codes"))
     assert small.mean.flags.owndata, "negative control: few rows stay in memory"
-    monkeypatch.setattr(gather, "HELD_BYTES", 1024)
+    monkeypatch.setattr(latents_module, "HELD_BYTES", 1024)
     mapped = gather_latents(store, items, columns=("log_var", "codes"))
     assert isinstance(mapped.mean.base.base.obj, mmap.mmap)
     for name in ("mean", "log_var", "codes"):

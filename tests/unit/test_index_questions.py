@@ -6,11 +6,12 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.index import METRICS, IndexConfig, LatentArrays, build_index
+from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index
 from pipeline.index.graph import graph_without
 from pipeline.index.kinds import KINDS
 from pipeline.index.questions import Questions, copies_among
 from pipeline.index.recall import recall_at_k, truth_of, truth_without
+from pipeline.index.segmented import SegmentedIndex
 
 
 def cloud(count: int, dim: int, seed: int) -> np.ndarray:
@@ -56,6 +57,28 @@ def test_no_walk_meets_rows_that_were_taken_out_and_all_others_are_still_reached
     assert np.mean(met) > 0.99
     assert np.isin(index.search(items[gone], 5)[1], gone).any(), "the index itself still holds them"
     assert int(inner.hnsw.max_level) < int(graph.hnsw.max_level), "nobody is left on the highest level"
+
+
+def test_rows_are_taken_out_of_the_segment_that_holds_them() -> None:
+    """A row of the index is another row in its segment: the wrong ones would go where the two are mixed up."""
+    items, order = cloud(800, 8, 0), np.random.default_rng(1).permutation(800)
+    numbers, places = np.empty(800, np.int32), np.empty(800, np.int32)
+    segments = []
+    for number, rows in enumerate(np.array_split(order, 3)):
+        graph = faiss.IndexHNSWFlat(8, 8)
+        graph.add(items[rows])
+        numbers[rows], places[rows] = number, np.arange(len(rows))
+        segments.append(SearchIndex(graph, METRICS["l2"]))
+    index = SegmentedIndex(segments, numbers, places)
+    index.planner.set_effort("ef_search", 200)
+    gone = np.arange(0, 800, 9)
+    apart, queries = index.without_rows(gone), LatentArrays(items[gone])
+    with apart.planner.as_set(), index.planner.as_set():
+        found, whole = apart.search(queries, 10), index.search(queries, 10)
+    assert not np.isin(found.ids, gone).any()
+    assert (whole.ids[:, 0] == gone).all(), "the index itself still holds them"
+    truth = truth_without(LatentArrays(items), METRICS["l2"], gone, gone, 10)
+    assert np.mean(found.scores[:, -1] >= truth.kth - 1e-6) > 0.98
 
 
 def test_links_that_are_only_cut_lose_rows() -> None:

@@ -18,13 +18,14 @@ from sklearn.linear_model import LogisticRegression
 from jobs.__main__ import main
 from jobs.config import Config, config_values
 from pipeline.errors import ConfigError, InputError, IntegrityError
-from pipeline.index import IndexConfig, LatentArrays, build_index
+from pipeline.index import IndexConfig, LatentArrays, Origin, build_index, nightly_index
 from pipeline.index.kept_space import kept_space, release_latents, release_space
 from pipeline.index.space import Space, fit_space, rotated_table, space_of
 from pipeline.reader import Release, open_release
 from pipeline.release import read_head, read_manifest
 from pipeline.release.manifest import check_format
 from pipeline.storage import Store, open_store
+from pipeline.storage.cache import FileCache
 
 DIM = 6
 
@@ -175,6 +176,37 @@ def test_a_photo_is_asked_for_in_the_kept_space(maker: Any, store: Store) -> Non
     np.testing.assert_allclose(bare(maker.picture()).mean[0], own, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["flat", "flat_codes"])
+def test_segments_are_rotated_as_they_are_built(maker: Any, store: Store, tmp_path: Path, kind: str) -> None:
+    photos = sorted(maker.some_photos(60), key=lambda photo: (photo.item_id, photo.view))
+    parts = maker.write_parts(store, photos, NEW, "one")
+    items = maker.items_table(photos, [part.name for part in parts])
+    means = LatentArrays(np.stack([photo.mean for photo in photos]))
+    config = IndexConfig(metric="l2", kind=kind, segment_rows=25, queries=20, target_recall=0.9)
+
+    def made(latents: LatentArrays, space: Space | None) -> tuple[set[str], Any]:
+        cache = FileCache(tmp_path / "files")
+        origin = Origin(rotation=space)
+        night = nightly_index(store, items, latents, config, model_id=NEW, parent=None, cache=cache, origin=origin)
+        return {segment.index.name for segment in night.built.segments}, night.built.index
+
+    space, another = Space(rotation(3)), Space(rotation(5))
+    names, index = made(space.rotated(means), space)
+    rotated = space.rotated(means)
+    np.testing.assert_array_equal(index.features_of(np.s_[:]), rotated.mean)
+    whole = build_index(rotated, IndexConfig(metric="l2")).index
+    found, truth = index.search(rotated.take(np.s_[:9]), 7), whole.search(rotated.take(np.s_[:9]), 7)
+    np.testing.assert_allclose(found.scores, truth.scores, atol=1e-6)
+    # No two spaces share a segment, nor what is trained for one.
+    plain, other = made(means, None)[0], made(another.rotated(means), another)[0]
+    assert len(names) == -(-len(photos) // 25)
+    assert not names & plain
+    assert not names & other
+    assert made(rotated, space)[0] == names
+    unturned = made(rotated, None)[1]
+    assert not np.allclose(unturned.features_of(np.s_[:]), rotated.mean), "negative control: as they lie on the store"
+
+
 def test_variances_do_not_survive_a_rotation(maker: Any, store: Store) -> None:
     table = pa.table({"mean": pa.array([[1.0, 0.0]], pa.list_(pa.float32(), 2)), "log_var": [[0.0, 0.0]]})
     turned = rotated_table(table, Space(np.array([[0.0, 1.0], [-1.0, 0.0]])))
@@ -200,8 +232,6 @@ def test_what_cannot_keep_a_space_is_refused(maker: Any, store: Store) -> None:
     others = rows.set_column(rows.schema.get_field_index("token"), "token", pa.array(["etag:new"] * rows.num_rows))
     with pytest.raises(ConfigError, match=r"needs 12 photos .* unchanged, .* and there are 0"):
         kept(np.zeros((len(photos), 6)), others)
-    with pytest.raises(ConfigError, match="of up to 16 photos here"):
-        kept(np.zeros((17, 6)), segment_rows=16)
     with pytest.raises(InputError, match="upgrade visual-codebooks"):  # what older versions say to such a manifest
         check_format({"format": 4}, "manifest", newest=3)
 

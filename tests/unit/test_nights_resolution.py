@@ -22,6 +22,7 @@ from pipeline.errors import PhotoRefused
 from pipeline.images import ImagesConfig, transform_id
 from pipeline.models.bundle import load_bundle
 from pipeline.planning import pixels_line
+from pipeline.planning.plan import _to_fetch
 from pipeline.release import read_manifest
 from pipeline.release.tables import read_table
 from pipeline.storage import Store, open_store
@@ -84,7 +85,7 @@ def night(
 
 
 def descriptor(size: int, *words: str) -> list[str]:
-    return ["model.kind=descriptor", f"images.size={size}", "model.cell=4", "model.read_out={dims: null}", *words]
+    return ["model.kind=descriptor", f"images.size={size}", "model.cell=8", "model.read_out={dims: null}", *words]
 
 
 def parts(store: Store, kind: str) -> Counter[str]:
@@ -126,10 +127,10 @@ def test_what_learns_nothing_fetches_once_and_stores_no_pixels(night: Callable[.
     assert second["plan"]["renewal"]["fetched"] == ITEMS, "and the plan had said so"
     assert night("3", *descriptor(16, "model.grey=true"))["reads"] == {}, "a night that carries on fetches nothing"
     # `always`: the third model is made of what the second night stored.
-    night("4", *descriptor(16, "model.cell=8", "images.keep=always"))
+    night("4", *descriptor(16, "model.cell=4", "images.keep=always"))
     assert parts(store, "pixels") == {transform: 4}
     assert night("5", *descriptor(16))["published"]
-    kept = night("6", *descriptor(16, "model.cell=2", "images.keep=always"))
+    kept = night("6", *descriptor(16, "model.cell=4", "model.grey=true", "images.keep=always"))
     assert (kept["reads"], kept["plan"]["renewal"]["fetched"]) == ({}, 0)
 
 
@@ -221,3 +222,24 @@ def test_a_fusion_of_three_sizes_fetches_each_photo_once(night: Callable[..., An
     assert parts(store, "pixels")[several] == 4, "it fits on all of these few"
     # A night later nothing is fetched, and a size of the run's own section says nothing.
     assert night("later", *fusion)["reason"] == "nothing to do"
+
+
+def test_a_plan_says_how_many_bytes_are_fetched_and_would_be_again(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"store={shop / 'store'}", f"catalogue.source={shop / 'catalogue.csv'}", "images.size=32"]
+    plain = ["model.kind=descriptor", "model.read_out={dims: null}"]
+    assert main(["plan", *words, *plain]) == 0
+    told = capsys.readouterr().err
+    whole = sum(path.stat().st_size for path in shop.glob("*.png")) / 1e6
+    count = len(list(shop.glob("*.png")))
+    assert f"to fetch: {count} photos, {whole:,.1f} MB; to encode" in told
+    assert f"{count} photos are fetched again, about {whole:,.1f} MB" in told
+
+
+def test_bytes_that_nothing_tells_are_counted_and_not_guessed() -> None:
+    rows = pa.table({"uri": ["a", "b", "c", "a"], "shard": pa.array([0, 0, None, 1]),
+                     "pixels_part": pa.array([None, None, None, "kept"])})  # fmt: skip
+    uris, sizes = pa.chunked_array([["c", "b", "a"]]), pa.chunked_array([pa.array([7, None, 100], pa.int64())])
+    assert _to_fetch(rows, uris, sizes) == {"fetch_bytes": 100, "unsized": 1}
+    assert _to_fetch(rows, uris, None) == {"unsized": 2}

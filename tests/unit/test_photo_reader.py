@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -58,6 +59,15 @@ def test_photos_are_read_once_each_in_order_and_so_many_at_once() -> None:
     assert files.most == THREADS
     assert reader.read(photos(1)) == [b"memory://b/0"]
     assert reader.read(photos(0)) == []
+
+
+def test_two_shards_of_an_actor_do_not_wait_for_each_others_answers() -> None:
+    files = Counted()
+    reader = PhotoReader(files, CatalogueConfig(source="memory://b/c.parquet"), threads=THREADS)
+    with ThreadPoolExecutor(2) as shards:
+        answers = list(shards.map(reader.read, [photos(COUNT), photos(COUNT)]))
+    assert answers[0] == answers[1] == [f"memory://b/{n}".encode() for n in range(COUNT)]
+    assert THREADS < files.most <= 2 * THREADS
 
 
 def test_an_error_that_is_no_photos_fault_ends_the_reading() -> None:

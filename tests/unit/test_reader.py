@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,45 @@ def test_min_fusion_takes_the_nearest_of_the_basket(maker: Any, store: Store, me
     every = np.concatenate([made.means(item_id) for item_id in basket])
     expected = maker.brute_force(made, metric, every, 9, left_out=basket)
     maker.check(open_release(store.url).similar_to_many(basket, k=9, fusion="min"), expected)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_soft_minimum_by_hand(maker: Any, store: Store, metric: str) -> None:
+    made = maker.make_release(store, maker.some_photos(60), index=IndexConfig(metric=metric))
+    release = open_release(store.url)
+    basket, weights, k = ["sku-003", "sku-041", "sku-017"], [1.0, 3.0, 0.5], 12
+    sums: dict[str, float] = {}
+    for item_id, weight in zip(basket, weights, strict=True):
+        ranked = maker.brute_force(made, metric, made.means(item_id), 100, left_out=basket)  # all others
+        first, temperature = ranked[0][1], ranked[0][1] - ranked[k - 1][1]
+        for other, score in ranked:
+            sums[other] = sums.get(other, 0.0) + weight * math.exp((score - first) / temperature) / sum(weights)
+    expected = sorted(((other, math.log(own)) for other, own in sums.items()), key=lambda pair: (-pair[1], pair[0]))
+    maker.check(release.similar_to_many(basket, k=k, fusion="soft_min", weights=weights), expected[:k])
+    alone = release.similar_to_many(["sku-003"], k=4, fusion="soft_min")
+    assert [near.item_id for near in alone] == [near.item_id for near in release.similar("sku-003", k=4)]
+    assert (alone[0].score, alone[-1].score) == pytest.approx((0.0, -1.0))
+    assert release.similar_to_many(basket, fusion="soft_min", where={"price": {"min": 1e9}}) == []
+
+
+def test_a_soft_minimum_asks_each_item_by_its_own_measure(maker: Any, store: Store) -> None:
+    """Neighbours of a dense taste are all nearer than any of a sparse one; `min` offers the dense one alone."""
+    rng = np.random.default_rng(0)
+    tastes = {"dense": (np.eye(DIM)[0] * 9, 0.02), "sparse": (np.eye(DIM)[1] * 9, 1.0)}
+    photos = [
+        maker.Photo(f"{name}-{n:02d}", f"u/{name}{n}", 0, np.float32(centre + rng.normal(0, spread, DIM)), name)
+        for name, (centre, spread) in tastes.items()
+        for n in range(40)
+    ]
+    maker.make_release(store, photos, index=IndexConfig(metric="l2"))
+    release, basket = open_release(store.url), ["dense-00", "sparse-00"]
+
+    def tastes_of(fusion: str) -> list[int]:
+        names = [near.item_id.partition("-")[0] for near in release.similar_to_many(basket, k=20, fusion=fusion)]
+        return [names.count(name) for name in tastes]
+
+    assert tastes_of("min") == [20, 0], "negative control"
+    assert min(tastes_of("soft_min")) >= 5
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])

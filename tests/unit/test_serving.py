@@ -33,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.__main__ import main
 from pipeline.reader import Release, open_release
+from pipeline.release import asked_manifest, read_signing_keys, sign_heads, sign_release
 from pipeline.serving import ServeConfig, application
 from pipeline.serving.answers import png
 from pipeline.serving.counting import Counts
@@ -156,7 +157,8 @@ def test_every_address_answers_as_the_reader_does(store: Store, maker: Any) -> N
                 ids_of(each) for each in release.search(vectors, 4, where=where)
             ]
             basket = ["sku-003", "sku-004", "sku-005"]
-            for asked in ({}, {"fusion": "min"}, {"fusion": "barycentre", "weights": [1.0, 2, 0.5]}):
+            weighed = {"fusion": "barycentre", "weights": [1.0, 2, 0.5]}
+            for asked in ({}, {"fusion": "min"}, {"fusion": "soft_min"}, weighed):
                 got = await client.ask("/baskets", {"item_ids": basket, "k": 5, **asked})
                 assert pairs(got.json["neighbours"]) == ids_of(release.similar_to_many(basket, 5, **asked))
             for each in (near, found, got):
@@ -583,7 +585,8 @@ _BODIES = (
     | st.fixed_dictionaries({"vectors": _VECTORS}, optional={"k": _JSON, "where": _WHERE})
     | st.fixed_dictionaries(
         {"item_ids": _IDS},
-        optional={"k": st.integers(), "where": _WHERE, "fusion": st.sampled_from(["rrf", "min", "barycentre", ""]),
+        optional={"k": st.integers(), "where": _WHERE,
+                  "fusion": st.sampled_from(["rrf", "min", "soft_min", "barycentre", ""]),
                   "weights": st.lists(st.floats(), max_size=4)},
     )
 )  # fmt: skip
@@ -753,14 +756,26 @@ def test_a_service_with_trusted_keys_serves_nothing_unsigned(store: Store, tmp_p
     cryptography = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
     from cryptography.hazmat.primitives import serialization
 
-    public = cryptography.Ed25519PrivateKey.generate().public_key()
-    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    key, form = cryptography.Ed25519PrivateKey.generate(), serialization.Encoding.PEM
+    pem = key.public_key().public_bytes(form, serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "key.pub").write_bytes(pem)
+    private = key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(private)
 
     async def run() -> None:
         async with serving(store, trusted_keys=f"{tmp_path / 'key.pub'}") as client:
             ready = await client.ask("/readyz")
             assert ready.status == 503
             assert "is not signed" in ready.json["error"]
+        release, keys = asked_manifest(store, None, "stable").release_id, read_signing_keys([str(tmp_path / "key.pem")])
+        sign_release(store, release, keys)
+        asked = {"trusted_keys": f"{tmp_path / 'key.pub'}", "trusted_channel": "true"}
+        async with serving(store, **asked) as client:
+            ready = await client.ask("/readyz")
+            assert ready.status == 503
+            assert "has signed that release" in ready.json["error"]
+        sign_heads(store, release, keys)
+        async with serving(store, **asked) as client:
+            assert (await client.ask("/readyz")).status == 200
 
     asyncio.run(run())

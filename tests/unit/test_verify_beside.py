@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,13 @@ def test_tables_beside_a_release_are_checked(
         overwrite(store, name, data[:-1])
         assert any(name in problem for problem in verify_release(store, release).problems)
         overwrite(store, name, data)
+    (summary,) = (name for name in beside if name.endswith("/recommendations.json"))
+    store.delete(summary)
+    assert verify_release(store, release).problems == ()  # it is written last: another process may be at work
+    with monkeypatch.context() as later:
+        later.setattr("pipeline.release.beside._WRITTEN", -timedelta(hours=1))
+        assert any(f"{summary} is missing" in problem for problem in verify_release(store, release).problems)
+    store.put_if_absent(summary, beside[summary])
     # Another release's, as it was written.
     other = maker.make_release(store, maker.some_photos(12, seed=1), run="other").release_id
     for name, data in beside.items():

@@ -212,15 +212,15 @@ def test_codes_are_chosen_in_full_precision_under_autocast(quantizer: str) -> No
 
 @pytest.mark.slow
 def test_one_code_draws_as_many_pictures_as_there_are_codes_and_a_grid_draws_better() -> None:
-    """Row D4 of the notes. Measured: 8 and 93 different pictures of 96 photos; MSE 0.024 and 0.018."""
-    images = photos(96, size=32)
+    """Row D4 of the notes. Measured: 8 and 46 different pictures of 48 photos; MSE 0.025 and 0.016."""
+    images = photos(48, size=32)
     errors, distinct = {}, {}
     for codes in ("single", "grid"):
         options = {"num_codes": 8, "code_dim": 8, "decay": 0.9, "normalise": True}
         model = make(config_of("ema", codes, options=options, channels=[8, 16, 16]), size=32)
-        train(model, images, range(140))
+        train(model, images, range(110), rate=3e-3)
         model.scalars()
-        train(model, images, range(10))
+        train(model, images, range(10), rate=3e-3)
         perplexity = model.scalars()["codebook/perplexity"]
         model.eval()
         with torch.no_grad():
@@ -234,7 +234,7 @@ def test_one_code_draws_as_many_pictures_as_there_are_codes_and_a_grid_draws_bet
         assert perplexity > 3
         assert (other - to_float(images)).square().mean().item() > 1.3 * errors[codes]
     assert distinct["single"] <= 8
-    assert distinct["grid"] > 48
+    assert distinct["grid"] > 24
     assert errors["grid"] < 0.85 * errors["single"]
 
 

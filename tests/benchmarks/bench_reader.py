@@ -1,0 +1,179 @@
+"""A large release as a service meets it: opening cold and warm, first question, latencies, memory of two processes.
+
+--items items of one photo each, whose latents are Fashion-MNIST's 60,000 principal components drawn again with a little
+jitter (--data), else generated ones, with two attributes; cosine. No photo is made: parts, index and release are
+written as a night writes them. Then, in processes of their own: a first opening (files are hashed into the cache), and
+two readers at once, each of which opens, asks by item, by vector singly and in batches of 100, and measures its memory
+while the other holds the release open too.
+
+    python tests/benchmarks/bench_reader.py --data ../shared/data --items 1000000 --json results/reader.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pyarrow as pa
+from bench_segments import DIM, MODEL, PART_ROWS, Watched, base_of, drawn, met, named, rows_of, write_latents
+from made_on import made_on
+
+from pipeline.index import IndexConfig, gather_latents, nightly_index
+from pipeline.reader import open_release
+from pipeline.release import write_release
+from pipeline.release.tables import table_files
+from pipeline.schema import changes_schema, quarantine_schema
+from pipeline.storage import open_store
+from pipeline.storage.cache import FileCache
+
+RELEASE = "one-0123456789ab"
+HATS = {"category": "Hats"}
+KINDS = np.array(["Shoes", "Hats", "Bags", "Coats", "Dresses", "Shirts", "Socks"])
+
+
+def publish(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    store, watched, tables, parts = open_store(str(folder / "store")), Watched(), [], []
+    with watched.step("parts"):
+        for number, start in enumerate(range(0, options.items, PART_ROWS)):
+            numbers = np.arange(start, min(start + PART_ROWS, options.items))
+            ids = named(numbers)
+            parts.append(write_latents(store, ids, drawn(folder, len(ids), number), f"part-{number:05d}"))
+            table = rows_of(ids, parts[-1].name)
+            table = table.append_column("category", pa.array(KINDS[numbers % 7].tolist()))
+            tables.append(table.append_column("price", pa.array(numbers % 1000 / 10)))
+        items = pa.concat_tables(tables).unify_dictionaries()
+    config = IndexConfig(kind=options.kind, threads=1, gpu="never", queries=200)
+    with watched.step("index"):
+        latents = gather_latents(store, items, columns=config.needs)
+        made = nightly_index(
+            store, items, latents, config, model_id=MODEL, parent=None, cache=FileCache(folder / "cache-of-the-night")
+        )
+    with watched.step("release"):
+        write_release(
+            store,
+            release_id=RELEASE,
+            files={
+                "items": table_files(made.items),
+                "quarantine": table_files(quarantine_schema().empty_table()),
+                "changes": table_files(changes_schema().empty_table()),
+                **made.built.files(),
+            },
+            segments=made.built.shared_files(),
+            parts=tuple(parts), release_key="0" * 64, run="one", attempt=1, parent=None, model_id=MODEL,
+            model_kind="vae", latent_dim=DIM, transform_id="t", metric=made.built.index.metric.name,
+            index_kind=made.built.kind, index_parameters=made.built.parameters, code_version="0",
+        )  # fmt: skip
+    return watched.found
+
+
+def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the milliseconds of questions: the first, and p50 and p99 of those after it."""
+    rng, found = np.random.default_rng(1), dict[str, Any]()
+    vectors = drawn(folder, max(100, options.queries), 4243)
+    ids = named(rng.integers(0, options.items, options.queries)).to_pylist()
+    began = time.perf_counter()
+    release.similar(ids[0], 10)
+    found["first_question_ms"] = round(1e3 * (time.perf_counter() - began), 1)
+    batches = [vectors[:100]] * max(3, options.queries // 40)
+    sorts = {
+        "by_item": lambda: [(lambda key=key: release.similar(key, 10)) for key in ids],
+        "by_vector": lambda: [(lambda row=row: release.search(row[None], 10)) for row in vectors[: options.queries]],
+        "where_category": lambda: [
+            (lambda key=key: release.similar(key, 10, where={"category": "Hats"})) for key in ids
+        ],
+        "batch_of_100": lambda: [(lambda batch=batch: release.search(batch, 10)) for batch in batches],
+    }
+    for name, questions in sorts.items():
+        taken = []
+        for question in questions():
+            began = time.perf_counter()
+            question()
+            taken.append(1e3 * (time.perf_counter() - began))
+        found[name] = {"asked": len(taken), "p50_ms": round(float(np.median(taken)), 2),
+                       "p99_ms": round(float(np.percentile(taken, 99)), 2)}  # fmt: skip
+    return found
+
+
+def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    watched, profile = Watched(), cProfile.Profile()
+    with watched.step("open"):
+        if options.profile:
+            profile.enable()
+        release = open_release(str(folder / "store"), release_id=RELEASE, cache_dir=folder / "cache")
+        profile.disable()
+    if options.profile:
+        pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(25)
+    if options.step == "cold":
+        return watched.found
+    watched.found |= asked(release, folder, options)
+    wait = met(folder, int(options.step[-1]))
+    wait()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
+    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    wait()
+    return watched.found
+
+
+def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
+    words = ["--items", str(options.items), "--kind", options.kind, "--queries", str(options.queries)]
+    words += ["--profile"] if options.profile and step == "cold" else []
+    command = [sys.executable, __file__, *words, "--folder", str(folder), "--step", step]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="the folder of Fashion-MNIST as Parquet; without it latents are generated")
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--kind", default="flat")
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--profile", action="store_true", help="print what the first opening spends its time on")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        folder = Path(options.folder)
+        print(json.dumps(publish(folder, options) if options.step == "publish" else read(folder, options)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
+        found: dict[str, Any] = {step: ended(child(options, folder, step)) for step in ("publish", "cold")}
+        readers = [child(options, folder, f"read-{number}") for number in (0, 1)]
+        found["two_readers"] = [ended(reader) for reader in readers]
+        files = [path for path in (folder / "store").rglob("*") if path.is_file()]
+        found["store_mib"] = round(sum(path.stat().st_size for path in files) / 2**20)
+    found |= made_on()
+    print(json.dumps(found, indent=1))
+    if options.json:
+        document = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
+        document["results"][f"{options.items:,} items, {options.kind}"] = found
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
