@@ -28,6 +28,7 @@ from index_tables import (
 from model_tables import (
     by_name,
     enlarged_table,
+    folds_moves_table,
     folds_table,
     labels_table,
     models_table,
@@ -208,6 +209,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "resolution": resolution,
     "search": search,
     "train": train,
+    "folds moves": lambda: folds_moves_table(runs_of("folds_moves")),
     "folds clothing": lambda: folds_table(runs_of("folds")),
     "enlarged fashion_mnist": lambda: enlarged_table(runs_of("enlarged")),
     "tuned clothing": lambda: tuned_table(runs_of("tuned")),
