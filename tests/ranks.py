@@ -97,6 +97,7 @@ def serve() -> None:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look for what their annotations name
         spec.loader.exec_module(module)
         gc.freeze()  # so that no rank writes into pages that all share
         answers.write(json.dumps(fork(module, world, Path(folder))) + "\n")

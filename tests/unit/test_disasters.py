@@ -180,8 +180,11 @@ def test_a_bundle_that_must_not_be_used_any_more(shop: Shop) -> None:
         shutil.rmtree(shop.path(f"{folder}/{revoked}"))
     assert shop.current() == made["release"]
     assert shop.night("six", 15, "train.seed=1")["published"]
-    # A config of before asks for the deleted bundle, and says so instead of training one that nobody asked for.
-    assert f"names bundle {revoked}" in shop.night("seven", 16, expect=3)["error"]
+    # A config of before would make the deleted bundle anew, and says so instead of doing what nobody asked for.
+    said = shop.night("seven", 16, expect=2)["error"]
+    assert "TRAINS A NEW MODEL" in said
+    assert "--retrain" in said
+    assert not shop.path(f"models/{revoked}").exists()
     shop.current()
 
 

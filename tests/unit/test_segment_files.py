@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,9 @@ def test_damage_is_found_by_verify_and_by_the_reader(segmented: Any, maker: Any,
 
 
 def test_expiry_keeps_what_a_kept_release_or_a_run_at_work_names_and_no_other_segment(
-    segmented: Any, maker: Any, expiring: Any, tmp_path: Path
+    segmented: Any, maker: Any, expiring: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # the store lives in this process, so no segment is built in another
     store = expiring.ClockStore("memory://segments")
     held = segmented.nights(maker, tmp_path)
     held.store = store
