@@ -22,7 +22,7 @@ test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than about a second each
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ray" --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 -m "not slow and not ray" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
 	$(BIN)/ruff check .

@@ -574,6 +574,7 @@ def test_racers_of_a_store_that_ignores_the_condition_are_caught(tmp_path: Path)
 class TestS3Only:
     """What only a bucket does."""
 
+    @pytest.mark.slow
     def test_small_pages_are_followed_to_the_end(self, s3_server: Any, bucket_url: str) -> None:
         prefix = uuid.uuid4().hex
         door = Bucket(s3_server.endpoint, "contract", f"{prefix}/")

@@ -418,6 +418,7 @@ def test_a_reader_sees_only_whole_releases(any_url: str) -> None:
     assert len(read_log(store, "stable")) == head
 
 
+@pytest.mark.slow
 def test_the_reader_catches_a_publisher_that_names_too_early(tmp_path: Path) -> None:
     """The negative control of the test above: the log names a release before its last file is there."""
     store = open_store(str(tmp_path / "store"))

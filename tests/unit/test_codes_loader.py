@@ -160,6 +160,7 @@ def test_parts_without_codes_or_of_two_models_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.slow
 def test_a_prior_trains_to_the_same_bits_after_an_interruption(tmp_path: Path, accumulate: int):
     rng = np.random.default_rng(0)
     codes = Codes(

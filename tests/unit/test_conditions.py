@@ -110,6 +110,7 @@ def test_a_conditional_bundle_without_labels_is_refused(monkeypatch: pytest.Monk
             load_bundle(store, "m")
 
 
+@pytest.mark.slow
 def test_the_onnx_encoder_takes_conditions(bundle: tuple[Store, Bundle, Model]) -> None:
     store, loaded, model = bundle
     data = store.get(f"models/{loaded.model_id}/encoder.onnx")

@@ -223,6 +223,7 @@ def test_a_home_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> No
             open_store(path)
 
 
+@pytest.mark.slow
 def test_a_user_without_name_and_home_can_import_everything(tmp_path: Path) -> None:
     """As in a container under any uid. `ray.train` expands `~` while it is imported."""
     as_stranger = ["unshare", "-U", "--map-user=54321", "--map-group=54321"]

@@ -188,6 +188,7 @@ def test_a_graph_that_takes_pixels(tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode(photos()).mean, wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_the_graph_and_its_encoder_runs_it(tmp_path: Path) -> None:
     """The file may go; the exported encoder takes pixels, holds the graph's own nodes and says the same."""
     layer = graph_file(tmp_path / "g.onnx")

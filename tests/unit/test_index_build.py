@@ -45,6 +45,7 @@ def test_flat_has_recall_one_and_its_bytes_open_with_plain_faiss(metric: str) ->
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.slow
 def test_hnsw_is_tuned_to_the_target_and_recall_is_honest(metric: str) -> None:
     data = latents(4_000)
     config = IndexConfig(metric=metric, kind="hnsw", m=4, ef_construction=12, target_recall=0.9, queries=600)
@@ -80,6 +81,7 @@ def test_copies_of_one_photo_do_not_lower_recall() -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.slow
 def test_the_same_latents_give_the_same_bytes(kind: str) -> None:
     data = latents(3_000)
     once, again, other = (

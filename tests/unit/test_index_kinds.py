@@ -170,6 +170,7 @@ def test_hardly_any_photos(kind: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [name for name in KINDS if name != "flat"])
+@pytest.mark.slow
 def test_groups_of_copies_are_ranked_whole(kind: str) -> None:
     """Photos that are equal to the last bit: ties go by group, however many copies stand before them."""
     one = falling(120, seed=4).mean

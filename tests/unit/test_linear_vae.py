@@ -69,6 +69,7 @@ def test_used_dimensions_and_error_are_the_closed_form_s(beta: float, variance: 
     assert error == pytest.approx(float(EIGENVALUES.clamp(max=beta * variance).sum()), rel=0.015)
 
 
+@pytest.mark.slow
 def test_a_loss_averaged_over_values_uses_fewer_dimensions() -> None:
     # The known wrong version: a mean over the 6 values beside a summed KL is a beta six times as large.
     _, kl, error = trained(1.0, 0.1 * 6)

@@ -67,6 +67,7 @@ def test_held_out_rows_leave_too_few_photos():
     seed=st.integers(0, 9),
 )
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_held_out_rows_are_validated_once_and_never_trained_on(counts, world_size, batch_size, share, balance, seed):
     rng = np.random.default_rng(seed)
     pixels, aside = [], set()

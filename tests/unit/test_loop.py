@@ -173,6 +173,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return weights(loop_over(new_store(tmp_path_factory.mktemp("undisturbed")), config()).run())
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down(store):
     seen: list[TrainProgress] = []
     loop = loop_over(store, config(epochs=30), line=Line(report=seen.append))

@@ -191,6 +191,7 @@ class Memory:
         yield Batch(photos(4, seed=50))
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_the_same_bits():
     config = TrainConfig(epochs=4, batch_size=8, validation=0.1, ema_decay=0.9, checkpoint_every_s=0)
 

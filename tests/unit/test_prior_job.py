@@ -55,6 +55,7 @@ def job(store: Store, *, run: str = "night", **settings: object) -> PriorJob:
     )
 
 
+@pytest.mark.slow
 def test_a_rank_alone_trains_and_saves_the_prior(store: Store):
     prior_id = job(store, epochs=12, learning_rate=2e-2).run_rank(Ranks())
     assert prior_id == find_prior(store, KEY)

@@ -272,6 +272,7 @@ def test_a_where_value_that_no_column_holds_is_named(maker: Any, store: Store, v
 # --- memory
 
 
+@pytest.mark.slow
 def test_filters_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 80_000
     table = ItemTable(pa.table({"item_id": [f"{n:06d}" for n in range(rows)], "price": list(range(rows))}))
@@ -306,6 +307,7 @@ def peak(ask: Callable[[], Any]) -> int:
         pa.set_memory_pool(before)
 
 
+@pytest.mark.slow
 def test_was_it_ever_seen_does_not_read_history_into_memory(maker: Any, store: Store) -> None:
     photos = maker.some_photos(5)
     many = [f"gone-{number:07d}" for number in range(500_000)]

@@ -117,6 +117,7 @@ def test_the_readmes_code_reads_a_release(maker: Any, tmp_path: Path, capsys: py
     assert capsys.readouterr().out.splitlines() == [f"{n.item_id} {n.score} {n.attributes}" for n in expected]
 
 
+@pytest.mark.slow
 def test_the_readmes_code_compares_customers_by_codes(maker: Any, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     maker.make_vq_release(store)

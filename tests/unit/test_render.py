@@ -72,6 +72,7 @@ def test_every_photo_decodes_but_the_broken_ones(rendered: RenderedCatalogue) ->
     assert set(rendered.broken.values()) == set(told)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, rendered: RenderedCatalogue) -> None:
     again = render_catalogue(tmp_path / "a", items=120, seed=5)
     assert digests(tmp_path / "a") == digests(rendered.table.parent)

@@ -121,6 +121,7 @@ def test_what_a_metric_was_fitted_to_stays_and_answers_follow_it(
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :K], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_trained_parts_are_fitted_once_and_again_only_when_recall_is_lost(
     segmented: Any, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

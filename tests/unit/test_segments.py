@@ -29,6 +29,7 @@ MODEL = "ab" * 32
     [{"metric": "cosine"}, {"metric": "kl", "mask": "query_median"}],
     ids=lambda index: "-".join(index.values()),
 )
+@pytest.mark.slow
 def test_random_nights_answer_as_a_full_build_of_an_exact_kind(
     segmented: Any, maker: Any, tmp_path: Path, index: Any
 ) -> None:

@@ -599,6 +599,7 @@ _PATHS = st.sampled_from(["/search", "/baskets", "/similar/sku-001", "/items", "
 )
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_makes_the_service_fail(store: Store, maker: Any) -> None:
     loop = asyncio.new_event_loop()
     app = application(ServeConfig(store_url=store.url, poll_s=3600))

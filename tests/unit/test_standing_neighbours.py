@@ -128,6 +128,7 @@ def plain(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("metric", "seed"), [("cosine", 1), ("l2", 2), ("kl", 3)])
+@pytest.mark.slow
 def test_what_stands_and_what_enters_is_the_full_table(
     maker: Any, monkeypatch: pytest.MonkeyPatch, metric: str, seed: int
 ) -> None:

@@ -252,6 +252,7 @@ class TestFiles:
             Files().read("s3://b/a/../c")
 
     @pytest.mark.s3
+    @pytest.mark.slow
     def test_sixteen_threads_read_photos_from_s3(self, s3_server: Any) -> None:
         url = s3_server.make_bucket(f"photos-{uuid.uuid4().hex[:8]}")
         store = open_store(url)

@@ -210,6 +210,7 @@ def test_a_file_found_here_counts_as_used(store: Store, tmp_path: Path) -> None:
     assert time.time() - path.stat().st_mtime < 60
 
 
+@pytest.mark.slow
 def test_processes_that_fetch_the_same_file_at_once_all_get_it_whole(store: Store, tmp_path: Path) -> None:
     entry = put(store, "a", os.urandom(3_000_000))
     assert isinstance(store, LocalStore)

@@ -223,6 +223,7 @@ class TestTemporaryFailures:
         ],
         ids=["dropped", "dropped after", "cut in the body", "too slow", "400 RequestTimeout"],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_a_broken_read_is_read_again_and_never_short(self, case: Case, fault: Fault) -> None:
         data = os.urandom(50_000)
         case.straight.put("runs/a", data)
@@ -279,6 +280,7 @@ class TestWriteOnceUnderFailures:
         ],
         ids=["500", "500 UnknownError", "dropped", "time-out", "409"],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_a_write_that_did_not_happen_is_made_again(self, case: Case, fault: Fault) -> None:
         fault.times = 1
         assert case.store_under(fault).put_if_absent("a", b"mine") is True
@@ -293,6 +295,7 @@ class TestWriteOnceUnderFailures:
         ],
         ids=["500", "503", "dropped", "time-out"],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_a_reply_lost_after_the_write_took_effect_is_a_win(self, case: Case, fault: Fault) -> None:
         fault.times = 1
         assert case.store_under(fault).put_if_absent("a", b"mine") is True
@@ -313,6 +316,7 @@ class TestWriteOnceUnderFailures:
         [Fault("PUT", status=500), Fault("PUT", drop=True), Fault("PUT", delay_s=1.4 * READ_TIMEOUT_S, status=504)],
         ids=["500", "dropped", "time-out"],
     )
+    @pytest.mark.slow
     def test_a_lost_write_that_another_overtook_is_a_loss(self, case: Case, fault: Fault, theirs: bytes) -> None:
         won: list[bool] = []
         fault.times = 1
@@ -548,6 +552,7 @@ class TestProcesses:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert case.store.get("b") == b"1"
 
+    @pytest.mark.slow
     def test_a_program_ends_in_silence(self, case: Case) -> None:
         """Connections are closed at exit: no warning, no hanging thread."""
         case.straight.put("runs/a", b"content")

@@ -158,6 +158,7 @@ def test_a_photo_is_read(shop: Shop) -> None:
         assert handle.read() == b"a"
 
 
+@pytest.mark.slow
 def test_a_thread_keeps_its_connection(shop: Shop) -> None:
     web = reader(shop)
     for _ in range(20):
@@ -398,6 +399,7 @@ def test_ranges_are_read_as_ranges(shop: Shop) -> None:
         reader(shop).fetch(uri, start=0, end=9, max_bytes=8)
 
 
+@pytest.mark.slow
 def test_retry_after_is_obeyed_and_bounded(shop: Shop) -> None:
     shop.answers["/photos/a.jpg"] = [429]
     shop.retry_after = "1"

@@ -123,6 +123,7 @@ def test_what_travels_is_the_packages_the_config_and_named_variables(
     assert SECRET not in said
 
 
+@pytest.mark.slow
 def test_the_packages_that_travel_are_whole(tmp_path: Path) -> None:
     """Run from the packed folder alone, in a process that knows no other."""
     folder = pack(tmp_path / "job", JobFile(words=("--version",), environment={}), None, code=True)

@@ -58,6 +58,7 @@ def remote(call: Any) -> Any:
 
 
 @pytest.mark.usefixtures("alarm")
+@pytest.mark.slow
 def test_an_interrupt_while_waiting_waits_for_the_training_s_end(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = threading.Event()
     fit = SlowToStop(asked)
@@ -69,6 +70,7 @@ def test_an_interrupt_while_waiting_waits_for_the_training_s_end(monkeypatch: py
     assert 0 < fit.done_at <= time.monotonic()
 
 
+@pytest.mark.slow
 def test_a_superseded_attempt_stops_its_workers_at_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = threading.Event()
     fit = SlowToStop(asked)

@@ -134,6 +134,7 @@ def test_a_fresh_training_begins_with_the_convolutions_asked_for(surrounded, tmp
     assert not any("frozen" in name or "network" in name for name in began)  # the frozen encoder is no part of it
 
 
+@pytest.mark.slow
 def test_a_job_with_everything_around_it_is_continued_to_the_same_bundle(surrounded):
     store, source = surrounded
     undisturbed = run_rank(surrounded_job(store, source, "night"), Ranks())

@@ -174,6 +174,7 @@ def test_log_variances_are_clamped_and_the_loss_stays_finite() -> None:
     assert not torch.isfinite(unclamped(Batch(images), STEP).total)
 
 
+@pytest.mark.slow
 def test_a_large_beta_puts_units_to_sleep_and_active_units_say_so() -> None:
     images = shapes(32)
     counts = {}

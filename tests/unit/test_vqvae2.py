@@ -212,6 +212,7 @@ def test_the_bottom_is_chosen_in_view_of_the_top() -> None:
 
 
 @every_quantizer
+@pytest.mark.slow
 def test_the_loss_falls_and_both_codebooks_are_measured(quantizers: str) -> None:
     model = make(quantizers)
     curve = train(model, photos(), 60)
@@ -291,6 +292,7 @@ def test_the_exported_encoder_gives_the_same_codes(quantizers: str) -> None:
     np.testing.assert_allclose(exported["mean"], latents.mean.numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_photo_as_the_target() -> None:
     model = make(size=32, target={"kind": "hog"})
     curve = train(model, photos(size=32), 40)
