@@ -87,22 +87,22 @@ bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA
 bench-segments: $(VENV)/.dev  ## an index of segments of 1,000,000 rows (DATA=folder): nights, a builder, readers, ten minutes
 	$(BIN)/python tests/benchmarks/bench_segments.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/segments.json
 
-bench-reader: $(VENV)/.dev  ## a release of 1,000,000 items as a service meets it (DATA=folder): opening, questions, memory, minutes
+bench-reader: $(VENV)/.dev  ## a release of 1,000,000 items as a service meets it (DATA=folder): opening, questions, memory
 	$(BIN)/python tests/benchmarks/bench_reader.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/reader.json
 
-bench-flat: $(VENV)/.dev  ## 200,000 generated photos encoded: memory of driver and actors over time, four minutes
+bench-flat: $(VENV)/.dev  ## 200,000 generated photos encoded: memory of driver and actors over time
 	$(BIN)/python tests/benchmarks/bench_flat.py --json tests/benchmarks/results/flat.json --plot flat.png
 
-bench-tail: $(VENV)/.dev  ## what smaller last shards save beside a slow actor, four minutes
+bench-tail: $(VENV)/.dev  ## what smaller last shards save beside a slow actor
 	$(BIN)/python tests/benchmarks/bench_tail.py --json tests/benchmarks/results/tail.json
 
-bench-churn: $(VENV)/.dev  ## photo-seconds of a night of 1 % churn against a full encode (DATA=folder), two minutes
+bench-churn: $(VENV)/.dev  ## photo-seconds of a night of 1 % churn against a full encode (DATA=folder)
 	$(BIN)/python tests/benchmarks/bench_churn.py --data $(DATA) --json tests/benchmarks/results/churn.json
 
 bench-hosts: $(VENV)/.dev  ## two nights over three hundred web hosts, slow, dead and signed
 	$(BIN)/python tests/benchmarks/bench_hosts.py --json tests/benchmarks/results/hosts.json
 
-bench-latency: $(VENV)/.dev  ## encoding from an S3 server process that takes 20 ms a GET, five minutes
+bench-latency: $(VENV)/.dev  ## encoding from an S3 server process that takes 20 ms a GET
 	$(BIN)/python tests/benchmarks/bench_latency.py --json tests/benchmarks/results/latency.json
 
 bench-encode: $(VENV)/.dev  ## encoding on Ray against as many plain processes and against Ray's documented pipeline, ten minutes
@@ -115,10 +115,10 @@ cluster-growing: $(VENV)/.dev  ## 400 actors and a GPU asked of a cluster that g
 cluster-nights: $(VENV)/.dev  ## nights on five machines in namespaces, nodes and head lost (root, about half an hour)
 	$(BIN)/python tests/cluster/nights.py --json tests/benchmarks/results/nights.json
 
-cluster-thirty: $(VENV)/.dev  ## thirty submitted nights by the crontab's line, faults among them (root, about a quarter of an hour)
+cluster-thirty: $(VENV)/.dev  ## thirty submitted nights by the crontab's line, faults among them (root)
 	$(BIN)/python tests/cluster/thirty_nights.py --json tests/benchmarks/results/thirty.json
 
-cluster-sized: $(VENV)/.dev  ## sizing's simulation against nights on one, two and four Ray nodes (root, about six minutes)
+cluster-sized: $(VENV)/.dev  ## sizing's simulation against nights on one, two and four Ray nodes (root)
 	$(BIN)/python tests/cluster/sized_nodes.py --json tests/benchmarks/results/sized_nodes.json
 
 image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or podman), and what each layer adds
@@ -129,11 +129,11 @@ image:  ## container images (IMAGES="cpu gpu reader serve" BUILDER=docker or pod
 	  $(BUILDER) history --format '{{.Size}}|{{.CreatedBy}}' visual-codebooks-$$target:$(VERSION) | grep -v '^0 *B' | cut -c1-110; \
 	done
 
-test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program; PostgreSQL's server), about eight minutes
+test-schedulers: $(VENV)/.dev  ## the DAG in a real Airflow 3 (AIRFLOW=program; PostgreSQL's server)
 	$(BIN)/python tests/cluster/airflow_nights.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 	$(BIN)/python tests/cluster/airflow_backfill.py --airflow $(AIRFLOW) --json tests/benchmarks/results/airflow.json
 
-test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman IMAGES="cpu reader serve"), three minutes
+test-pods: $(VENV)/.dev  ## Kubernetes' pods by podman (as root, after make image BUILDER=podman IMAGES="cpu reader serve")
 	kubectl kustomize cluster/kubernetes/overlays/aws > rendered.yaml
 	$(BIN)/python tests/cluster/pod_templates.py rendered.yaml --json tests/benchmarks/results/pods.json
 
