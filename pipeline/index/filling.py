@@ -17,7 +17,8 @@ from .gpu import Centroids, graph_of, inverted_file, num_gpus
 from .kinds import KINDS
 from .latents import Float32
 
-_LEAST_GRAPH = 1 << 13  # the CPU links fewer rows within seconds, and of few cuVS and FAISS make graphs that hang
+_LEAST_GRAPH = 1 << 13  # the CPU links fewer rows within seconds, and copying tiny graphs from a GPU hangs,
+_LINKS = 4  # and so many times the links that are looked at have to be there
 _BLOCK = 1 << 14  # rows added at a time by the CPU where GPUs have not drawn a graph
 
 
@@ -108,7 +109,7 @@ class _Graph(Filling):
     def finished(self) -> Any:
         rows = np.concatenate([np.empty((0, int(self._index.d)), np.float32), *self._rows])
         self._rows = []
-        enough = len(rows) >= max(_LEAST_GRAPH, 8 * self._config.m)
+        enough = len(rows) >= max(_LEAST_GRAPH, _LINKS * 4 * self._config.m)
         drawn = graph_of(rows, self._config.m, self._config.ef_construction) if enough else None
         if drawn is None:
             for start in range(0, len(rows), _BLOCK):

@@ -128,7 +128,7 @@ def draws_graphs() -> bool:
     return GPUS.count() > 0 and GPUS.draws_graphs()
 
 
-def inverted_file(index: Any) -> Any | None:
+def inverted_file(index: Any) -> Any:
     """Return the inverted file that an index is, perhaps behind a rotation; None for one without cells."""
     faiss = load_faiss()
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
@@ -207,7 +207,7 @@ class Centroids:
 
 
 def with_less(work: Callable[[int], Answer], size: int, least: int, *, doing: str, unit: str) -> Answer | None:
-    """Return what work gives of a size, which is halved whenever GPUs run out of memory; None where `least` is too much.
+    """Return what work gives of a size, halved whenever GPUs run out of memory; None where `least` is too much.
 
     Any other error is raised. What was done is logged.
     """
