@@ -310,7 +310,7 @@ def test_segments_that_gpus_draw_are_those_that_the_cpu_links(
     assert sum(sizes) == len(latents)
     assert len(sizes) == len(manifest.files_of("index")) > 1
     ids, _ = held.open().opened.index.search(latents, 1)
-    assert ids[:, 0].tolist() == list(range(len(latents))), "each photo is nearest to itself"
+    np.testing.assert_array_equal(latents.mean[ids[:, 0]], latents.mean)  # each photo, or its copy, is its nearest
 
 
 def test_without_gpus_a_graph_of_gpus_is_refused_with_the_remedy(gpus: Any) -> None:
