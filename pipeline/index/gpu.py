@@ -109,7 +109,7 @@ def _graph(rows: Float32, m: int, ef_construction: int, temporary: int) -> Any:
             devices.push_back(device)
         drawn.trainMultiGpu(len(rows), faiss.swig_ptr(rows), providers, devices, 0, _STITCHES)
     graph = faiss.IndexHNSWCagra(dim, m, faiss.METRIC_L2)
-    # With upper levels (`base_level_only` stays false), so that a walk begins at one place and not at random ones.
+    # With upper levels (`base_level_only` stays false): a plain HNSW needs them, which every FAISS opens.
     graph.hnsw.efConstruction = ef_construction
     drawn.copyTo(graph)  # it reads `rows` once more: the GPU index only points to them
     return graph
