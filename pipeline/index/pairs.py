@@ -42,7 +42,7 @@ def empty_pairs(dim: int, apart: Apart, width: int, cells: int) -> Any:
 
 def train_pairs(index: Any, rows: Float32, metric: Metric, *, seed: int) -> None:
     """Find the cells and words of an empty index of Gaussians, on features [n, f] of a metric, at least WORDS of them."""
-    faiss, apart = load_faiss(), _apart_of(metric)
+    faiss, apart = load_faiss(), apart_of(metric.apart, metric.name)
     lists = faiss.downcast_index(index.index)
     latents = apart.recover(rows)
     scale = _scale(latents)
@@ -68,7 +68,11 @@ class PairWords:
     def __init__(self, index: Any, metric: Metric) -> None:
         """index: as `empty_pairs`, trained; all that is known of its words is read from it."""
         faiss = load_faiss()
-        self._index, self._lists, self._apart = index, faiss.downcast_index(index.index), _apart_of(metric)
+        self._index, self._lists, self._apart = (
+            index,
+            faiss.downcast_index(index.index),
+            apart_of(metric.apart, metric.name),
+        )
         dim, terms = int(self._lists.pq.M), self._apart.count
         table = faiss.vector_to_array(self._lists.pq.centroids).reshape(dim, WORDS, terms)
         words = self._apart.recover(self._features(table.transpose(1, 0, 2)))
@@ -126,7 +130,8 @@ def _latents(points: Float32, scale: Float32) -> LatentArrays:
     return LatentArrays(mean=both[..., 0] * scale, log_var=both[..., 1] * np.float32(np.sqrt(2.0)))
 
 
-def _apart_of(metric: Metric) -> Apart:
-    if metric.apart is None:
-        raise ConfigError(f"metric {metric.name!r} has no terms of single latents; take index.kind ivf_sq8 or ivf_pq")
-    return metric.apart
+def apart_of(apart: Apart | None, metric: str) -> Apart:
+    """Return what a metric says of its terms; raises ConfigError where it has none of single latents."""
+    if apart is None:
+        raise ConfigError(f"metric {metric!r} has no terms of single latents; take index.kind ivf_sq8 or ivf_pq")
+    return apart
