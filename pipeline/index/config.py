@@ -17,7 +17,7 @@ class IndexConfig(BaseModel):
     count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos, `cagra` one that GPUs draw, refused where FAISS sees none; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq`
-    and the graph `hnsw_sq8` hold codes in memory, whose
+    (of divergences `ivf_pairs`) and the graph `hnsw_sq8` hold codes in memory, whose
     candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib`
     and takes by what they measure. m, ef_construction: links a node and candidates looked at while a graph is built.
     target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; all others but `flat` to the lower
@@ -79,8 +79,8 @@ class IndexConfig(BaseModel):
     def _pairs_of_gaussians(self) -> IndexConfig:
         if self.kind == "ivf_pairs" and not (self._cancels() or self.mask == "query_median"):
             raise ValueError(
-                f"kind ivf_pairs does not go with metric {self.metric}, mask {self.mask}: its codes are of the mean and "
-                "variance that kl, reverse_kl, jeffreys or a query_median compare; take kind ivf_sq8 or ivf_pq"
+                f"kind ivf_pairs does not go with metric {self.metric}, mask {self.mask}: its codes are of the means "
+                "and variances that kl, reverse_kl, jeffreys or a query_median compare; take kind ivf_sq8 or ivf_pq"
             )
         return self
 

@@ -1,9 +1,9 @@
 """Codes of Gaussians: of each latent one of 256 words, which are pairs of a mean and a variance.
 
 A divergence is a sum over latents of products of the query's terms and the item's (`divergences`), so a product
-quantizer of one word a latent, whose words are the terms of a Gaussian, looks up the exact share of that Gaussian in the
-tables that FAISS makes for any inner product; a latent that a mask leaves out has zeros in its table. Words are found
-where means are measured by the catalogue's deviations and variances by their logs, the local form of all these
+quantizer of one word a latent, whose words are the terms of a Gaussian, looks up the exact share of that Gaussian in
+the tables that FAISS makes for any inner product; a latent that a mask leaves out has zeros in its table. Words are
+found where means are measured by the catalogue's deviations and variances by their logs, the local form of all these
 divergences; in the terms themselves, whose sizes differ by orders, a quantizer loses most neighbours.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .faiss_module import load_faiss
+from .gaussians import gaussian
 from .latents import Float32, LatentArrays
 from .metric import Apart, Metric
 
@@ -41,7 +42,7 @@ def empty_pairs(dim: int, apart: Apart, width: int, cells: int) -> Any:
 
 
 def train_pairs(index: Any, rows: Float32, metric: Metric, *, seed: int) -> None:
-    """Find the cells and words of an empty index of Gaussians, on features [n, f] of a metric, at least WORDS of them."""
+    """Find the cells and words of an empty index of Gaussians, on features [n, f] of a metric, WORDS of them or more."""
     faiss, apart = load_faiss(), apart_of(metric.apart, metric.name)
     lists = faiss.downcast_index(index.index)
     latents = apart.recover(rows)
@@ -68,11 +69,8 @@ class PairWords:
     def __init__(self, index: Any, metric: Metric) -> None:
         """index: as `empty_pairs`, trained; all that is known of its words is read from it."""
         faiss = load_faiss()
-        self._index, self._lists, self._apart = (
-            index,
-            faiss.downcast_index(index.index),
-            apart_of(metric.apart, metric.name),
-        )
+        self._index, self._lists = index, faiss.downcast_index(index.index)
+        self._apart = apart_of(metric.apart, metric.name)
         dim, terms = int(self._lists.pq.M), self._apart.count
         table = faiss.vector_to_array(self._lists.pq.centroids).reshape(dim, WORDS, terms)
         words = self._apart.recover(self._features(table.transpose(1, 0, 2)))
@@ -111,8 +109,8 @@ def _words(dim: int) -> Any:
 
 def _scale(latents: LatentArrays) -> Float32:
     """Return the deviation that means of each latent are measured by, float32 [d]."""
-    assert latents.log_var is not None
-    return np.exp(0.5 * latents.log_var.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    scale: Float32 = np.exp(0.5 * gaussian(latents).log_var.mean(axis=0)).astype(np.float32)
+    return scale
 
 
 def _points(latents: LatentArrays, scale: Float32) -> Float32:
@@ -120,8 +118,8 @@ def _points(latents: LatentArrays, scale: Float32) -> Float32:
 
     Squared distances of near ones are twice their KL, if the deviation is the scale.
     """
-    assert latents.log_var is not None
-    both = np.stack([latents.mean / scale, latents.log_var / np.float32(np.sqrt(2.0))], axis=-1)
+    given = gaussian(latents)
+    both = np.stack([given.mean / scale, given.log_var / np.sqrt(2.0)], axis=-1)
     return np.ascontiguousarray(both.reshape(len(both), -1), np.float32)
 
 
