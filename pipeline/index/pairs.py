@@ -20,6 +20,7 @@ from .latents import Float32, LatentArrays
 from .metric import Apart, Metric
 
 WORDS = 256  # a latent, one byte of code
+_ROUNDS = 10  # of k-means, as FAISS's inverted files have
 
 
 def empty_pairs(dim: int, apart: Apart, width: int, cells: int) -> Any:
@@ -42,7 +43,7 @@ def empty_pairs(dim: int, apart: Apart, width: int, cells: int) -> Any:
 
 
 def train_pairs(index: Any, rows: Float32, metric: Metric, *, seed: int) -> None:
-    """Find the cells and words of an empty index of Gaussians, on features [n, f] of a metric, WORDS of them or more."""
+    """Find the cells and words of an empty index of Gaussians, on features [n, f] of a metric, at least WORDS."""
     faiss, apart = load_faiss(), apart_of(metric.apart, metric.name)
     lists = faiss.downcast_index(index.index)
     latents = apart.recover(rows)
@@ -50,13 +51,13 @@ def train_pairs(index: Any, rows: Float32, metric: Metric, *, seed: int) -> None
     points = _points(latents, scale)
     dim = scale.shape[0]
     words = _words(dim)
-    words.cp.seed, words.cp.min_points_per_centroid = seed + 1, 1
+    words.cp.seed, words.cp.niter, words.cp.min_points_per_centroid = seed + 1, _ROUNDS, 1
     words.train(points)
     pairs = faiss.vector_to_array(words.centroids).reshape(dim, WORDS, 2).transpose(1, 0, 2)
     table = apart.terms(_latents(pairs.reshape(WORDS, 2 * dim), scale)).transpose(1, 0, 2)
     faiss.copy_array_to_vector(np.ascontiguousarray(table).ravel(), lists.pq.centroids)
     cells = faiss.Clustering(2 * dim, int(lists.nlist))
-    cells.seed, cells.min_points_per_centroid = seed + 2, 1
+    cells.seed, cells.niter, cells.min_points_per_centroid = seed + 2, _ROUNDS, 1
     cells.train(points, faiss.IndexFlatL2(2 * dim))
     centres = faiss.vector_to_array(cells.centroids).reshape(-1, 2 * dim)
     lists.quantizer.add(apart.terms(_latents(centres, scale)).reshape(len(centres), -1))
