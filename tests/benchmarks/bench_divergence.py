@@ -148,17 +148,19 @@ def latents(folder: Path, side: str) -> LatentArrays:
 
 def kinds(folder: Path) -> Iterator[dict[str, Any]]:
     items, queries = latents(folder, "items"), latents(folder, "queries")
-    for metric in DEFINITIONS:
-        for mask in MASKS:
-            truth = np.load(folder / f"truth_{file_name(metric, mask)}.npy")[:, :K]
-            values = np.load(folder / f"value_{file_name(metric, mask)}.npy")[:, :K]
-            # Most kinds of codes under KL, the one that was asked for; of the others what is exact, and two codes.
-            more = ("flat_codes", "ivf_pq") if (metric, mask) == ("kl", "none") else ()
-            pairs = () if (metric, mask) == ("w2", "none") else ("ivf_pairs",)  # not of terms of single latents
-            for kind in ("flat", "ivf_sq8", *pairs, *more):
-                config = IndexConfig(kind=kind, metric=metric, mask=mask, threads=1, target_recall=0.98, queries=300)
-                about = {"metric": metric, "mask": mask, "kind": kind}
-                yield {**about, **one_kind(items, queries, truth, values, config)}
+    # What is exact and two codes of every metric that has terms of single latents, then more kinds under KL.
+    both = [(metric, mask) for metric in DEFINITIONS for mask in MASKS if (metric, mask) != ("w2", "none")]
+    asked = [(*each, kind) for each in both for kind in ("flat", "ivf_sq8", "ivf_pairs")]
+    asked += [("kl", "none", "flat_codes"), ("kl", "none", "ivf_pq")]
+    asked += [("w2", "none", "flat"), ("w2", "none", "ivf_sq8")]
+    for metric, mask, kind in asked:
+        truth = np.load(folder / f"truth_{file_name(metric, mask)}.npy")[:, :K]
+        values = np.load(folder / f"value_{file_name(metric, mask)}.npy")[:, :K]
+        config = IndexConfig.model_validate(
+            {"kind": kind, "metric": metric, "mask": mask, "threads": 1, "target_recall": 0.98, "queries": 300}
+        )
+        about = {"metric": metric, "mask": mask, "kind": kind}
+        yield {**about, **one_kind(items, queries, truth, values, config)}
 
 
 def one_kind(
