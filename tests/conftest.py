@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -34,6 +35,8 @@ os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # An actor more for each worker group, which asks the cloud whether it takes this machine away.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# How often Ray's agents look at every process of the machine, for a dashboard that nobody opens; 5 s by default.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -51,6 +54,11 @@ def pytest_collection() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # else libraries that count their objects at the end would miss some
 
 
+def _on_ray(nodeid: str) -> bool:
+    path = nodeid.split("::", 1)[0]
+    return path.startswith("tests/distributed/") and not path.endswith("_ranks.py")  # ranks are processes without Ray
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep together what shares costly fixtures, where tests run in several processes: each file, all of Ray's.
@@ -61,10 +69,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Rooms(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.split("::", 1)[0]
-            # Ranks are processes without Ray.
-            on_ray = path.startswith("tests/distributed/") and not path.endswith("_ranks.py")
-            return "ray" if on_ray else path
+            return "ray" if _on_ray(nodeid) else nodeid.split("::", 1)[0]
 
     return Rooms(config, log)
 
@@ -124,9 +129,23 @@ def forks() -> Iterator[Any]:
         yield program
 
 
+_CLUSTER = contextlib.ExitStack()  # what ends the tests' Ray
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """End the tests' Ray after the last test that needs it: its processes look for work many times a second."""
+    try:
+        return (yield)
+    finally:
+        items = item.session.items
+        if _on_ray(item.nodeid) and not any(_on_ray(other.nodeid) for other in items[items.index(item) + 1 :]):
+            _CLUSTER.close()
+
+
 @pytest.fixture(scope="session")
 def ray_session(forks: Any) -> Iterator[None]:
-    """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
+    """One Ray cluster on this machine for all tests that need one; starting one costs seconds, so never one a test.
 
     Its workers are forked from a process that has imported what they need. Six logical CPUs on any machine: with as
     many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
@@ -146,8 +165,9 @@ def ray_session(forks: Any) -> Iterator[None]:
     context = pytest.importorskip("ray.data").DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 120
-    yield
-    ray.shutdown()
+    _CLUSTER.callback(ray.shutdown)
+    with _CLUSTER:
+        yield
 
 
 @pytest.fixture(scope="session")
