@@ -39,7 +39,7 @@ FIRST = (
     "torch._dynamo", "torch.utils.tensorboard", "torch.onnx._internal.exporter._core", "onnxscript.optimizer", "pandas",
     "pyarrow.dataset", "pyarrow.fs", "PIL.ImageOps", "prometheus_client", "s3fs", "starlette.datastructures",
     "pydantic.main", "pydantic.dataclasses", "pydantic.json_schema", "pydantic.types", "jsonschema", "yaml", "click",
-    "requests", "msgpack", "uvloop", "psutil", "tqdm", "filelock", "colorful", "pyarrow.parquet", "logging.config", "pdb",
+    "requests", "msgpack", "uvloop", "psutil", "tqdm", "filelock", "colorful", "pyarrow.parquet", "pdb",
 )  # fmt: skip
 ABSENT = ("ray", "pipeline", "jobs", "cluster")
 _MOST = 2**20  # bytes of a question
