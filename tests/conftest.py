@@ -7,12 +7,10 @@ import contextlib
 import functools
 import gc
 import importlib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -74,17 +72,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Rooms(config, log)
 
 
-def _load(name: str) -> Any:
-    """Load a file beside this one: with import-mode=importlib the tests folder is on no import path."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Any]:
     """A real S3 server process (moto), with the AWS variables of this process and its children set to it.
@@ -92,7 +79,7 @@ def s3_server() -> Iterator[Any]:
     .endpoint, .make_bucket(name) -> "s3://name", .count_gets() -> [("GET", "/bucket/key")] since .reset_counts().
     Mark tests that use it with `s3`; it is shared by the session, so give buckets a name of your own.
     """
-    moto = _load("moto_server")
+    moto = importlib.import_module("moto_server")
     with moto.MotoServer() as server, moto.aws_environment(server):
         yield server
 
@@ -100,32 +87,32 @@ def s3_server() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def maker() -> Any:
     """The module `release_maker`: writes small releases on a store, and answers for them by brute force."""
-    return _load("release_maker")
+    return importlib.import_module("release_maker")
 
 
 @pytest.fixture(scope="session")
 def segmented() -> Any:
     """The module `segmented`: nights of a catalogue whose index is of segments."""
-    return _load("segmented")
+    return importlib.import_module("segmented")
 
 
 @pytest.fixture(scope="session")
 def read_page() -> Any:
     """Call with a page's bytes: its elements and text; see tests/html_page.py."""
-    return _load("html_page").Page
+    return importlib.import_module("html_page").Page
 
 
 @pytest.fixture(scope="session")
 def expiring() -> Any:
     """The module `expiring`: a store with a clock that the test sets, nights on it, and actors that take turns."""
-    return _load("expiring")
+    return importlib.import_module("expiring")
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Any]:
     """The program that forks Ray's workers and commands; see tests/forked.py."""
     pytest.importorskip("ray")
-    with _load("forked").Forks() as program:
+    with importlib.import_module("forked").Forks() as program:
         yield program
 
 
@@ -175,20 +162,20 @@ def commands(ray_session: None, forks: Any) -> Any:
     """The command line on the session's cluster: .run in this process, .start in one of its own."""
     import ray
 
-    return _load("commands").Commands(ray.get_runtime_context().gcs_address, forks)
+    return importlib.import_module("commands").Commands(ray.get_runtime_context().gcs_address, forks)
 
 
 @pytest.fixture
 def commands_here(stages_here: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command line in this process, with the stages of `stages_here`: .run alone."""
     stages_here.run_stages_here(monkeypatch)
-    return _load("commands").Commands("")
+    return importlib.import_module("commands").Commands("")
 
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Iterator[Any]:
     """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""
-    with _load("ranks").RankRunner() as run:
+    with importlib.import_module("ranks").RankRunner() as run:
         yield run
 
 
@@ -224,16 +211,16 @@ def no_onnx() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def racers() -> Any:
     """Call with (a program, how many, its arguments): processes of it, forked from one; see tests/racers.py."""
-    return _load("racers").Racers
+    return importlib.import_module("racers").Racers
 
 
 @pytest.fixture(scope="session")
 def stages_here() -> Any:
     """The module `stages_here`: lets a night's pixels, training and encoding run in this process, without Ray."""
-    return _load("stages_here")
+    return importlib.import_module("stages_here")
 
 
 @pytest.fixture(scope="session")
 def receiving() -> Any:
     """`receiving(*answers)` of the module `http_receiver`: a real server that keeps what it is sent."""
-    return _load("http_receiver").receiving
+    return importlib.import_module("http_receiver").receiving
