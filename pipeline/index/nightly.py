@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..mapping import mapped
 from ..ordering import take_rows
 from ..release import Manifest
 from ..release.tables import read_table
 from ..schema import with_segments
 from ..storage import Store
 from ..storage.cache import FileCache
-from ..workers import mapped
 from .build import BuiltIndex, Parameters, build_index, check_latents, check_memory, recalls_found
 from .codes import FITTED, code_features
 from .config import IndexConfig

@@ -79,6 +79,11 @@ class SearchIndex:
         self._index = index
         self.planner = Planner(index, features, spare)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as FAISS's own bytes to another process, which then holds a copy, with the effort that is set."""
+        beside = None if self.planner.stored else self.planner.features
+        return _unpacked, (load_faiss().serialize_index(self._index), self.metric, beside, self.planner.spare)
+
     @property
     def rows(self) -> int:
         """The number of rows."""
@@ -193,6 +198,10 @@ class SearchIndex:
         exact = np.where(found >= 0, exact, -np.inf)
         order = np.lexsort((found, -exact), axis=-1)
         return np.take_along_axis(found, order, axis=1), np.take_along_axis(exact, order, axis=1)
+
+
+def _unpacked(data: Any, metric: Metric, features: Float32 | None, spare: Spare) -> SearchIndex:
+    return SearchIndex(load_faiss().deserialize_index(data), metric, features, spare=spare)
 
 
 def open_index(

@@ -46,6 +46,10 @@ class SegmentedIndex(SearchIndex):
         self.renew_after_fork()
         renewed_in_children(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as its segments do."""
+        return SegmentedIndex, (self._segments, self._numbers, self._places)
+
     def renew_after_fork(self) -> None:
         """Forget the filters: a thread of the parent may have been about to keep one."""
         self._splits: WeakKeyDictionary[RowFilter, tuple[RowFilter, ...]] = WeakKeyDictionary()

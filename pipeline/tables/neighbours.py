@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from ..index import Grouping, SearchIndex, nearest_groups
 from ..index.latents import Rows
+from ..index.segments import TASK_BYTES
+from ..mapping import mapped_in_turn
 from ..ordering import run_starts, take_column
 from ..release import ReleaseFile
 from ..release.tables import FILE_ROWS, write_table
@@ -79,7 +81,7 @@ def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
 def neighbour_files(
     items: pa.Table, index: SearchIndex, k: int, held: Standing | None = None
 ) -> Iterator[NeighbourFiles]:
-    """Yield the tables `neighbours` and `neighbours_beyond` range by range, each made when it is asked for.
+    """Yield the tables `neighbours` and `neighbours_beyond` range by range, side by side where Ray is.
 
     Columns: item_id, rank (from 1), neighbour_id, score. items: sorted by item_id, one row a photo; index: of these
     rows. An item's neighbours and scores are those that the reader's `similar` gives: all its photos ask, and an item's
@@ -93,8 +95,14 @@ def neighbour_files(
     fresh = None if held is None else fresh_of(held, index, groups)
     catalogue = _Catalogue(index, groups, first, take_column(items["item_id"], first[:-1]), k, held, fresh)
     count, a_file = len(first) - 1, max(1, FILE_ROWS // k)
-    for start in range(0, max(1, count), a_file):
-        yield _files(catalogue, range(start, min(start + a_file, count)))
+    yield from mapped_in_turn(
+        _files,
+        catalogue,
+        [range(start, min(start + a_file, count)) for start in range(0, max(1, count), a_file)],
+        task_bytes=TASK_BYTES + 8 * index.rows * index.dim,
+        while_doing="finding the neighbours of items",
+        stays="nothing of the table is kept",
+    )
 
 
 def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.index import nightly as nightly_module
+from pipeline.mapping import mapped, mapped_in_turn
 from pipeline.storage import open_store
 from pipeline.storage.cache import FileCache
-from pipeline.workers import mapped
+from pipeline.tables import neighbours
+from pipeline.tables.neighbours import neighbour_files
 
 pytestmark = pytest.mark.ray
 MODEL = "ab" * 32
@@ -63,3 +66,34 @@ def test_tasks_run_in_other_processes_at_once_and_keep_their_order(ray_session: 
         mapped(lost, [7], **asked)
     # More memory than any machine has is asked of the largest, not for ever.
     assert mapped(where, [5], **{**asked, "task_bytes": 1 << 60})[0][0] == 5
+
+
+def test_tasks_in_turn_share_an_index_and_give_what_one_process_does(
+    ray_session: None, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    photos = sorted(maker.some_photos(60), key=lambda photo: (photo.item_id, photo.view))
+    items = maker.items_table(photos, [part.name for part in maker.write_parts(store, photos, MODEL, "n1")])
+    latents, cache = gather_latents(store, items), FileCache(tmp_path / "cache")
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 50)  # of ten items each
+    for config in (IndexConfig(metric="l2", threads=1), IndexConfig(metric="l2", threads=1, segment_rows=50)):
+        index = nightly_index(store, items, latents, config, model_id=MODEL, parent=None, cache=cache).built.index
+        beside = list(neighbour_files(items, index, 5))
+        with monkeypatch.context() as here:
+            here.setattr(
+                neighbours, "mapped_in_turn", lambda function, shared, tasks, **_: map(function, repeat(shared), tasks)
+            )
+            assert list(neighbour_files(items, index, 5)) == beside
+        assert len(beside) == 6
+
+    def where(shared: str, number: int) -> tuple[str, int, int]:
+        return shared, number, os.getpid()
+
+    asked: dict[str, Any] = {"task_bytes": 1 << 20, "while_doing": "counting", "stays": "nothing is kept"}
+    found = list(mapped_in_turn(where, "all", range(9), **asked))
+    assert [(shared, number) for shared, number, _ in found] == [("all", number) for number in range(9)]
+    assert os.getpid() not in {pid for *_, pid in found}
+    assert list(mapped_in_turn(where, "all", [1], **asked)) == [("all", 1, os.getpid())]
+    first = mapped_in_turn(where, "all", range(100), **asked)
+    assert next(first)[1] == 0
+    first.close()  # whoever stops asking

@@ -205,6 +205,29 @@ def test_a_parent_without_entries_beyond_its_table_is_gone_on_with(maker: Any) -
     assert 2 / 39 < said[ANEW] < 0.7  # those that lost one, too
 
 
+@pytest.mark.parametrize(("kind", "metric"), [("flat", "kl"), ("hnsw", "l2"), ("flat_codes", "cosine")])
+def test_what_ranges_share_can_travel_to_another_process(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, kind: str, metric: str
+) -> None:
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 7 * K)
+    nights, generator = Nights(maker, metric, kind), np.random.default_rng(11)
+    nights.change(generator, list(range(30)))
+    nights.publish()
+    nights.change(generator, [3], [4])
+    here = nights.full()
+
+    def sent(function: Any, shared: Any, tasks: Any, **_: Any) -> Any:
+        return [
+            cloudpickle.loads(cloudpickle.dumps(function))(cloudpickle.loads(cloudpickle.dumps(shared)), task)
+            for task in tasks
+        ]
+
+    monkeypatch.setattr(neighbours, "mapped_in_turn", sent)
+    assert nights.full() == here
+    assert plain(nights.publish()[0]) == plain(here)
+
+
 def test_without_what_enters_it_is_another(maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing, "_entered", lambda *_: [])
     assert any(plain(rows) != plain(full) for rows, full, _ in churned(Nights(maker), 1))
