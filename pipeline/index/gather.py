@@ -47,7 +47,7 @@ def gather_latents(
         for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
             if len(waiting) >= threads:  # a finished part is scattered before another is read
                 _scatter(waiting, result, items.num_rows)
-            future = pool.submit(_read, store, name, asked.slice(start, end - start), wanted, some)
+            future = pool.submit(_read, store, name, asked.slice(start, end - start), wanted, some=some)
             waiting[future] = order[start:end]
         while waiting:
             _scatter(waiting, result, items.num_rows)
@@ -64,7 +64,7 @@ def part_rows(table: pa.Table, name: str) -> NDArray[np.generic]:
 
 
 def _read(
-    store: Store, part: str, asked: pa.Table, wanted: Sequence[str], some: bool
+    store: Store, part: str, asked: pa.Table, wanted: Sequence[str], *, some: bool
 ) -> dict[str, NDArray[np.generic]]:
     """Return the latents of a part's rows; asked: item_id and latents_row of these, in the order of the result."""
     rows = asked["latents_row"].to_numpy().astype(np.int64)

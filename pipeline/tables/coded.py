@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def coded(store: Store, run: str, vectors: Vectors, books: Codebooks) -> Coded:
     ranges, scratch = [range(len(vectors))], None
     if isinstance(vectors, StoredVectors):
         ends = np.cumsum([0, *(file.rows or 0 for file in vectors.files)]).tolist()
-        ranges = [range(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        ranges = [range(start, stop) for start, stop in pairwise(ends)]
         scratch = Scratch.of_run(store, run, len(ranges))
     held = TASK_BYTES + 2 * 8 * _ROWS * books.dim + 8 * max(map(len, ranges))
     made = list(

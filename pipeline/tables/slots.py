@@ -74,7 +74,7 @@ class Given:
 
 
 def give_slots(
-    item_ids: pa.ChunkedArray, nearest: Codes, vectors: Float32, books: Codebooks, before: Slots, capacity: int | None
+    item_ids: pa.ChunkedArray, nearest: Codes, vectors: Vectors, books: Codebooks, before: Slots, capacity: int | None
 ) -> Given:
     """Return the slot of every item.
 

@@ -1,4 +1,4 @@
-"""Item vectors of which only some are in memory at a time: the files of the table `vectors`, read where they are asked."""
+"""Item vectors of which only some are in memory at a time: files of the table `vectors`, read where they are asked."""
 
 from __future__ import annotations
 

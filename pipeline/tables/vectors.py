@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ def night_vectors(store: Store, night: Night) -> NightVectors:
     for one in mapped_in_turn(
         _file_of,
         asked,
-        (_rows(night.items, piece) for piece in tasks),
+        (_rows(night.items, piece, rotated=night.space is not None) for piece in tasks),
         scratch=scratch,
         task_bytes=TASK_BYTES + width * (2 * photos + 3 * FILE_ROWS),
         while_doing="making the vectors of items",
@@ -119,16 +120,17 @@ def _pieces_of(first: np.ndarray, photos: int) -> Iterator[range]:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of items as they travel. data: Arrow's stream of item_id, latents_part, latents_row; wanted: which of them."""
+    """Rows of items as they travel. data: Arrow's stream of their places; wanted: those that are asked for."""
 
     data: bytes
     wanted: range
 
 
-def _rows(items: pa.Table, wanted: range) -> _Rows:
-    """Return rows of items, and those beside them that make up whole blocks of a rotation with them."""
-    start = wanted.start - wanted.start % BLOCK
-    stop = min(items.num_rows, wanted.stop + -wanted.stop % BLOCK)
+def _rows(items: pa.Table, wanted: range, *, rotated: bool) -> _Rows:
+    """Return rows of items; where they are to be rotated, with those beside them that make up whole blocks."""
+    start, stop = wanted.start, wanted.stop
+    if rotated:
+        start, stop = start - start % BLOCK, min(items.num_rows, stop + -stop % BLOCK)
     table = items.select(["item_id", "latents_part", "latents_row"]).slice(start, stop - start)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:  # of a slice's own rows, where a pickle has the whole
@@ -139,16 +141,11 @@ def _rows(items: pa.Table, wanted: range) -> _Rows:
 def _file_of(asked: _Asked, rows: _Rows) -> ReleaseFile | Waiting:
     """Make the file of some items: as the whole catalogue's vectors have them, to the bit."""
     items = pa.ipc.open_stream(rows.data).read_all()
-    kept = np.s_[rows.wanted.start : rows.wanted.stop]
-    if asked.space is None:  # each row is its own
-        items, kept = items.slice(rows.wanted.start, len(rows.wanted)), np.s_[:]
     latents = gather_latents(asked.scratch.store, items, threads=1, some=True)
     if asked.space is not None:
         latents = asked.space.rotated(latents)
-    mine = latents.take(kept)
-    found = item_vectors(
-        items.slice(rows.wanted.start if asked.space else 0, len(rows.wanted)), mine, metric=asked.metric
-    )
+    mine = latents.take(np.s_[rows.wanted.start : rows.wanted.stop])
+    found = item_vectors(items.slice(rows.wanted.start, len(rows.wanted)), mine, metric=asked.metric)
     table = vectors_table(found.item_ids, np.asarray(found.vectors))
     file = ReleaseFile(write_table(table, group_rows=FINE), ".parquet", table.num_rows)
     return waiting(asked.scratch, "vectors", file)
