@@ -89,7 +89,8 @@ class SearchIndex:
         if not self._whole:
             raise TypeError("an index that searches otherwise than its file says does not travel; send the plain one")
         beside = None if self.planner.stored else self.planner.features
-        return _unpacked, (pickle.PickleBuffer(_filed(self._index)), self.metric, beside, self.planner.spare)
+        metric = self.metric if self.metric.name == "codes" else self.metric.name  # the one that is not all in its name
+        return _unpacked, (pickle.PickleBuffer(_filed(self._index)), metric, beside, self.planner.spare)
 
     @property
     def rows(self) -> int:
@@ -216,11 +217,12 @@ def _filed(index: Any) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _unpacked(data: Any, metric: Metric, features: Float32 | None, spare: Spare) -> SearchIndex:
+def _unpacked(data: Any, metric: Metric | str, features: Float32 | None, spare: Spare) -> SearchIndex:
     faiss, held = load_faiss(), np.frombuffer(data, np.uint8)
     index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(held), len(held)))
     index.referenced_objects = [held]  # as FAISS's own wrappers say it: the index reads from these bytes
-    return SearchIndex(index, metric, features, spare=spare)
+    known = metric_of_index(metric, {}, int(index.ntotal)) if isinstance(metric, str) else metric
+    return SearchIndex(index, known, features, spare=spare)
 
 
 def open_index(
