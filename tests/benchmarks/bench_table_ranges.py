@@ -113,7 +113,9 @@ def night_of(store: Store, count: int) -> Night:
     places = pa.array((rows % PART_ROWS).astype(np.int32))
     items = pa.table({"item_id": keys, "uri": keys, "latents_part": parts, "latents_row": places})
     latents = gather_latents(store, items)
-    index = build_index(latents, IndexConfig(metric="l2", kind="flat", threads=1, queries=200)).index
+    index = build_index(
+        latents, IndexConfig(metric="l2", kind="ivf_sq8", target_recall=0.9, threads=1, queries=200)
+    ).index
     changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
     return Night("n1", MODEL, "l2", items, latents, index, changes, None)
 
