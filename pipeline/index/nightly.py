@@ -279,13 +279,16 @@ def _written(night: _Night, fitted: Fitted) -> tuple[Layout, tuple[Segment, ...]
     width = _width(night.latents, night.config)
     largest = max((len(piece) for piece in pieces), default=0)
     size = TASK_BYTES + int(largest * KINDS[fitted.kind].row_bytes(width, largest, night.config))
-    written = mapped(
-        build_segment,
-        tasks,
-        task_bytes=size,
-        while_doing="building segments of the index",
-        stays="segments that were written are found by their names",
-    )
+    if KINDS[fitted.kind].on_gpu:  # the GPUs are this process's
+        written = [build_segment(task) for task in tasks]
+    else:
+        written = mapped(
+            build_segment,
+            tasks,
+            task_bytes=size,
+            while_doing="building segments of the index",
+            stays="segments that were written are found by their names",
+        )
     return layout, (*kept, *written), (numbers, places)
 
 
