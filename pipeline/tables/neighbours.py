@@ -137,8 +137,14 @@ def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
     inside = found.ranks() < k
     near = _table(found.take(np.flatnonzero(inside)), np.int32(1), catalogue.ids)
     beyond = _table(found.take(np.flatnonzero(~inside)), np.int32(k + 1), catalogue.ids)
-    ready = [waiting(catalogue.scratch, *one) for one in (("neighbours", _file(near)), (BEYOND_ROLE, _file(beyond)))]
-    return NeighbourFiles(*ready, anew=len(missing), stood=stood, moved=moved)
+    first, second = _file(near), _file(beyond)
+    return NeighbourFiles(
+        waiting(catalogue.scratch, "neighbours", first),
+        waiting(catalogue.scratch, BEYOND_ROLE, second),
+        anew=len(missing),
+        stood=stood,
+        moved=moved,
+    )
 
 
 def _none() -> Lists:
