@@ -16,7 +16,7 @@ from .fusion import FUSIONS, RRF_K, reciprocal_ranks
 from .gather import gather_latents
 from .groups import GroupHits, Grouping, nearest_groups
 from .items import ItemTable
-from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes, feature_width
+from .kinds import KINDS, Kind, check_readable, estimate_bytes, estimate_features_bytes, feature_width, kinds_here
 from .latents import LatentArrays
 from .metric import Metric
 from .metrics import MASKED, METRICS, fitted_metric, metric_named, metric_of_index, needs_of
@@ -51,6 +51,7 @@ __all__ = [
     "feature_width",
     "fitted_metric",
     "gather_latents",
+    "kinds_here",
     "load_faiss",
     "matching_rows",
     "metric_named",

@@ -15,7 +15,8 @@ from .codes import photos_with_code
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
-from .gpu import cloned_to_cpu, cloned_to_gpu
+from .filling import filling
+from .gpu import train
 from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
@@ -93,6 +94,8 @@ def build_index(
     `memory_gib`, or when no kind of codes reaches `target_recall` and `latency_p99_ms`.
     """
     check_latents(latents, config)
+    if config.kind != "auto":
+        check_installed(config.kind)
     metric = fitted_metric(config.metric, config.mask, latents)
     features = metric.item_features(latents)
     check_memory(features.shape[0], features.shape[1], config)
@@ -252,11 +255,11 @@ def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -
     check_installed(name)
     index = kind.make(features.shape[1], geometry, len(features), config)
     if not index.is_trained:
-        index.train(training_rows(features, config))
-    filling = cloned_to_gpu(index) if kind.on_gpu and config.gpu == "auto" else index
+        train(index, training_rows(features, config), gpu=config.gpu == "auto")
+    filled = filling(name, index, config)
     for start in range(0, len(features), ADD_BLOCK):
-        filling.add(features[start : start + ADD_BLOCK])
-    return filling if filling is index else cloned_to_cpu(filling)
+        filled.add(features[start : start + ADD_BLOCK])
+    return filled.finished()
 
 
 def _built_with(work: _Work, name: str) -> Parameters:

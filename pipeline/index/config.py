@@ -16,25 +16,26 @@ class IndexConfig(BaseModel):
     and `cosine` one that yields log_var. mask: which latents
     count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
-    photos; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq` and the graph `hnsw_sq8` hold codes in memory, whose
+    photos, `cagra` one that GPUs draw, refused where FAISS sees none; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq`
+    and the graph `hnsw_sq8` hold codes in memory, whose
     candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib`
     and takes by what they measure. m, ef_construction: links a node and candidates looked at while a graph is built.
-    target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; codes and `auto` to the lower end
-    of its 95 % interval, else they are refused. max_ef_search: where tuning gives up, of ef_search (for `hnsw` by name
-    the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
+    target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; all others but `flat` to the lower
+    end of its 95 % interval, else they are refused. max_ef_search: where tuning gives up, of ef_search (for `hnsw` by
+    name the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
     sampled queries and their seed for tuning and for measuring recall. memory_gib: refuse to build an index estimated
-    above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built, for codes and
-    `auto`; None: no limit. segment_rows: above so many photos the index is made of
+    above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built, for all but
+    `flat` and `hnsw`; None: no limit. segment_rows: above so many photos the index is made of
     several files of up to so many, of which a night writes those that change (fewer, where a photo's features are so
-    many that a file would pass 4 GiB). threads: OpenMP threads while building; None: all. gpu: `auto` uses GPUs where
-    the installed FAISS sees some.
+    many that a file would pass 4 GiB). threads: OpenMP threads while building; None: all. gpu: `auto` trains cells, and
+    tells those of rows, on all GPUs that the installed FAISS sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2", "codes", "codes_hamming"] = "cosine"
     mask: Literal["none", "query_median", "catalogue_median"] = "none"
-    kind: Literal["flat", "hnsw", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
+    kind: Literal["flat", "hnsw", "cagra", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
     target_recall: float = Field(default=0.98, gt=0.0, le=1.0)
@@ -64,12 +65,18 @@ class IndexConfig(BaseModel):
         if self.mask not in MASKED[self.metric]:
             allowed = ", ".join(MASKED[self.metric])
             raise ValueError(f"mask {self.mask} does not go with metric {self.metric}; one of {allowed}")
-        if self.kind in ("hnsw", "hnsw_sq8") and (self.mask == "query_median" or self._cancels()):
+        if self.kind in ("hnsw", "cagra", "hnsw_sq8") and (self.mask == "query_median" or self._cancels()):
             raise ValueError(
                 f"kind {self.kind} does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of "
                 "its inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without "
                 "query_median"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_where_needed(self) -> IndexConfig:
+        if self.kind == "cagra" and self.gpu == "never":
+            raise ValueError("kind cagra is drawn on GPUs and index.gpu is never; take gpu: auto, or kind: hnsw")
         return self
 
     @model_serializer(mode="wrap")

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError, InputError
 from .config import IndexConfig
 from .faiss_module import load_faiss
+from .gpu import draws_graphs, num_gpus
 from .latents import Float32, LatentArrays
 from .metrics import fitted_metric
 
@@ -29,7 +30,8 @@ class Kind:
     in rather than read whole. lowest_faiss: the first version that reads the file. lossy: whether it stores codes, and
     the exact features lie beside it. by_unseen: whether its own rows are found more easily than others, a graph being
     entered next to them, so that it is tuned and measured by queries left out of it. tuned: what trades recall for
-    time, in the order it is walked. on_gpu: whether it may be filled on a GPU.
+    time, in the order it is walked. on_gpu: whether GPUs make it, of all rows at once, into what `make` gives; what
+    they do for other kinds changes no file's form.
     """
 
     make: Callable[[int, int, int, IndexConfig], Any]
@@ -119,9 +121,18 @@ def _with_parts(code: Callable[[int], float], *, cells: bool = False) -> Callabl
 
 
 KINDS: Mapping[str, Kind] = {
-    "flat": Kind(make=_make_flat, row_bytes=lambda dim, rows, config: dim * 4.0, filters=True, mmap=True, on_gpu=True),
+    "flat": Kind(make=_make_flat, row_bytes=lambda dim, rows, config: dim * 4.0, filters=True, mmap=True),
     "hnsw": Kind(
         make=_make_hnsw, row_bytes=_hnsw_bytes, filters=True, mmap=False, tuned=("ef_search",), by_unseen=True
+    ),
+    "cagra": Kind(
+        make=_make_hnsw,  # whatever drew it, an HNSW over the features
+        row_bytes=_hnsw_bytes,
+        filters=True,
+        mmap=False,
+        tuned=("ef_search",),
+        by_unseen=True,
+        on_gpu=True,
     ),
     "hnsw_sq8": Kind(
         make=_make_hnsw_sq8,
@@ -197,9 +208,17 @@ def candidate_kinds(rows: int, dim: int, config: IndexConfig) -> tuple[str, ...]
     if config.kind != "auto":
         return (config.kind,)
     limit = np.inf if config.memory_gib is None else config.memory_gib * (1 << 30)
-    here = [name for name, kind in KINDS.items() if kind.lowest_faiss <= faiss_version()]
+    here = kinds_here(config)
     inside = [name for name in here if rows * KINDS[name].row_bytes(dim, rows, config) <= limit] or here
     return tuple(name for name in inside if name != "hnsw_sq8" or "hnsw" not in inside)
+
+
+def kinds_here(config: IndexConfig) -> tuple[str, ...]:
+    """Return the kinds that the installed FAISS can build on this machine."""
+    gpus = config.gpu == "auto" and draws_graphs()
+    return tuple(
+        name for name, kind in KINDS.items() if kind.lowest_faiss <= faiss_version() and (gpus or not kind.on_gpu)
+    )
 
 
 def faiss_version() -> tuple[int, ...]:
@@ -226,7 +245,14 @@ def check_readable(kind: str, release: str) -> None:
 
 
 def check_installed(kind: str) -> None:
-    """Raise ConfigError when the installed FAISS is too old to build a kind."""
+    """Raise ConfigError when the installed FAISS is too old to build a kind, or sees no GPU to build it on."""
+    if KINDS[kind].on_gpu and not draws_graphs():
+        seen = "no GPU" if num_gpus() == 0 else f"{num_gpus()} GPUs, but was built without cuVS"
+        raise ConfigError(
+            f"an index of kind {kind!r} is drawn on GPUs, and the FAISS installed here sees {seen}; take kind: hnsw, "
+            "which builds the same kind of file on the CPU, or a machine with a GPU and `pip install "
+            "'visual-codebooks[gpu]'` in the place of [cpu]"
+        )
     lowest = KINDS[kind].lowest_faiss
     if lowest > faiss_version():
         raise ConfigError(

@@ -34,6 +34,7 @@ from ..storage import Store
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, Source
+from .filling import Filling, filling
 from .fitted import Fitted
 from .gather import gather_latents
 from .kinds import KINDS
@@ -138,23 +139,24 @@ def build_segment(task: SegmentTask) -> Segment:
 
 def _fill(task: SegmentTask, index_path: Path, features_path: Path | None) -> None:
     faiss, metric, rows = load_faiss(), task.fitted.metric, task.rows
-    index: Any = None
+    filled: Filling | None = None
     with open(os.devnull if features_path is None else features_path, "wb") as beside:  # noqa: PTH123 - either
         for start, stop in _runs(rows["latents_part"]):
             latents = gather_latents(task.store, rows.slice(start, stop - start), columns=metric.needs, threads=1)
             features = task.fitted.features(latents)
-            if index is None:
+            if filled is None:
                 index = task.fitted.empty_index(features.shape[1], task.config)
+                filled = filling(task.fitted.kind, index, task.config)
                 shape = (rows.num_rows, features.shape[1])
                 if features_path is not None:
                     np.lib.format.write_array_header_1_0(
                         beside, {"descr": "<f4", "fortran_order": False, "shape": shape}
                     )
             for place in range(0, len(features), _ADDED):
-                index.add(features[place : place + _ADDED])
+                filled.add(features[place : place + _ADDED])
             if features_path is not None:
                 beside.write(np.ascontiguousarray(features, "<f4").data)
-    faiss.write_index(index, str(index_path))
+    faiss.write_index(None if filled is None else filled.finished(), str(index_path))
 
 
 def _runs(parts: pa.ChunkedArray) -> list[tuple[int, int]]:

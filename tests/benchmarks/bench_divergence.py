@@ -29,7 +29,7 @@ from model_measures import load, prepare, preset_config, train
 from side_by_side import ROOT
 
 from pipeline.errors import CodebooksError
-from pipeline.index import KINDS, IndexConfig, LatentArrays, build_index
+from pipeline.index import IndexConfig, LatentArrays, build_index, kinds_here
 
 QUERIES, DEPTH, K = 200, 100, 10
 TRAINED_ON = 20_000
@@ -153,7 +153,7 @@ def kinds(folder: Path) -> Iterator[dict[str, Any]]:
             truth = np.load(folder / f"truth_{file_name(metric, mask)}.npy")[:, :K]
             values = np.load(folder / f"value_{file_name(metric, mask)}.npy")[:, :K]
             # The lossy kinds under KL, the one that was asked for; of the others only what is exact and one code.
-            for kind in KINDS if (metric, mask) == ("kl", "none") else ("flat", "ivf_sq8"):
+            for kind in kinds_here(IndexConfig()) if (metric, mask) == ("kl", "none") else ("flat", "ivf_sq8"):
                 config = IndexConfig(kind=kind, metric=metric, mask=mask, threads=1, target_recall=0.95)
                 about = {"metric": metric, "mask": mask, "kind": kind}
                 yield {**about, **one_kind(items, queries, truth, values, config)}

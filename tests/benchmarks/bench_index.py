@@ -37,7 +37,7 @@ from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pipeline.errors import ConfigError  # noqa: E402
-from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_index, open_index  # noqa: E402
+from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_index, kinds_here, open_index  # noqa: E402
 from pipeline.index.filters import RowFilter  # noqa: E402
 
 K = 10
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=[*KINDS, "auto"])
+    parser.add_argument("--kinds", nargs="+", default=list(kinds_here(IndexConfig())), choices=[*KINDS, "auto"])
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--target", type=float, default=0.98)

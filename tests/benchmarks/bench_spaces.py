@@ -24,7 +24,7 @@ from side_by_side import ROOT
 from pipeline.errors import CodebooksError
 from pipeline.evaluation.baselines import model_latents
 from pipeline.evaluation.retrieval import interval
-from pipeline.index import KINDS, METRICS, IndexConfig, LatentArrays, build_index, nearest_exact
+from pipeline.index import KINDS, METRICS, IndexConfig, LatentArrays, build_index, kinds_here, nearest_exact
 from pipeline.models import Batch, Model, build_model
 
 SIZES, EPOCHS = {"fashion_mnist": 28, "clothing": 64}, {"fashion_mnist": 1, "clothing": 4}
@@ -56,7 +56,7 @@ def measured(space: str, options: argparse.Namespace) -> dict[str, Any]:
     queries = LatentArrays(mean=model_latents(model, held.pixels[: options.queries]))
     truth, _ = nearest_exact(METRICS["cosine"], items, queries, K)
     rows = []
-    for kind in KINDS:
+    for kind in kinds_here(IndexConfig()):
         try:
             built = build_index(items, IndexConfig(kind=kind, metric="cosine", threads=1, target_recall=options.target))
         except CodebooksError as error:

@@ -1,4 +1,4 @@
-"""Building: recall against brute force, tuning, determinism, memory, sizes, GPU path."""
+"""Building: recall against brute force, tuning, determinism, memory, sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError, InputError
 from pipeline.index import IndexConfig, LatentArrays, build_index, estimate_bytes, open_index
 from pipeline.index import build as build_module
-from pipeline.index import gpu as gpu_module
 
 
 def latents(count: int, dim: int = 16, *, seed: int = 0) -> LatentArrays:
@@ -146,48 +145,3 @@ def test_the_config_refuses_what_cannot_be() -> None:
     for wrong in ({"metric": "euclid"}, {"kind": "ivf"}, {"target_recall": 1.1}, {"m": 1}, {"ef": 3}):
         with pytest.raises(ValidationError):
             IndexConfig(**wrong)
-
-
-class GpuFaiss:
-    """FAISS with one pretended GPU: what is cloned there is marked, and only comes back through index_gpu_to_cpu."""
-
-    def __init__(self) -> None:
-        self.moves: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(faiss, name)
-
-    def get_num_gpus(self) -> int:
-        return 1
-
-    class StandardGpuResources:
-        pass
-
-    def index_cpu_to_gpu(self, resources: object, device: int, index: Any) -> Any:
-        self.moves.append(f"to gpu {device}")
-        return faiss.clone_index(index)
-
-    def index_gpu_to_cpu(self, index: Any) -> Any:
-        self.moves.append(f"to cpu with {index.ntotal}")
-        return faiss.clone_index(index)
-
-
-@pytest.mark.parametrize(("gpu", "moves"), [("auto", ["to gpu 0", "to cpu with 500"]), ("never", [])])
-def test_a_flat_index_is_filled_on_the_gpu_and_written_from_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, gpu: str, moves: list[str]
-) -> None:
-    data = latents(500)
-    plain = build_index(data, IndexConfig(gpu="never"))
-    pretended = GpuFaiss()
-    monkeypatch.setattr(gpu_module, "load_faiss", lambda: pretended)
-    built = build_index(data, IndexConfig(gpu=gpu))
-    assert pretended.moves == moves
-    assert built.data == plain.data
-
-
-@pytest.mark.gpu
-def test_a_gpu_build_gives_the_bytes_of_a_cpu_build() -> None:
-    if gpu_module.num_gpus() == 0:
-        pytest.skip("the installed FAISS sees no GPU")
-    data = latents(20_000)
-    assert build_index(data, IndexConfig(gpu="auto")).data == build_index(data, IndexConfig(gpu="never")).data

@@ -23,6 +23,7 @@ from pipeline.index import (
     build_index,
     check_readable,
     estimate_bytes,
+    kinds_here,
     nearest_groups,
     open_index,
 )
@@ -34,6 +35,7 @@ from pipeline.release import verify_release
 from pipeline.storage import open_store
 
 ROWS, DIM, K = 12_000, 15, 10
+HERE = kinds_here(IndexConfig())
 LOSSY = [name for name, kind in KINDS.items() if kind.lossy]
 
 
@@ -57,10 +59,10 @@ def items() -> LatentArrays:
 @pytest.fixture(scope="module")
 def made(items: LatentArrays) -> dict[str, BuiltIndex]:
     asked = {"metric": "l2", "ef_construction": 60, "queries": 300, "threads": 1, "target_recall": 0.97}
-    return {name: build_index(items, IndexConfig(kind=name, **asked)) for name in KINDS}
+    return {name: build_index(items, IndexConfig(kind=name, **asked)) for name in HERE}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=HERE)
 def index(request: pytest.FixtureRequest, made: dict[str, BuiltIndex]) -> SearchIndex:
     return made[request.param].index
 
@@ -127,7 +129,7 @@ def test_the_codes_alone_lose_what_their_exact_features_find(
     assert built.recall == pytest.approx(overlap(ids), abs=0.02), "what it reports is so"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 def test_a_mapped_file_answers_as_its_bytes_do(made: dict[str, BuiltIndex], kind: str, tmp_path: Path) -> None:
     built = made[kind]
     for role, (data, suffix, rows) in built.files().items():
@@ -143,7 +145,7 @@ def test_a_mapped_file_answers_as_its_bytes_do(made: dict[str, BuiltIndex], kind
         assert not index.features.flags.writeable
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 def test_the_table_says_what_the_files_take(made: dict[str, BuiltIndex], kind: str) -> None:
     config = IndexConfig(kind=kind, metric="l2")
     assert len(made[kind].data) == pytest.approx(estimate_bytes(ROWS, DIM, config), rel=0.12)
@@ -170,7 +172,7 @@ def test_hardly_any_photos(kind: str, count: int) -> None:
     assert np.isneginf(scores[ids < 0]).all()
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "flat"])
+@pytest.mark.parametrize("kind", [name for name in HERE if name != "flat"])
 @pytest.mark.slow
 def test_groups_of_copies_are_ranked_whole(kind: str) -> None:
     """Photos that are equal to the last bit: ties go by group, however many copies stand before them."""

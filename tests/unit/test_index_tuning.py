@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, tuning
-from pipeline.index.kinds import KINDS, candidate_kinds
+from pipeline.index.kinds import KINDS, candidate_kinds, kinds_here
 from pipeline.index.recall import recall_at_k, recall_low, truth_of
 from pipeline.index.tuning import Point, choose, pareto, still_stands
 
@@ -100,7 +100,10 @@ def test_auto_keeps_what_every_kind_measured_and_why() -> None:
     assert said["tuned_rows"] == 6_000
     for name in ("recall_low", "qps", "p50_ms", "p99_ms", "bytes_per_item", "build_s"):
         assert f"{built.kind}.{name}" in said
-    assert [what for what, _ in built.told()] == ["why", *(kind for kind in KINDS if kind != "hnsw_sq8")]
+    assert [what for what, _ in built.told()] == [
+        "why",
+        *(kind for kind in kinds_here(IndexConfig()) if kind != "hnsw_sq8"),
+    ]
     assert ("features" in built.files()) == KINDS[built.kind].lossy
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from pipeline.index import (
     KINDS,
+    IndexConfig,
     LatentArrays,
     build_index,
+    kinds_here,
     planner,
 )
 from pipeline.index.segmented import SegmentedIndex
@@ -70,7 +72,7 @@ def test_random_nights_answer_as_a_full_build_of_an_exact_kind(
     assert verify_release(held.store, manifest.release_id).problems == ()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds_here(IndexConfig()))
 def test_every_kind_gives_k_living_rows_and_never_a_dead_one(
     segmented: Any, maker: Any, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
