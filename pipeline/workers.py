@@ -13,11 +13,11 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from .errors import CodebooksError, ConfigError, Unavailable
 from .findings import Level
@@ -34,8 +34,6 @@ _TOKEN_WORDS = re.compile(r"(?i)unauthenticated|invalid authentication token|aut
 _START_S = 120.0
 # What Ray calls the types of machines that it only looks at, which no autoscaler has started.
 _ONLY_SEEN = re.compile(r"(node_[0-9a-f]+)?")
-Task = TypeVar("Task")
-Answer = TypeVar("Answer")
 
 # Names, between spaces, of the environment variables that a submitted job brings to every worker.
 PASSED = "VISUAL_CODEBOOKS_PASSED"
@@ -314,27 +312,6 @@ def helper(kind: type, *, restarts: int = 0) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": restarts}
     return ray.remote(**options)(kind)
-
-
-def mapped(
-    function: Callable[[Task], Answer], tasks: Sequence[Task], *, task_bytes: int, while_doing: str, stays: str
-) -> list[Answer]:
-    """Return what a function gives of each task, in their order.
-
-    Each is a Ray task, side by side with the others, where this process is connected to Ray, else one after another is
-    done here. task_bytes: what one holds, so that a machine takes no more than it has memory for. while_doing, stays:
-    as in `explained`, whose errors are raised.
-    """
-    ray: Any = sys.modules.get("ray")
-    if ray is None or not tasks or not ray.is_initialized():
-        return [function(task) for task in tasks]
-    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    remote = ray.remote(num_cpus=1, memory=int(min(task_bytes, most)))(function)
-    try:
-        found: list[Answer] = ray.get([remote.remote(task) for task in tasks])
-    except ray.exceptions.RayError as error:
-        raise explained(error, while_doing, stays=stays) from error
-    return found
 
 
 def explained(error: BaseException, while_doing: str, *, stays: str) -> CodebooksError:

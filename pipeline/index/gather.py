@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import IntegrityError
 from ..ordering import ranks, take_column, take_rows
-from ..parts import read_part, read_rows
+from ..parts import read_part, read_part_rows, read_rows
 from ..storage import Store
 from .latents import LatentArrays, Rows, latents_matrix
 
@@ -22,13 +22,14 @@ _TYPES: Mapping[str, Any] = {"mean": np.float32, "log_var": np.float32, "codes":
 
 
 def gather_latents(
-    store: Store, items: pa.Table, *, columns: Sequence[str] = ("mean",), threads: int = 8
+    store: Store, items: pa.Table, *, columns: Sequence[str] = ("mean",), threads: int = 8, some: bool = False
 ) -> LatentArrays:
     """Return the latents of every row of `items`, in its order: mean float32 [n, d] and what else is asked.
 
     items: columns item_id, latents_part, latents_row. columns: of mean, log_var, codes (`mean` always comes along).
     Each part is read once, by at most `threads` readers; memory is the result and that many parts, of a result above
-    HELD_BYTES the parts alone: that one lies on the disk, where temporary files do. No rows give [0, 0]. Raises
+    HELD_BYTES the parts alone: that one lies on the disk, where temporary files do. some: of each part only the row
+    groups are read that hold what is asked. No rows give [0, 0]. Raises
     IntegrityError when a part lacks a column or a named row, or holds another item there; Unavailable for a full disk.
     """
     wanted = [name for name in _COLUMNS if name in {"mean", *columns}]
@@ -46,7 +47,7 @@ def gather_latents(
         for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
             if len(waiting) >= threads:  # a finished part is scattered before another is read
                 _scatter(waiting, result, items.num_rows)
-            future = pool.submit(_read, store, name, asked.slice(start, end - start), wanted)
+            future = pool.submit(_read, store, name, asked.slice(start, end - start), wanted, some=some)
             waiting[future] = order[start:end]
         while waiting:
             _scatter(waiting, result, items.num_rows)
@@ -62,10 +63,15 @@ def part_rows(table: pa.Table, name: str) -> NDArray[np.generic]:
     return values.reshape(len(column), column.type.list_size)
 
 
-def _read(store: Store, part: str, asked: pa.Table, wanted: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+def _read(
+    store: Store, part: str, asked: pa.Table, wanted: Sequence[str], *, some: bool
+) -> dict[str, NDArray[np.generic]]:
     """Return the latents of a part's rows; asked: item_id and latents_row of these, in the order of the result."""
-    table = read_part(store, part, ["item_id", *wanted])
     rows = asked["latents_row"].to_numpy().astype(np.int64)
+    if some:
+        table, rows = read_part_rows(store, part, rows, ["item_id", *wanted]), np.arange(len(rows))
+    else:
+        table = read_part(store, part, ["item_id", *wanted])
     if rows.max() >= table.num_rows or rows.min() < 0:
         raise IntegrityError(f"{part} has {table.num_rows} rows, but items names its row {rows.max()}")
     held = take_column(table["item_id"], rows)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..mapping import mapped
 from ..ordering import take_rows
 from ..release import Manifest
 from ..release.tables import read_table
 from ..schema import with_segments
 from ..storage import Store
 from ..storage.cache import FileCache
-from ..workers import mapped
 from .build import BuiltIndex, Parameters, build_index, check_latents, check_memory, recalls_found
 from .codes import FITTED, code_features
 from .config import IndexConfig
@@ -299,12 +299,15 @@ def _opened(
     places: tuple[np.ndarray, np.ndarray],
     parameters: Parameters,
 ) -> SegmentedIndex:
-    fetch = partial(_fetched, night)
-    return open_segments(segments, fetch, fitted.metric_name, parameters, places)
+    fetch = partial(_fetched, night.store, night.cache)
+    asked = (tuple(segments), fetch, fitted.metric_name, dict(parameters), places)
+    opened = open_segments(*asked)
+    opened.source = (open_segments, asked)  # another process maps the same files
+    return opened
 
 
-def _fetched(night: _Night, entry: Any) -> str:
-    return str(night.cache.fetch(night.store, entry.name, size=entry.bytes, sha256=entry.sha256))
+def _fetched(store: Store, cache: FileCache, entry: Any) -> str:
+    return str(cache.fetch(store, entry.name, size=entry.bytes, sha256=entry.sha256))
 
 
 def _told(night: _Night, fitted: Fitted, layout: Layout, segments: int, queries: int) -> Parameters:

@@ -88,6 +88,16 @@ class Planner:
         self._helps = True
 
     @property
+    def stored(self) -> bool:
+        """Whether the index itself holds its features."""
+        return self._storage is not None
+
+    @property
+    def spare(self) -> Spare:
+        """How many candidates are looked for beyond those asked for."""
+        return self._spare
+
+    @property
     def cells(self) -> int:
         """The number of cells of an inverted file, 1 for any other index."""
         return int(self._inner.nlist) if self._cells else 1

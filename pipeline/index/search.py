@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import os
+import pickle
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +80,17 @@ class SearchIndex:
         # Also what is not there yet has a width: an empty index refuses queries of another.
         self.latent_dim = int(metric.recover(np.ones((1, int(index.d)), np.float32)).mean.shape[1])
         self._index = index
+        self._whole = True  # not one of the copies below, which are of this process alone
         self.planner = Planner(index, features, spare)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the bytes of FAISS's file, with the effort that is set; where these are not packed, as a mapped
+        file of them, which is then searched where it lies. Raises TypeError for one that was made from another."""
+        if not self._whole:
+            raise TypeError("an index that searches otherwise than its file says does not travel; send the plain one")
+        beside = None if self.planner.stored else self.planner.features
+        metric = self.metric if self.metric.name == "codes" else self.metric.name  # the one that is not all in its name
+        return _unpacked, (pickle.PickleBuffer(_filed(self._index)), metric, beside, self.planner.spare)
 
     @property
     def rows(self) -> int:
@@ -92,12 +105,14 @@ class SearchIndex:
     def exactly(self) -> SearchIndex:
         """Return this index as one whose every search scores every allowed row: slow, and the truth."""
         exact = copy.copy(self)
+        exact._whole = False
         exact.planner = self.planner.exactly()
         return exact
 
     def without_rows(self, rows: Rows) -> SearchIndex:
         """Return this index as if a graph of it did not hold these rows, which a filter has to leave out besides."""
         apart = copy.copy(self)
+        apart._whole = False
         apart.planner = self.planner.without_rows(rows)
         return apart
 
@@ -193,6 +208,21 @@ class SearchIndex:
         exact = np.where(found >= 0, exact, -np.inf)
         order = np.lexsort((found, -exact), axis=-1)
         return np.take_along_axis(found, order, axis=1), np.take_along_axis(exact, order, axis=1)
+
+
+def _filed(index: Any) -> mmap.mmap:
+    """Return FAISS's file of an index, mapped and without a name: memory holds no second index."""
+    with tempfile.NamedTemporaryFile(prefix="index-") as file:
+        load_faiss().write_index(index, file.name)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _unpacked(data: Any, metric: Metric | str, features: Float32 | None, spare: Spare) -> SearchIndex:
+    faiss, held = load_faiss(), np.frombuffer(data, np.uint8)
+    index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(held), len(held)))
+    index.referenced_objects = [held]  # as FAISS's own wrappers say it: the index reads from these bytes
+    known = metric_of_index(metric, {}, int(index.ntotal)) if isinstance(metric, str) else metric
+    return SearchIndex(index, known, features, spare=spare)
 
 
 def open_index(

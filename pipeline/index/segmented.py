@@ -39,12 +39,20 @@ class SegmentedIndex(SearchIndex):
         self.metric = segments[0].metric
         self.latent_dim = segments[0].latent_dim
         self._segments, self._numbers, self._places = tuple(segments), numbers, places
+        self._whole = True
+        self.source: tuple[Any, ...] | None = None  # what opens it from a store's files, and with what
         self._rows_of = tuple(self._rows_in(number) for number in range(len(segments)))
         self._living = tuple(None if (rows >= 0).all() else RowFilter(rows >= 0) for rows in self._rows_of)
         self.planner = _Planners([segment.planner for segment in segments], self._living)
         self._lock = FreshLock()
         self.renew_after_fork()
         renewed_in_children(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what it was opened with, or as its segments do; as `SearchIndex`."""
+        if not self._whole:
+            return super().__reduce__()
+        return self.source or (SegmentedIndex, (self._segments, self._numbers, self._places))
 
     def renew_after_fork(self) -> None:
         """Forget the filters: a thread of the parent may have been about to keep one."""
@@ -81,12 +89,14 @@ class SegmentedIndex(SearchIndex):
         """Return this index as one whose every search scores every allowed row of every segment."""
         exact = copy.copy(self)
         exact._segments = tuple(segment.exactly() for segment in self._segments)
+        exact.source, exact._whole = None, False
         exact.planner = _Planners([segment.planner for segment in exact._segments], self._living)
         return exact
 
     def without_rows(self, rows: Rows) -> SegmentedIndex:
         """Return this index as if no graph of a segment held these rows; a filter has to leave them out."""
         apart = copy.copy(self)
+        apart.source, apart._whole = None, False
         numbers, places = self._numbers[rows], self._places[rows]
         apart._segments = tuple(
             segment.without_rows(places[numbers == number]) for number, segment in enumerate(self._segments)

@@ -21,7 +21,7 @@ from .latents import Float32, Float64, LatentArrays, latents_matrix
 
 ROTATED = ("l2", "cosine")  # metrics that a rotation leaves as they are
 _LEAST = 2  # photos a dimension: with fewer a rotation fits whatever there is
-_BLOCK = 1 << 16  # rows rotated at a time
+BLOCK = 1 << 16  # rows rotated at a time, from the first: a product's last digits may depend on how many
 _ORTHOGONAL = 1e-6  # how far R' R may be from 1
 
 
@@ -50,8 +50,8 @@ class Space:
     def vectors(self, rows: Float32) -> Float32:
         """Return vectors [n, d] of the model in the consumers' space, each by a product in float64."""
         found: Float32 = latents_matrix(*rows.shape)
-        for start in range(0, len(rows), _BLOCK):
-            found[start : start + _BLOCK] = rows[start : start + _BLOCK].astype(np.float64) @ self.rotation
+        for start in range(0, len(rows), BLOCK):
+            found[start : start + BLOCK] = rows[start : start + BLOCK].astype(np.float64) @ self.rotation
         return found
 
 

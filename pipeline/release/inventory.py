@@ -19,7 +19,7 @@ _PART = re.compile(
 )
 _UNLISTED = r"manifest\.json|signature-[0-9a-f]{12}\.json"
 _OF_RELEASE = re.compile(rf"{RELEASES}([^/]+)/(?:({_UNLISTED})|[a-z_]+-[0-9a-f]{{12}}\.[a-z]+)")
-_OF_RUN = re.compile(r"runs/([^/]+)/(?:(checkpoints|tensorboard)/.+|plan\.parquet)")
+_OF_RUN = re.compile(r"runs/([^/]+)/(?:(checkpoints|tensorboard|scratch)/.+|plan\.parquet)")
 _STAYS = {
     "store.json": "the store's format",
     "channels/": "channel logs are never deleted",

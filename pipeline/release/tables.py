@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from .write import ReleaseFile
 
 FILE_ROWS = 2_000_000  # of one file: what a task reads whole
 _COARSE = 1 << 20  # rows of a row group where a table is one file, as every version has written it
-_FINE = 1 << 17  # and where it is several: a look-up by item_id reads few of them
+FINE = 1 << 17  # and where it is several: a look-up by item_id reads few of them
 
 
 def read_file(store: Store, entry: FileEntry) -> bytes:
@@ -73,10 +73,15 @@ def table_files(table: pa.Table, *, looked_up: bool = False) -> Iterator[Release
 
     looked_up: by item_id, so that it has short row groups also where it is one file.
     """
-    group_rows = _FINE if looked_up or table.num_rows > FILE_ROWS else _COARSE
-    for start in range(0, max(1, table.num_rows), FILE_ROWS):
-        piece = table.slice(start, FILE_ROWS)
-        yield ReleaseFile(write_table(piece, group_rows=group_rows), ".parquet", piece.num_rows)
+    return ranged_files(table.num_rows, lambda start, stop: table.slice(start, stop - start), looked_up=looked_up)
+
+
+def ranged_files(rows: int, piece: Callable[[int, int], pa.Table], *, looked_up: bool = False) -> Iterator[ReleaseFile]:
+    """Yield the same files of a table of so many rows that is never whole. piece: (start, stop) -> these rows."""
+    group_rows = FINE if looked_up or rows > FILE_ROWS else _COARSE
+    for start in range(0, max(1, rows), FILE_ROWS):
+        table = piece(start, min(start + FILE_ROWS, rows))
+        yield ReleaseFile(write_table(table, group_rows=group_rows), ".parquet", table.num_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,18 +11,21 @@ import pyarrow as pa
 
 from ..index import Grouping, SearchIndex, nearest_groups
 from ..index.latents import Rows
+from ..index.segments import TASK_BYTES
+from ..mapping import Scratch, mapped_in_turn
 from ..ordering import run_starts, take_column
 from ..release import ReleaseFile
 from ..release.tables import FILE_ROWS, write_table
 from ..schema import NEIGHBOURS, table_schema
 from ..storage import Store
+from .pieces import Pieces, Waiting, waiting
 from .standing import BEYOND, BEYOND_ROLE, Fresh, Lists, Standing, carried_lists, fresh_of, joined_lists, standing
 from .tonight import Night
 
 MOVED, ANEW = "neighbours_moved", "neighbours_anew"  # measures
 _ASKED = 4096  # photos asked for at a time, about
 _GROUP_ROWS = 1 << 17
-_IN_MEMORY = 64 << 20  # bytes of finished files, before they go to a temporary one
+_ENTRY_BYTES = 300  # of a task, for each entry of its lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class NeighbourFiles(NamedTuple):
     """The files of a range of items. anew: how many lists were made anew; stood, moved: of how many items the list was
     known, and how many of these lists changed."""
 
-    near: ReleaseFile
-    beyond: ReleaseFile
+    near: ReleaseFile | Waiting
+    beyond: ReleaseFile | Waiting
     anew: int
     stood: int
     moved: int
@@ -48,7 +50,8 @@ class NeighbourFiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Catalogue:
-    """What lists are made from. ids: of the items; first: the first row of each, and the end."""
+    """What lists are made from. ids: of the items; first: the first row of each, and the end; scratch: where files of
+    Ray tasks wait."""
 
     index: SearchIndex
     groups: Grouping
@@ -57,27 +60,31 @@ class _Catalogue:
     k: int
     held: Standing | None
     fresh: Fresh | None
+    scratch: Scratch | None
 
 
 def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
-    """Return the tables `neighbours` and `neighbours_beyond`, made now; large ones wait in a temporary file.
+    """Return the tables `neighbours` and `neighbours_beyond`, made now; they wait until they are written.
 
     Where the parent's lists stand (`standing`), made anew are those of new and changed items and those that lost more
     than they had beyond; into all others new items are put where they belong. Measures: neighbours_anew, the share of
     lists that were made anew; neighbours_moved, of the items whose list stood, the share whose first k are not what
     they were, or not in that order.
     """
-    spool, anew, stood, moved = _Spool(), 0, 0, 0
+    anew, stood, moved = 0, 0, 0
     held = standing(store, night, k)
-    for files in neighbour_files(night.items, night.index, k, held):
-        spool.add(files)
+    scratch = Scratch.of_run(store, night.run, len(_ranges(_items(night.items), k)))
+    near, beyond = Pieces(scratch), Pieces(scratch)
+    for files in neighbour_files(night.items, night.index, k, held, scratch):
+        near.add(files.near)
+        beyond.add(files.beyond)
         anew, stood, moved = anew + files.anew, stood + files.stood, moved + files.moved
     measures = {} if held is None else {ANEW: anew / max(1, len(held.owners)), MOVED: moved / max(1, stood)}
-    return NeighbourTables({"neighbours": spool.files(0), BEYOND_ROLE: spool.files(1)}, measures)
+    return NeighbourTables({"neighbours": near.files(), BEYOND_ROLE: beyond.files()}, measures)
 
 
 def neighbour_files(
-    items: pa.Table, index: SearchIndex, k: int, held: Standing | None = None
+    items: pa.Table, index: SearchIndex, k: int, held: Standing | None = None, scratch: Scratch | None = None
 ) -> Iterator[NeighbourFiles]:
     """Yield the tables `neighbours` and `neighbours_beyond` range by range, each made when it is asked for.
 
@@ -85,16 +92,32 @@ def neighbour_files(
     rows. An item's neighbours and scores are those that the reader's `similar` gives: all its photos ask, and an item's
     score is its best pair of photos. Fewer than k only when there are no more items. The second table goes on where the
     first one ends, for the next night. held: the parent's lists; those of an index that is not exact may name items
-    that it would miss, since what is new is held against every list exactly.
+    that it would miss, since what is new is held against every list exactly. scratch: Ray tasks make the files, side
+    by side, and leave them there.
     """
     starts = run_starts(items["item_id"])
     groups = Grouping(np.cumsum(starts) - 1)
     first = np.append(np.flatnonzero(starts), items.num_rows)
     fresh = None if held is None else fresh_of(held, index, groups)
-    catalogue = _Catalogue(index, groups, first, take_column(items["item_id"], first[:-1]), k, held, fresh)
-    count, a_file = len(first) - 1, max(1, FILE_ROWS // k)
-    for start in range(0, max(1, count), a_file):
-        yield _files(catalogue, range(start, min(start + a_file, count)))
+    catalogue = _Catalogue(index, groups, first, take_column(items["item_id"], first[:-1]), k, held, fresh, scratch)
+    yield from mapped_in_turn(
+        _files,
+        catalogue,
+        _ranges(len(first) - 1, k),
+        scratch=scratch,
+        task_bytes=TASK_BYTES + _ENTRY_BYTES * (FILE_ROWS // k) * (k + BEYOND),
+        while_doing="finding the neighbours of items",
+    )
+
+
+def _items(items: pa.Table) -> int:
+    return int(np.count_nonzero(run_starts(items["item_id"])))
+
+
+def _ranges(items: int, k: int) -> list[range]:
+    """Return the items of each file."""
+    a_file = max(1, FILE_ROWS // k)
+    return [range(start, min(start + a_file, items)) for start in range(0, max(1, items), a_file)]
 
 
 def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
@@ -114,7 +137,14 @@ def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
     inside = found.ranks() < k
     near = _table(found.take(np.flatnonzero(inside)), np.int32(1), catalogue.ids)
     beyond = _table(found.take(np.flatnonzero(~inside)), np.int32(k + 1), catalogue.ids)
-    return NeighbourFiles(_file(near), _file(beyond), len(missing), stood, moved)
+    first, second = _file(near), _file(beyond)
+    return NeighbourFiles(
+        waiting(catalogue.scratch, "neighbours", first),
+        waiting(catalogue.scratch, BEYOND_ROLE, second),
+        anew=len(missing),
+        stood=stood,
+        moved=moved,
+    )
 
 
 def _none() -> Lists:
@@ -172,30 +202,3 @@ def _table(lists: Lists, rank: np.int32, ids: pa.ChunkedArray) -> pa.Table:
 
 def _file(table: pa.Table) -> ReleaseFile:
     return ReleaseFile(write_table(table, group_rows=_GROUP_ROWS), ".parquet", table.num_rows)
-
-
-class _Spool:
-    """Finished files, in memory while they are small, until they are read once by each role."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="neighbours-")  # noqa: SIM115 - by `__del__`
-        self._places: list[tuple[tuple[int, int, ReleaseFile], tuple[int, int, ReleaseFile]]] = []
-
-    def __del__(self) -> None:
-        self._file.close()
-
-    def add(self, files: NeighbourFiles) -> None:
-        """Keep the two files of a range."""
-        self._places.append((self._put(files.near), self._put(files.beyond)))
-
-    def _put(self, file: ReleaseFile) -> tuple[int, int, ReleaseFile]:
-        start = self._file.tell()
-        self._file.write(file.data)
-        return start, len(file.data), file._replace(data=b"")
-
-    def files(self, which: int) -> Iterator[ReleaseFile]:
-        """Yield the first (0) or second (1) file of every range."""
-        for places in self._places:
-            start, size, file = places[which]
-            self._file.seek(start)
-            yield file._replace(data=self._file.read(size))

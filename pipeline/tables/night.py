@@ -17,21 +17,22 @@ from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, take_column
 from ..release import Manifest, ReleaseFile, read_manifest, read_table
 from ..release.tables import table_files
-from ..schema import SEMANTIC_IDS, SID_ITEMS, SID_RETIRED, table_schema
+from ..schema import SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .codebook_table import CodeLevel, codebook_table
+from .coded import coded, norms_of
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_tables
-from .quantizer import Codebooks, Codes, encode, fit_codebooks, remainders, some_vectors
+from .quantizer import Codebooks, fit_codebooks, some_vectors
 from .returned import with_returned
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
+from .sid_tables import SidTables
 from .slots import Given, Slots, give_slots
 from .tonight import Night
-from .vectors import ItemVectors, item_vectors, vectors_table
+from .vectors import ItemVectors, night_vectors
 
-_ROWS = 1 << 17  # items whose vectors are float64 at a time
 SID_MOVES = "sid_moves"  # the measure that must be 0
 
 # Returns codebooks of a method that needs a training, made of a sample of item vectors.
@@ -95,10 +96,10 @@ def further_tables(
         made.measures.update(near.measures)
     if not tables.vectors and semantic_ids is None:
         return made
-    found = item_vectors(night.items, night.latents, metric=night.metric)
-    made.files["vectors"] = table_files(vectors_table(found), looked_up=True)
+    vectors = night_vectors(store, night)
+    made.files["vectors"] = vectors.files
     if semantic_ids is not None:
-        _semantic_ids(store, night, semantic_ids, makers.train, found, made)
+        _semantic_ids(store, night, semantic_ids, makers.train, vectors.found, made)
     return made
 
 
@@ -116,14 +117,13 @@ def _semantic_ids(
     same = before is not None and before.digest == held.digest
     epoch = 1 if before is None else before.epoch + (not same)
     slots = before.slots if before is not None and same else Slots.none(len(sizes))
-    nearest = encode(found.vectors, books)
-    given = give_slots(found.item_ids, nearest, found.vectors, books, slots, config.capacity)
-    norms = _residual_norms(found, given.codes, books)
-    since = _since(given, slots, night.run)
-    ids = _sid_table(found, given, nearest, since, norms, sizes)
-    made.shown["semantic_ids"] = ids.select(["item_id", "codes"])
-    made.files["semantic_ids"] = table_files(ids)
-    made.files["sid_items"] = table_files(_items_of(found, given))
+    nearest = coded(store, night.run, found.vectors, books)
+    given = give_slots(found.item_ids, nearest.codes, found.vectors, books, slots, config.capacity)
+    norms = norms_of(found.vectors, nearest, given.codes, books)
+    ids = SidTables(found.item_ids, given, nearest.codes, _since(given, slots, night.run), norms, sizes)
+    made.shown["semantic_ids"] = ids.shown()
+    made.files["semantic_ids"] = ids.files()
+    made.files["sid_items"] = ids.files_of_items()
     made.files["sid_retired"] = table_files(_retired(slots, given, night.run))
     made.files["sid_codebooks"] = (held.data, ".safetensors", None)
     carried = None if before is None or not same else _carried_map(store, before.manifest)
@@ -179,7 +179,7 @@ def _codebooks(
         books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
     if before is not None:
         both = _in_both(before.slots, found)
-        new = encode(found.vectors[both.new], books)
+        new = coded(store, night.run, found.vectors, books).codes[both.new]
         books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
     facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
     return keep_codebooks(store, name, books, facts)
@@ -215,59 +215,9 @@ def moves(before: Slots, given: Given, found: ItemVectors, changes: pa.Table) ->
     return int((moved & ~changed.astype(np.bool_)).sum())
 
 
-def _residual_norms(found: ItemVectors, codes: Codes, books: Codebooks) -> Float32:
-    norms = np.empty(len(codes), np.float32)
-    for start in range(0, len(codes), _ROWS):
-        block = np.s_[start : start + _ROWS]
-        left = remainders(found.vectors[block], codes[block], books)
-        norms[block] = np.sqrt(np.sum(left * left, axis=1))
-    return norms
-
-
 def _since(given: Given, slots: Slots, run: str) -> pa.ChunkedArray:
     places = pa.array(given.kept, mask=given.kept < 0)
     return pc.fill_null(take_column(slots.since, places), run)
-
-
-def _sid_table(
-    found: ItemVectors, given: Given, nearest: Codes, since: pa.ChunkedArray, norms: np.ndarray, sizes: tuple[int, ...]
-) -> pa.Table:
-    order = np.lexsort([given.suffixes, *given.codes.T[::-1]])
-    codes, suffixes = given.codes[order], given.suffixes[order]
-    schema = table_schema(SEMANTIC_IDS)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
-    columns = {
-        "item_id": take_column(found.item_ids, order),
-        "codes": as_lists(codes, schema.field("codes").type),
-        "suffix": pa.array(suffixes),
-        "nearest_codes": as_lists(nearest[order], schema.field("nearest_codes").type),
-        "since": take_column(since, order),
-        "offset_codes": as_lists(codes.astype(np.int32) + starts, schema.field("offset_codes").type),
-        "token": tokens(codes, suffixes),
-        "residual_norm": pa.array(norms[order]),
-    }
-    return pa.table(columns, schema)
-
-
-def tokens(codes: Codes, suffixes: np.ndarray) -> pa.Array:
-    """Return codes as text, one word a level and one for the suffix: `<a_12><b_3><c_9><d_0>`."""
-    words = [
-        pc.binary_join_element_wise(f"<{chr(ord('a') + number)}_", pc.cast(pa.array(column), pa.string()), ">", "")
-        for number, column in enumerate([*codes.T, suffixes])
-    ]
-    return pc.binary_join_element_wise(*words, "")
-
-
-def _items_of(found: ItemVectors, given: Given) -> pa.Table:
-    schema = table_schema(SID_ITEMS)
-    order = np.lexsort([given.suffixes, *given.codes.T[::-1]])
-    codes = given.codes[order]
-    starts = np.ones(len(codes), np.bool_)
-    starts[1:] = (codes[1:] != codes[:-1]).any(axis=1)
-    offsets = pa.array(np.append(np.flatnonzero(starts), len(codes)).astype(np.int32))
-    values = take_column(found.item_ids, order).combine_chunks()
-    lists = pa.ListArray.from_arrays(offsets, values, type=schema.field("item_ids").type)
-    return pa.table([as_lists(codes[starts], schema.field("codes").type), lists], schema=schema)
 
 
 def _retired(slots: Slots, given: Given, run: str) -> pa.Table:

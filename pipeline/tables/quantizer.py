@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InputError
 from ..index.latents import Float32, Float64, Rows
 from .encoder import Encoder
+from .stored_vectors import Vectors
 
 Codes = NDArray[np.uint16]
 
@@ -47,7 +48,7 @@ class Codebooks:
         return vectors.astype(np.float64) if self.encoder is None else self.encoder.points(vectors)
 
 
-def fit_codebooks(vectors: Float32, sizes: Sequence[int], *, seed: int) -> Codebooks:
+def fit_codebooks(vectors: Vectors, sizes: Sequence[int], *, seed: int) -> Codebooks:
     """Return codebooks of these sizes, fitted on a seeded sample of the vectors [n, d].
 
     Raises ConfigError when a level asks for more codes than there are different vectors to make them of.
@@ -61,7 +62,7 @@ def fit_codebooks(vectors: Float32, sizes: Sequence[int], *, seed: int) -> Codeb
     return Codebooks(tuple(levels))
 
 
-def some_vectors(vectors: Float32, sizes: Sequence[int], generator: np.random.Generator) -> Float32:
+def some_vectors(vectors: Vectors, sizes: Sequence[int], generator: np.random.Generator) -> Float32:
     """Return the sample of vectors [n, d] that codebooks of these sizes are made of, in the order of the vectors."""
     count = min(len(vectors), SAMPLE_A_CODE * max(sizes))
     return vectors[np.sort(generator.choice(len(vectors), count, replace=False))]

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..index import METRICS, LatentArrays, nearest_exact
-from ..index.latents import Float32, Float64, Rows
+from ..index.latents import Float64, Rows
 from ..index.sids import FACT
 from .quantizer import Codes
 from .slots import bucket_numbers
+from .stored_vectors import Vectors
 
 _ASKED, _AMONG = 1000, 100_000  # items whose neighbours are looked at, and among how many
 _NEAR = 10
@@ -69,7 +70,7 @@ def purity_measures(codes: Codes, categories: pa.ChunkedArray) -> dict[str, floa
     return measures
 
 
-def neighbour_measures(codes: Codes, vectors: Float32, *, metric: str, seed: int) -> dict[str, float]:
+def neighbour_measures(codes: Codes, vectors: Vectors, *, metric: str, seed: int) -> dict[str, float]:
     """Return how much more often the nearest 10 share a prefix than any two items do, of a seeded sample.
 
     sid_shared_1 ...: share of (item, neighbour) pairs that have the first codes in common, at most 1,000 items asked

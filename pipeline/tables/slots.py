@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from ..index.latents import Float32, Rows
+from ..index.latents import Rows
 from ..index.vector_lists import list_rows
 from ..ordering import as_numpy
 from .quantizer import Codebooks, Codes, remainders, squared_distances
+from .stored_vectors import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Given:
 
 
 def give_slots(
-    item_ids: pa.ChunkedArray, nearest: Codes, vectors: Float32, books: Codebooks, before: Slots, capacity: int | None
+    item_ids: pa.ChunkedArray, nearest: Codes, vectors: Vectors, books: Codebooks, before: Slots, capacity: int | None
 ) -> Given:
     """Return the slot of every item.
 
@@ -103,7 +104,7 @@ class _Full:
     """What decides where the items of full buckets go; as `give_slots` has it."""
 
     item_ids: pa.ChunkedArray
-    vectors: Float32
+    vectors: Vectors
     books: Codebooks
     before: Slots
     capacity: int

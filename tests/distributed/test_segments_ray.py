@@ -1,20 +1,26 @@
-"""Segments as Ray tasks: the same files as in one process, in other processes, and errors in this project's terms."""
+"""Segments and tables as Ray tasks: the files that one process makes, and errors in this project's terms."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.index import nightly as nightly_module
-from pipeline.storage import open_store
+from pipeline.index.segmented import SegmentedIndex
+from pipeline.mapping import Scratch, mapped, mapped_in_turn
+from pipeline.release import ReleaseFile
+from pipeline.release import tables as release_tables
+from pipeline.storage import MemoryStore, open_store
 from pipeline.storage.cache import FileCache
-from pipeline.workers import mapped
+from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
 
 pytestmark = pytest.mark.ray
 MODEL = "ab" * 32
@@ -63,3 +69,64 @@ def test_tasks_run_in_other_processes_at_once_and_keep_their_order(ray_session: 
         mapped(lost, [7], **asked)
     # More memory than any machine has is asked of the largest, not for ever.
     assert mapped(where, [5], **{**asked, "task_bytes": 1 << 60})[0][0] == 5
+
+
+@pytest.mark.parametrize("config", [IndexConfig(metric="l2"), IndexConfig(metric="l2", segment_rows=50)])
+def test_tables_made_by_tasks_are_those_of_one_process(
+    ray_session: None, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: IndexConfig
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    photos = sorted(maker.some_photos(60), key=lambda photo: (photo.item_id, photo.view))
+    items = maker.items_table(photos, [part.name for part in maker.write_parts(store, photos, MODEL, "n1")])
+    latents, cache = gather_latents(store, items), FileCache(tmp_path / "cache")
+    index = nightly_index(store, items, latents, config, model_id=MODEL, parent=None, cache=cache).built.index
+    night = Night("n1", MODEL, "l2", items, latents, index, maker.changes_table([]), None)
+    for module in (release_tables, vectors, neighbours):
+        monkeypatch.setattr(module, "FILE_ROWS", 50)
+
+    def made() -> dict[str, list[ReleaseFile]]:
+        sids = SemanticIdsConfig(levels=(4, 3))
+        asked = TablesConfig(vectors=True, neighbours=5)
+        files = further_tables(store, night, asked, sids, Makers(lambda *_: pytest.fail("trains"), lambda: ())).files
+        return {role: list(held) for role, held in files.items() if not isinstance(held, tuple)}
+
+    assert isinstance(index, SegmentedIndex) == (config.segment_rows == 50)
+    beside = made()
+    assert len(beside["vectors"]) == 2
+    assert len(beside["neighbours"]) == 6
+    assert list(store.list("runs/")) == []
+    monkeypatch.setattr(Scratch, "of_run", lambda *_: None)
+    assert made() == beside
+
+
+def test_tasks_in_turn_share_a_map_and_outlive_a_lost_process(ray_session: None, tmp_path: Path) -> None:
+    store, seen = open_store(str(tmp_path / "store")), tmp_path / "seen"
+    numbers = np.arange(100_000)
+
+    def where(shared: np.ndarray, number: int) -> tuple[int, int, bool]:
+        if number == 3 and not seen.exists():
+            seen.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return int(shared[number]), os.getpid(), bool(shared.flags.owndata)
+
+    def damaged(shared: np.ndarray, number: int) -> None:
+        error = IntegrityError(f"part {number} is damaged")
+        error.add_note("found by a task")
+        raise error
+
+    scratch = Scratch.of_run(store, "n1", 9)
+    assert scratch is not None
+    asked: dict[str, Any] = {"scratch": scratch, "task_bytes": 1 << 20, "while_doing": "counting"}
+    found = list(mapped_in_turn(where, numbers, range(9), **asked))
+    assert [(number, owned) for number, _, owned in found] == [(number, False) for number in range(9)]
+    assert seen.exists()
+    assert os.getpid() not in {pid for _, pid, _ in found}
+    with pytest.raises(IntegrityError, match="part 0 is damaged") as caught:
+        list(mapped_in_turn(damaged, numbers, range(9), **asked))
+    assert caught.value.__notes__ == ["found by a task"]
+    first = mapped_in_turn(where, numbers, range(100), **asked)
+    assert next(first)[0] == 0
+    first.close()  # whoever stops asking
+    assert list(store.list("runs/")) == []
+    assert Scratch.of_run(store, "n1", 1) is None
+    assert Scratch.of_run(MemoryStore("memory://ranges"), "n1", 9) is None

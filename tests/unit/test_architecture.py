@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"storage"},
     {"nodes"},
     {"ends", "parts", "process", "settings", "watch", "workers"},
-    {"release", "runs"},
+    {"mapping", "release", "runs"},
     {"losses", "catalogue", "images", "report"},
     {"index"},
     {"tables"},

@@ -254,14 +254,16 @@ def test_what_cannot_be_understood_stops_everything(expiring: Any, store: Any, n
 def test_pixels_and_checkpoints_live_by_age(expiring: Any, store: Any) -> None:
     nights(expiring, store, 1)
     pixels, old = "pixels/t/a.parquet", "runs/night-00/checkpoints/k/000000001/rank0"
-    for name in (pixels, old, "runs/night-00/result.json"):
+    waiting = "runs/night-00/scratch/0123456789ab/vectors-0123456789ab"
+    for name in (pixels, old, waiting, "runs/night-00/result.json"):
         store.put(name, b"x")
+    of_run = {old, waiting, "runs/night-00/plan.parquet"}
     store.pass_days(12.5)
     assert not going(expire(store, ALL))
     store.pass_days(2)
-    assert going(expire(store, ALL)) == {old, "runs/night-00/plan.parquet"}
+    assert going(expire(store, ALL)) == of_run
     store.pass_days(16)
-    assert going(expire(store, ALL)) == {old, pixels, "runs/night-00/plan.parquet"}
+    assert going(expire(store, ALL)) == of_run | {pixels}
 
 
 def test_a_sweep_that_broke_off_is_gone_on_with(expiring: Any, store: Any) -> None:

@@ -17,8 +17,9 @@ from pipeline.reader import open_release
 from pipeline.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
-# Between our own processes of one run, never from a store: answers and errors of actors and of a child.
-OWN_PROCESSES = {"encoding/driver.py", "encoding/trial.py", "training/driver.py"}
+# Between our own processes of one run, never from a store: answers and errors of actors and of a child, and what tasks
+# share, of which only arrays lie on a store, as plain numbers and texts.
+OWN_PROCESSES = {"encoding/driver.py", "encoding/trial.py", "mapping.py", "training/driver.py"}
 RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LOADS = {"load", "loads", "Unpickler", "read_pickle", "open"}
 

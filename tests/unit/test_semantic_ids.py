@@ -16,9 +16,9 @@ from pipeline.index import LatentArrays
 from pipeline.storage.memory import MemoryStore
 from pipeline.tables.code_map import map_table, matched, renumbered
 from pipeline.tables.codebook_files import codebooks_bytes, codebooks_from, find_codebooks, keep_codebooks
-from pipeline.tables.night import tokens
 from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks
 from pipeline.tables.sid_measures import gini, neighbour_measures, purity_measures, usage_measures
+from pipeline.tables.sid_tables import tokens
 from pipeline.tables.slots import Slots, give_slots
 from pipeline.tables.vectors import item_vectors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import mapping
 from pipeline.index import IndexConfig, build_index, gather_latents
 from pipeline.keys import digest_of
 from pipeline.release import Manifest
@@ -203,6 +205,27 @@ def test_a_parent_without_entries_beyond_its_table_is_gone_on_with(maker: Any) -
     rows, said = nights.publish()
     assert plain(rows) == plain(nights.full())
     assert 2 / 39 < said[ANEW] < 0.7  # those that lost one, too
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("flat", "kl"), ("hnsw", "l2"), ("flat_codes", "cosine")])
+def test_what_ranges_share_can_travel_to_another_process(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, kind: str, metric: str
+) -> None:
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 7 * K)
+    nights, generator = Nights(maker, metric, kind), np.random.default_rng(11)
+    nights.change(generator, list(range(30)))
+    nights.publish()
+    nights.change(generator, [3], [4])
+    here = nights.full()
+
+    def sent(function: Any, shared: Any, tasks: Any, **_: Any) -> Any:
+        laid = mapping.Laid.of(shared, mapping.Scratch(nights.store, "runs/run/scratch/here/"), pickle.dumps)
+        return [function(laid.opened(), task) for task in tasks]
+
+    monkeypatch.setattr(mapping, "_PACKED", 64)
+    monkeypatch.setattr(neighbours, "mapped_in_turn", sent)
+    assert nights.full() == here
+    assert plain(nights.publish()[0]) == plain(here)
 
 
 def test_without_what_enters_it_is_another(maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""The codes of a night's item vectors, by Ray tasks where the vectors are in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..index.latents import Float32
+from ..index.segments import TASK_BYTES
+from ..mapping import Scratch, mapped_in_turn
+from ..storage import Store
+from .quantizer import Codebooks, Codes, encode, remainders
+from .stored_vectors import StoredVectors, Vectors
+
+_ROWS = 1 << 17  # vectors that are float64 at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Codes uint16 [n, levels], and the lengths of what they leave of the vectors, float32 [n]."""
+
+    codes: Codes
+    norms: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    vectors: Vectors
+    books: Codebooks
+
+
+def coded(store: Store, run: str, vectors: Vectors, books: Codebooks) -> Coded:
+    """Return the codes of vectors [n, d], as `encode` has them, a row of its vector alone.
+
+    Vectors in files are read by Ray tasks, a file each, and never by this process. Raises what `encode` does.
+    """
+    ranges, scratch = [range(len(vectors))], None
+    if isinstance(vectors, StoredVectors):
+        ends = np.cumsum([0, *(file.rows or 0 for file in vectors.files)]).tolist()
+        ranges = [range(start, stop) for start, stop in pairwise(ends)]
+        scratch = Scratch.of_run(store, run, len(ranges))
+    held = TASK_BYTES + 2 * 8 * _ROWS * books.dim + 8 * max(map(len, ranges))
+    made = list(
+        mapped_in_turn(
+            _coded_range,
+            _Asked(vectors, books),
+            ranges,
+            scratch=scratch,
+            task_bytes=held,
+            while_doing="giving items their semantic IDs",
+        )
+    )
+    return Coded(np.concatenate([one.codes for one in made]), np.concatenate([one.norms for one in made]))
+
+
+def _coded_range(asked: _Asked, rows: range) -> Coded:
+    codes = np.empty((len(rows), len(asked.books.levels)), np.uint16)
+    norms = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _ROWS):
+        block = np.s_[start : start + _ROWS]
+        vectors = asked.vectors[rows.start + start : min(rows.start + start + _ROWS, rows.stop)]
+        codes[block] = encode(vectors, asked.books)
+        norms[block] = residual_norms(vectors, codes[block], asked.books)
+    return Coded(codes, norms)
+
+
+def residual_norms(vectors: Float32, codes: Codes, books: Codebooks) -> Float32:
+    """Return how much codes leave of vectors [n, d], float32 [n]."""
+    left = remainders(vectors, codes, books)
+    norms: Float32 = np.sqrt(np.sum(left * left, axis=1)).astype(np.float32)
+    return norms
+
+
+def norms_of(vectors: Vectors, found: Coded, given: Codes, books: Codebooks) -> Float32:
+    """Return what codes leave where some rows were given others than the nearest, float32 [n]."""
+    norms = found.norms.copy()
+    others = np.flatnonzero((found.codes != given).any(axis=1))
+    for start in range(0, len(others), _ROWS):
+        rows = others[start : start + _ROWS]
+        norms[rows] = residual_norms(vectors[rows], given[rows], books)
+    return norms

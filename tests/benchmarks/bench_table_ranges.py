@@ -1,0 +1,198 @@
+"""Memory of the tables of a release that Ray tasks make by ranges of items, and the same tables in one process.
+
+For each number of items a process of its own writes latents to a store, builds an index, and makes `vectors`,
+`neighbours` and `semantic_ids`: by ranges as Ray tasks (files far shorter than a release's, so that there are many),
+and whole, here. Both must hold the same rows. Peaks are of what a process holds alone (anonymous memory) and of all
+that is resident, mapped files too; the driver's above what it held before the tables.
+
+    python tests/benchmarks/bench_table_ranges.py --items 50000,200000 --json results/table_ranges.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from made_on import made_on
+
+from pipeline.index import IndexConfig, build_index, gather_latents
+from pipeline.parts import latents_part_name, write_part
+from pipeline.release import tables as release_tables
+from pipeline.schema import changes_schema, latents_schema
+from pipeline.storage import Store, open_store
+from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
+
+DIM, TOP, MODEL = 64, 50, "ab" * 32
+PART_ROWS = 20_000
+
+
+class Peaks(threading.Thread):
+    """Looks every 20 ms at what this process and the cluster's workers hold, in MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.begun = _held(os.getpid())
+        self.driver, self.workers = dict(self.begun), {"alone": 0.0, "resident": 0.0}
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.02):
+            self.driver = _larger(self.driver, _held(os.getpid()))
+            for pid in _workers():
+                self.workers = _larger(self.workers, _held(pid))
+
+    def told(self) -> dict[str, Any]:
+        self._ended.set()
+        self.join()
+        above = {name: round(self.driver[name] - self.begun[name], 1) for name in self.begun}
+        told: dict[str, Any] = {"driver_above_mb": above, "driver_before_mb": self.begun}
+        return told | ({"task_mb": self.workers} if self.workers["resident"] else {})
+
+
+def _held(pid: int) -> dict[str, float]:
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return {
+            name: round(int(lines[key].split()[0]) * 1024 / 1e6, 1)
+            for name, key in (("alone", "RssAnon"), ("resident", "VmRSS"))
+        }
+    except (OSError, KeyError, ValueError):  # it has just ended
+        return {"alone": 0.0, "resident": 0.0}
+
+
+def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: max(one[name], other[name]) for name in one}
+
+
+def _workers() -> list[int]:
+    """Return the processes of this process's cluster that are in a task of ours."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_done"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def night_of(store: Store, count: int) -> Night:
+    """Write latents of so many items of one photo each, and return the night over them."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(2000, DIM))
+    names, keys = [], [f"sku-{number:08d}" for number in range(count)]
+    for start in range(0, count, PART_ROWS):
+        ids = keys[start : start + PART_ROWS]
+        means = centres[generator.integers(len(centres), size=len(ids))] + generator.normal(0, 0.4, (len(ids), DIM))
+        flat = pa.array(means.astype(np.float32).reshape(-1))
+        schema = latents_schema(DIM, log_var=False, num_codes=0)
+        columns: dict[str, Any] = {
+            "item_id": ids,
+            "uri": ids,
+            "token": ids,
+            "digest": ["0" * 64] * len(ids),
+            "pixels_row": list(range(len(ids))),
+            "mean": pa.FixedSizeListArray.from_arrays(flat, DIM).cast(schema.field("mean").type),
+        }
+        name = latents_part_name(MODEL, f"n1-{start}")
+        names.append(write_part(store, name, pa.table(columns, schema), f"n1-{start}").name)
+    rows = np.arange(count)
+    parts = pa.DictionaryArray.from_arrays(pa.array((rows // PART_ROWS).astype(np.int32)), pa.array(names))
+    places = pa.array((rows % PART_ROWS).astype(np.int32))
+    items = pa.table({"item_id": keys, "uri": keys, "latents_part": parts, "latents_row": places})
+    latents = gather_latents(store, items)
+    index = build_index(
+        latents, IndexConfig(metric="l2", kind="ivf_sq8", target_recall=0.9, threads=1, queries=200)
+    ).index
+    changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
+    return Night("n1", MODEL, "l2", items, latents, index, changes, None)
+
+
+def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[str, Any]:
+    """Make the tables one way. entries, items: of a file of neighbours, and of one of vectors and semantic IDs."""
+    store = open_store(folder)
+    night = night_of(store, count)
+    if way == "tasks":
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        for module, rows in ((release_tables, items), (vectors, items), (neighbours, entries)):
+            vars(module)["FILE_ROWS"] = rows
+    sids, asked = SemanticIdsConfig(levels=(256, 64)), TablesConfig(vectors=True, neighbours=TOP)
+    peaks, began = Peaks(), time.perf_counter()
+    peaks.start()
+    further = further_tables(store, night, asked, sids, Makers(lambda *_: sys.exit("trains"), lambda: ()))
+    written: dict[str, list[str]] = {}
+    for role, held in further.files.items():
+        if isinstance(held, tuple):
+            continue
+        for number, file in enumerate(held):  # one at a time, as a release is written
+            written.setdefault(role, []).append(f"releases/{way}/{role}-{number:04d}.parquet")
+            store.put_if_absent(written[role][-1], file.data)
+    told = {"items": count, "way": way, "seconds": round(time.perf_counter() - began, 1), **peaks.told()}
+    told["files"] = {role: len(names) for role, names in written.items()}
+    told["left"] = [entry.name for entry in store.list("runs/")]
+    told["measures"] = further.measures
+    told["rows"] = {role: _digest(store, names) for role, names in written.items()}
+    return told
+
+
+def _digest(store: Store, names: list[str]) -> str:
+    """Return the sha256 of a table's values, whatever files they are in."""
+    digests: dict[str, Any] = {}
+    for name in names:
+        for batch in pq.ParquetFile(pa.BufferReader(store.get(name))).iter_batches(1 << 15):
+            for column, values in zip(batch.schema.names, batch.columns, strict=True):
+                digests.setdefault(column, hashlib.sha256()).update(repr(values.to_pylist())[1:-1].encode() + b", ")
+    return hashlib.sha256(repr([digests[key].hexdigest() for key in sorted(digests)]).encode()).hexdigest()
+
+
+def main() -> None:
+    """Measure, in processes of their own, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", default="50000,200000")
+    parser.add_argument("--entries", type=int, default=250_000, help="of a file of neighbours")
+    parser.add_argument("--file-items", type=int, default=5000, help="of a file of vectors and semantic IDs")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--one", nargs=3, metavar=("FOLDER", "ITEMS", "WAY"), help="of one process")
+    options = parser.parse_args()
+    if options.one:
+        folder, count, way = options.one
+        found = made(folder, int(count), way, options.entries, options.file_items)
+        options.json.write_text(json.dumps(found))
+        return
+    told = []
+    for count in options.items.split(","):
+        pair = {}
+        for way in ("tasks", "here"):
+            with tempfile.TemporaryDirectory(prefix="table-ranges-") as folder:
+                out = Path(folder) / "found.json"
+                words = ["--json", str(out), "--entries", str(options.entries), "--file-items", str(options.file_items)]
+                store = str(Path(folder) / "store")
+                subprocess.run([sys.executable, __file__, *words, "--one", store, count, way], check=True)
+                pair[way] = json.loads(out.read_text())
+        same = {role: pair["here"]["rows"][role] == digest for role, digest in pair["tasks"]["rows"].items()}
+        for found in pair.values():
+            del found["rows"]
+        measures = [pair[way].pop("measures") for way in ("tasks", "here")]
+        told.append({"items": int(count), "same_rows": same, "same_measures": measures[0] == measures[1], **pair})
+        print(json.dumps(told[-1], indent=1), flush=True)
+    asked = {"entries_a_file": options.entries, "items_a_file": options.file_items, "neighbours": TOP, "dim": DIM}
+    result = {**made_on(), **asked, "catalogues": told}
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Tables by ranges of items: the same bytes here and as tasks that travel, and the rows of one whole table."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import mapping
+from pipeline.errors import IntegrityError
+from pipeline.index import IndexConfig, LatentArrays, build_index, gather_latents, nightly_index
+from pipeline.index import space as space_module
+from pipeline.index.space import Space
+from pipeline.mapping import Kept, Laid, Scratch, mapped_file
+from pipeline.release import ReleaseFile
+from pipeline.release import tables as release_tables
+from pipeline.schema import changes_schema
+from pipeline.storage import Store, open_store
+from pipeline.storage.cache import FileCache
+from pipeline.tables import (
+    Makers,
+    Night,
+    SemanticIdsConfig,
+    TablesConfig,
+    further_tables,
+    neighbours,
+    night,
+    vectors,
+)
+
+K, MODEL = 3, "ab" * 32
+Travel = Callable[[], None]
+
+
+def roundtrip(given: Any) -> Any:
+    return pickle.loads(pickle.dumps(given))
+
+
+@pytest.fixture
+def travel(monkeypatch: pytest.MonkeyPatch) -> Travel:
+    """Call to have ranges done as tasks are, everything packed on its way, in this process."""
+
+    def in_turn(bound: Any, tasks: Any, **_: Any) -> Iterator[Any]:
+        mapping._OPENED.clear()
+        for task in tasks:
+            yield roundtrip(roundtrip(bound)(roundtrip(task)))
+
+    def of_run(store: Store, run: str, tasks: int) -> Scratch | None:
+        return Scratch(store, f"runs/{run}/scratch/here/") if tasks > 1 else None
+
+    def on() -> None:
+        monkeypatch.setattr(mapping, "_in_turn", in_turn)
+        monkeypatch.setattr(mapping, "_connected", lambda: None)
+        monkeypatch.setattr(Scratch, "of_run", of_run)
+        monkeypatch.setattr(mapping, "_PACKED", 64)
+
+    return on
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    store: Store
+    items: pa.Table
+    latents: LatentArrays
+    folder: Path
+
+    def night(self, config: IndexConfig, space: Space | None = None) -> Night:
+        latents = self.latents if space is None else space.rotated(self.latents)
+        cache = FileCache(self.folder / "cache")
+        made = nightly_index(self.store, self.items, latents, config, model_id=MODEL, parent=None, cache=cache)
+        changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
+        index, metric = made.built.index, made.built.index.metric.name
+        return Night("run", MODEL, metric, self.items, latents, index, changes, None, "category", space=space)
+
+    def tables(
+        self, night: Night, capacity: int | None = None
+    ) -> tuple[dict[str, list[ReleaseFile]], dict[str, float]]:
+        sids = SemanticIdsConfig(levels=(3, 8), capacity=capacity)
+        makers = Makers(lambda *_: pytest.fail("k-means needs no training"), lambda: ())
+        made = further_tables(self.store, night, TablesConfig(vectors=True, neighbours=K), sids, makers)
+        files = {role: list(held) for role, held in made.files.items() if not isinstance(held, tuple)}
+        return files, made.measures
+
+
+@pytest.fixture
+def catalogue(maker: Any, tmp_path: Path) -> Catalogue:
+    store = open_store(str(tmp_path / "store"))
+    photos = sorted(maker.some_photos(50, most=3), key=lambda photo: (photo.item_id, photo.view))
+    order = np.random.default_rng(1).permutation(len(photos))  # parts that hold no range of items
+    names = [part.name for part in maker.write_parts(store, [photos[at] for at in order], MODEL, "n1")]
+    places = np.argsort(order)
+    items = maker.items_table(photos, names)
+    for name, column in (
+        ("latents_part", pa.array([names[place // maker.PART_ROWS] for place in places.tolist()])),
+        ("latents_row", pa.array(places % maker.PART_ROWS)),
+    ):
+        at = items.schema.get_field_index(name)
+        items = items.set_column(at, items.schema.field(name), column.cast(items.schema.field(name).type))
+    return Catalogue(store, items, gather_latents(store, items), tmp_path)
+
+
+def small_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    for module in (release_tables, vectors, neighbours):
+        monkeypatch.setattr(module, "FILE_ROWS", rows)
+
+
+def whole(files: list[ReleaseFile]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(pa.BufferReader(file.data)) for file in files])
+
+
+def turned(dim: int) -> Space:
+    return Space(np.linalg.qr(np.random.default_rng(2).normal(size=(dim, dim)))[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "rotated"),
+    [
+        (IndexConfig(metric="cosine"), False),
+        (IndexConfig(metric="l2"), True),
+        (IndexConfig(metric="l2", segment_rows=50), False),
+    ],
+    ids=["cosine", "kept space", "segments"],
+)
+def test_ranges_that_travel_give_the_bytes_of_here_and_the_rows_of_one(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, travel: Travel, config: IndexConfig, *, rotated: bool
+) -> None:
+    monkeypatch.setattr(space_module, "BLOCK", 16)
+    monkeypatch.setattr(vectors, "BLOCK", 16)
+    dim = catalogue.latents.mean.shape[1]
+    asked = catalogue.night(config, turned(dim) if rotated else None)
+    one, measures = catalogue.tables(asked, capacity=4)
+    assert {len(files) for files in one.values()} == {1}
+    small_files(monkeypatch, 21)
+    here, _ = catalogue.tables(asked, capacity=4)
+    travel()
+    there, said = catalogue.tables(asked, capacity=4)
+    assert there == here
+    assert said == measures
+    assert [len(there[role]) for role in ("vectors", "semantic_ids", "neighbours")] == [3, 3, 8]
+    for role, files in there.items():
+        assert whole(files).equals(whole(one[role])), role
+    assert list(catalogue.store.list("runs/")) == [], "whatever waited has been written"
+
+
+def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    latents = LatentArrays(generator.normal(size=(3000, 8)).astype(np.float32))
+    queries = latents.take(np.s_[:50])
+    index = build_index(latents, IndexConfig(metric="l2", kind="hnsw", m=4, ef_construction=8, queries=50)).index
+    scratch = Scratch(open_store(str(tmp_path)), "runs/run/scratch/here/")
+    travel()
+    answers = []
+    for effort in (10, 400):
+        index.planner.set_effort("ef_search", effort)
+        found = Laid.of(index, scratch, pickle.dumps).opened().search(queries, 10)
+        assert np.array_equal(found.ids, index.search(queries, 10).ids)
+        answers.append(found.ids)
+    assert not np.array_equal(*answers), "the effort tells"
+    with pytest.raises(TypeError, match="send the plain one"):
+        pickle.dumps(index.exactly())
+
+
+def test_what_is_shared_lies_in_files_and_is_mapped_not_packed(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    numbers, texts = np.arange(100_000), pa.array([f"sku-{number}" for number in range(50_000)])
+    laid = Laid.of(
+        {"numbers": numbers, "texts": texts, "few": np.arange(5)}, Scratch(store, "runs/r/scratch/x/"), pickle.dumps
+    )
+    assert len(laid.head) < 2000
+    assert sum(kept.size for kept in laid.files) >= numbers.nbytes + texts.nbytes - 8
+    opened = laid.opened()
+    assert opened is laid.opened()
+    assert np.array_equal(opened["numbers"], numbers)
+    assert opened["texts"].equals(texts)
+    assert not opened["numbers"].flags.owndata
+    other = Kept(laid.files[0].name, laid.files[0].size, "0" * 64)
+    assert bytes(mapped_file(store, other)[:8]) == bytes(8)  # this machine's disk is read where it lies
+
+
+def test_a_file_that_is_another_when_it_is_taken_is_refused(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, travel: Travel
+) -> None:
+    small_files(monkeypatch, 21)
+    travel()
+    made = vectors.night_vectors(catalogue.store, catalogue.night(IndexConfig(metric="l2")))
+    name = next(entry.name for entry in catalogue.store.list("runs/run/scratch/"))
+    catalogue.store.put(name, b"other")
+    with pytest.raises(IntegrityError, match="is not what a task wrote there"):
+        list(made.files)
+
+
+def test_codes_beyond_the_nearest_have_lengths_of_their_own(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, travel: Travel
+) -> None:
+    """The known wrong version, which takes the lengths of the nearest codes for those of the given ones, is another."""
+    asked = catalogue.night(IndexConfig(metric="l2"))
+    small_files(monkeypatch, 21)
+    travel()
+    right, _ = catalogue.tables(asked, capacity=4)
+    rows = whole(right["semantic_ids"])
+    assert rows["codes"].to_pylist() != rows["nearest_codes"].to_pylist()
+    monkeypatch.setattr(night, "norms_of", lambda vectors, found, given, books: found.norms)
+    wrong, _ = catalogue.tables(asked, capacity=4)
+    assert whole(wrong["semantic_ids"])["residual_norm"] != rows["residual_norm"]
