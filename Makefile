@@ -21,8 +21,8 @@ demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (a
 test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-test-quick: $(VENV)/.dev  ## the tests that need neither Ray nor more than about a second each
-	$(BIN)/python -m pytest -n 3 -m "not slow and not ray" --no-loadscope-reorder
+test-quick: $(VENV)/.dev  ## the tests that need neither Ray, nor an S3 server, nor more than about a second each
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray and not s3" --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## ruff and mypy (strict)
 	$(BIN)/ruff check .

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -34,6 +33,8 @@ os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # An actor more for each worker group, which asks the cloud whether it takes this machine away.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# How often Ray's agents look at every process of the machine, for a dashboard that nobody opens; 5 s by default.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads each only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -51,6 +52,11 @@ def pytest_collection() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # else libraries that count their objects at the end would miss some
 
 
+def _on_ray(nodeid: str) -> bool:
+    path = nodeid.split("::", 1)[0]
+    return path.startswith("tests/distributed/") and not path.endswith("_ranks.py")  # ranks are processes without Ray
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep together what shares costly fixtures, where tests run in several processes: each file, all of Ray's.
@@ -61,23 +67,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Rooms(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.split("::", 1)[0]
-            # Ranks are processes without Ray.
-            on_ray = path.startswith("tests/distributed/") and not path.endswith("_ranks.py")
-            return "ray" if on_ray else path
+            return "ray" if _on_ray(nodeid) else nodeid.split("::", 1)[0]
 
     return Rooms(config, log)
-
-
-def _load(name: str) -> Any:
-    """Load a file beside this one: with import-mode=importlib the tests folder is on no import path."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +79,7 @@ def s3_server() -> Iterator[Any]:
     .endpoint, .make_bucket(name) -> "s3://name", .count_gets() -> [("GET", "/bucket/key")] since .reset_counts().
     Mark tests that use it with `s3`; it is shared by the session, so give buckets a name of your own.
     """
-    moto = _load("moto_server")
+    moto = importlib.import_module("moto_server")
     with moto.MotoServer() as server, moto.aws_environment(server):
         yield server
 
@@ -95,38 +87,52 @@ def s3_server() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def maker() -> Any:
     """The module `release_maker`: writes small releases on a store, and answers for them by brute force."""
-    return _load("release_maker")
+    return importlib.import_module("release_maker")
 
 
 @pytest.fixture(scope="session")
 def segmented() -> Any:
     """The module `segmented`: nights of a catalogue whose index is of segments."""
-    return _load("segmented")
+    return importlib.import_module("segmented")
 
 
 @pytest.fixture(scope="session")
 def read_page() -> Any:
     """Call with a page's bytes: its elements and text; see tests/html_page.py."""
-    return _load("html_page").Page
+    return importlib.import_module("html_page").Page
 
 
 @pytest.fixture(scope="session")
 def expiring() -> Any:
     """The module `expiring`: a store with a clock that the test sets, nights on it, and actors that take turns."""
-    return _load("expiring")
+    return importlib.import_module("expiring")
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Any]:
     """The program that forks Ray's workers and commands; see tests/forked.py."""
     pytest.importorskip("ray")
-    with _load("forked").Forks() as program:
+    with importlib.import_module("forked").Forks() as program:
         yield program
+
+
+_CLUSTER = contextlib.ExitStack()  # what ends the tests' Ray
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """End the tests' Ray after the last test that needs it: its processes look for work many times a second."""
+    try:
+        return (yield)
+    finally:
+        items = item.session.items
+        if _on_ray(item.nodeid) and not any(_on_ray(other.nodeid) for other in items[items.index(item) + 1 :]):
+            _CLUSTER.close()
 
 
 @pytest.fixture(scope="session")
 def ray_session(forks: Any) -> Iterator[None]:
-    """One Ray cluster on this machine for the whole test run; starting one costs seconds, so never one a test.
+    """One Ray cluster on this machine for all tests that need one; starting one costs seconds, so never one a test.
 
     Its workers are forked from a process that has imported what they need. Six logical CPUs on any machine: with as
     many actors as CPUs nothing is left for Ray Data's own tasks and it hangs.
@@ -146,8 +152,9 @@ def ray_session(forks: Any) -> Iterator[None]:
     context = pytest.importorskip("ray.data").DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 120
-    yield
-    ray.shutdown()
+    _CLUSTER.callback(ray.shutdown)
+    with _CLUSTER:
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -155,20 +162,20 @@ def commands(ray_session: None, forks: Any) -> Any:
     """The command line on the session's cluster: .run in this process, .start in one of its own."""
     import ray
 
-    return _load("commands").Commands(ray.get_runtime_context().gcs_address, forks)
+    return importlib.import_module("commands").Commands(ray.get_runtime_context().gcs_address, forks)
 
 
 @pytest.fixture
 def commands_here(stages_here: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command line in this process, with the stages of `stages_here`: .run alone."""
     stages_here.run_stages_here(monkeypatch)
-    return _load("commands").Commands("")
+    return importlib.import_module("commands").Commands("")
 
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Iterator[Any]:
     """Call with (a test file, world, folder): what each rank of its `rank_main` left behind; see tests/ranks.py."""
-    with _load("ranks").RankRunner() as run:
+    with importlib.import_module("ranks").RankRunner() as run:
         yield run
 
 
@@ -204,16 +211,16 @@ def no_onnx() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def racers() -> Any:
     """Call with (a program, how many, its arguments): processes of it, forked from one; see tests/racers.py."""
-    return _load("racers").Racers
+    return importlib.import_module("racers").Racers
 
 
 @pytest.fixture(scope="session")
 def stages_here() -> Any:
     """The module `stages_here`: lets a night's pixels, training and encoding run in this process, without Ray."""
-    return _load("stages_here")
+    return importlib.import_module("stages_here")
 
 
 @pytest.fixture(scope="session")
 def receiving() -> Any:
     """`receiving(*answers)` of the module `http_receiver`: a real server that keeps what it is sent."""
-    return _load("http_receiver").receiving
+    return importlib.import_module("http_receiver").receiving

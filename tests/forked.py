@@ -22,7 +22,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -36,7 +38,8 @@ PLACE = "VISUAL_CODEBOOKS_FORKS"  # the variable by which Ray's workers find the
 FIRST = (
     "torch._dynamo", "torch.utils.tensorboard", "torch.onnx._internal.exporter._core", "onnxscript.optimizer", "pandas",
     "pyarrow.dataset", "pyarrow.fs", "PIL.ImageOps", "prometheus_client", "s3fs", "starlette.datastructures",
-    "pydantic", "jsonschema", "yaml", "click", "requests", "msgpack", "uvloop", "psutil", "tqdm",
+    "pydantic.main", "pydantic.dataclasses", "pydantic.json_schema", "pydantic.types", "jsonschema", "yaml", "click",
+    "requests", "msgpack", "uvloop", "psutil", "tqdm", "filelock", "colorful", "pyarrow.parquet", "pdb",
 )  # fmt: skip
 ABSENT = ("ray", "pipeline", "jobs", "cluster")
 _MOST = 2**20  # bytes of a question
@@ -78,7 +81,7 @@ class Forks:
         made = RayParams.__init__
 
         def with_ours(self: RayParams, *words: Any, **given: Any) -> None:
-            made(self, *words, **{"setup_worker_path": __file__, **given})
+            made(self, *words, **{"setup_worker_path": __file__, "include_log_monitor": False, **given})
 
         os.environ[PLACE] = self._place  # Ray hands the variables of who starts it on to its workers
         RayParams.__init__ = with_ours
@@ -202,8 +205,26 @@ class Task:
             exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv, sys.path[:0] = self.words, [str(Path(kind).parent), *found]
-            runpy.run_path(kind, run_name="__main__")
+            end_at_once_after(lambda: runpy.run_path(kind, run_name="__main__"))
         sys.exit()
+
+
+def end_at_once_after(program: Callable[[], object]) -> NoReturn:
+    """Run a program and end the process without taking all modules apart, which costs a worker seconds of a core."""
+    code: object = None
+    try:
+        program()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001  as Python ends: it is said, then the exit functions run
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def serve(place: str) -> Task:
@@ -268,6 +289,8 @@ if __name__ == "__main__":
         threads = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
         if len(threads) - threads.count("jemalloc_bg_thd") > 1:  # Arrow's allocator starts its own anew in a fork
             raise RuntimeError(f"a process with threads cannot be forked, and it has {threads}; see FIRST")
+        for finalizer in list(weakref.finalize._registry):
+            finalizer.atexit = False  # what this process made is not a fork's to take away
         gc.collect()
         gc.freeze()  # so that no process writes into pages that all share
         serve(sys.argv[2]).run()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from bench_folds import STUDENTS, fastest, fitted_model
+from bench_folds import ALONE, fastest, fitted_model
 from folds_trained import Trained, encoded, texts
 from model_tables import enlarged_table
 from side_by_side import ROOT, write
@@ -165,7 +165,7 @@ def learnt(name: str, pictures: Pictures) -> tuple[np.ndarray, float, dict[str, 
     row, begun = LEARNT[name], time.process_time()
     found = encoded(row, pictures.pixels, pictures.space(LITE0), pictures.labels.tolist(), pictures.known, 0)
     spent = time.process_time() - begun - found.photo_s * len(pictures.pixels)
-    sees = 0.0 if row.preset.startswith(STUDENTS) else 1 / pictures.photos_per_s(LITE0)
+    sees = 0.0 if row.preset.startswith(ALONE) else 1 / pictures.photos_per_s(LITE0)
     vectors = texts(found, pictures.known) if row.space == "words" else found.mean
     return vectors, found.photo_s + sees, {"train_cpu_s": spent}
 

@@ -50,7 +50,7 @@ LAYERS = ("b15", "h")  # ends of stages of EfficientNet-Lite0, the last before t
 CELLS = {"b15": ("b15", 3), "h": ("h", 1), "hx3": ("h", 3)}
 CROP = " crop"  # after a layer's name: of the central square of a photo; else of the whole one, padded
 GRADIENTS = {"hog", "views"}
-STUDENTS = ("distilled", "ridge")  # kinds that do not look at the teacher once they have learnt
+ALONE = ("distilled", "ridge", "vae_hog")  # presets whose models, once trained, look at photos alone
 VIEWS = "descriptor_views_clothing"
 BATCH = 16
 MOST = 128  # components that are fitted; fewer are the first of these
@@ -115,6 +115,7 @@ ROWS: dict[str, Row] = {
         "distilled_clothing", "hx3 crop", more=("train.epochs=10",), licence=LITE0
     ),
     "student, in closed form": Trained("ridge_clothing", "hx3 crop", licence=LITE0),
+    "VAE of gradients, from scratch": Trained("vae_hog_clothing"),
 }
 
 
@@ -330,7 +331,7 @@ def speed(row: Row, features: Features, known: np.ndarray, seed: int) -> float:
     if not isinstance(row, Trained):
         return features.photos_per_s(row.of if isinstance(row, Fused) else ("hx3", "views"))
     photo_s = features.trained(row, known, seed).photo_s
-    if row.preset.startswith(STUDENTS):
+    if row.preset.startswith(ALONE):
         return 1 / photo_s
     return 1 / (photo_s + 1 / features.photos_per_s([row.teacher]))
 

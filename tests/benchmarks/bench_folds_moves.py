@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_folds import BATCH, CELLS, CROP, FLOOR, LITE0, MOST, ROWS, STUDENTS, Features, Fused, digest, shown_photos
+from bench_folds import ALONE, BATCH, CELLS, CROP, FLOOR, LITE0, MOST, ROWS, Features, Fused, digest, shown_photos
 from folds_trained import Trained, rows_of
 from model_measures import preset_config
 from model_tables import folds_moves_table
@@ -83,7 +83,7 @@ def encoder_of(name: str, features: Features, known: np.ndarray) -> tuple[Encode
         ), False
     if isinstance(row, Trained):
         model = features.trained(row, known, SEED).model
-        if row.preset.startswith(STUDENTS):
+        if row.preset.startswith(ALONE):
             return (lambda photos: model_latents(model, photos)), False
         network = network_of(features, row.teacher)
         side = preset_config(row.preset, None).images.size

@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 from bench_segments import DIM, MODEL, PART_ROWS, Watched, base_of, drawn, met, named, rows_of, write_latents
 from made_on import made_on
+from steps import begun, ended
 
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.reader import open_release
@@ -132,16 +133,7 @@ def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
     words = ["--items", str(options.items), "--kind", options.kind, "--queries", str(options.queries)]
     words += ["--profile"] if options.profile and step == "cold" else []
-    command = [sys.executable, __file__, *words, "--folder", str(folder), "--step", step]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    return begun(__file__, words, folder, step)
 
 
 def main() -> None:

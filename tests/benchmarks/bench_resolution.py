@@ -27,13 +27,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages_here import run_stages_here
-
 from jobs.__main__ import main as command
 from pipeline.catalogue import PhotoReader
 from pipeline.errors import PhotoRefused
 from pipeline.images.render import render_products
 from pipeline.storage import open_store
+from stages_here import run_stages_here
 
 FOLDERS = ("pixels", "photos", "latents")
 MEMBERS = {

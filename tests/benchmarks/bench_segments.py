@@ -32,6 +32,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from made_on import made_on  # noqa: E402
+from steps import begun, ended  # noqa: E402
 
 from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index  # noqa: E402
 from pipeline.index.fitted import fit  # noqa: E402
@@ -256,16 +257,7 @@ def met(folder: Path, number: int) -> Callable[[], None]:
 
 def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
     words = ["--rows", str(options.rows), "--kind", options.kind, "--segment-rows", str(options.segment_rows)]
-    command = [sys.executable, __file__, *words, "--folder", str(folder), "--step", step]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    return begun(__file__, words, folder, step)
 
 
 def one_step(options: argparse.Namespace) -> dict[str, Any]:

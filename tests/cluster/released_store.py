@@ -17,9 +17,9 @@ from machines import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
-import stages_here
 from faulty_store import KEY, SECRET, WeedServer
 
+import stages_here
 from cluster.manifests import Manifests
 from jobs.__main__ import main as codebooks
 from pipeline.images.render import render_catalogue

@@ -80,7 +80,8 @@ CASES = [
 TRAINED = [(name, told) for name, told in CASES if MODELS[CONFIGS[name]["kind"]][1].trains]
 COMPARING = {"simclr", "moco_v3", "dino", "distilled"}  # whose losses are about more than single photos
 QUEUEING = {"moco"}
-SIZES = [28, 32, 36, 64]
+SIZES = [28, 36]
+ALL_SIZES = [*SIZES, *(pytest.param(size, marks=pytest.mark.slow) for size in (32, 64))]
 # One model of each sort of network: an export costs seconds, and no network is written twice; what a decoder gives back
 # is in no export.
 BACKBONES = ["vae", "simclr", "mae", "descriptor", "vqvae"]
@@ -200,7 +201,7 @@ def same(first: Latents, second: Latents, tolerance: float = 0.0) -> None:
         assert torch.equal(first.codes, second.codes)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ALL_SIZES)
 @pytest.mark.parametrize(("name", "told"), CASES)
 class TestModel:
     def test_shapes_types_and_ranges(self, name: str, told: bool, size: int) -> None:
@@ -255,7 +256,7 @@ class TestModel:
         torch.testing.assert_close(backwards.mean.flip(0), whole.mean, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ALL_SIZES)
 @pytest.mark.parametrize(("name", "told"), TRAINED)
 class TestTraining:
     def test_every_parameter_learns_and_no_buffer_has_a_gradient(self, name: str, told: bool, size: int) -> None:
@@ -305,7 +306,7 @@ class TestTraining:
 
 # That each size has its gradients is seen above; what a training repeats is the same at every size.
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "told"), TRAINED)
 class TestRepeating:
     def test_two_trainings_have_the_same_bits(self, name: str, told: bool, size: int) -> None:
@@ -330,7 +331,7 @@ class TestRepeating:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "told"), TRAINED)
 def test_training_lowers_the_loss(name: str, told: bool, size: int) -> None:
     if CONFIGS[name]["kind"] in QUEUEING:

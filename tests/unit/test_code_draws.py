@@ -126,6 +126,7 @@ def test_samples_of_a_prior_have_its_nats_and_independent_ones_have_more():
     assert float(prior.nats(alone).detach().mean()) > own + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [PixelCNNConfig(width=8, layers=2), TransformerConfig(width=8, layers=1)], ids=["pixelcnn", "transformer"]
 )

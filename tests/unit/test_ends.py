@@ -60,6 +60,7 @@ def test_the_object_is_ascii_and_json_whatever_is_in_it(fake: Any, capsys: pytes
     assert answer["published"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "cp1252"])
 def test_terminals_of_any_encoding_get_every_word(tmp_path: Path, encoding: str) -> None:
     line = '"$PY" -m jobs releases --json "store=$STORE"'
@@ -70,6 +71,7 @@ def test_terminals_of_any_encoding_get_every_word(tmp_path: Path, encoding: str)
     assert "\\U0001f600" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "said"),
     [

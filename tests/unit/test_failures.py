@@ -249,6 +249,7 @@ def test_a_bucket_that_refused_all_that_was_asked_of_it_is_closed() -> None:
         two.check(failed(OTHER, "forbidden", 500), asked={BUCKET: 700, OTHER: 500})
 
 
+@pytest.mark.slow
 def test_every_reason_that_the_code_gives_is_in_the_vocabulary() -> None:
     said = set()
     for path in (ROOT / "pipeline").rglob("*.py"):

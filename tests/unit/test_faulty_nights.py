@@ -6,10 +6,8 @@ The server is real and so is everything but Ray, whose stages run in this proces
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stages_here as HERE
+from benchmarks import faulty_store as FAULTY
 from jobs.__main__ import main
 from pipeline.parts import read_part
 from pipeline.release import read_head, read_manifest
@@ -30,19 +30,6 @@ pytestmark = [pytest.mark.s3, pytest.mark.slow]
 TESTS = Path(__file__).resolve().parents[1]
 PHOTOS = 20
 PHOTO = r"/photos/\d+\.png$"
-
-
-def load(name: str) -> Any:
-    """Return a module beside the tests."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{Path(name).stem}", TESTS / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-HERE, FAULTY = load("stages_here.py"), load("benchmarks/faulty_store.py")
 
 
 def picture(number: int, version: int = 1) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,9 @@ import torch
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
+import foreign_files as FILES
 from pipeline.errors import ConfigError, InputError, NotFound
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = load("foreign_files.py")
 loaded, parsed, graph_file = FILES.loaded, FILES.parsed, FILES.graph_file
 VIT = {"source": "timm", "architecture": "test_vit", "output": "pooled"}
 

@@ -4,7 +4,6 @@ passes written out here in plain torch; no file of theirs is at hand. Architectu
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import foreign_files as FILES
 from pipeline.errors import InputError
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = load("foreign_files.py")
 PLAIN, loaded, normalised, parsed, photos = FILES.PLAIN, FILES.loaded, FILES.normalised, FILES.parsed, FILES.photos
 WIDTH, HEADS, DEPTH = 32, 2, 2
 Tensors = dict[str, Tensor]

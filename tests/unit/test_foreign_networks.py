@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torchvision
 from onnx import TensorProto
 from torchvision.models.feature_extraction import create_feature_extractor
 
+import foreign_files as FILES
 from pipeline.errors import ConfigError
 from pipeline.models import Batch, build_model, load_bundle, save_bundle
 from pipeline.models.bundle import resolved_config
@@ -24,17 +24,6 @@ from pipeline.models.frozen import FrozenConfig
 from pipeline.models.frozen_loading import load_frozen
 from pipeline.storage import open_store
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = load("foreign_files.py")
 PLAIN, SIZE = FILES.PLAIN, FILES.SIZE
 graph_file, loaded, normalised = FILES.graph_file, FILES.loaded, FILES.normalised
 parsed, photos, random_timm = FILES.parsed, FILES.photos, FILES.random_timm

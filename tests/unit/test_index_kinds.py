@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,30 @@ def test_features_of_another_index_are_refused(made: dict[str, BuiltIndex], item
     for wrong in (b"", b"\x93NUMPY nonsense", features_bytes(items.mean)[:-5]):
         with pytest.raises(IntegrityError, match="not a file of features"):
             read_features(wrong)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 12_345])
+def test_features_are_read_as_numpy_reads_them_but_without_pythons_parser(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = np.random.default_rng(rows).normal(size=(rows, 7)).astype(np.float32)
+    data = features_bytes(given)
+    (tmp_path / "f.npy").write_bytes(data)
+    np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), given)  # anybody can read it
+
+    def parse(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch (before=39, after=36)")
+
+    monkeypatch.setattr(ast, "parse", parse)
+    with pytest.raises(SystemError):
+        np.load(tmp_path / "f.npy")
+    for source in (data, memoryview(data), tmp_path / "f.npy", str(tmp_path / "f.npy")):
+        found = read_features(source)
+        np.testing.assert_array_equal(found, given)
+        assert found.dtype == np.float32
+        assert not found.flags.writeable
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        read_features(tmp_path / "absent.npy")
 
 
 def test_what_this_faiss_or_this_version_cannot_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ def test_copies_are_seen_where_most_rows_have_them(each: int, jitter: float, cop
     assert copies_among(plane) == 0
 
 
+@pytest.mark.slow
 def test_codes_are_tuned_and_measured_without_the_copies_of_what_asks() -> None:
     """The old way, by rows whose near copies answer them, says more than photos find that have none."""
     items = in_families(700, 12, 16, 0.05)

@@ -312,6 +312,7 @@ def trained_whole(store: Store) -> Whole:
     return Whole(weights(loop.run()), curves(seen), logged(store))
 
 
+@pytest.mark.slow
 def test_two_trainings_with_everything_on_give_the_same_curves(whole, store):
     assert trained_whole(store) == whole
     seen, scalars = whole.curves, whole.logged
@@ -398,6 +399,7 @@ def test_batch_norms_on_several_cpu_ranks_are_refused():
     Ranks(0, 2).place(TinyAutoencoder(batch_norm=False))
 
 
+@pytest.mark.slow
 def test_bf16_and_clipping_train(store):
     loop_over(store, config(precision="bf16", grad_clip=0.01, optimiser="sgd")).run()
 

@@ -355,6 +355,7 @@ def test_a_launchers_file_without_its_head_is_refused() -> None:
     assert any("min_workers 99 is above" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_what_kustomize_makes_of_the_overlays() -> None:
     """The whole chain where its tools are: rendered, strict schemas, our rules; a typo deep inside is refused."""
     kubectl = shutil.which("kubectl")

@@ -79,6 +79,7 @@ def looked_at(tonight: Tonight) -> Looked:
     return found
 
 
+@pytest.mark.slow
 def test_each_view_is_of_its_own_photo(shown: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nightly, "SECOND", 20)
     found = looked_at(shown.tonight)

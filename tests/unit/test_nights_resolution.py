@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+import foreign_files as FILES
 from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
@@ -94,13 +94,7 @@ def parts(store: Store, kind: str) -> Counter[str]:
 
 def pretrained(shop: Path, read_out: str) -> list[str]:
     """Return the words for a small network that sees central squares of 24 pixels."""
-    path = Path(__file__).parents[1] / "foreign_files.py"
-    spec = importlib.util.spec_from_file_location("foreign_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    files = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(files)
-    files.graph_file(shop / "network.onnx", size=24)
+    FILES.graph_file(shop / "network.onnx", size=24)
     preprocessing = "{size: 24, fit: crop, resample: bicubic, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25]}"
     return [
         "model.kind=pretrained", f"model.weights={shop / 'network.onnx'}", "model.source=onnx", "model.output=maps",

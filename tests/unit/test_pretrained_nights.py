@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import foreign_files as FILES
+import stages_here as HERE
 from jobs.__main__ import main
 from pipeline.images import ImagesConfig, decode
 from pipeline.images.render import render_products
@@ -21,18 +21,6 @@ from pipeline.reader import open_release
 from pipeline.storage import open_store
 
 PHOTOS = 24
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_tests_{Path(name).stem}", Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES, HERE = load("foreign_files.py"), load("stages_here.py")
 
 
 @pytest.mark.slow

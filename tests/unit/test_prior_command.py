@@ -109,6 +109,7 @@ def first(prior: Command, trainings: list[int]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_prior_knows_more_than_frequencies_and_they_more_than_nothing(first: dict[str, Any]):
     nats = {name.removeprefix("nats_per_code/"): value for name, value in nats_of(first).items()}
     assert nats["prior"] == pytest.approx(math.log(8) / 16, abs=0.1)
@@ -122,6 +123,7 @@ def test_the_prior_knows_more_than_frequencies_and_they_more_than_nothing(first:
     assert first["run"] == "night"
 
 
+@pytest.mark.slow
 def test_cells_alone_are_less_like_photos_than_what_the_prior_draws(first: dict[str, Any], prior: Command):
     found = {name: value for name, value in first["measures"].items() if name not in nats_of(first)}
     kinds = ("samples", "independent", "held_out")
@@ -200,6 +202,7 @@ def test_a_second_run_finds_the_prior_and_starts_no_ray(first: dict[str, Any], p
     assert len(trainings) == before
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_release_it_began_with(prior: Command, store_url: str, maker: Any):
     """Stopped before its end, then the channel moves on."""
 
@@ -234,6 +237,7 @@ def test_by_category_every_category_has_a_row(first: dict[str, Any], prior: Comm
     assert (hats["sample_rows"], hats["counts"]["samples"], hats["trained"]) == ([], 3, False)
 
 
+@pytest.mark.slow
 def test_nothing_held_out_leaves_nothing_to_compare_by(prior: Command):
     found = prior("--run", "all", "prior.train.validation=0", "prior.train.epochs=1", "--samples", "1")
     assert set(found["measures"]) == {"nats_per_code/samples", "nats_per_code/independent"}
@@ -241,6 +245,7 @@ def test_nothing_held_out_leaves_nothing_to_compare_by(prior: Command):
     assert "was not measured: 0 photos are held out (one an item); at least 50 are needed" in found["text"]
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_features_has_outliers_and_no_pictures(prior: Command, store_url: str, maker: Any):
     store = open_store(store_url)
     base = json.loads(store.get("releases/vq-0123456789ab/manifest.json"))["model_id"]

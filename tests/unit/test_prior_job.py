@@ -68,6 +68,7 @@ def test_a_rank_alone_trains_and_saves_the_prior(store: Store):
     assert list(store.list("runs/night/tensorboard/"))
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_continued_to_the_same_prior(store: Store):
     undisturbed = job(store).run_rank(Ranks())
     store.delete(f"priors/by-key/{KEY}.json")

@@ -182,6 +182,7 @@ def test_categories_are_heard(name: str):
     assert torch.equal(plain.nats(codes, torch.tensor([0, 1, 2, 3, 9])), plain.nats(codes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PRIORS)
 def test_a_category_lowers_the_nats_of_its_codes(kind: str):
     rng = np.random.default_rng(0)

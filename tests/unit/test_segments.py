@@ -72,6 +72,7 @@ def test_random_nights_answer_as_a_full_build_of_an_exact_kind(
     assert verify_release(held.store, manifest.release_id).problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds_here(IndexConfig()))
 def test_every_kind_gives_k_living_rows_and_never_a_dead_one(
     segmented: Any, maker: Any, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

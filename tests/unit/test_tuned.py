@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+import foreign_files as FILES
 from pipeline.errors import ConfigError
 from pipeline.images import ImagesConfig
 from pipeline.losses import nt_xent, sup_con
@@ -21,18 +21,6 @@ from pipeline.schema import plan_schema
 from pipeline.storage import Files, open_store
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimisers import build_optimiser
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).parents[1] / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = load("foreign_files.py")
 
 
 @pytest.fixture(scope="module")
