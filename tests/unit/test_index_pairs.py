@@ -15,7 +15,7 @@ from pipeline.index.filling import filling, train
 from pipeline.index.kinds import KINDS, candidate_kinds
 from pipeline.index.segments import most_rows
 
-ROWS, DIM, K = 2_000, 5, 10
+ROWS, DIM, K = 1_500, 5, 10
 METRICS = [
     ("kl", "query_median"),
     ("reverse_kl", "none"),
@@ -133,11 +133,11 @@ def test_negative_control_words_of_the_terms_as_they_lie() -> None:
 
 
 def test_files_are_the_same_whatever_the_blocks_and_follow_the_seed() -> None:
-    items = gaussians(1_500)
+    items = gaussians(800)
     asked = config("jeffreys")
     whole, pieces, other = (
         faiss.serialize_index(filled(each, items, block=block)).tobytes()
-        for each, block in ((asked, 1_500), (asked, 400), (config("jeffreys", seed=1), 1_500))
+        for each, block in ((asked, 800), (asked, 300), (config("jeffreys", seed=1), 800))
     )
     assert whole == pieces != other
 
