@@ -15,8 +15,7 @@ from .codes import photos_with_code
 from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
-from .filling import filling
-from .gpu import train
+from .filling import filling, train
 from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
@@ -255,8 +254,8 @@ def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -
     check_installed(name)
     index = kind.make(features.shape[1], geometry, len(features), config)
     if not index.is_trained:
-        train(index, training_rows(features, config), gpu=config.gpu == "auto")
-    filled = filling(name, index, config)
+        train(name, index, training_rows(features, config), metric, config)
+    filled = filling(name, index, metric, config)
     for start in range(0, len(features), ADD_BLOCK):
         filled.add(features[start : start + ADD_BLOCK])
     return filled.finished()

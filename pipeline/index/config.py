@@ -17,7 +17,7 @@ class IndexConfig(BaseModel):
     count, `query_median` those of the query that are surer than its median, `catalogue_median` those that are over the
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos, `cagra` one that GPUs draw, refused where FAISS sees none; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq`
-    and the graph `hnsw_sq8` hold codes in memory, whose
+    (of divergences `ivf_pairs`) and the graph `hnsw_sq8` hold codes in memory, whose
     candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib`
     and takes by what they measure. m, ef_construction: links a node and candidates looked at while a graph is built.
     target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; all others but `flat` to the lower
@@ -35,7 +35,9 @@ class IndexConfig(BaseModel):
 
     metric: Literal["l2", "cosine", "kl", "reverse_kl", "jeffreys", "w2", "codes", "codes_hamming"] = "cosine"
     mask: Literal["none", "query_median", "catalogue_median"] = "none"
-    kind: Literal["flat", "hnsw", "cagra", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "auto"] = "flat"
+    kind: Literal[
+        "flat", "hnsw", "cagra", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "ivf_pairs", "auto"
+    ] = "flat"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
     target_recall: float = Field(default=0.98, gt=0.0, le=1.0)
@@ -70,6 +72,15 @@ class IndexConfig(BaseModel):
                 f"kind {self.kind} does not go with metric {self.metric}, mask {self.mask}: a graph over the terms of "
                 "its inner product loses most neighbours; take kind flat, or metric w2, l2 or cosine without "
                 "query_median"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_of_gaussians(self) -> IndexConfig:
+        if self.kind == "ivf_pairs" and not (self._cancels() or self.mask == "query_median"):
+            raise ValueError(
+                f"kind ivf_pairs does not go with metric {self.metric}, mask {self.mask}: its codes are of the means "
+                "and variances that kl, reverse_kl, jeffreys or a query_median compare; take kind ivf_sq8 or ivf_pq"
             )
         return self
 

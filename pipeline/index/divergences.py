@@ -27,7 +27,7 @@ from .gaussians import (
 )
 from .latents import Float32, Float64, LatentArrays
 from .means import l2_rounding, l2_score
-from .metric import Metric, float32_error
+from .metric import Apart, Metric, float32_error
 
 _BLOCK = 1 << 14  # rows converted to float64 at a time
 _VAR_FLOOR, _VAR_CEILING = math.exp(LOG_VAR_FLOOR), math.exp(LOG_VAR_CEILING)
@@ -95,6 +95,9 @@ def _as_metric(name: str, form: _Form, kept_by: Callable[[Gaussian], Kept], *, f
         dim = (features.shape[-1] - 1) // (terms - 1) if folded else features.shape[-1] // terms
         return form.recover(tuple(features[..., at * dim : (at + 1) * dim] for at in range(terms)))
 
+    def terms(latents: LatentArrays) -> Float32:
+        return np.stack(form.item(gaussian(latents)), axis=-1).astype(np.float32)
+
     def value(total: Float64) -> Float64:
         total = np.maximum(total, 0.0)
         return 0.0 - (np.sqrt(total) if form.rooted else total)  # 0.0 -: no negative zero
@@ -127,6 +130,7 @@ def _as_metric(name: str, form: _Form, kept_by: Callable[[Gaussian], Kept], *, f
         rounding=rounding,
         barycentre=form.centre,
         cancels=True,
+        apart=Apart(len(form.query(Gaussian(np.zeros((0, 0)), np.zeros((0, 0))))) + 1, folded, terms, recover),
     )
 
 
@@ -269,6 +273,7 @@ W2 = replace(  # the L2 distance of (mean, deviation): no terms that cancel
     score=l2_score,
     rounding=l2_rounding,
     cancels=False,
+    apart=None,
 )
 
 QUERY_MEDIAN = {

@@ -14,8 +14,11 @@ import numpy as np
 from .config import IndexConfig
 from .faiss_module import load_faiss
 from .gpu import Centroids, graph_of, inverted_file, num_gpus
+from .gpu import train as train_index
 from .kinds import KINDS
 from .latents import Float32
+from .metric import Metric
+from .pairs import PairWords, train_pairs
 
 _LEAST_GRAPH = 1 << 13  # the CPU links fewer rows within seconds, and copying tiny graphs from a GPU hangs,
 _LINKS = 4  # and so many times the links that are looked at have to be there
@@ -34,8 +37,18 @@ class Filling(ABC):
         """Return the CPU index, with all rows; nothing is added after it."""
 
 
-def filling(kind: str, index: Any, config: IndexConfig) -> Filling:
-    """Return what fills an empty CPU index of a kind, which is trained."""
+def train(kind: str, index: Any, rows: Float32, metric: Metric, config: IndexConfig) -> None:
+    """Train an empty CPU index of a kind on features [n, f] of a metric."""
+    if KINDS[kind].of_gaussians:
+        train_pairs(index, rows, metric, seed=config.seed)
+    else:
+        train_index(index, rows, gpu=config.gpu == "auto")
+
+
+def filling(kind: str, index: Any, metric: Metric, config: IndexConfig) -> Filling:
+    """Return what fills an empty CPU index of a kind, which is trained, with features of a metric."""
+    if KINDS[kind].of_gaussians:
+        return _Pairs(index, metric)
     if KINDS[kind].on_gpu:
         return _Graph(index, config)
     if inverted_file(index) is not None and config.gpu == "auto" and num_gpus() > 0:
@@ -54,6 +67,17 @@ class _Plain(Filling):
 
     def finished(self) -> Any:
         return self._index
+
+
+class _Pairs(_Plain):
+    """Rows of Gaussians, of which the words of each latent are stored."""
+
+    def __init__(self, index: Any, metric: Metric) -> None:
+        super().__init__(index)
+        self._words = PairWords(index, metric)
+
+    def add(self, rows: Float32) -> None:
+        self._words.add(rows)
 
 
 class _InCells(Filling):

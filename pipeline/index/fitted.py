@@ -22,7 +22,7 @@ from ..storage import Store
 from .codes import photos_with_code
 from .config import IndexConfig
 from .faiss_module import load_faiss
-from .gpu import train
+from .filling import train
 from .kinds import KINDS, check_installed, enough_rows, rows_to_train
 from .latents import Float32, LatentArrays
 from .metric import Metric
@@ -142,7 +142,7 @@ def _trained(metric: Metric, kind: str, latents: LatentArrays, rows: int, config
     features: Float32 = metric.item_features(latents.take(np.sort(drawn)))
     index = _empty(metric, kind, features.shape[1], rows, config)
     if not index.is_trained:
-        train(index, enough_rows(features), gpu=config.gpu == "auto")
+        train(kind, index, enough_rows(features), metric, config)
     data: bytes = load_faiss().serialize_index(index).tobytes()
     return data
 

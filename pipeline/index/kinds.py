@@ -13,7 +13,9 @@ from .config import IndexConfig
 from .faiss_module import load_faiss
 from .gpu import draws_graphs, num_gpus
 from .latents import Float32, LatentArrays
-from .metrics import fitted_metric
+from .metric import Apart
+from .metrics import METRICS, fitted_metric
+from .pairs import WORDS, apart_of, empty_pairs
 
 _TRAINED_ON = 64  # rows a cell (or a codeword) that a trained part is fitted to
 _LEAST_TRAINED_ON = 1 << 14
@@ -31,7 +33,8 @@ class Kind:
     the exact features lie beside it. by_unseen: whether its own rows are found more easily than others, a graph being
     entered next to them, so that it is tuned and measured by queries left out of it. tuned: what trades recall for
     time, in the order it is walked. on_gpu: whether GPUs make it, of all rows at once, into what `make` gives; what
-    they do for other kinds changes no file's form.
+    they do for other kinds changes no file's form. of_gaussians: whether its codes are of the mean and variance of each
+    latent, for metrics whose features are of single latents (`Metric.apart`) alone.
     """
 
     make: Callable[[int, int, int, IndexConfig], Any]
@@ -43,6 +46,7 @@ class Kind:
     by_unseen: bool = False
     tuned: tuple[str, ...] = ()
     on_gpu: bool = False
+    of_gaussians: bool = False
 
 
 def cells_of(rows: int) -> int:
@@ -108,6 +112,27 @@ def _make_ivf_pq(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
     wide = _even(dim)
     key = f"IVF{cells_of(rows)},PQ{wide // 2}x4fs"
     return _rotated(dim, load_faiss().index_factory(wide, key, metric), config)
+
+
+def _apart_of(config: IndexConfig) -> Apart | None:
+    """Return how the features of a config's metric lie, where they are of single latents; None where they are not."""
+    if config.metric not in METRICS:
+        return None
+    zeros = np.zeros((1, 2), np.float32)
+    mask = "none" if config.mask == "catalogue_median" else config.mask
+    return fitted_metric(config.metric, mask, LatentArrays(mean=zeros, log_var=zeros)).apart
+
+
+def _make_ivf_pairs(dim: int, metric: int, rows: int, config: IndexConfig) -> Any:
+    apart = apart_of(_apart_of(config), config.metric)
+    return empty_pairs(apart.dim(dim), apart, dim, cells_of(rows))
+
+
+def _ivf_pairs_bytes(dim: int, rows: int, config: IndexConfig) -> float:
+    apart = apart_of(_apart_of(config), config.metric)
+    latents = apart.dim(dim)
+    parts = 4.0 * latents * apart.count * (WORDS + cells_of(rows) + 1) + 16 * cells_of(rows)
+    return latents + 8.0 + parts / max(1, rows)
 
 
 def _with_parts(code: Callable[[int], float], *, cells: bool = False) -> Callable[[int, int, IndexConfig], float]:
@@ -177,6 +202,15 @@ KINDS: Mapping[str, Kind] = {
         lossy=True,
         tuned=("candidates", "nprobe"),
     ),
+    "ivf_pairs": Kind(
+        make=_make_ivf_pairs,
+        row_bytes=_ivf_pairs_bytes,
+        filters=True,
+        mmap=True,
+        lossy=True,
+        tuned=("candidates", "nprobe"),
+        of_gaussians=True,
+    ),
 }
 
 
@@ -217,8 +251,16 @@ def kinds_here(config: IndexConfig) -> tuple[str, ...]:
     """Return the kinds that the installed FAISS can build on this machine."""
     gpus = config.gpu == "auto" and draws_graphs()
     return tuple(
-        name for name, kind in KINDS.items() if kind.lowest_faiss <= faiss_version() and (gpus or not kind.on_gpu)
+        name
+        for name in kinds_for(config)
+        if KINDS[name].lowest_faiss <= faiss_version() and (gpus or not KINDS[name].on_gpu)
     )
+
+
+def kinds_for(config: IndexConfig) -> tuple[str, ...]:
+    """Return the kinds that can hold what a config's metric compares."""
+    gaussians = _apart_of(config) is not None
+    return tuple(name for name, kind in KINDS.items() if gaussians or not kind.of_gaussians)
 
 
 def faiss_version() -> tuple[int, ...]:

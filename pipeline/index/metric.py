@@ -14,6 +14,25 @@ _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of pairs
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """How the features of a metric of Gaussians are made of its latents, each by itself, for codes of single latents.
+
+    count: terms a latent, t; feature a * d + j is term a of latent j. folded: whether of the last term there is only
+    the sum over latents, feature (t - 1) d. terms: latents [n, d] -> float32 [n, d, t]. recover: features [n, f] ->
+    the mean and log variance that they are of, [n, d], also where a mask keeps only some latents in them.
+    """
+
+    count: int
+    folded: bool
+    terms: Callable[[LatentArrays], Float32]
+    recover: Callable[[Float32], LatentArrays]
+
+    def dim(self, width: int) -> int:
+        """Return d of f features."""
+        return (width - 1) // (self.count - 1) if self.folded else width // self.count
+
+
+@dataclass(frozen=True, slots=True)
 class Metric:
     """One way to compare photos.
 
@@ -26,7 +45,8 @@ class Metric:
     query features [q, f] -> how far float32 can have moved each value. barycentre: latents [n] and weights
     float64 [n] -> the one query [1] nearest to all of them. cancels: whether large terms of FAISS's sum cancel, so that
     a search must look past its k rows until none behind them can be nearer. width: f, where the metric was fitted to
-    the codes of a catalogue, and means of any width do not matter to it; None where f follows from d.
+    the codes of a catalogue, and means of any width do not matter to it; None where f follows from d. apart: where
+    features are inner products of terms of single latents, how they lie.
     """
 
     name: str
@@ -42,6 +62,7 @@ class Metric:
     barycentre: Callable[[LatentArrays, Float64], LatentArrays]
     cancels: bool = False
     width: int | None = None
+    apart: Apart | None = None
 
     def exact(self, queries: LatentArrays, items: LatentArrays) -> Float64:
         """Return the exact score of every query against every item, float64 [q, n], without FAISS."""

@@ -56,6 +56,12 @@ class _Masked:
     numbers: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 
+def _opened_again(store: Store, cache: FileCache, manifest: Manifest, delisted: Delisted) -> OpenedRelease:
+    opened = OpenedRelease(store, cache, manifest, None)
+    opened.mask(delisted)
+    return opened
+
+
 class OpenedRelease:
     """An open release; immutable but for what is delisted, and safe to use from several threads and in forked children.
 
@@ -94,6 +100,10 @@ class OpenedRelease:
         self._sids: SidTable | None = None
         self._encoder: PhotoEncoder | None = None
         renewed_in_children(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what it was opened with; the process at the other end maps the files from its own cache."""
+        return _opened_again, (self._store, self._cache, self.manifest, self._masked.delisted)
 
     def renew_after_fork(self) -> None:
         """Forget the encoder, whose session's threads stay with the parent; the next query by photo makes its own."""

@@ -37,7 +37,7 @@ from .features_file import SUFFIX, Source
 from .filling import Filling, filling
 from .fitted import Fitted
 from .gather import gather_latents
-from .kinds import KINDS
+from .kinds import KINDS, kinds_for
 from .search import SearchIndex, open_index
 from .segmented import SegmentedIndex
 
@@ -83,7 +83,7 @@ def segments_of(manifest: Manifest) -> tuple[Segment, ...]:
 
 def most_rows(width: int, config: IndexConfig) -> int:
     """Return how many rows of `width` features a segment has at most, by the config and by what one PUT takes."""
-    names = KINDS if config.kind == "auto" else (config.kind,)
+    names = kinds_for(config) if config.kind == "auto" else (config.kind,)
     widest = max(KINDS[name].row_bytes(width, config.segment_rows, config) for name in names)
     return max(1, min(config.segment_rows, int(MOST_BYTES / max(4.0 * width, widest))))
 
@@ -146,7 +146,7 @@ def _fill(task: SegmentTask, index_path: Path, features_path: Path | None) -> No
             features = task.fitted.features(latents)
             if filled is None:
                 index = task.fitted.empty_index(features.shape[1], task.config)
-                filled = filling(task.fitted.kind, index, task.config)
+                filled = filling(task.fitted.kind, index, metric, task.config)
                 shape = (rows.num_rows, features.shape[1])
                 if features_path is not None:
                     np.lib.format.write_array_header_1_0(

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..index.latents import Float64, Rows
+from .answered import Answered, best, joined
 from .baskets import Baskets, ranges_of
-from .fusing import Answered, best, joined
 from .lists import NeighbourLists
+from .spreading import Spread
 
 REACH = 10  # neighbours of each item that a profile names too
 _SHARD = 1 << 22  # entries of profiles that are held at a time: 50 MB, and as much again in another order
@@ -75,26 +76,41 @@ class ProfileFile:
         starts = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *self._counts]))])
         if not starts[-1]:
             return Profiles(starts.astype(np.int64), np.empty(0, np.int32), np.empty(0))
-        items = np.memmap(self._items, np.int32, "r")
-        return Profiles(starts.astype(np.int64), items, np.memmap(self._values, np.float64, "r"))
+        # As plain arrays over the mapping: those travel as a file, a memmap's own class would be packed.
+        items = np.asarray(np.memmap(self._items, np.int32, "r"))
+        return Profiles(starts.astype(np.int64), items, np.asarray(np.memmap(self._values, np.float64, "r")))
 
 
-def fellows(profiles: Profiles, num_items: int, top: int, *, shard: int = _SHARD) -> Iterator[Answered]:
+@dataclass(frozen=True, slots=True)
+class _Among:
+    """What shards of customers share. ranges: the shards."""
+
+    profiles: Profiles
+    ranges: list[tuple[int, int]]
+    num_items: int
+    top: int
+
+
+def fellows(profiles: Profiles, num_items: int, top: int, spread: Spread, *, shard: int = _SHARD) -> Iterator[Answered]:
     """Yield for every customer the `top` others with the largest cosine above 0, shard by shard in order.
 
     Ties go to the lower customer. Every pair of customers that share an entry is looked at, exactly; two shards are
-    held at a time.
+    held at a time. spread: says where the shards are done.
     """
     ranges = ranges_of(profiles.starts, shard)
-    for first, last in ranges:
-        asking = profiles.part(first, last)
-        found = Answered(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-        for low, high in ranges:
-            postings = _Postings(profiles.part(low, high), num_items)
-            near = joined([postings.nearest(asking, customer, first, low, top) for customer in range(last - first)])
-            both = joined([found, near])
-            found = best(both.who, both.what, both.scores, top)
-        yield found
+    return spread(_fellows_of, _Among(profiles, ranges, num_items, top), ranges, len(ranges))
+
+
+def _fellows_of(among: _Among, asked: tuple[int, int]) -> Answered:
+    first, last = asked
+    asking = among.profiles.part(first, last)
+    found = Answered(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    for low, high in among.ranges:
+        postings = _Postings(among.profiles.part(low, high), among.num_items)
+        near = joined([postings.nearest(asking, customer, first, low, among.top) for customer in range(last - first)])
+        both = joined([found, near])
+        found = best(both.who, both.what, both.scores, among.top)
+    return found
 
 
 class _Postings:

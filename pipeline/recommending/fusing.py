@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ..index.fusion import RRF_K, reciprocal_ranks
-from ..index.latents import Float64, Rows
+from ..index.latents import Rows
 from ..index.opened import OpenedRelease
-from ..ordering import positions_in_runs
+from .answered import Answered, best, joined
 from .baskets import Baskets, ranges_of
 from .config import RecommendConfig
 from .lists import NeighbourLists
@@ -17,22 +15,6 @@ from .lists import NeighbourLists
 _ENTRIES = (
     1 << 15
 )  # of lists that are fused at a time: what stays in a processor's caches, three times as fast as 2 million
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """Rows of a table of answers: who [n] asked, what [n] was found, its score [n]; in order of who, best first."""
-
-    who: Rows
-    what: Rows
-    scores: Float64
-
-    @property
-    def places(self) -> Rows:
-        """Each row's place among those of the same asker, from 1."""
-        starts = np.ones(len(self.who), np.bool_)
-        starts[1:] = self.who[1:] != self.who[:-1]
-        return positions_in_runs(starts) + 1
 
 
 def offers(release: OpenedRelease, lists: NeighbourLists, baskets: Baskets, config: RecommendConfig) -> Answered:
@@ -52,23 +34,6 @@ def offers(release: OpenedRelease, lists: NeighbourLists, baskets: Baskets, conf
         order = np.argsort(whole.who, kind="stable")
         found.append(Answered(whole.who[order], whole.what[order], whole.scores[order]))
     return joined(found)
-
-
-def joined(parts: list[Answered]) -> Answered:
-    """Return answers one behind the other."""
-    return Answered(
-        who=np.concatenate([np.empty(0, np.int64), *(part.who for part in parts)]),
-        what=np.concatenate([np.empty(0, np.int64), *(part.what for part in parts)]),
-        scores=np.concatenate([np.empty(0), *(part.scores for part in parts)]),
-    )
-
-
-def best(who: Rows, what: Rows, scores: Float64, top: int) -> Answered:
-    """Return the `top` rows of every asker, best first, ties to the lower `what`."""
-    order = np.lexsort((what, -scores, who))
-    answers = Answered(who[order], what[order], scores[order])
-    kept = answers.places <= top
-    return Answered(answers.who[kept], answers.what[kept], answers.scores[kept])
 
 
 def _fused(

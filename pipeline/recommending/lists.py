@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy as np
 from ..index.groups import GroupHits
 from ..index.latents import Rows
 from ..index.opened import OpenedRelease
+from .answered import Answered, joined
+from .spreading import Spread
 
 _BLOCK = 256  # items that ask at once
-
-ItemAnswers = Callable[[Rows, list[GroupHits]], None]  # items [b], and the answer to each
+_RANGE = 64 * _BLOCK  # items of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +35,61 @@ class NeighbourLists:
         return np.asarray(self.near[self.line[items], :length], np.int64)
 
 
-def find_lists(
-    release: OpenedRelease, asked: np.ndarray, length: int, top: int, path: Path, answered: ItemAnswers
-) -> NeighbourLists:
-    """Ask the release for the nearest items of each of its items, block by block, itself left out.
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What ranges of items share. asked: bool [items], which need `length` neighbours; the others need `top`."""
 
-    asked: bool [items], which need `length` neighbours and a line; the others are asked for `top`. path: of the file of
-    the lines. answered: called with each block in order, with `top` neighbours an item.
+    release: OpenedRelease
+    asked: np.ndarray
+    length: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of a range of items: near int32 [asked in it, length], -1 behind the last; answers: `top` of each, all items'."""
+
+    near: np.ndarray
+    answers: Answered
+
+
+def find_lists(asking: Asking, path: Path, answered: Callable[[Answered], None], spread: Spread) -> NeighbourLists:
+    """Ask the release for the nearest items of each of its items, itself left out, range by range.
+
+    path: of the file of the lines, one for each item that is asked. answered: called with the `top` neighbours of each
+    range of items, in order. spread: says where the ranges are done.
     """
-    count = len(release.items)
-    length = max(1, min(length, count - 1))
-    lines = np.flatnonzero(asked)
+    count = len(asking.release.items)
+    asking = replace(asking, length=max(1, min(asking.length, count - 1)))
+    lines = np.flatnonzero(asking.asked)
     line = np.full(count, -1, np.int32)
     line[lines] = np.arange(len(lines))
-    near = np.memmap(path, np.int32, "w+", shape=(max(1, len(lines)), length))
+    near = np.memmap(path, np.int32, "w+", shape=(max(1, len(lines)), asking.length))
     near[:] = -1
-    for start in range(0, count, _BLOCK):
-        items = np.arange(start, min(start + _BLOCK, count))
-        answers: dict[int, GroupHits] = {}
-        for wanted, depth in ((items[asked[items]], max(length, top)), (items[~asked[items]], top)):
-            answers |= zip(wanted.tolist(), nearest_others(release, wanted, depth), strict=True)
-        for item in items[asked[items]].tolist():
-            found = answers[item].groups[:length]
-            near[line[item], : len(found)] = found
-        answered(items, [_first(answers[item], top) for item in items.tolist()])
-    return NeighbourLists(near, line, whole=length >= count - 1)
+    ranges = [range(start, min(start + _RANGE, count)) for start in range(0, count, _RANGE)]
+    for items, found in zip(ranges, spread(_found, asking, ranges, len(ranges)), strict=True):
+        near[line[items.start : items.stop][asking.asked[items.start : items.stop]]] = found.near
+        answered(found.answers)
+    # A plain array over the mapping, which travels as a file; a memmap's own class would be packed.
+    return NeighbourLists(np.asarray(near), line, whole=asking.length >= count - 1)
+
+
+def _found(asking: Asking, items: range) -> _Found:
+    near = np.full((int(asking.asked[items.start : items.stop].sum()), asking.length), -1, np.int32)
+    parts, line = [], 0
+    for start in range(items.start, items.stop, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, items.stop))
+        asked, answers = asking.asked[block], dict[int, GroupHits]()
+        for wanted, depth in ((block[asked], max(asking.length, asking.top)), (block[~asked], asking.top)):
+            answers |= zip(wanted.tolist(), nearest_others(asking.release, wanted, depth), strict=True)
+        for item in block[asked].tolist():
+            groups = answers[item].groups[: asking.length]
+            near[line, : len(groups)] = groups
+            line += 1
+        for item in block.tolist():
+            first = answers[item].groups[: asking.top]
+            parts.append(Answered(np.full(len(first), item), first, answers[item].scores[: asking.top]))
+    return _Found(near, joined(parts))
 
 
 def nearest_others(release: OpenedRelease, items: Rows, k: int) -> list[GroupHits]:
@@ -74,7 +105,3 @@ def nearest_others(release: OpenedRelease, items: Rows, k: int) -> list[GroupHit
 def _without(answer: GroupHits, item: int, k: int) -> GroupHits:
     other = answer.groups != item
     return GroupHits(groups=answer.groups[other][:k], scores=answer.scores[other][:k])
-
-
-def _first(answer: GroupHits, k: int) -> GroupHits:
-    return GroupHits(groups=answer.groups[:k], scores=answer.scores[:k])

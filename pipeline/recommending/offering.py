@@ -10,19 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError
-from ..index.groups import GroupHits
-from ..index.latents import Rows
 from ..index.opened import OpenedRelease
 from ..keys import SHORT, key_of
 from ..release.beside import recommend_folder
 from ..storage import Store
+from .answered import Answered
 from .baskets import baskets_of
 from .config import RecommendConfig
 from .dealing import Unknown, deal
 from .events import EventTable
-from .fellows import ProfileFile, fellows, profiles_of
-from .fusing import Answered, joined, offers
-from .lists import NeighbourLists, find_lists
+from .fellows import ProfileFile, Profiles, fellows, profiles_of
+from .fusing import offers
+from .lists import Asking, NeighbourLists, find_lists
+from .spreading import Spread
 from .tables import Counts, Summary, Table, TableFile, TableWriter, check_same, read_summary, write_summary
 
 _SPARE = 64  # items of each list beyond those that are fused: as many a customer may have had of them
@@ -59,6 +59,7 @@ def recommend(
 
     store: the release's own; out: a folder that holds nothing else, else one beside the release (`default_folder`).
     What is held at a time does not grow with the events: they are dealt into buckets on the disk for temporary files.
+    Ranges of items, buckets and shards of customers are Ray tasks where this process is connected to Ray.
     Raises InputError for events that cannot be read or of which none is of an item of the release, ConfigError for a
     folder that holds other recommendations.
     """
@@ -69,7 +70,8 @@ def recommend(
     if found is not None:
         return Recommended(check_same(found, key, place), place, done_before=True)
     with tempfile.TemporaryDirectory(prefix="codebooks-recommend-") as scratch:
-        work = _Work(release, events, config, target, folder, Path(scratch))
+        spread = Spread(store, f"recommend-{key[:SHORT]}")
+        work = _Work(release, events, config, target, folder, Path(scratch), spread)
         counts, files = work.done()
     summary = Summary(
         key=key,
@@ -99,6 +101,7 @@ class _Work:
     target: Store
     folder: str
     scratch: Path
+    spread: Spread
 
     def done(self) -> tuple[Counts, list[TableFile]]:
         """Write all tables; return what became of the events, and the files."""
@@ -110,16 +113,13 @@ class _Work:
         profiles = ProfileFile(self.scratch)
         names: list[pa.Array] = [pa.array([], _TEXT)]
         without = repeated = trimmed = 0
-        for table in dealt.tables():
-            baskets = baskets_of(
-                table, len(item_ids), half_life_s=self.config.half_life_s, most_items=self.config.most_items
-            )
-            without += int(np.count_nonzero(np.diff(baskets.starts) == 0))
-            repeated, trimmed = repeated + baskets.repeated, trimmed + baskets.trimmed
-            own = pa.array(baskets.customers, _TEXT)
-            names.append(own)
-            writer.add(_rows(offers(self.release, lists, baskets, self.config), own, item_ids, "customer_items"))
-            profiles.append(profiles_of(lists, baskets))
+        shared = _Offering(self.release, lists, self.config, len(item_ids))
+        for found in self.spread(_offered, shared, dealt.tables(), len(dealt.buckets)):
+            without += found.without
+            repeated, trimmed = repeated + found.repeated, trimmed + found.trimmed
+            names.append(found.customers)
+            writer.add(_rows(found.offers, found.customers, item_ids, "customer_items"))
+            profiles.append(found.profiles)
         customers = pa.concat_arrays(names)
         alone, fellow_files = self._fellows(profiles, customers, len(item_ids))
         unknown = dealt.unknown
@@ -149,27 +149,58 @@ class _Work:
     def _items(self, item_ids: pa.Array, asked: np.ndarray) -> tuple[NeighbourLists, list[TableFile]]:
         writer = self._writer("item_items")
 
-        def answered(items: Rows, answers: list[GroupHits]) -> None:
-            parts = [
-                Answered(np.full(len(answer.groups), item), answer.groups, answer.scores)
-                for item, answer in zip(items.tolist(), answers, strict=True)
-            ]
-            writer.add(_rows(joined(parts), item_ids, item_ids, "item_items"))
+        def answered(answers: Answered) -> None:
+            writer.add(_rows(answers, item_ids, item_ids, "item_items"))
 
-        path = self.scratch / "lists.i32"
-        lists = find_lists(self.release, asked, self.config.depth + _SPARE, self.config.top, path, answered)
+        asking = Asking(self.release, asked, self.config.depth + _SPARE, self.config.top)
+        lists = find_lists(asking, self.scratch / "lists.i32", answered, self.spread)
         return lists, writer.close()
 
     def _fellows(self, profiles: ProfileFile, customers: pa.Array, num_items: int) -> tuple[int, list[TableFile]]:
         """Return how many customers nobody is like, and the files."""
         writer, with_fellows = self._writer("customer_customers"), 0
-        for found in fellows(profiles.mapped(), num_items, self.config.top):
+        for found in fellows(profiles.mapped(), num_items, self.config.top, self.spread):
             with_fellows += len(np.unique(found.who))
             writer.add(_rows(found, customers, customers, "customer_customers"))
         return len(customers) - with_fellows, writer.close()
 
     def _writer(self, table: Table) -> TableWriter:
         return TableWriter(self.target, self.folder, table, _SCHEMAS[table])
+
+
+@dataclass(frozen=True, slots=True)
+class _Offering:
+    """What buckets of customers share."""
+
+    release: OpenedRelease
+    lists: NeighbourLists
+    config: RecommendConfig
+    num_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """What one bucket gives: its customers, what they are offered and stand for, and what `Counts` says of them."""
+
+    customers: pa.Array
+    offers: Answered
+    profiles: Profiles
+    without: int
+    repeated: int
+    trimmed: int
+
+
+def _offered(shared: _Offering, events: pa.Table) -> _Offered:
+    config = shared.config
+    baskets = baskets_of(events, shared.num_items, half_life_s=config.half_life_s, most_items=config.most_items)
+    return _Offered(
+        customers=pa.array(baskets.customers, _TEXT),
+        offers=offers(shared.release, shared.lists, baskets, config),
+        profiles=profiles_of(shared.lists, baskets),
+        without=int(np.count_nonzero(np.diff(baskets.starts) == 0)),
+        repeated=baskets.repeated,
+        trimmed=baskets.trimmed,
+    )
 
 
 def _rows(answers: Answered, who: pa.Array, what: pa.Array, table: Table) -> pa.Table:

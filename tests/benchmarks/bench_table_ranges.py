@@ -34,7 +34,7 @@ from pipeline.schema import changes_schema, latents_schema
 from pipeline.storage import Store, open_store
 from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
 
-DIM, TOP, MODEL = 64, 50, "ab" * 32
+DIM, TOP, MODEL = 64, 10, "ab" * 32
 PART_ROWS = 20_000
 
 
@@ -163,7 +163,8 @@ def main() -> None:
     """Measure, in processes of their own, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", default="50000,200000")
-    parser.add_argument("--entries", type=int, default=250_000, help="of a file of neighbours")
+    parser.add_argument("--ways", default="tasks,here")
+    parser.add_argument("--entries", type=int, default=50_000, help="of a file of neighbours")
     parser.add_argument("--file-items", type=int, default=5000, help="of a file of vectors and semantic IDs")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--one", nargs=3, metavar=("FOLDER", "ITEMS", "WAY"), help="of one process")
@@ -176,18 +177,16 @@ def main() -> None:
     told = []
     for count in options.items.split(","):
         pair = {}
-        for way in ("tasks", "here"):
+        for way in options.ways.split(","):
             with tempfile.TemporaryDirectory(prefix="table-ranges-") as folder:
                 out = Path(folder) / "found.json"
                 words = ["--json", str(out), "--entries", str(options.entries), "--file-items", str(options.file_items)]
                 store = str(Path(folder) / "store")
                 subprocess.run([sys.executable, __file__, *words, "--one", store, count, way], check=True)
                 pair[way] = json.loads(out.read_text())
-        same = {role: pair["here"]["rows"][role] == digest for role, digest in pair["tasks"]["rows"].items()}
-        for found in pair.values():
-            del found["rows"]
-        measures = [pair[way].pop("measures") for way in ("tasks", "here")]
-        told.append({"items": int(count), "same_rows": same, "same_measures": measures[0] == measures[1], **pair})
+        rows, measures = ([found.pop(name) for found in pair.values()] for name in ("rows", "measures"))
+        same = {role: all(one[role] == rows[0][role] for one in rows) for role in rows[0]} if len(rows) > 1 else None
+        told.append({"items": int(count), "same_rows": same, "same_measures": measures[0] == measures[-1], **pair})
         print(json.dumps(told[-1], indent=1), flush=True)
     asked = {"entries_a_file": options.entries, "items_a_file": options.file_items, "neighbours": TOP, "dim": DIM}
     result = {**made_on(), **asked, "catalogues": told}

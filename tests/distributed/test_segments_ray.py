@@ -1,7 +1,8 @@
-"""Segments and tables as Ray tasks: the files that one process makes, and errors in this project's terms."""
+"""Segments, tables and recommendations as Ray tasks: the files of one process, and errors in this project's terms."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.__main__ import main
 from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.index import nightly as nightly_module
 from pipeline.index.segmented import SegmentedIndex
 from pipeline.mapping import Scratch, mapped, mapped_in_turn
+from pipeline.recommending import dealing, lists
 from pipeline.release import ReleaseFile
 from pipeline.release import tables as release_tables
 from pipeline.storage import MemoryStore, open_store
@@ -130,3 +135,23 @@ def test_tasks_in_turn_share_a_map_and_outlive_a_lost_process(ray_session: None,
     assert list(store.list("runs/")) == []
     assert Scratch.of_run(store, "n1", 1) is None
     assert Scratch.of_run(MemoryStore("memory://ranges"), "n1", 9) is None
+
+
+def test_recommendations_on_ray_are_those_of_one_process(
+    ray_session: None, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(str(tmp_path / "store"))
+    maker.make_release(store, maker.some_photos(40, most=2))
+    drawn = np.random.default_rng(0).integers([30, 40], size=(150, 2))
+    columns = {"customer": [f"c{who:02d}" for who, _ in drawn], "item": [f"sku-{item:03d}" for _, item in drawn]}
+    pq.write_table(pa.table(columns), tmp_path / "events.parquet")
+    monkeypatch.setattr(lists, "_RANGE", lists._BLOCK // 16)
+    monkeypatch.setattr(dealing.deal, "__kwdefaults__", {"bucket_rows": 60})
+    files = []
+    for on in ("process", "ray"):
+        words = ["--events", str(tmp_path / "events.parquet"), "--out", str(tmp_path / on), "--on", on, "--json"]
+        assert main(["recommend", f"store={store.url}", *words]) == 0
+        files.append(json.loads(capsys.readouterr().out)["files"])
+    assert files[0] == files[1]
+    assert list(store.list("runs/")) == []

@@ -14,9 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.index import IndexConfig, LatentArrays, build_index, gpu, open_index
+from pipeline.index import METRICS, IndexConfig, LatentArrays, build_index, gpu, open_index
 from pipeline.index import filling as filling_module
-from pipeline.index.filling import Filling, filling
+from pipeline.index.filling import Filling, filling, train
 from pipeline.index.kinds import KINDS, candidate_kinds, training_rows
 from pipeline.index.latents import Float32
 
@@ -78,8 +78,8 @@ def filled(kind: str, *, metric: int = faiss.METRIC_L2, made: Callable[..., Fill
     rows, asked = features(), config(kind)
     index = KINDS[kind].make(DIM, metric, ROWS, asked)
     if not index.is_trained:
-        gpu.train(index, training_rows(rows, asked), gpu=True)
-    filling = made(kind, index, asked)
+        train(kind, index, training_rows(rows, asked), METRICS["l2"], asked)
+    filling = made(kind, index, METRICS["l2"], asked)
     for start in range(0, ROWS, 2_000):
         filling.add(rows[start : start + 2_000])
     return filling.finished()
@@ -149,7 +149,7 @@ def test_negative_control_adding_before_all_cells_are_told(gpus: Any, by_cpu: An
             return None
 
     gpus()
-    index = filled("ivf_sq8", made=lambda kind, index, asked: Eager(index))
+    index = filled("ivf_sq8", made=lambda kind, index, metric, asked: Eager(index))
     assert index.ntotal > ROWS
     assert written(index) != by_cpu["ivf_sq8"]
 
@@ -255,7 +255,9 @@ def test_negative_control_a_graph_by_l2_that_stays_one_under_inner_product(drawn
     asked = config("cagra", metric="cosine", ef_construction=40)
 
     def recall(kept: bool) -> float:
-        graph = filling("cagra", KINDS["cagra"].make(DIM, faiss.METRIC_INNER_PRODUCT, 2_000, asked), asked)
+        graph = filling(
+            "cagra", KINDS["cagra"].make(DIM, faiss.METRIC_INNER_PRODUCT, 2_000, asked), METRICS["cosine"], asked
+        )
         graph.add(rows)
         index = graph.finished()
         assert index.hnsw.is_similarity
@@ -344,7 +346,9 @@ def test_gpus_tell_the_cells_that_the_cpu_tells(real: None, kind: str) -> None:
     asked = config(kind)
     index = KINDS[kind].make(DIM, faiss.METRIC_L2, len(rows), asked)
     index.train(training_rows(rows, asked))
-    by_gpus, by_cpu = (filling(kind, faiss.clone_index(index), each) for each in (asked, config(kind, gpu="never")))
+    by_gpus, by_cpu = (
+        filling(kind, faiss.clone_index(index), METRICS["l2"], each) for each in (asked, config(kind, gpu="never"))
+    )
     for start in range(0, len(rows), 1 << 14):
         by_gpus.add(rows[start : start + (1 << 14)])
         by_cpu.add(rows[start : start + (1 << 14)])

@@ -6,8 +6,10 @@ import datetime as dt
 import itertools
 import json
 import math
+import pickle
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
+from pipeline import mapping
 from pipeline.index import GroupHits
 from pipeline.index.latents import LatentArrays
+from pipeline.mapping import Scratch
 from pipeline.reader import Release, open_release
 from pipeline.recommending import EventTable, RecommendConfig, baskets, dealing, fellows, fusing, lists, offering
 from pipeline.recommending.tables import SUMMARY
@@ -99,6 +103,38 @@ def check(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> 
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], rel=1e-9)
     by_score = dict(expected)
     assert all(score == pytest.approx(by_score[what], rel=1e-9) for what, score in found)
+
+
+def test_ranges_that_travel_write_the_same_files(
+    maker: Any, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker.make_release(store, maker.some_photos(60, most=2))
+    path = write_events(tmp_path / "events.parquet", some_events(40, 60), "customer", "item", "weight", "time")
+    words = [f"store={store.url}", "--events", str(path), "--top", "4", "--out"]
+    here, _ = asked(capsys, *words, str(tmp_path / "here"))
+    counts: list[int] = []
+
+    def in_turn(bound: Any, tasks: Any, **_: Any) -> Iterator[Any]:
+        for task in tasks:
+            yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(bound))(pickle.loads(pickle.dumps(task)))))
+
+    def of_run(store: Store, run: str, tasks: int) -> Scratch:
+        counts.append(tasks)
+        return Scratch(store, f"runs/{run}/scratch/here/")
+
+    for name, value in (("_in_turn", in_turn), ("_PACKED", 64), ("_connected", lambda: None)):
+        monkeypatch.setattr(mapping, name, value)
+    monkeypatch.setattr(Scratch, "of_run", of_run)
+    monkeypatch.setattr(lists, "_BLOCK", 8)
+    monkeypatch.setattr(lists, "_RANGE", 24)
+    monkeypatch.setattr(dealing.deal, "__kwdefaults__", {"bucket_rows": 40})
+    monkeypatch.setattr(fellows.fellows, "__kwdefaults__", {"shard": 300})
+    there, _ = asked(capsys, *words, str(tmp_path / "there"))
+    assert {**there, "place": ""} == {**here, "place": ""}
+    assert [file["sha256"] for file in there["files"]] == [file["sha256"] for file in here["files"]]
+    assert len(counts) == 3
+    assert min(counts) > 1
+    assert list(store.list("runs/")) == []
 
 
 @pytest.mark.parametrize("spare", [64, 0])
