@@ -19,7 +19,7 @@ class Death:
     detail: str
 
 
-# Returns how a fresh process died that worked on these rows alone, or None when it lived.
+# Returns how a process of its own died that worked on these rows alone, or None when it lived.
 Trial = Callable[[tuple[int, ...]], Death | None]
 
 

@@ -24,7 +24,7 @@ _ROUNDS = 3  # how often a shard is tried as a whole, its killers left out
 _MOST_LOST = 3  # machines that may go away under one and the same trial
 _LEAST_KILLERS, _KILLER_SHARE = 20, 0.01  # photos that may be convicted in one stage, at least, and of all
 
-# Runs a shard in a fresh process, as `trial.try_shard`.
+# Runs a shard in a process of its own, as `trial.try_shard`.
 Try = Callable[[Shard, Task], Outcome]
 
 

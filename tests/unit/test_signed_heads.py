@@ -84,6 +84,19 @@ def test_a_signed_release_that_others_put_back_is_refused(shop: Shop) -> None:
     assert release.release_id == shop.releases[0]
 
 
+def test_verify_asks_who_put_the_release_on_the_channel(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["verify", f"store={shop.store.url}", "--trusted-keys", shop.public, "--trusted-channel"]
+    assert main(words) == 0
+    assert "and so is its place on channel 'stable'" in capsys.readouterr().err
+    rollback(shop.store, "stable")
+    assert main(words[:-1]) == 0  # the negative control: the release itself is signed
+    assert main(words) == 3
+    assert f"{shop.releases[0]} is number 3 of channel 'stable'" in capsys.readouterr().err
+    for wrong in (["verify", shop.releases[0], *words[1:]], [*words[:2], "--trusted-channel"]):
+        assert main(wrong) == 2
+        assert "give --trusted-keys FILE, and no RELEASE_ID" in capsys.readouterr().err
+
+
 def test_a_head_that_goes_back_by_number_is_refused(shop: Shop) -> None:
     release = shop.open()
     sent = pickle.loads(pickle.dumps(release))
