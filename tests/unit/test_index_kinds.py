@@ -36,7 +36,7 @@ from pipeline.storage import open_store
 
 ROWS, DIM, K = 12_000, 15, 10
 HERE = kinds_here(IndexConfig())
-LOSSY = [name for name, kind in KINDS.items() if kind.lossy]
+LOSSY = [name for name in HERE if KINDS[name].lossy]
 
 
 def falling(count: int, dim: int = DIM, *, seed: int = 0) -> LatentArrays:
