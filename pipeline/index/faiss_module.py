@@ -30,6 +30,15 @@ def faiss_wheels() -> list[str]:
 
 
 @functools.cache
+def of_numpy(index: Any, method: str) -> Any:
+    """Return a method of a FAISS index as FAISS has it.
+
+    Whoever imports faiss.contrib.torch_utils in this process, as some libraries do, gets another `search`, without
+    `params`, and a `reconstruct_n` that gives tensors.
+    """
+    return getattr(index, f"{method}_numpy", getattr(index, method))
+
+
 def load_faiss() -> Any:
     """Return the module `faiss`. Raises ConfigError when no wheel, or more than one, is installed."""
     wheels = faiss_wheels()

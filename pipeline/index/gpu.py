@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .faiss_module import load_faiss
+from .faiss_module import load_faiss, of_numpy
 from .latents import Float32, Rows
 
 _TEMPORARY = 512 << 20  # bytes that FAISS sets aside on each GPU to compute in, halved where there are not so many,
@@ -82,8 +82,7 @@ def _train(index: Any, rows: Float32) -> None:
 
 def nearest(index: Any, rows: Float32) -> Rows:
     """Return the number of the row of a FAISS index that is nearest to each of rows [n, d], int64 [n]."""
-    # Whoever imports faiss.contrib.torch_utils gets another `search`; see the planner.
-    _, found = getattr(index, "search_numpy", index.search)(rows, 1)
+    _, found = of_numpy(index, "search")(rows, 1)
     cells: Rows = np.ascontiguousarray(found[:, 0])
     return cells
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .faiss_module import load_faiss
+from .faiss_module import load_faiss, of_numpy
 from .gaussians import gaussian
 from .latents import Float32, LatentArrays
 from .metric import Apart, Metric
@@ -76,7 +76,7 @@ class PairWords:
         table = faiss.vector_to_array(self._lists.pq.centroids).reshape(dim, WORDS, terms)
         words = self._apart.recover(self._features(table.transpose(1, 0, 2)))
         cells = int(self._lists.nlist)
-        centres = self._lists.quantizer.reconstruct_n(0, cells).reshape(cells, dim, terms)
+        centres = of_numpy(self._lists.quantizer, "reconstruct_n")(0, cells).reshape(cells, dim, terms)
         self._scale = _scale(words)
         self._words = _words(dim)
         pairs = _points(words, self._scale).reshape(WORDS, dim, 2).transpose(1, 0, 2)
@@ -89,7 +89,7 @@ class PairWords:
         if not len(rows):
             return
         points = _points(self._apart.recover(rows), self._scale)
-        _, told = getattr(self._cells, "search_numpy", self._cells.search)(points, 1)
+        _, told = of_numpy(self._cells, "search")(points, 1)
         prefix = told.astype("<i8").view(np.uint8).reshape(len(rows), 8)[:, : int(self._lists.coarse_code_size())]
         codes = np.concatenate([prefix, self._words.compute_codes(points)], axis=1)
         first = int(self._lists.ntotal)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, IntegrityError
-from .faiss_module import load_faiss
+from .faiss_module import load_faiss, of_numpy
 from .filters import FEW, RowFilter
 from .graph import graph_without
 from .latents import Float32, Rows
@@ -230,9 +230,7 @@ def _nearest(items: Float32, queries: Float32, count: int, allowed: RowFilter | 
 
 
 def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:
-    # Whoever imports faiss.contrib.torch_utils in this process, as some libraries do, gets a `search` without `params`.
-    search = getattr(index, "search_numpy", index.search)
-    values, found = search(features, count, params=parameters)
+    values, found = of_numpy(index, "search")(features, count, params=parameters)
     return values, found
 
 

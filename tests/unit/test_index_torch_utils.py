@@ -14,12 +14,16 @@ import faiss.contrib.torch_utils  # as pytorch_metric_learning does; it replaces
 import numpy as np
 from pipeline.index import METRICS, IndexConfig, LatentArrays, build_index, nearest_exact, open_index
 
-latents = LatentArrays(mean=np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32))
-for kind in ("flat", "hnsw"):
-    config = IndexConfig(metric="l2", kind=kind)
-    rows, _ = open_index(build_index(latents, config).data, "l2").search(latents.take([0, 7]), 3)
-    exact, _ = nearest_exact(METRICS["l2"], latents, latents.take([0, 7]), 3)
-    assert rows.tolist() == exact.tolist(), (kind, rows, exact)
+mean, log_var = np.random.default_rng(0).normal(size=(2, 500, 8)).astype(np.float32)
+latents = LatentArrays(mean=mean, log_var=log_var)
+kinds = {"l2": ("flat", "hnsw", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq"), "kl": ("ivf_pairs",)}
+for metric in kinds:
+    for kind in kinds[metric]:
+        built = build_index(latents, IndexConfig(metric=metric, kind=kind, target_recall=0.5, queries=50))
+        index = open_index(built.data, metric, features=built.features, parameters=built.parameters)
+        rows, _ = index.search(latents.take([0, 7]), 1)
+        exact, _ = nearest_exact(METRICS[metric], latents, latents.take([0, 7]), 1)
+        assert rows.tolist() == exact.tolist(), (kind, rows, exact)
 print("fine")
 """
 
