@@ -29,7 +29,6 @@ def faiss_wheels() -> list[str]:
     return sorted({name for name in (re.sub(r"[-_.]+", "-", raw).lower() for raw in named) if _WHEEL.fullmatch(name)})
 
 
-@functools.cache
 def of_numpy(index: Any, method: str) -> Any:
     """Return a method of a FAISS index as FAISS has it.
 
@@ -39,6 +38,7 @@ def of_numpy(index: Any, method: str) -> Any:
     return getattr(index, f"{method}_numpy", getattr(index, method))
 
 
+@functools.cache
 def load_faiss() -> Any:
     """Return the module `faiss`. Raises ConfigError when no wheel, or more than one, is installed."""
     wheels = faiss_wheels()
