@@ -27,14 +27,15 @@ def run(arguments: Arguments) -> Outcome:
     place = open_place(arguments)
     store = place.store
     trusted = read_trusted_keys(options.trusted_keys) if options.trusted_keys else ()
-    if options.trusted_channel:
-        if named or not trusted:
-            raise ConfigError(
-                "--trusted-channel asks who put the channel's current release there: give --trusted-keys FILE, and no "
-                "RELEASE_ID"
-            )
-        check_head_signed(store, place.channel, promotable(store, place.channel), trusted)
-    release = named[0] if named else promotable(store, place.channel).release_id
+    if options.trusted_channel and (named or not trusted):
+        raise ConfigError(
+            "--trusted-channel asks who put the channel's current release there: give --trusted-keys FILE, and no "
+            "RELEASE_ID"
+        )
+    head = None if named else promotable(store, place.channel)
+    release = head.release_id if head else named[0]
+    if head and options.trusted_channel:
+        check_head_signed(store, place.channel, head, trusted)
     digest = published_digest(store, release)
     seed = secrets.randbelow(1 << 31) if options.seed is None else options.seed
     check = verify_release(store, release, expect_sha256=digest, trusted=trusted, share=options.sample, seed=seed)

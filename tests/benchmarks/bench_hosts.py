@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_on import made_on
 from web_hosts import PORT, Planned, busiest, make_certificate, plan_hosts
 
 from pipeline.storage import open_store
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also written there")
     arguments = parser.parse_args()
     planned = plan_hosts(arguments.photos, arguments.hosts)
-    report: dict[str, Any] = {"photos": arguments.photos, "hosts": arguments.hosts}
+    report: dict[str, Any] = {**made_on(""), "photos": arguments.photos, "hosts": arguments.hosts}
     with tempfile.TemporaryDirectory(prefix="hosts-") as name:
         folder = Path(name)
         make_certificate(folder, [plan.ip for plan in planned.hosts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,9 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def tests_module(name: str) -> Any:
     """Load a module of the tests' folder, as their conftest does."""
-    spec = importlib.util.spec_from_file_location(f"_tests_{name}", TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
+    return importlib.import_module(name)
 
 
 def release_maker(dim: int, part_rows: int = 20_000) -> Any:
