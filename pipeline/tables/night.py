@@ -22,7 +22,7 @@ from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .codebook_table import CodeLevel, codebook_table
-from .coded import coded, norms_of
+from .coded import Coded, coded, norms_of, recoded
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_tables
 from .quantizer import Codebooks, fit_codebooks, some_vectors
@@ -112,12 +112,12 @@ def _semantic_ids(
     made: FurtherTables,
 ) -> None:
     before = _published(store, night.parent)
-    held = _codebooks(store, night, config, train, found, before)
+    coding = _coding(store, night, config, train, found, before)
+    held, nearest = coding.held, coding.nearest
     books, sizes = held.books, held.books.sizes
     same = before is not None and before.digest == held.digest
     epoch = 1 if before is None else before.epoch + (not same)
     slots = before.slots if before is not None and same else Slots.none(len(sizes))
-    nearest = coded(store, night.run, found.vectors, books)
     given = give_slots(found.item_ids, nearest.codes, found.vectors, books, slots, config.capacity)
     norms = norms_of(found.vectors, nearest, given.codes, books)
     ids = SidTables(found.item_ids, given, nearest.codes, _since(given, slots, night.run), norms, sizes)
@@ -159,30 +159,45 @@ def _published(store: Store, manifest: Manifest | None) -> _Published | None:
     return _Published(manifest, fact["epoch"], fact["codebooks"], sizes, slots)
 
 
-def _codebooks(
+@dataclass(frozen=True, slots=True)
+class _Coding:
+    """A bundle's codebooks, and the codes that they give the night's items."""
+
+    held: HeldCodebooks
+    nearest: Coded
+
+
+def _coding(
     store: Store,
     night: Night,
     config: SemanticIdsConfig,
     train: TrainCodebooks,
     found: ItemVectors,
     before: _Published | None,
-) -> HeldCodebooks:
-    """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
+) -> _Coding:
+    """Return the bundle's codebooks with the codes of all items, each encoded once.
+
+    Whoever fits them first decides. New ones take the numbers of those before.
+    """
     name = codebooks_name(night.model_id, config, _geometry(night), night.sample)
     held = find_codebooks(store, name)
     if held is not None:
-        return held
+        return _Coding(held, coded(store, night.run, found.vectors, held.books))
     if config.method == "rqvae":
         generator = np.random.default_rng(config.seed)
         books = train(some_vectors(found.vectors, config.levels, generator), config)
     else:
         books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
+    nearest = coded(store, night.run, found.vectors, books)
     if before is not None:
         both = _in_both(before.slots, found)
-        new = coded(store, night.run, found.vectors, books).codes[both.new]
-        books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
+        placed = renumbered(books, before.slots.codes[both.old], nearest.codes[both.new], before.sizes)
+        books, nearest = placed.books, recoded(found.vectors, nearest, placed)
     facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
-    return keep_codebooks(store, name, books, facts)
+    held = keep_codebooks(store, name, books, facts)
+    if held.books is not books:  # somebody else's, of other vectors
+        nearest = coded(store, night.run, found.vectors, held.books)
+    return _Coding(held, nearest)
 
 
 def _geometry(night: Night) -> str:
