@@ -65,7 +65,7 @@ def find_codebooks(store: Store, name: str) -> HeldCodebooks | None:
 
 
 def keep_codebooks(store: Store, name: str, books: Codebooks, facts: Mapping[str, str]) -> HeldCodebooks:
-    """Write codebooks unless somebody was first; return those that are there now, `books` itself where they are these."""
+    """Write codebooks unless somebody was first; return those that are there now, where they are these as they are."""
     data = codebooks_bytes(books, facts)
     if store.put_if_absent(name, data):
         return HeldCodebooks(books, data)
