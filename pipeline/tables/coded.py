@@ -98,8 +98,8 @@ def residual_norms(vectors: Float32, codes: Codes, books: Codebooks) -> Float32:
 
 def norms_of(vectors: Vectors, found: Coded, given: Codes, books: Codebooks) -> Float32:
     """Return what codes leave where some rows were given others than the nearest, float32 [n]."""
-    norms = found.norms.copy()
-    others = np.flatnonzero((found.codes != given).any(axis=1))
+    others = np.flatnonzero((found.codes != given).any(axis=1)) if given is not found.codes else ()
+    norms = found.norms.copy() if len(others) else found.norms
     for start in range(0, len(others), _ROWS):
         rows = others[start : start + _ROWS]
         norms[rows] = residual_norms(vectors[rows], given[rows], books)

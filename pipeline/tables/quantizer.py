@@ -126,7 +126,8 @@ def nearest_codes(residuals: Float64, level: Float32) -> Nearest:
     step = max(1, _PAIRS // len(level))
     for start in range(0, len(residuals), step):
         block = residuals[start : start + step]
-        apart = lengths - 2.0 * (block @ wide.T)
+        apart = block @ wide.T
+        np.subtract(lengths, np.multiply(apart, 2.0, out=apart), out=apart)
         slack = unit * (np.sqrt(np.sum(block * block, axis=1)) + longest) ** 2
         best = apart.argmin(axis=1)
         limit = apart[np.arange(len(block)), best] + slack
@@ -187,7 +188,8 @@ def _assign(points: Float32, centroids: Float32) -> tuple[Rows, Float32]:
     step = max(1, _PAIRS // len(centroids))
     for start in range(0, len(points), step):
         block = points[start : start + step]
-        apart = lengths - 2.0 * (block @ centroids.T)
+        apart = block @ centroids.T
+        np.subtract(lengths, np.multiply(apart, np.float32(2), out=apart), out=apart)
         nearest[start : start + step] = best = apart.argmin(axis=1)
         distances[start : start + step] = apart[np.arange(len(block)), best] + np.sum(block * block, axis=1)
     return nearest, distances

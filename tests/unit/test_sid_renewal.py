@@ -13,10 +13,11 @@ from pipeline.index import LatentArrays
 from pipeline.index.sids import FACT
 from pipeline.keys import digest_of
 from pipeline.release import Manifest
+from pipeline.release import tables as release_tables
 from pipeline.release.manifest import FileEntry
 from pipeline.schema import changes_schema
 from pipeline.storage import MemoryStore
-from pipeline.tables import FurtherTables, Makers, Night, SemanticIdsConfig, TablesConfig, coded, further_tables
+from pipeline.tables import FurtherTables, Makers, Night, SemanticIdsConfig, TablesConfig, coded, further_tables, slots
 from pipeline.tables.code_map import renumbered
 from pipeline.tables.codebook_files import codebooks_bytes, keep_codebooks
 from pipeline.tables.quantizer import Codebooks, encode, fit_codebooks
@@ -31,12 +32,12 @@ def clustered(count: int, seed: int) -> np.ndarray:
     return (middle[generator.integers(20, size=count)] + generator.normal(0, 0.3, (count, 6))).astype(np.float32)
 
 
-def night_of(vectors: np.ndarray, first: int, model: str, parent: Manifest | None) -> Night:
+def night_of(vectors: np.ndarray, first: int, model: str, parent: Manifest | None, run: str = "run") -> Night:
     """Return a night of one photo an item, items in the order of their keys from a number on."""
     items = pa.table({"item_id": [f"sku-{number:04d}" for number in range(first, first + len(vectors))]})
     changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
     index: Any = None  # of no use to these tables
-    return Night(f"of-{model}", model, "l2", items, LatentArrays(vectors), index, changes, parent)
+    return Night(run, model, "l2", items, LatentArrays(vectors), index, changes, parent)
 
 
 def tables(store: MemoryStore, night: Night) -> FurtherTables:
@@ -48,10 +49,12 @@ def released(store: MemoryStore, made: FurtherTables) -> Manifest:
     for role in ("semantic_ids", "sid_retired"):
         held = made.files[role]
         assert not isinstance(held, tuple)
-        (file,) = held
-        name = f"releases/one/{role}.parquet"
-        store.put_if_absent(name, file.data)
-        files[role] = (FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows),)
+        entries = []
+        for number, file in enumerate(held):
+            name = f"releases/one/{role}-{number}.parquet"
+            store.put_if_absent(name, file.data)
+            entries.append(FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows))
+        files[role] = tuple(entries)
     return Manifest.model_construct(release_id="one", files=files, inputs=made.inputs, parent=None)
 
 
@@ -123,6 +126,32 @@ def test_a_new_bundle_encodes_every_item_once_and_says_what_two_passes_did(monke
 
 def first_again(store: MemoryStore) -> FurtherTables:
     return tables(store, night_of(clustered(400, 0), 0, "one", None))
+
+
+def test_slots_are_read_a_file_at_a_time_and_looked_up_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, vectors = MemoryStore("memory://files"), clustered(500, 0)
+    monkeypatch.setattr(release_tables, "FILE_ROWS", 70)
+    monkeypatch.setattr(slots, "_LOOKED_UP", 33)
+    first = tables(store, night_of(vectors[:400], 0, "one", None, "monday"))
+    parent = released(store, first)
+    assert len(parent.files["semantic_ids"]) == 6
+    had = {
+        row["item_id"]: row for row in rows_of(tables(store, night_of(vectors[:400], 0, "one", None)), "semantic_ids")
+    }
+    made = tables(store, night_of(vectors[100:], 100, "one", parent, "tuesday"))
+    assert made.measures["sid_moves"] == 0.0
+    now = {row["item_id"]: row for row in rows_of(made, "semantic_ids")}
+    for item, row in now.items():
+        assert row["since"] == ("monday" if item < "sku-0400" else "tuesday")
+        if item in had:
+            assert (row["codes"], row["suffix"]) == (had[item]["codes"], had[item]["suffix"])
+    gone = rows_of(made, "sid_retired")
+    assert sorted(row["item_id"] for row in gone) == [f"sku-{number:04d}" for number in range(100)]
+    assert {(row["since"], row["retired"]) for row in gone} == {("monday", "tuesday")}
+    texts = pa.chunked_array([["b", "x", "a"], [], ["b", "y"]], pa.string())
+    values = pa.chunked_array([[f"{number}" for number in range(40)], ["a", "b"]], pa.string())
+    assert slots.places_among(texts, values).tolist() == [41, -1, 40, 41, -1]
+    assert slots.places_among(texts, values.slice(0, 0)).tolist() == [-1] * 5
 
 
 def test_who_was_not_first_with_codebooks_takes_the_codes_of_those_that_were(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from pipeline.tables import (
     night,
     vectors,
 )
+from pipeline.tables import codebook_table as codebook_module
+from pipeline.tables.codebook_table import CodebookFound, CodeLevel, codebook_table
+from pipeline.tables.config import CodebookTableConfig
 
 K, MODEL = 3, "ab" * 32
 Travel = Callable[[], None]
@@ -146,6 +149,40 @@ def test_ranges_that_travel_give_the_bytes_of_here_and_the_rows_of_one(
     for role, files in there.items():
         assert whole(files).equals(whole(one[role])), role
     assert list(catalogue.store.list("runs/")) == [], "whatever waited has been written"
+
+
+def test_the_codes_of_a_model_are_counted_by_ranges_of_parts(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(4)
+    photos = [replace(photo, codes=generator.integers(12, size=9)) for photo in maker.some_photos(60)]
+    store = open_store(str(tmp_path))
+    names = [part.name for part in maker.write_parts(store, photos, MODEL, "n1")]
+    items = maker.items_table(photos, names)
+    items = items.take(pa.array(generator.permutation(items.num_rows)))
+    levels = [
+        CodeLevel(name, generator.normal(size=(12, 4)).astype(np.float32), cells)
+        for name, cells in (("top", np.arange(3)), ("bottom", np.arange(3, 9)))
+    ]
+
+    def counted() -> CodebookFound:
+        return codebook_table(store, items, levels, CodebookTableConfig(groups=3), "category", run="run")
+
+    one = counted()
+    assert len(names) > 2
+    monkeypatch.setattr(codebook_module, "_TASK_PHOTOS", maker.PART_ROWS + 5)  # of some parts two, of others one
+    tasks: list[int] = []
+    count = codebook_module._counted
+    monkeypatch.setattr(codebook_module, "_counted", lambda *given: tasks.append(len(given[1])) or count(*given))
+    assert counted() == one
+    assert len(tasks) > 1
+    assert sum(tasks) == len(names)
+    monkeypatch.setattr(codebook_module, "_counted", count)
+    travel()
+    assert counted() == one
+    few = [CodeLevel(level.name, level.vectors[:11], level.cells) for level in levels]
+    with pytest.raises(IntegrityError, match="latents hold the code 11; the model has 11"):
+        codebook_table(store, items, few, CodebookTableConfig(), None, run="run")
 
 
 def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
