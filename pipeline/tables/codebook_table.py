@@ -203,7 +203,8 @@ def _codes_of(store: Store, piece: _Photos) -> np.ndarray:
     codes = part_rows(read_part(store, piece.part, ["codes"]), "codes")
     if piece.rows.max() >= len(codes):
         raise IntegrityError(f"{piece.part} has {len(codes)} rows, but items names its row {piece.rows.max()}")
-    return codes[piece.rows]
+    mine: np.ndarray = codes[piece.rows]
+    return mine
 
 
 def _count(asked: _Asked, named: np.ndarray, codes: np.ndarray, found: _Counts) -> None:
