@@ -94,7 +94,11 @@ class Catalogue:
 
 @pytest.fixture
 def catalogue(maker: Any, tmp_path: Path) -> Catalogue:
-    store = open_store(str(tmp_path / "store"))
+    return catalogue_on(maker, str(tmp_path / "store"), tmp_path)
+
+
+def catalogue_on(maker: Any, url: str, folder: Path) -> Catalogue:
+    store = open_store(url)
     photos = sorted(maker.some_photos(50, most=3), key=lambda photo: (photo.item_id, photo.view))
     order = np.random.default_rng(1).permutation(len(photos))  # parts that hold no range of items
     names = [part.name for part in maker.write_parts(store, [photos[at] for at in order], MODEL, "n1")]
@@ -106,7 +110,7 @@ def catalogue(maker: Any, tmp_path: Path) -> Catalogue:
     ):
         at = items.schema.get_field_index(name)
         items = items.set_column(at, items.schema.field(name), column.cast(items.schema.field(name).type))
-    return Catalogue(store, items, gather_latents(store, items), tmp_path)
+    return Catalogue(store, items, gather_latents(store, items), folder)
 
 
 def small_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
@@ -183,6 +187,44 @@ def test_the_codes_of_a_model_are_counted_by_ranges_of_parts(
     few = [CodeLevel(level.name, level.vectors[:11], level.cells) for level in levels]
     with pytest.raises(IntegrityError, match="latents hold the code 11; the model has 11"):
         codebook_table(store, items, few, CodebookTableConfig(), None, run="run")
+
+
+@pytest.mark.s3
+def test_what_tasks_share_on_s3_is_mapped_from_this_machines_cache(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, s3_server: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = s3_server.make_bucket("table-ranges")
+    local, remote = (catalogue_on(maker, url, tmp_path) for url in (str(tmp_path / "store"), bucket))
+    small_files(monkeypatch, 30)
+    config = IndexConfig(metric="l2")
+    here, measures = local.tables(local.night(config), capacity=4)
+    fetched: list[Path] = []
+    fetch = FileCache.fetch
+
+    def seen(cache: FileCache, *given: Any, **named: Any) -> Path:
+        fetched.append(fetch(cache, *given, **named))
+        return fetched[-1]
+
+    tonight = remote.night(config)
+    monkeypatch.setattr(FileCache, "fetch", seen)
+    travel()
+    monkeypatch.setattr(mapping, "_PACKED", 600)  # fewer files to fetch than those tests have that ask no server
+    there, said = remote.tables(tonight, capacity=4)
+    assert (there, said) == (here, measures)
+    scratch = [path for path in fetched if "scratch" in path.parts]
+    assert len({path.name for path in scratch}) > 3
+    assert {path.parts[-4:-2] for path in scratch} == {("visual-codebooks", "scratch")}, "no release gives way to it"
+    assert list(remote.store.list("runs/")) == []
+    assert not any(path.exists() for path in scratch), "nothing of it is left on this machine"
+    # Whoever changes what waits there is found out, on its way to a task and on its way to the release.
+    made = vectors.night_vectors(remote.store, tonight)
+    name = next(entry.name for entry in remote.store.list("runs/run/scratch/"))
+    remote.store.put(name, bytes(len(remote.store.get(name))))
+    with pytest.raises(IntegrityError, match="it was changed after it was written"):
+        made.found.vectors[:]
+    with pytest.raises(IntegrityError, match="is not what a task wrote there"):
+        list(made.files)
 
 
 def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
