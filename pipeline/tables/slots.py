@@ -145,7 +145,7 @@ def _kept(item_ids: pa.ChunkedArray, nearest: Codes, before: Slots) -> Rows:
 def places_among(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Rows:
     """Return for every text its row among different values, int64, -1 where it is none of them.
 
-    So many values are looked up at a time that what that takes does not grow with them.
+    Arrow's table of values takes some 90 bytes for each, so few are in it at a time.
     """
     found = np.full(len(texts), -1, np.int64)
     for start in range(0, len(values), _LOOKED_UP):
