@@ -149,7 +149,9 @@ def places_among(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Rows:
     """
     found = np.full(len(texts), -1, np.int64)
     for start in range(0, len(values), _LOOKED_UP):
-        some = joined(values.slice(start, _LOOKED_UP)).cast(texts.type)
+        part = values.slice(start, _LOOKED_UP)
+        some = part.chunk(0) if part.num_chunks == 1 else joined(part)  # not copied where it lies in one piece
+        some = some if some.type == texts.type else some.cast(texts.type)
         places = as_numpy(pc.index_in(texts, value_set=some), missing=-1)
         rows = np.flatnonzero(places >= 0)
         found[rows] = places[rows].astype(np.int64) + start
