@@ -28,7 +28,6 @@ import pipeline.index.nightly
 from jobs.__main__ import main
 from pipeline.images.render import render_products
 
-ROOT = Path(__file__).resolve().parents[2]
 Rows = dict[str, tuple[str, str]]  # (photo, category) by item_id
 PLACEHOLDER = Image.fromarray(np.full((28, 28), 200, np.uint8))
 

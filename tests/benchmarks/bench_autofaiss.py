@@ -13,7 +13,6 @@ index, in a file that is mapped: its bytes, and what it adds to resident memory,
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,7 +24,8 @@ from typing import Any
 import faiss
 import numpy as np
 from bench_index import KINDS, K, components, drawn_again, resident, truth_of, unit
-from made_on import made_on
+from options import NEEDED, Options
+from record import made_on, write
 
 from pipeline.index import IndexConfig, LatentArrays, build_index, open_index
 
@@ -47,9 +47,9 @@ print(json.dumps(told))
 """
 
 
-def build_theirs(python: str, folder: Path, memory_mb: float) -> dict[str, Any]:
+def build_theirs(python: Path, folder: Path, memory_mb: float) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    asked = [python, "-c", THEIRS, str(folder), f"{memory_mb:g}MB"]
+    asked = [str(python), "-c", THEIRS, str(folder), f"{memory_mb:g}MB"]
     done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -87,16 +87,10 @@ def asked_of(search: Any, queries: Any, rows: np.ndarray) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--python", required=True, help="of the environment with autofaiss")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--memory-mb", type=float, default=20.0)
-    parser.add_argument("--target", type=float, default=0.95)
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, data=NEEDED, python=(NEEDED, "of the environment with autofaiss"), json=NEEDED, rows=200_000,
+        memory_mb=20.0, target=0.95, queries=1000, pairs=7,
+    ).parse_args()  # fmt: skip
     faiss.omp_set_num_threads(1)
     train, test = components(options.data / "fashion-mnist", options.queries, 64)
     items, queries = (unit(each).astype(np.float32) for each in (drawn_again(train, options.rows, 0.1), test))
@@ -133,8 +127,7 @@ def main() -> None:
         ratios = [a[each] / b[each] for a, b in zip(turns["ours"][1:], turns["autofaiss"][1:], strict=True)]
         result[f"{each}_ratio"] = [round(float(np.percentile(ratios, at)), 2) for at in (50, 0, 100)]
     said = {**made_on("one thread, shared with other work"), "faiss": faiss.__version__}
-    document = {"results": {**result, **said}}
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    write(options.json, {"results": {**result, **said}})
     print(json.dumps(result, indent=1))
 
 

@@ -11,7 +11,6 @@ gate that is meant for it, or an honest one is stopped. `--table` prints what th
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -23,15 +22,15 @@ from typing import Any
 
 import bad_nights as bad
 import pytest
-from made_on import made_on
+from options import Options
+from record import DATA, RESULTS, made_on, write
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results" / "bad_nights.json"
 PHOTOS = ["model.kind=descriptor", "model.features=pixels", "model.grey=true", "model.read_out={dims: 32}",
           "images.size=28", "train.validation=0", "train.when=missing"]  # fmt: skip
 CODES = ["model.kind=vqvae", "model.channels=[16, 32]", "model.quantizer={kind: ema, num_codes: 64, code_dim: 8}",
          "images.size=28", "train.epochs=3", "train.batch_size=64", "train.validation=0",
          "train.when=missing"]  # fmt: skip
+PARTS = ["bad", "honest", "season"]
 
 Spoils = Callable[[bad.Shop], None]
 Breaks = Callable[[pytest.MonkeyPatch], None]
@@ -88,11 +87,6 @@ def spoilt(shop: bad.Shop, codes: bad.Shop) -> Iterator[tuple[str, dict[str, Any
     yield "honest", tried(codes, 21, "another bundle of codes, trained as it should be", None, None, None, *again)
 
 
-def keep(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-
-
 def honest(shop: bad.Shop, nights: int) -> Iterator[dict[str, Any]]:
     """Yield nights of one percent churn, and a week in which a fifth of the catalogue is another season's."""
     kinds = sorted({category for _, category in shop.rows.values()})
@@ -133,18 +127,16 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--items", type=int, default=2000)
-    parser.add_argument("--nights", type=int, default=30)
-    parser.add_argument("--only", choices=["bad", "honest", "season"], help="a part of it, in a file of its own")
-    parser.add_argument("--json", type=Path, help="a file for results; by default those beside this one")
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
+    parser = Options(
+        __doc__, data=DATA, items=2000, nights=30, json=(Path, "a file for results; by default those beside this one"),
+        table=(False, "only print what is in --json"),
+    )  # fmt: skip
+    parser.add_argument("--only", choices=PARTS, help="a part of it, in a file of its own")
     asked = parser.parse_args()
-    parts = ["bad", "honest", "season"] if asked.only is None else [asked.only]
-    place = asked.json or RESULTS.with_name(f"{asked.only or 'bad'}_nights.json")
+    parts = PARTS if asked.only is None else [asked.only]
+    place = asked.json or RESULTS / f"{asked.only or 'bad'}_nights.json"
     if asked.table:
-        held = [json.loads(path.read_text()) for path in sorted(RESULTS.parent.glob("*_nights.json"))]
+        held = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_nights.json"))]
         print(table({kind: [row for each in held for row in each.get(kind, [])] for kind in ("bad", "honest")}))
         return 0
     data = asked.data if (asked.data / "fashion-mnist" / "train.parquet").exists() else None
@@ -161,15 +153,15 @@ def main() -> int:
             codes = bad.open_shop(Path(folder) / "codes", data, asked.items // 2, CODES)
             for kind, row in spoilt(shop, codes):
                 found[kind].append(row)
-                keep(place, found)
+                write(place, found)
         if "season" in parts:
             with shop.tried() as tonight:
                 found["honest"].append(season_at_once(tonight))
-            keep(place, found)
+            write(place, found)
         if "honest" in parts:
             for row in honest(shop, asked.nights):
                 found["honest"].append(row)
-                keep(place, found)
+                write(place, found)
     print(table(found))
     return 0 if all(row["right"] for row in [*found["bad"], *found["honest"]]) else 1
 

@@ -9,36 +9,27 @@ with the mean of the products' latents. Latents are real photos' PCA of 64 numbe
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import pyarrow.parquet as pq
+from beside import release_maker
+from numpy.typing import NDArray
+from options import Options
+from PIL import Image
+from record import DATA, RESULTS, made_on, memory, write
 
-import numpy as np  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-from beside import release_maker  # noqa: E402
-from made_on import made_on  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from PIL import Image  # noqa: E402
+from pipeline.evaluation.baselines import hog_features
+from pipeline.index import IndexConfig, fusion
+from pipeline.reader import Neighbour, Release, open_release
+from pipeline.storage import open_store
 
-from pipeline.evaluation.baselines import hog_features  # noqa: E402
-from pipeline.index import IndexConfig, fusion  # noqa: E402
-from pipeline.reader import Neighbour, Release, open_release  # noqa: E402
-from pipeline.storage import open_store  # noqa: E402
-
-DATA = ROOT.parent / "shared" / "data"
-RESULTS = Path(__file__).parent / "results" / "baskets.json"
 DIM, OFFERED, FEW = 64, 20, 60  # categories of fewer photos have not enough to offer
 SIZES = ((3, 3), (3, 1), (3, 0))  # products of the one category and of the other
 WAYS: dict[str, Callable[[Release, list[str]], list[Neighbour]]] = {
@@ -160,11 +151,8 @@ def _reduced(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=2000)
-    parser.add_argument("--baskets", type=int, default=60)
-    parser.add_argument("--write", action="store_true", help="keep the results in results/baskets.json")
-    options = parser.parse_args()
+    keeping = (False, "keep the results in results/baskets.json")
+    options = Options(__doc__, photos=2000, baskets=60, write=keeping).parse_args()
     began, runs = time.process_time(), []
     for shop in shops(options.photos):
         asked = baskets(shop, options.baskets)
@@ -174,18 +162,9 @@ def main() -> None:
             for row in rows:
                 print(shop.name, name, *row.values(), flush=True)
             if options.write:
-                cpu_s = round(time.process_time() - began, 1)
-                RESULTS.write_text(json.dumps(_told(options.baskets, runs, cpu_s), indent=1) + "\n")
+                about = {"cpu_s": round(time.process_time() - began, 1), "baskets": options.baskets}
+                write(RESULTS / "baskets.json", {**made_on(memory()), **about, "runs": runs})
     print(f"{time.process_time() - began:.1f} CPU seconds")
-
-
-def _told(count: int, runs: list[dict[str, Any]], cpu_s: float) -> dict[str, Any]:
-    return {
-        **made_on(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB"),
-        "cpu_s": cpu_s,
-        "baskets": count,
-        "runs": runs,
-    }
 
 
 if __name__ == "__main__":

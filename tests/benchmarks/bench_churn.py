@@ -13,7 +13,6 @@ stretch; training then sees 5,000 photos.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -32,8 +31,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from encode_accounts import kind_of
-from made_on import made_on
-from side_by_side import ROOT
+from options import Options, absent
+from record import DATA, ROOT, made_on, tell
 
 from jobs.__main__ import main as command
 from pipeline.encoding import EncodeJob, Shard, ShardResult, run_shards_here
@@ -129,19 +128,12 @@ def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--churn", type=float, default=0.01)
-    parser.add_argument("--here", action="store_true", help="without Ray, in CPU seconds")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--night", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser = Options(__doc__, data=DATA, churn=0.01, here=(False, "without Ray, in CPU seconds"), json=Path)
+    options = parser.hidden(night=int, folder=Path).parse_args()
     if options.night:
         print(json.dumps(night(options.folder, options.night, here=options.here)))
         return
-    if not options.data.exists():
-        print(f"no catalogue at {options.data}: nothing measured; name its folder with --data")
+    if absent(options.data):
         return
     found: dict[str, Any] = {**made_on(), "here": options.here, "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory(prefix="churn-") as name:
@@ -153,10 +145,7 @@ def main() -> None:
             found[f"night {number}"] = json.loads(done.stdout)
     whole, part = (sum(found[f"night {number}"]["photo_s"].values()) for number in (1, 2))
     found["share_of_photo_s"] = round(part / whole, 4)
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Every result is written when it is there; run again, what is there for the same 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import os
 import queue
@@ -29,13 +28,13 @@ from typing import Any
 from claim_experiments import EXPERIMENTS, RENDERED, Result, Variant, tables
 from claim_measures import SEED, config_of, measure
 from model_measures import prepare
-from side_by_side import parsed, write
-from table_cells import read
+from options import Options, absent, names_of
+from record import DATA, ROOT, read, today, write_runs
+from side_by_side import CACHE, parsed
 
 from pipeline.images.render import render_catalogue
 from pipeline.keys import key_of, portable
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 1800  # of the rendered catalogue, as in the demo
 
 
@@ -115,8 +114,8 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
                 continue
             facts = {"experiment": name, "variant": variant.name, "digest": key, "limit": asked.limit}
             facts["answers"] = answers(key, asked)
-            facts |= {"jobs": asked.jobs, "date": dt.datetime.now(dt.UTC).date().isoformat()}
-            write(asked.json, [*read(asked.json), {**facts, **found}])
+            facts |= {"jobs": asked.jobs, "date": today()}
+            write_runs(asked.json, [*read(asked.json), {**facts, **found}])
             print(f"{name}, {variant.name}: trained in {found['train_s']:.0f} s", flush=True)
     return failed
 
@@ -127,19 +126,18 @@ def variant_of(place: tuple[str, int]) -> Variant:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--only", help=f"some of {','.join(EXPERIMENTS)}")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one core and one thread each")
-    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
-    parser.add_argument("--epochs", type=int, help="instead of the experiments' own")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / "claims.json")
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is in --json")
-    for name in ("one", "out", "core"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-    parser.add_argument("--rendered", type=Path, help=argparse.SUPPRESS)
-    asked = parsed(parser)
+    parser = Options(
+        __doc__,
+        data=DATA,
+        only=(str, f"some of {','.join(EXPERIMENTS)}"),
+        jobs=(1, "trainings side by side, one core and one thread each"),
+        limit=(int, "photos of each part, to see that it works"),
+        epochs=(int, "instead of the experiments' own"),
+        cache=CACHE,
+        json=CACHE / "claims.json",
+        table=(False, "only print the tables of what is in --json"),
+    )
+    asked = parsed(parser.hidden(one=str, out=str, core=str, rendered=Path))
     if asked.one:
         if asked.core is not None:
             os.sched_setaffinity(0, {int(asked.core)})
@@ -147,13 +145,10 @@ def main() -> int:
         Path(asked.out).write_text(json.dumps(measure(variant_of((name, int(place))), asked)))
         return 0
     asked.rendered = asked.cache / f"rendered-{asked.limit or ITEMS}-items"
-    names = list(EXPERIMENTS) if asked.only is None else asked.only.split(",")
-    if unknown := set(names) - set(EXPERIMENTS):
-        raise SystemExit(f"no experiments {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    names = names_of(asked.only, EXPERIMENTS, "experiments")
     failed = 0
     if not asked.table:
-        if not asked.data.exists():
-            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+        if absent(asked.data):
             return 0
         failed = run_all(names, asked)
     print(tables(read(asked.json), names))

@@ -8,17 +8,14 @@ of 400 x 533 pixels are made here.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from options import Options
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.images import ImagesConfig, decode
 
@@ -44,13 +41,7 @@ def synthetic(count: int) -> list[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = Options(__doc__, photos=Path, count=500, pairs=7, size=64, json=False).parse_args()
     if options.photos is None:
         photos = synthetic(options.count)
     else:

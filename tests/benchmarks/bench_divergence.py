@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from bench_metrics import latents_of
-from made_on import made_on
 from model_measures import load, prepare, preset_config, train
-from side_by_side import ROOT
+from options import NEEDED, Options, absent, names_of
+from record import DATA, add, made_on
+from side_by_side import CACHE
 
 from pipeline.errors import CodebooksError
 from pipeline.index import IndexConfig, LatentArrays, build_index
@@ -96,9 +97,7 @@ def truth_of(name: str, mask: str, queries: Terms, items: Terms) -> tuple[np.nda
 
 
 def write_latents(folder: Path, options: argparse.Namespace) -> None:
-    """Train, encode, and write the set's latents; nothing where they are there."""
-    if (folder / "queries_label.npy").exists():
-        return
+    """Train, encode, and write the set's latents."""
     folder.mkdir(parents=True, exist_ok=True)
     source = prepare(options.data, options.cache, "fashion_mnist", 28, None)
     bank, held = (load(options.cache / source, part, 28) for part in ("train", "test"))
@@ -287,33 +286,26 @@ class Product:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--set", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--only", default="set,kinds,speed")
-    options = parser.parse_args()
-    parts = options.only.split(",")
-    write_latents(options.set, options)
+    options = Options(
+        __doc__, data=DATA, cache=CACHE, set=NEEDED, json=NEEDED, epochs=int, rows=1_000_000, pairs=7,
+        only="set,kinds,speed",
+    ).parse_args()  # fmt: skip
+    parts = names_of(options.only, ("set", "speed", "kinds"), "parts")
+    if not (options.set / "queries_label.npy").exists():
+        if absent(options.data):
+            return
+        write_latents(options.set, options)
     said = made_on("one thread, shared with other work")
-    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
     if "set" in parts:
-        result["results"]["set"] = {**write_truth(options.set), **said}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        add(options.json, {**write_truth(options.set), **said}, "set")
     if "speed" in parts:
-        result["results"]["speed"] = {**speed(options.set, options.rows, options.pairs), **said}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        add(options.json, {**speed(options.set, options.rows, options.pairs), **said}, "speed")
     if "kinds" in parts:
-        rows = result["results"]["kinds"] = []
+        rows = []
         for row in kinds(options.set):
             print(json.dumps(row), flush=True)
             rows.append({**row, **said})
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+            add(options.json, rows, "kinds")
 
 
 if __name__ == "__main__":

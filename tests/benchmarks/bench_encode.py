@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -35,8 +34,7 @@ import ray
 import torch
 from encode_accounts import CpuBeside, stages_of
 from encode_photos import SlowEncoding, SlowFiles, added_plan, busy_share, make_job, make_photos, start_ray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from options import Options
 
 from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards
 from pipeline.images import decode
@@ -194,18 +192,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=6000)
-    parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--size", type=int, default=64)
+    parser = Options(
+        __doc__, photos=Path, count=6000, rows=500, pairs=7, actors=2, size=64, get_ms=0.0, slow_s=0.0,
+        documented=False, json=False,
+    )  # fmt: skip
     parser.add_argument("--model", choices=sorted(MODELS), default="vae")
-    parser.add_argument("--get-ms", type=float, default=0.0)
-    parser.add_argument("--slow-s", type=float, default=0.0)
-    parser.add_argument("--documented", action="store_true")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     start_ray(cpus=options.actors + 2)
     with tempfile.TemporaryDirectory() as folder:

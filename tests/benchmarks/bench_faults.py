@@ -8,7 +8,6 @@ same run name, or the next night, without it. --here: the stages of Ray run in t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -28,7 +27,9 @@ import numpy as np
 import pytest
 from beside import tests_module
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
+from options import NEEDED, Options, names_of
 from PIL import Image
+from record import kept, made_on, write
 
 from jobs.__main__ import main as main_here
 from pipeline.parts import read_part
@@ -174,16 +175,13 @@ def _stages_here() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--here", action="store_true")
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, json=NEEDED, only=",".join(CASES), here=False).parse_args()
+    names = names_of(arguments.only, CASES, "cases")
     os.environ.update(
         AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     )  # fmt: skip
-    found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    found: dict[str, Any] = kept(arguments.json, {})
     here = _stages_here() if arguments.here else None
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
         server = WeedServer(Path(work) / "weed", "bench-faults")
@@ -191,14 +189,14 @@ def main() -> None:
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
         straight = S3Store(server.url, StorageOptions(endpoint=f"http://127.0.0.1:{server.port}"))
         try:
-            for name in arguments.only.split(","):
+            for name in names:
                 shop = Shop(proxy, straight, server.url, name, here)
                 shop.list_photos(PHOTOS)
                 found[name] = []
                 for night in CASES[name](shop):
                     print(name, json.dumps(night), flush=True)
                     found[name].append(night)
-                arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+                write(arguments.json, found | made_on(""))
         finally:
             proxy.stop()
             server.stop()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -27,11 +26,10 @@ import psutil
 import ray
 from encode_accounts import kind_of
 from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
-from made_on import made_on
+from options import Options
 from PIL import Image, ImageDraw
+from record import made_on
 from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 
@@ -133,12 +131,7 @@ def plot(lines: dict[str, Sequence[Sequence[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=200_000)
-    parser.add_argument("--rows", type=int, default=1_000)
-    parser.add_argument("--here", action="store_true", help="without Ray")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser = Options(__doc__, count=200_000, rows=1_000, here=(False, "without Ray"), json=Path, plot=Path)
     options = parser.parse_args()
     if not options.here:
         start_ray(cpus=4)

@@ -10,7 +10,6 @@ release in its place. The reader has the damaged file in no cache and asks a que
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import random
@@ -29,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from made_on import made_on
+from options import Options
+from record import made_on, write
 
 from jobs.__main__ import main as command
 from pipeline.encoding import run_shards_here
@@ -244,14 +244,11 @@ def measured(site: Site, other: str, places: int, seed: int) -> dict[str, object
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--places", type=int, default=1000)
-    parser.add_argument("--items", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base", type=Path, help="a folder to keep the releases in; a second call damages them anew")
-    parser.add_argument("--prepare", action="store_true", help="make the releases and damage nothing yet")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, places=1000, items=120, seed=0,
+        base=(Path, "a folder to keep the releases in; a second call damages them anew"),
+        prepare=(False, "make the releases and damage nothing yet"), json=Path,
+    ).parse_args()  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="flips-") as folder:
         base = options.base or Path(folder)
         (base / "scratch").mkdir(parents=True, exist_ok=True)
@@ -265,8 +262,7 @@ def main() -> int:
         result["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(result, indent=1))
     if options.json:
-        told = {**made_on(f"Python {platform.python_version()}"), "results": result}
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        write(options.json, {**made_on(f"Python {platform.python_version()}"), "results": result})
     return 1 if result["missed"] else 0
 
 

@@ -10,7 +10,6 @@ nights published, and requests and seconds of each host beside the pace that it 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,13 +23,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_on import made_on
+from options import Options
+from record import ROOT, made_on, write
 from web_hosts import PORT, Planned, busiest, make_certificate, plan_hosts
 
 from pipeline.storage import open_store
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+SERVER = Path(__file__).parent / "web_hosts.py"
 
 
 def write_catalogue(path: Path, planned: Planned, night: str) -> int:
@@ -134,11 +133,7 @@ def by_host(folder: Path, planned: Planned) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=3000)
-    parser.add_argument("--hosts", type=int, default=300)
-    parser.add_argument("--json", type=Path, help="also written there")
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, photos=3000, hosts=300, json=(Path, "also written there")).parse_args()
     planned = plan_hosts(arguments.photos, arguments.hosts)
     report: dict[str, Any] = {**made_on(""), "photos": arguments.photos, "hosts": arguments.hosts}
     with tempfile.TemporaryDirectory(prefix="hosts-") as name:
@@ -148,7 +143,7 @@ def main() -> None:
         for run, night in (("first", "20261129"), ("second", "20261130")):
             write_catalogue(folder / "c.parquet", planned, night)
             server = subprocess.Popen(
-                [sys.executable, str(HERE / "web_hosts.py"), name],
+                [sys.executable, str(SERVER), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -166,7 +161,7 @@ def main() -> None:
             report[run]["asked"] = by_host(folder, planned)
             print(json.dumps({run: report[run]}, indent=1), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write(arguments.json, report)
 
 
 if __name__ == "__main__":

@@ -26,19 +26,18 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-import faiss  # noqa: E402
-import numpy as np  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-from made_on import made_on  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from PIL import Image  # noqa: E402
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from options import NEEDED, Options
+from PIL import Image
+from record import ROOT, kept, made_on, write
 
-from pipeline.errors import ConfigError  # noqa: E402
-from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_index, kinds_here, open_index  # noqa: E402
-from pipeline.index.filters import RowFilter  # noqa: E402
+from pipeline.errors import ConfigError
+from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_index, kinds_here, open_index
+from pipeline.index.filters import RowFilter
 
 K = 10
 BLOCK = 20_000  # rows compared at a time
@@ -199,18 +198,9 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
+    parser = Options(__doc__, data=NEEDED, json=Path, queries=1000, dim=64, target=0.98, rows=int, jitter=0.1)
     parser.add_argument("--kinds", nargs="+", default=list(kinds_here(IndexConfig())), choices=[*KINDS, "auto"])
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--target", type=float, default=0.98)
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--jitter", type=float, default=0.1)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--held", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.hidden(one=str, held=Path).parse_args()
     faiss.omp_set_num_threads(1)
     if options.one is not None:  # one kind, in a process of its own
         print(json.dumps(one_kind(options.one, options.held, options.target)))
@@ -257,14 +247,13 @@ def run(options: argparse.Namespace, held: Path) -> None:
         "target_recall": options.target,
         "kinds": [],
     }
-    if options.json is not None and options.json.exists():
-        result["kinds"] = json.loads(options.json.read_text())["kinds"]
+    if options.json is not None:
+        result["kinds"] = kept(options.json, {"kinds": []})["kinds"]
     said = {name: fact for name, fact in made_on().items() if name != "machine"}  # which the file tells
     for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
         row = apart(kind, held, options.target)
         result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]
-        text = json.dumps(result, indent=1) + "\n"
-        print(text) if options.json is None else options.json.write_text(text)
+        print(json.dumps(result, indent=1)) if options.json is None else write(options.json, result)
 
 
 if __name__ == "__main__":

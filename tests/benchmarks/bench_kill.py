@@ -8,7 +8,6 @@ end with the digests of an undisturbed run: parts, items and index; from nothing
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,6 +19,8 @@ import time
 from pathlib import Path
 
 import psutil
+from options import Options
+from record import made_on, write
 
 from pipeline.images.render import render_catalogue
 
@@ -119,14 +120,10 @@ def series(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=3000)
-    parser.add_argument("--kills", type=int, default=5, help="kills with the bundle there")
-    parser.add_argument("--fresh-kills", type=int, default=5, help="kills from nothing, training included")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, photos=3000, kills=(5, "kills with the bundle there"),
+        fresh_kills=(5, "kills from nothing, training included"), epochs=3, seed=0, json=Path,
+    ).parse_args()  # fmt: skip
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     dice = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
@@ -143,7 +140,7 @@ def main() -> int:
         bundled = series(base, catalogue, kills=options.kills, epochs=options.epochs, prepared=prepared, dice=dice)
     result = {"from_nothing": fresh, "with_bundle": bundled}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, {**made_on(""), "results": result})
     differing = [row for row in [*fresh, *bundled] if row["differs"]]
     print(f"{len(fresh) + len(bundled)} kills, {len(differing)} retries with other digests")
     return 1 if differing else 0

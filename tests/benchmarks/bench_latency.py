@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import sys
@@ -28,9 +27,8 @@ import ray
 from bench_encode import through_ray
 from encode_photos import added_plan, make_job, make_photo, start_ray
 from faulty_store import KEY, SECRET, WeedServer
-from made_on import made_on
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from options import Options
+from record import made_on, tell
 
 from pipeline.encoding import assign_shards
 from pipeline.storage import Files, S3Store, StorageOptions
@@ -97,13 +95,7 @@ def measure(options: argparse.Namespace, folder: Path, server: WeedServer) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--get-ms", type=float, default=20.0)
-    parser.add_argument("--count", type=int, default=8_000)
-    parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = Options(__doc__, get_ms=20.0, count=8_000, rows=500, pairs=3, json=Path).parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     with tempfile.TemporaryDirectory() as name:
         server = WeedServer(Path(name) / "weed", "bench-latency")
@@ -113,10 +105,7 @@ def main() -> None:
         finally:
             ray.shutdown()
             server.stop()
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ slowest to ask.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import time
@@ -22,8 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_on import made_on
+from options import Options
 from PIL import Image
+from record import made_on, write
 
 from jobs.config import Config
 from pipeline.evaluation.nightly.asked import ROLE, asked_table
@@ -166,17 +166,15 @@ def keep_pixels(store: MemoryStore, now: Tonight, pixels: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Options(__doc__, data=Path, json=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[60_000, 1_000_000])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     told = {**made_on("shared with other work; cpu_s is what counts"), "results": []}
     for rows in asked.rows:
         told["results"].append(measured(rows, asked.data))
         print(json.dumps(told["results"][-1], indent=1))
         if asked.json is not None:
-            asked.json.write_text(json.dumps(told, indent=1) + "\n")
+            write(asked.json, told)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ differences (95 %, bootstrap) over queries, of clothing over contributors. Cloth
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_on import made_on
 from model_measures import Photos, load, prepare, preset_config, train
-from side_by_side import ROOT
+from options import NEEDED, Options, absent, names_of
+from record import DATA, add, made_on
+from side_by_side import CACHE
 
 from jobs.config import Config
 from pipeline.evaluation.folds import group_difference, group_mean
@@ -169,21 +169,16 @@ def ahead(values: dict[str, np.ndarray], base: dict[str, np.ndarray], groups: li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--catalogues", default=",".join(SIZES))
-    parser.add_argument("--models", default="vae,cvae")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--gallery", type=int, default=20_000)
-    parser.add_argument("--queries", type=int, default=1000)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, data=DATA, cache=CACHE, json=NEEDED, catalogues=",".join(SIZES), models="vae,cvae", seeds="0,1,2",
+        epochs=int, gallery=20_000, queries=1000,
+    ).parse_args()  # fmt: skip
+    catalogues = names_of(options.catalogues, SIZES, "catalogues")
+    if absent(options.data):
+        return
     torch.set_num_threads(1)
     said = made_on()
-    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
-    for catalogue in options.catalogues.split(","):
+    for catalogue in catalogues:
         folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)
         bank, held = (load(options.cache / folder, part, SIZES[catalogue]) for part in ("train", "test"))
         gallery, queries = drawn(bank, options.gallery, 0), drawn(held, options.queries, 1)
@@ -194,8 +189,7 @@ def main() -> None:
             begun = time.perf_counter()
             own = of_model(f"{model}_{catalogue}", (folder, bank), asked, options)
             own["seconds"] = round(time.perf_counter() - begun)
-            result["results"].setdefault(catalogue, {})[model] = {**own, **said}
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            add(options.json, {**own, **said}, catalogue, model)
 
 
 if __name__ == "__main__":

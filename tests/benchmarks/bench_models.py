@@ -22,12 +22,12 @@ from typing import Any
 
 from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
 from model_tables import models_table
-from side_by_side import add_options, parsed, record_all
-from table_cells import newest_rows, read, shown
+from options import absent, names_of
+from record import ROOT, read
+from side_by_side import model_options, parsed, record_all
+from table_cells import newest_rows, shown
 
 from pipeline.keys import key_of, portable
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> str:
@@ -78,23 +78,17 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, FLOOR_SIZES, "results.json")
-    asked = parsed(parser)
+    asked = parsed(model_options(__doc__, FLOOR_SIZES, "results.json"))
     if asked.one:
         seed = int(asked.seeds)
         found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)
         Path(asked.out).write_text(json.dumps(found))
         return 0
     files = (ROOT / "jobs" / "presets").glob(f"*_{asked.catalogue}.yaml")
-    there = sorted(path.stem for path in files)
-    names = [FLOORS, *there] if asked.presets is None else asked.presets.split(",")
-    if unknown := set(names) - {FLOORS, *there}:
-        raise SystemExit(f"no presets {', '.join(sorted(unknown))}; there are {', '.join([FLOORS, *there])}")
+    names = names_of(asked.presets, [FLOORS, *sorted(path.stem for path in files)], "presets")
     failed = 0
     if not (asked.table or asked.stamp):
-        if not asked.data.exists():
-            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+        if absent(asked.data):
             return 0
         failed = run_all(names, asked)
     digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from model_measures import prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
+from options import absent, names_of
 from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from side_by_side import ROOT, add_options, parsed, record_all
-from table_cells import Rows, newest_rows, read, shown
+from record import ROOT, kept, read, write
+from side_by_side import model_options, parsed, record_all
+from table_cells import Rows, newest_rows, shown
 
 from pipeline.evaluation.quality import paired_difference
 from pipeline.keys import key_of, portable
@@ -85,10 +87,10 @@ def compared(rows: Rows, cache: Path) -> dict[str, dict[str, list[float]]]:
 def note_compared(rows: Rows, asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Write what can be compared into ahead.json beside the results, and return all that stands there."""
     path = asked.json.with_name("ahead.json")
-    noted = json.loads(path.read_text()) if path.exists() else {}
+    noted = kept(path, {})
     known = {**noted.get(asked.catalogue, {}), **compared(rows, asked.cache)}
     if asked.limit is None and known != noted.get(asked.catalogue):
-        path.write_text(json.dumps({**noted, asked.catalogue: known}, indent=1) + "\n")
+        write(path, {**noted, asked.catalogue: known})
     return known
 
 
@@ -110,22 +112,17 @@ def stamp(rows: Rows) -> None:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, SIZES, "quality.json")
-    asked = parsed(parser)
+    asked = parsed(model_options(__doc__, SIZES, "quality.json"))
     if asked.one:
         Path(asked.out).write_text(json.dumps(measure(asked.one, int(asked.seeds), asked)))
         return 0
     there = presets_of(asked.catalogue)
     # The file of a pretrained network's weights is not part of the project.
     names = [FLOORS, *(name for name in there if not name.startswith("pretrained") and "lite0" not in name)]
-    wanted = names if asked.presets is None else asked.presets.split(",")
-    if unknown := set(wanted) - {*names, *there}:
-        raise SystemExit(f"no presets {', '.join(sorted(unknown))}; there are {', '.join([FLOORS, *there])}")
+    wanted = names if asked.presets is None else names_of(asked.presets, [FLOORS, *there], "presets")
     failed = 0
     if not (asked.table or asked.stamp):
-        if not asked.data.exists():
-            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+        if absent(asked.data):
             return 0
         failed = run_all(wanted, asked)
     rows = newest_rows(read(asked.json), asked.catalogue, asked.limit)

@@ -6,7 +6,8 @@ written as a night writes them. Then, in processes of their own: a first opening
 two readers at once, each of which opens, asks by item, by vector singly and in batches of 100, and measures its memory
 while the other holds the release open too.
 
-    python tests/benchmarks/bench_reader.py --data ../shared/data --items 1000000 --json results/reader.json
+    python tests/benchmarks/bench_reader.py --data ../shared/data/fashion-mnist --items 1000000
+        --json results/reader.json
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import pyarrow as pa
 from bench_segments import DIM, MODEL, PART_ROWS, Watched, base_of, drawn, met, named, rows_of, write_latents
-from made_on import made_on
+from options import Options
+from record import add, made_on, tell
 from steps import begun, ended
 
 from pipeline.index import IndexConfig, gather_latents, nightly_index
@@ -137,16 +138,12 @@ def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Po
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="the folder of Fashion-MNIST as Parquet; without it latents are generated")
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--kind", default="flat")
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--profile", action="store_true", help="print what the first opening spends its time on")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--step", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser = Options(
+        __doc__, data=(str, "the folder of Fashion-MNIST as Parquet; without it latents are generated"),
+        items=1_000_000, kind="flat", queries=200, profile=(False, "print what the first opening spends its time on"),
+        json=Path,
+    )  # fmt: skip
+    options = parser.hidden(folder=str, step=str).parse_args()
     if options.step:
         folder = Path(options.folder)
         print(json.dumps(publish(folder, options) if options.step == "publish" else read(folder, options)))
@@ -160,11 +157,9 @@ def main() -> None:
         files = [path for path in (folder / "store").rglob("*") if path.is_file()]
         found["store_mib"] = round(sum(path.stat().st_size for path in files) / 2**20)
     found |= made_on()
-    print(json.dumps(found, indent=1))
+    tell(found, None)
     if options.json:
-        document = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
-        document["results"][f"{options.items:,} items, {options.kind}"] = found
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        add(options.json, found, f"{options.items:,} items, {options.kind}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the held-out photos are encoded by the bundle's ONNX encoder, as a recommender t
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -26,6 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from beside import tests_module
+from options import Options, absent, names_of
+from record import DATA, ROOT, made_on, write
 
 from pipeline.evaluation import knn_accuracy
 from pipeline.reader import open_release
@@ -61,7 +62,7 @@ def accuracy(store: str, label: str, queries: Iterable[tuple[bytes, str]]) -> di
 
 def fashion(data: Path, work: Path) -> dict[str, Any]:
     store = str(work / "fashion-store")
-    preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_fashion_mnist.yaml"
+    preset = ROOT / "jobs" / "presets" / "vae_fashion_mnist.yaml"
     source = f"catalogue.source={data / 'fashion-mnist' / 'train.parquet'}"
     result = refresh(store, "--config", str(preset), "--run", "night-1", source)
     test = pq.read_table(data / "fashion-mnist" / "test.parquet", columns=["image", "category"])
@@ -91,7 +92,7 @@ def clothing_folder(data: Path, work: Path) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data / "clothing" / row["image"], target)
     store = str(work / "clothing-store")
-    preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
+    preset = ROOT / "jobs" / "presets" / "vae_clothing.yaml"
     arguments = ["--config", str(preset), f"catalogue.source={work / 'clothing'}", "catalogue.format=folder"]
     arguments += ["train.split_by=null"]  # a folder names no contributors
     result = refresh(store, *arguments, "--run", "night-1")
@@ -110,7 +111,7 @@ def clothing_s3(data: Path, work: Path) -> dict[str, Any]:
             shop.put(row["image"], (data / "clothing" / row["image"]).read_bytes())
         shop.put("catalogue.csv", as_csv(kept))
         store = f"{bucket}/visual"
-        preset = Path(__file__).parents[2] / "jobs" / "presets" / "vae_clothing.yaml"
+        preset = ROOT / "jobs" / "presets" / "vae_clothing.yaml"
         arguments = ["--config", str(preset), f"catalogue.source={bucket}/shop/catalogue.csv"]
         server.reset_counts()
         result = refresh(store, *arguments, "--run", "night-1")
@@ -172,18 +173,14 @@ def as_csv(rows: list[dict[str, str]]) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
-    parser.add_argument("--only", default="fashion,clothing,s3")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if not options.data.exists():
-        print(f"no catalogues at {options.data}: nothing measured; name their folder with --data")
-        return 0
     ways = {"fashion": fashion, "clothing": clothing_folder, "s3": clothing_s3}
+    options = Options(__doc__, data=DATA, only=",".join(ways), json=Path).parse_args()
+    names = names_of(options.only, ways, "catalogues")
+    if absent(options.data):
+        return 0
     results = {}
     with tempfile.TemporaryDirectory(prefix="refresh-") as folder:
-        for name in options.only.split(","):
+        for name in names:
             results[name] = ways[name](options.data, Path(folder))
             shown = {
                 key: results[name].get(key)
@@ -195,7 +192,7 @@ def main() -> int:
                 changes = {key: results[name]["delta"][key] for key in ("wall_s", "seconds", "check")}
                 print(f"  delta: {json.dumps(changes)}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write(options.json, {**made_on(""), "results": results})
     return 0
 
 

@@ -9,9 +9,7 @@ other items. No bundle lies there, so nothing is decoded; whatever is read from 
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import resource
 import tempfile
@@ -22,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_on import made_on
+from options import NEEDED, Options, absent
 from PIL import Image
+from record import DATA, add, made_on, tell
 
 from pipeline.catalogue import changes_between
 from pipeline.index import IndexConfig, LatentArrays, build_index
@@ -35,7 +34,6 @@ from pipeline.report import render_night
 from pipeline.schema import items_schema, pixels_schema, quarantine_schema
 from pipeline.storage import Store, open_store
 
-ROOT = Path(__file__).resolve().parents[2]
 DIM, PART_ROWS, PARTS, SIZE = 64, 4_096, 2, 64
 MODEL, TRANSFORM = "ab" * 32, "cd" * 8
 KINDS = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -118,11 +116,9 @@ def measured(store: Store, release: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args()
+    options = Options(__doc__, data=DATA, items=1_000_000, json=NEEDED).parse_args()
+    if absent(options.data):
+        return
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         store = open_store(f"{folder}/store")
@@ -133,12 +129,9 @@ def main() -> None:
         parent = write(store, "one", before, old, None)
         release = write(store, "two", items_of(new, parts), new, (parent, before))
         del before
-        result = {"items": options.items, **measured(store, release)}
-    said = made_on("one thread, shared with other work")
-    known = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
-    known["results"][f"{options.items}"] = {**result, **said}
-    options.json.write_text(json.dumps(known, indent=1) + "\n")
-    print(json.dumps(known["results"][f"{options.items}"], indent=1))
+        result = {"items": options.items, **measured(store, release), **made_on("one thread, shared with other work")}
+    add(options.json, result, f"{options.items}")
+    tell(result, None)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ fusion, on a store that holds nothing but the members' bundles. Photos are count
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,16 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from beside import tests_module
+from options import Options
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import made_on, tell, write
 
 from jobs.__main__ import main as command
 from pipeline.catalogue import PhotoReader
 from pipeline.errors import PhotoRefused
 from pipeline.images.render import render_products
 from pipeline.storage import open_store
-from stages_here import run_stages_here
 
 FOLDERS = ("pixels", "photos", "latents")
 MEMBERS = {
@@ -68,7 +66,7 @@ def counted() -> Iterator[tuple[Counter[str], Counter[str]]]:
         return Counting
 
     with pytest.MonkeyPatch.context() as patch:
-        run_stages_here(patch)
+        tests_module("stages_here").run_stages_here(patch)
         for name, kept in zip(("encoding.config", "quality.pictures"), found, strict=True):
             patch.setattr(f"pipeline.{name}.PhotoReader", counting(kept))
         yield found
@@ -120,16 +118,12 @@ def nights(photos: int, side: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run the nights, print the table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=int, default=400)
-    parser.add_argument("--side", type=int, default=320)
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asked = Options(__doc__, photos=400, side=320, json=Path).parse_args()
     torch.set_num_threads(1)
     results = {"photos": asked.photos, "side": asked.side, "nights": nights(asked.photos, asked.side)}
-    print(json.dumps(results, indent=1))
+    tell(results, None)
     if asked.json:
-        asked.json.write_text(json.dumps({"results": results}, indent=1) + "\n")
+        write(asked.json, {**made_on(), "results": results})
 
 
 if __name__ == "__main__":

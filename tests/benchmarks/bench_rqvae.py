@@ -9,18 +9,17 @@ is frozen has no decoder.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from bench_sids import LEVELS, next_items, read_vectors
-from made_on import made_on
+from options import NEEDED, Options
+from record import made_on, write
 
 from pipeline.storage.memory import MemoryStore
 from pipeline.tables import SemanticIdsConfig
@@ -70,10 +69,7 @@ def measured(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=5000)
+    parser = Options(__doc__, data=NEEDED, json=NEEDED, items=5000)
     parser.add_argument("--epochs", type=int, nargs="+", default=[100, 300])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,8 +81,7 @@ def main() -> None:
             kind: measured(vectors, categories, levels, epochs) for kind, epochs in kinds.items()
         }
         print(name, json.dumps(results["levels"][name], indent=1))
-    document = {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results}
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    write(options.json, {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results})
 
 
 if __name__ == "__main__":

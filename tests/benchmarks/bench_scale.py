@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from made_on import made_on
+from options import Options
 from PIL import Image, ImageDraw
+from record import made_on, memory, write
 
 from jobs.building import build_candidate
 from jobs.computing import encode_photos
@@ -248,16 +249,10 @@ def draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = (Path, "where catalogue and store lie; a temporary one by default")
+    parser = Options(__doc__, folder=folder, nights=3, json=Path, plot=Path)
     parser.add_argument("--photos", type=int, nargs="+", default=[100_000, 300_000])
-    parser.add_argument("--folder", type=Path, help="where catalogue and store lie; a temporary one by default")
-    parser.add_argument("--nights", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--night", type=int, default=1, help=argparse.SUPPRESS)
-    for name in ("--save-model", "--write-parts", "--run-night"):
-        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.hidden(night=1, save_model=Path, write_parts=Path, run_night=Path).parse_args()
     if options.save_model:
         save_random_model(options.save_model)
     elif options.write_parts:
@@ -276,12 +271,8 @@ def main() -> int:
 
 def save(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write what there is so far, so that a run that is stopped leaves its finished nights."""
-    said = {
-        **made_on(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB"),
-        "results": results,
-    }
     if options.json:
-        options.json.write_text(json.dumps(said, indent=1) + "\n")
+        write(options.json, {**made_on(memory()), "results": results})
     if options.plot:
         plot(results, options.plot)
 

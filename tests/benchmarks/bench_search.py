@@ -13,23 +13,20 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import faiss
+import numpy as np
+from beside import release_maker
+from options import Options
 
-import faiss  # noqa: E402
-import numpy as np  # noqa: E402
-from beside import release_maker  # noqa: E402
-
-from pipeline.index import IndexConfig  # noqa: E402
-from pipeline.reader import open_release  # noqa: E402
-from pipeline.storage import open_store  # noqa: E402
+from pipeline.index import IndexConfig
+from pipeline.reader import open_release
+from pipeline.storage import open_store
 
 
 def clustered_photos(maker: Any, count: int, dim: int) -> list[Any]:
@@ -100,10 +97,7 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("photos", 60_000), ("dim", 32), ("pairs", 7), ("queries", 300)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = Options(__doc__, photos=60_000, dim=32, pairs=7, queries=300).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = [measure(kind, options, Path(folder)) for kind in ("flat", "hnsw")]
     print(json.dumps({**vars(options), "cpus": os.cpu_count(), "results": results}, indent=2))

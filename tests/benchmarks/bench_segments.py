@@ -5,7 +5,7 @@ generated ones; cosine. They lie in parts on a store in a local folder, as an en
 of its own and does what the index stage of a refresh does (gather the latents of all items, build, tune, measure, in
 one process, without Ray). `anon` is memory that the kernel cannot take back; the peak counts mapped files too.
 
-    python tests/benchmarks/bench_segments.py --data ../shared/data --rows 1000000 --json results.json
+    python tests/benchmarks/bench_segments.py --data ../shared/data/fashion-mnist --rows 1000000 --json results.json
 """
 
 from __future__ import annotations
@@ -24,26 +24,25 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import pyarrow.compute as pc  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-from made_on import made_on  # noqa: E402
-from steps import begun, ended  # noqa: E402
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from options import Options
+from record import kept, made_on, tell, write
+from steps import begun, ended
 
-from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index  # noqa: E402
-from pipeline.index.fitted import fit  # noqa: E402
-from pipeline.index.segments import SegmentTask, build_segment, in_order_of_parts  # noqa: E402
-from pipeline.parts import PartFile, latents_part_name, write_part  # noqa: E402
-from pipeline.reader import open_release  # noqa: E402
-from pipeline.release import read_manifest, write_release  # noqa: E402
-from pipeline.release.tables import table_files  # noqa: E402
-from pipeline.schema import changes_schema, latents_schema, part_name_column, quarantine_schema  # noqa: E402
-from pipeline.storage import open_store  # noqa: E402
-from pipeline.storage.cache import FileCache  # noqa: E402
+from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index
+from pipeline.index.fitted import fit
+from pipeline.index.segments import SegmentTask, build_segment, in_order_of_parts
+from pipeline.parts import PartFile, latents_part_name, write_part
+from pipeline.reader import open_release
+from pipeline.release import read_manifest, write_release
+from pipeline.release.tables import table_files
+from pipeline.schema import changes_schema, latents_schema, part_name_column, quarantine_schema
+from pipeline.storage import open_store
+from pipeline.storage.cache import FileCache
 
 DIM, K, PART_ROWS, CHURN, QUERIES = 64, 10, 1 << 17, 0.01, 200
 MODEL, BESIDE = "ab" * 32, "cd" * 32  # the second: of the full build beside, which must find no segment of the first
@@ -312,22 +311,19 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="the folder of Fashion-MNIST as Parquet; without it latents are generated")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--segment-rows", type=int, default=200_000)
-    parser.add_argument("--kind", default="flat")
-    parser.add_argument("--json", help="a results file; measurements of other sizes and kinds in it stay")
-    parser.add_argument("--work", help="the folder of the store; it stays, and a run that broke off goes on there")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--step", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser = Options(
+        __doc__, data=(str, "the folder of Fashion-MNIST as Parquet; without it latents are generated"),
+        rows=1_000_000, segment_rows=200_000, kind="flat",
+        json=(Path, "a results file; measurements of other sizes and kinds in it stay"),
+        work=(Path, "the folder of the store; it stays, and a run that broke off goes on there"),
+    )  # fmt: skip
+    options = parser.hidden(folder=str, step=str).parse_args()
     if options.step:
         print(json.dumps(one_step(options)))
         return
     if options.work:
-        Path(options.work).mkdir(parents=True, exist_ok=True)
-        found = run(options, Path(options.work))
+        options.work.mkdir(parents=True, exist_ok=True)
+        found = run(options, options.work)
     else:
         with tempfile.TemporaryDirectory(prefix="segments-") as folder:
             found = run(options, Path(folder))
@@ -337,12 +333,9 @@ def main() -> None:
         "latents": "Fashion-MNIST drawn again with jitter" if options.data else "generated",
         "load": os.getloadavg()[0],
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
+    tell(found, None)
     if options.json:
-        path = Path(options.json)
-        held = json.loads(path.read_text()) if path.exists() else {}
-        held[f"{options.kind}, {options.rows:,}"] = found
-        path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        write(options.json, {**kept(options.json, {}), f"{options.kind}, {options.rows:,}": found})
 
 
 if __name__ == "__main__":

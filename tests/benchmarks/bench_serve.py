@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 from beside import release_maker
-from made_on import made_on
+from options import Options
+from record import ROOT, made_on, tell
 
 from pipeline.reader import open_release
 from pipeline.release import publish, read_head
 from pipeline.storage import Store, open_store
 
-ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 32
 CHECKED = 50
 
@@ -143,27 +143,18 @@ def bare(store: Store, items: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=200)
-    parser.add_argument("--swaps", type=int, default=24)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two moves of the channel")
-    parser.add_argument("--calm", type=float, default=10.0, help="seconds before the first and after the last")
-    parser.add_argument("--workers", type=int, default=2)
+    parser = Options(
+        __doc__, items=5000, dim=64, rate=200.0, swaps=24, every=(2.0, "seconds between two moves of the channel"),
+        calm=(10.0, "seconds before the first and after the last"), workers=2, json=Path,
+    )  # fmt: skip
     parser.add_argument("--on", choices=("processes", "ray"), default="processes")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         store = open_store(f"{folder}/store")
         write_releases(store, release_maker(options.dim, 50_000), options.items, options.swaps + 1)
         move_on(store, 0)
-        found = measured(store, options)
-    text = json.dumps(found, indent=1)
-    sys.stdout.write(text + "\n")
-    if options.json:
-        options.json.write_text(text + "\n")
+        tell(measured(store, options), options.json)
 
 
 def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:

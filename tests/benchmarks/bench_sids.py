@@ -9,10 +9,8 @@ then on each of ten nights 1 in 100 goes and as many come, at random, some of th
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 import platform
 import time
 from pathlib import Path
@@ -22,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_refresh import DROPPED
-from made_on import made_on
+from options import NEEDED, Options
 from PIL import Image
+from record import made_on, tell, write
 from sklearn.decomposition import PCA
 
 from pipeline.evaluation.baselines import hog_features
@@ -189,10 +188,7 @@ def next_items(vectors: np.ndarray, codes: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=60_000)
+    parser = Options(__doc__, data=NEEDED, json=NEEDED, items=60_000)
     parser.add_argument("--catalogue", choices=sorted(LEVELS), default="fashion_mnist")
     options = parser.parse_args()
     if options.catalogue == "clothing":
@@ -208,9 +204,8 @@ def main() -> None:
     results["churn_of_1_percent"] = churned(vectors, books)
     results["next_item_in_100"] = next_items(vectors, encode(vectors, books))
     results["refit_without_1_percent"] = refitted(vectors, books, seed=0)
-    document = {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results}
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    write(options.json, {**made_on(f"no GPU, Python {platform.python_version()}"), "results": results})
+    tell(results, None)
 
 
 if __name__ == "__main__":

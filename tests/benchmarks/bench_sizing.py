@@ -10,7 +10,6 @@ a table with small JPEGs in it, made on the fly; what photos of other sizes cost
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -29,15 +28,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from beside import tests_module
-from made_on import made_on
+from options import Options
 from PIL import Image
+from record import made_on, tell
 
 from jobs.__main__ import main as codebooks
 from pipeline.events import Event, StageBegan, StageEnded, listening
 from pipeline.images import ImagesConfig
 from pipeline.images.decode import decode
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1000, 4000, 16000)
 CHURN = 100  # one photo in so many is new on the second night
 SIDES = (256, 512, 1024)
@@ -168,11 +167,7 @@ def listing() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, sizes=",".join(map(str, SIZES)), json=Path).hidden(one=int).parse_args()
     if arguments.one is not None:
         sys.stdout.write(json.dumps(one_size(arguments.one)))
         return
@@ -184,18 +179,8 @@ def main() -> None:
             raise SystemExit(f"{size} photos: exit {done.returncode}")
         nights[str(size)] = json.loads(done.stdout)
         sys.stderr.write(f"{size}: {done.stdout}\n")
-    text = json.dumps(
-        {
-            **made_on(f"no GPU, {platform.system()}"),
-            "nights": nights,
-            "decoding": decoding(),
-            "listing": listing(),
-        },
-        indent=1,
-    )
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    about = made_on(f"no GPU, {platform.system()}")
+    tell({**about, "nights": nights, "decoding": decoding(), "listing": listing()}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ search of the model's own vectors: a rotation must move none.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -22,7 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from bench_flips import codebooks
-from made_on import made_on
+from options import NEEDED, Options
+from record import made_on, write
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.index import LatentArrays, gather_latents, nearest_exact
@@ -108,13 +108,9 @@ def measured(store: Store, metric: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser = Options(__doc__, data=NEEDED, items=2000, epochs=10, json=Path)
     parser.add_argument("--kinds", nargs="+", default=["vae", "autoencoder"])
     parser.add_argument("--metrics", nargs="+", default=["cosine", "l2"])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     for kind in options.kinds:
@@ -125,9 +121,8 @@ def main() -> int:
                 store = two_nights(Path(folder), options.data, **asked)
                 rows.append({"model": kind, **measured(store, metric), "cpu_s": round(time.process_time() - began, 1)})
             print(json.dumps(rows[-1]), flush=True)
-    result = {**made_on(f"Python {platform.python_version()}"), "results": rows}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, {**made_on(f"Python {platform.python_version()}"), "results": rows})
     return 1 if min(row["neighbour_overlap"] for row in rows) < 1.0 else 0
 
 

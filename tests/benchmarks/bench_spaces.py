@@ -11,15 +11,15 @@ reports, with the 95 % interval of the former by bootstrap over queries: `short`
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from made_on import made_on
 from model_measures import Photos, load, prepare, preset_config, train
-from side_by_side import ROOT
+from options import NEEDED, Options, absent, names_of
+from record import DATA, add, made_on
+from side_by_side import CACHE
 
 from pipeline.errors import CodebooksError
 from pipeline.evaluation.baselines import model_latents
@@ -74,21 +74,16 @@ def measured(space: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--spaces", default=",".join(SPACES))
-    parser.add_argument("--limit", type=int, default=20_000)
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--target", type=float, default=0.95)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, data=DATA, cache=CACHE, json=NEEDED, spaces=",".join(SPACES), limit=20_000, queries=500, target=0.95
+    ).parse_args()
+    spaces = names_of(options.spaces, SPACES, "spaces")
+    if absent(options.data):
+        return
     torch.set_num_threads(1)
     said = made_on()
-    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
-    for space in options.spaces.split(","):
-        result["results"][space] = {**measured(space, options), **said}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for space in spaces:
+        add(options.json, {**measured(space, options), **said}, space)
 
 
 if __name__ == "__main__":

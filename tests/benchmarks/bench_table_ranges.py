@@ -10,7 +10,6 @@ that is resident, mapped files too; the driver's above what it held before the t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_on import made_on
+from options import NEEDED, Options
+from record import made_on, write
 
 from pipeline.index import IndexConfig, build_index, gather_latents
 from pipeline.parts import latents_part_name, write_part
@@ -161,12 +161,10 @@ def _digest(store: Store, names: list[str]) -> str:
 
 def main() -> None:
     """Measure, in processes of their own, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", default="50000,200000")
-    parser.add_argument("--ways", default="tasks,here")
-    parser.add_argument("--entries", type=int, default=50_000, help="of a file of neighbours")
-    parser.add_argument("--file-items", type=int, default=5000, help="of a file of vectors and semantic IDs")
-    parser.add_argument("--json", type=Path, required=True)
+    parser = Options(
+        __doc__, items="50000,200000", ways="tasks,here", entries=(50_000, "of a file of neighbours"),
+        file_items=(5000, "of a file of vectors and semantic IDs"), json=NEEDED,
+    )  # fmt: skip
     parser.add_argument("--one", nargs=3, metavar=("FOLDER", "ITEMS", "WAY"), help="of one process")
     options = parser.parse_args()
     if options.one:
@@ -189,8 +187,7 @@ def main() -> None:
         told.append({"items": int(count), "same_rows": same, "same_measures": measures[0] == measures[-1], **pair})
         print(json.dumps(told[-1], indent=1), flush=True)
     asked = {"entries_a_file": options.entries, "items_a_file": options.file_items, "neighbours": TOP, "dim": DIM}
-    result = {**made_on(), **asked, "catalogues": told}
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.json, {**made_on(), **asked, "catalogues": told})
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_faults import _stages_here
-from bench_index import ROOT, components, drawn_again, peak_mb
-from made_on import made_on
+from bench_index import components, drawn_again, peak_mb
+from options import NEEDED, Options, absent, names_of
 from PIL import Image
+from record import DATA, ROOT, add, made_on, tell
 
 from jobs.__main__ import main as main_here
 from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index
@@ -270,23 +271,19 @@ def _rows(store: Store, manifest: Manifest) -> pa.Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--duckdb", help="the Python of an environment with DuckDB alone")
-    parser.add_argument("--polars", help="the Python of an environment with Polars")
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--kind", default="flat")
-    parser.add_argument("--full", action="store_true", help="make the second night in full too, and compare")
-    parser.add_argument("--only", default="engines,neighbours")
-    parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args()
-    said = made_on("one thread, shared with other work")
-    result = json.loads(options.json.read_text()) if options.json.exists() else {"results": {}}
-    for part in options.only.split(","):
+    options = Options(
+        __doc__, data=DATA, duckdb=(str, "the Python of an environment with DuckDB alone"),
+        polars=(str, "the Python of an environment with Polars"), items=1_000_000, kind="flat",
+        full=(False, "make the second night in full too, and compare"), only="engines,neighbours", json=NEEDED,
+    ).parse_args()  # fmt: skip
+    said, ways = made_on("one thread, shared with other work"), {"engines": engines, "neighbours": neighbours}
+    for part in names_of(options.only, ways, "parts"):
+        if part == "neighbours" and absent(options.data):
+            continue
         name = part if part == "engines" else f"{part}, {options.items:,} items, {options.kind}"
-        result["results"][name] = {**{"engines": engines, "neighbours": neighbours}[part](options), **said}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result["results"][name], indent=1), flush=True)
+        found = {**ways[part](options), **said}
+        add(options.json, found, name)
+        tell(found, None)
 
 
 if __name__ == "__main__":

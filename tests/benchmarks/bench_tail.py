@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import os
 import sys
 import tempfile
@@ -25,9 +24,8 @@ from typing import Any
 import numpy as np
 import ray
 from encode_photos import SlowHost, added_plan, make_job, make_photos, start_ray
-from made_on import made_on
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from options import Options
+from record import made_on, tell
 
 from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 from pipeline.encoding.cutting import cut
@@ -121,23 +119,16 @@ def drawn(a_photo: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=16_000)
-    parser.add_argument("--rows", type=int, default=2_000)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--slow-s", type=float, default=0.08)
-    parser.add_argument("--here", action="store_true", help="only the schedule, from shards of this process")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = Options(
+        __doc__, count=16_000, rows=2_000, pairs=3, slow_s=0.08,
+        here=(False, "only the schedule, from shards of this process"), json=Path,
+    ).parse_args()  # fmt: skip
     if not options.here:
         start_ray(cpus=4)
     with tempfile.TemporaryDirectory() as folder:
         found = {**made_on(), **measure(options, Path(folder))}
     ray.shutdown()
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

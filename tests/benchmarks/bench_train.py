@@ -29,7 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from options import Options
 from pydantic import TypeAdapter
+from record import ROOT, tell, today
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.models import AnyModelConfig, build_model
@@ -44,6 +46,7 @@ from pipeline.training.worker import fix_process
 
 PARTS = 4
 BATCH = 128  # photos a step, over all workers
+SETTINGS = {"pairs": 7, "photos": 4096, "epochs": 3, "size": 64, "kind": "vae", "threads": 1}
 
 
 def part_name(part: int) -> str:
@@ -147,10 +150,9 @@ def measure_in_processes(asked: argparse.Namespace, folder: Path, workers: int) 
     """Measure in `workers` new gloo processes and return what rank 0 found; raises when one of them fails."""
     meeting = folder / f"meeting-{workers}"
     command = [sys.executable, __file__, f"--meeting={meeting}"]
-    for name in ("pairs", "photos", "epochs", "size", "kind", "threads"):
+    for name in SETTINGS:
         command.append(f"--{name}={getattr(asked, name)}")
-    root = str(Path(__file__).resolve().parents[2])
-    paths = {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [*command, f"--rank={rank}", f"--world={workers}"],
@@ -205,30 +207,18 @@ def summary(pairs: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--photos", type=int, default=4096)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--kind", default="vae")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", default="1,2", help="numbers of processes to compare with")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--meeting", help=argparse.SUPPRESS)
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--world", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    parser = Options(__doc__, **SETTINGS, workers=("1,2", "numbers of processes to compare with"), json=Path)
+    asked = parser.hidden(meeting=str, rank=int, world=int).parse_args()
     if asked.meeting:
         run_worker(asked)
         return
     if asked.photos % (PARTS * BATCH):
         raise SystemExit(f"--photos {asked.photos} is not a multiple of {PARTS * BATCH}")
-    settings = ("pairs", "photos", "epochs", "size", "kind", "threads")
     result: dict[str, Any] = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "date": today(),
         "machine": platform.platform(),
         "torch": torch.__version__,
-        **{name: getattr(asked, name) for name in settings},
+        **{name: getattr(asked, name) for name in SETTINGS},
     }
     with tempfile.TemporaryDirectory() as folder:
         fill(open_store(folder), asked.photos, asked.size)
@@ -237,9 +227,7 @@ def main() -> None:
             one = workers == 1
             pairs = measure(asked, Path(folder), Ranks()) if one else measure_in_processes(asked, Path(folder), workers)
             result |= summary(pairs) if one else {f"workers_{workers}": summary(pairs)}
-    print(json.dumps(result, indent=2))
-    if asked.json:
-        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+    tell(result, asked.json)
 
 
 if __name__ == "__main__":

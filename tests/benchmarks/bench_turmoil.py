@@ -25,7 +25,8 @@ from typing import Any
 
 from beside import tests_module
 from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
-from made_on import made_on
+from options import NEEDED, Options, names_of
+from record import add, made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
 
 from pipeline.errors import CodebooksError
@@ -33,8 +34,6 @@ from pipeline.release import read_log, verify_release
 from pipeline.release.channel import log_numbers
 from pipeline.release.roots import MANIFEST
 from pipeline.storage import Store
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
@@ -163,28 +162,21 @@ def wrong(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--grace", type=float, default=30.0, help="seconds, where a store has days")
-    parser.add_argument("--fail", type=float, default=0.05)
-    parser.add_argument("--only", default=",".join(PLACES))
-    parser.add_argument("--troupe", help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    parser = Options(
+        __doc__, json=NEEDED, seconds=300.0, grace=(30.0, "seconds, where a store has days"), fail=0.05,
+        only=",".join(PLACES),
+    )  # fmt: skip
+    asked = parser.hidden(troupe=str, work=Path).parse_args()
     os.environ.update(
         AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     )  # fmt: skip
     if asked.troupe:
         return troupe(stage_of(asked.troupe, asked.work, asked, time.time() + asked.seconds))
-    result = json.loads(asked.json.read_text()) if asked.json.exists() else {"results": {}}
     failed = []
-    for where in asked.only.split(","):
-        found = play(where, asked)
-        found |= {**made_on(""), "share_failing": asked.fail}
-        result["results"][where] = found
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    for where in names_of(asked.only, PLACES, "places"):
+        found = {**play(where, asked), **made_on(""), "share_failing": asked.fail}
+        add(asked.json, found, where)
         print(where, json.dumps(found, indent=1), flush=True)
         failed += [f"{where}: {name}" for name in wrong(found)]
     print("wrong: " + ", ".join(failed) if failed else "nothing wrong")

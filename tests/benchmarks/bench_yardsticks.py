@@ -33,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from model_measures import Photos, preset_config
 from model_tables import yardstick_tables
+from options import absent, names_of
 from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
-from side_by_side import add_options, parsed, record_all
-from table_cells import read
+from record import read
+from side_by_side import model_options, parsed, record_all
 from torch import nn
 from word_measures import words
 
@@ -191,19 +192,14 @@ YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, SIZES, "yardsticks.json")
-    asked = parsed(parser)
+    asked = parsed(model_options(__doc__, SIZES, "yardsticks.json"))
     if asked.one:
         Path(asked.out).write_text(json.dumps(YARDSTICKS[asked.one](int(asked.seeds), asked)))
         return 0
-    names = list(YARDSTICKS) if asked.presets is None else asked.presets.split(",")
-    if unknown := set(names) - set(YARDSTICKS):
-        raise SystemExit(f"no yardsticks {', '.join(sorted(unknown))}; there are {', '.join(YARDSTICKS)}")
+    names = names_of(asked.presets, YARDSTICKS, "yardsticks")
     failed = 0
     if not asked.table:
-        if not asked.data.exists():
-            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+        if absent(asked.data):
             return 0
         there = {(run["preset"], run["seed"], run["catalogue"], run["limit"]) for run in read(asked.json)}
         tasks = [(name, int(seed)) for seed in asked.seeds.split(",") for name in names]

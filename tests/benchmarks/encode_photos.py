@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from record import ROOT
 
 from pipeline.catalogue import CatalogueConfig
 from pipeline.encoding import EncodeConfig, EncodeJob, Encoder
@@ -24,7 +22,7 @@ from pipeline.models import MODELS, build_model, save_bundle
 from pipeline.schema import plan_schema
 from pipeline.storage import Body, Files, open_store
 
-OWN_PATHS = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+OWN_PATHS = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 
 class SlowFiles(Files):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from model_measures import Photos, load, pixel_rows, prepare, preset_config
-from side_by_side import ROOT
+from record import ROOT
 
 from jobs.config import Config
 from pipeline.evaluation.quality import FactorPhotos, encoder_quality, factor_photos, factor_quality, label_quality

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import os
-import platform
 import queue
 import shutil
 import subprocess
@@ -17,39 +15,40 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-from table_cells import read
+from options import Options
+from record import DATA, RESULTS, ROOT, read, today, write_runs
 
-ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "bench-models"
 Task = tuple[str, int]  # a name and a seed
 
 
-def add_options(parser: argparse.ArgumentParser, catalogues: Iterable[str], results: str) -> None:
-    """Add the options that the benchmarks of models share; results: name of the file in the cache.
+def model_options(text: str | None, catalogues: Iterable[str], results: str) -> Options:
+    """Return the options that the benchmarks of models share; results: name of the file in the cache.
 
-    The last two are those with which `side_by_side` calls a program again: one task, and where its result goes.
+    The hidden ones are those with which `side_by_side` calls a program again: one task, and where its result goes.
     """
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser = Options(
+        text,
+        data=DATA,
+        seeds="0,1,2",
+        presets=(str, "names, or floors; all of the catalogue by default"),
+        jobs=(1, "runs side by side, one core and one thread each"),
+        limit=(int, "photos of each part, to see that it works"),
+        epochs=(int, "instead of the presets'"),
+        cache=CACHE,
+        json=CACHE / results,
+        table=(False, "only print what is in --json"),
+        stamp=(False, "only write what is in --json into the presets"),
+    )
     parser.add_argument("--catalogue", choices=sorted(catalogues), default="fashion_mnist")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--presets", help="names, or floors; all of the catalogue by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core and one thread each")
-    parser.add_argument("--limit", type=int, help="photos of each part, to see that it works")
-    parser.add_argument("--epochs", type=int, help="instead of the presets'")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-models")
-    parser.add_argument("--json", type=Path, default=ROOT / ".cache" / "bench-models" / results)
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
-    parser.add_argument("--stamp", action="store_true", help="only write what is in --json into the presets")
-    for name in ("one", "out"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    return parser.hidden(one=str, out=str)
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parsed(parser: Options) -> argparse.Namespace:
     """Return the options; `--table` without anything measured on this machine shows the committed results."""
     asked = parser.parse_args()
     if asked.table and not asked.json.exists():
-        name = Path(parser.prog).stem.removeprefix("bench_")
-        asked.json = Path(__file__).parent / "results" / f"{name}.json"
+        asked.json = RESULTS / f"{Path(parser.prog).stem.removeprefix('bench_')}.json"
     return asked
 
 
@@ -78,9 +77,9 @@ def record_all(
             "catalogue": asked.catalogue,
             "limit": asked.limit,
             "jobs": asked.jobs,
-            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "date": today(),
         }
-        write(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
+        write_runs(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
         for result in found:
             print(f"{result['name']}, seed {seed}: {say(result)}", flush=True)
     return failed
@@ -128,10 +127,4 @@ def _run(program: Path, task: Task, passed: Mapping[str, Any], core: int | None)
         return list(json.loads(out.read_text()))
 
 
-def write(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Replace the file in one step: a killed benchmark leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    facts = {"machine": platform.platform(), "torch": torch.__version__, "runs": runs}
-    aside.write_text(json.dumps(facts, indent=1) + "\n")
-    aside.replace(path)
+write = write_runs

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import Run
+from record import read as read
 
-Run = dict[str, Any]
 Rows = dict[str, list[Run]]
 
 
@@ -30,11 +29,6 @@ def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digit
         return "–"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):,.{digits}f}{spread}"
-
-
-def read(path: Path) -> list[Run]:
-    """Return the results so far."""
-    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
 
 
 def newest_rows(runs: Sequence[Run], catalogue: str, limit: int | None = None) -> Rows:

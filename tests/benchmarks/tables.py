@@ -7,12 +7,10 @@ Without --write it says which tables are not those of the results, and ends with
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from claim_experiments import tables as claim_tables
@@ -38,10 +36,10 @@ from model_tables import (
     words_table,
     yardsticks_table,
 )
-from table_cells import Run, headed, line, newest_rows, read, shown
+from options import Options
+from record import RESULTS, ROOT, Run, read
+from table_cells import headed, line, newest_rows, shown
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "tests/benchmarks/README.md")
 CATALOGUES = ("fashion_mnist", "clothing")
 
@@ -146,7 +144,7 @@ def search() -> str:
 
 def train() -> str:
     """Return the table of bench_train.py."""
-    found = json.loads((RESULTS / "train.json").read_text())
+    found = read_plain("train")
     lines = headed(["workers", "ours, photos/s", "plain PyTorch, photos/s", "median ratio", "95 % interval"])
     for workers, own in (("1", found), ("2", found["workers_2"])):
         low, high = own["ratio_interval"]
@@ -162,7 +160,7 @@ def train() -> str:
 def quality(catalogue: str) -> str:
     """Return the two tables of bench_quality.py."""
     rows = newest_rows(runs_of("quality"), catalogue)
-    ahead = json.loads((RESULTS / "ahead.json").read_text())[catalogue]
+    ahead = read_plain("ahead")[catalogue]
     return labels_table(rows, ahead) + "\n\n" + moves_table(rows)
 
 
@@ -243,9 +241,7 @@ def renewed(text: str) -> str:
 
 def main() -> int:
     """Write the tables, or say which are not current."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="replace what is not current")
-    asked = parser.parse_args()
+    asked = Options(__doc__, write=(False, "replace what is not current")).parse_args()
     stale = []
     for name in PAGES:
         page = ROOT / name
