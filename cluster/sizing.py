@@ -26,7 +26,9 @@ DECODE_MS = {256: 0.486, 512: 0.824, 1024: 1.713}  # of a JPEG by its side
 # `results/train.json`: photos a second of one thread, and what a second worker adds on one machine.
 TRAIN_PHOTOS_PER_S, TRAIN_SCALING = 1352.0, 0.83
 
-REQUESTS = 16  # of one actor at once, `encode.fetch_threads`
+REQUESTS = 16  # for a shard at once, `encode.fetch_threads`
+AT_ONCE = 2  # shards of an actor
+CORES, ANSWERS = "cores", "the photos' answers"  # what an actor may wait for
 ACTOR_SHARE = 0.6  # of a plain process's rate beside others: 0.50 to 0.75 were measured, on two cores
 START_S = 12.0  # Ray and the actors, measured on two cores
 # A page of 1,000 names takes so long to parse (botocore), and one process parses one at a time, however many ranges it
@@ -161,13 +163,12 @@ def shard_rows(fetched: int, pixels: int) -> int:
 
 
 def shard_seconds(shop: Shop, place: Place, photos: int) -> tuple[float, str]:
-    """Return how long an actor has a shard, and what it waits for: it fetches while it decodes."""
-    ways = {
-        "cores": photos * photo_seconds(shop),
-        "the photos' answers": math.ceil(photos / REQUESTS) * place.get_ms / 1000,
-    }
-    bound = max(ways, key=lambda name: ways[name])
-    return ways[bound], bound
+    """Return how long an actor has a shard, and what it waits for: it fetches while it decodes.
+
+    An actor has AT_ONCE shards: their answers are waited for together, their processor time adds up.
+    """
+    cores, answers = photos * photo_seconds(shop), math.ceil(photos / REQUESTS) * place.get_ms / 1000
+    return (answers, ANSWERS) if answers > cores * AT_ONCE else (cores, CORES)
 
 
 def photo_seconds(shop: Shop) -> float:
@@ -186,8 +187,10 @@ def _fetching(shop: Shop, place: Place, nodes: int) -> Stage:
     shards = [rows] * (fetched // rows) + ([fetched % rows] if fetched % rows else [])
     start = place.start_s + (0.0 if place.warm else BOOT_S)
     taken = {photos: shard_seconds(shop, place, photos) for photos in {*shards, rows}}
+    waits_for = taken[rows][1]
+    at_once = AT_ONCE if waits_for == ANSWERS else 1
     ends = {
-        taken[rows][1]: makespan([taken[photos][0] for photos in shards], [start] * (nodes * place.cores)),
+        waits_for: makespan([taken[photos][0] for photos in shards], [start] * (nodes * place.cores * at_once)),
         "network": start + fetched * shop.kilobytes * 8e-6 / (nodes * place.gbit * NETWORK_SHARE),
         "the store's requests": start + fetched / (GETS_PER_S * place.prefixes),
     }
@@ -199,7 +202,7 @@ def _training(shop: Shop, place: Place, nodes: int) -> Stage:
     """Return the training on the cores; a GPU's rate is to be measured where there is one."""
     workers = nodes * place.cores
     rate = TRAIN_PHOTOS_PER_S * (1 + (workers - 1) * TRAIN_SCALING)
-    return Stage("train", min(shop.learned, shop.photos) * shop.epochs / rate, "cores")
+    return Stage("train", min(shop.learned, shop.photos) * shop.epochs / rate, CORES)
 
 
 def _listing(shop: Shop) -> Stage:
@@ -217,8 +220,8 @@ def remedy(night: Night, place: Place) -> str:
     return {
         "the process that lists": "tokens from a column (catalogue.version) or an inventory (catalogue.inventory)",
         "the driver": "a faster core for the driver; nodes do not help",
-        "cores": "more nodes, or GPUs for the encoder",
-        "the photos' answers": "more requests at once (encode.fetch_threads), or more nodes",
+        CORES: "more nodes, or GPUs for the encoder",
+        ANSWERS: "more requests at once (encode.fetch_threads), or more nodes",
         "network": "nodes with a wider line, or smaller photos at the source",
         "the store's requests": "photos below several prefixes",
         "start-up": "nothing; a warm node would save the most",
