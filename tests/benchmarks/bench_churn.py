@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,12 +26,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from encode_accounts import kind_of
+from encode_accounts import cpu_seconds
 from options import Options, absent
 from record import DATA, ROOT, made_on, tell
+from watched import Looking
 
 from jobs.__main__ import main as command
 from pipeline.encoding import EncodeJob, Shard, ShardResult, run_shards_here
@@ -56,27 +55,18 @@ def write_catalogues(data: Path, folder: Path, churn: float) -> dict[str, int]:
     return {"changed": changed, "removed": moved, "added": moved}
 
 
-class ActorCpu(threading.Thread):
+class ActorCpu(Looking):
     """Notes what CPU seconds the actors of this process's Ray have used, as long as they are seen."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._used: dict[int, float] = {}
-        self._over = threading.Event()
+        super().__init__(0.2)
+        self._used: dict[tuple[int, str], float] = {}
 
-    def run(self) -> None:
-        while not self._over.wait(0.2):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if kind_of(" ".join(process.cmdline())) == "actors":
-                        times = process.cpu_times()
-                        self._used[process.pid] = times.user + times.system
-                except psutil.Error:
-                    continue
+    def look(self) -> None:
+        self._used |= {who: seconds for who, seconds in cpu_seconds().items() if who[1] == "actors"}
 
     def seconds(self) -> float:
-        self._over.set()
-        self.join()
+        self.stop()
         return sum(self._used.values())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from options import Options
 from PIL import Image
+from timing import spread
 
 from pipeline.images import ImagesConfig, decode
 
@@ -60,22 +61,22 @@ def main() -> None:
 
     seconds(ours=True)  # imports and caches
     pairs = [(seconds(ours=True), seconds(ours=False)) for _ in range(options.pairs)]
-    ratios = [theirs / mine for mine, theirs in pairs]
+    ratio, *half = spread([theirs / mine for mine, theirs in pairs])
     result = {
         "photos": len(photos),
         "size": options.size,
         "decode_per_s": round(float(len(photos) / np.median([mine for mine, _ in pairs]))),
         "plain_per_s": round(float(len(photos) / np.median([theirs for _, theirs in pairs]))),
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_middle_half": [round(float(value), 2) for value in np.percentile(ratios, [25, 75])],
+        "ratio": ratio,
+        "ratio_middle_half": half,
     }
     if options.json:
         print(json.dumps(result))
     else:
         print(
             f"{result['photos']} photos to {options.size} px: decode {result['decode_per_s']:,}/s, plain "
-            f"{result['plain_per_s']:,}/s, median ratio of {options.pairs} pairs {result['ratio']} "
-            f"(middle half {result['ratio_middle_half'][0]} to {result['ratio_middle_half'][1]})"
+            f"{result['plain_per_s']:,}/s, median ratio of {options.pairs} pairs {ratio} "
+            f"(middle half {half[0]} to {half[1]})"
         )
 
 

@@ -35,6 +35,7 @@ import torch
 from encode_accounts import CpuBeside, stages_of
 from encode_photos import SlowEncoding, SlowFiles, added_plan, busy_share, make_job, make_photos, start_ray
 from options import Options
+from timing import spread
 
 from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards
 from pipeline.images import decode
@@ -150,10 +151,6 @@ def slowed(plan: pa.Table, job: EncodeJob, folder: Path, batch_s: float) -> dict
         run = through_ray(plan, slow, 1)
         found[stages] = {"busy": round(busy_share(folder), 3), "photos_per_s": round(run.steady)}
     return found
-
-
-def spread(values: list[float]) -> list[float]:
-    return [round(float(value), 2) for value in np.percentile(values, [50, 25, 75])]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:

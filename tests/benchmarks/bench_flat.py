@@ -15,14 +15,12 @@ import argparse
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 from encode_accounts import kind_of
 from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
@@ -30,6 +28,7 @@ from options import Options
 from PIL import Image, ImageDraw
 from record import made_on
 from scipy import stats
+from watched import Looking, of_each
 
 from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 
@@ -38,31 +37,20 @@ COLOURS = ("#1f4e9c", "#a0341f", "#1c7a2e", "#7a5c1c", "#5c1c7a", "#444444", "#9
 Line = list[tuple[float, float, int]]  # seconds since the begin, MiB, photos done
 
 
-class Sampler(threading.Thread):
+class Sampler(Looking):
     """Notes each second what every process of this one's tree holds of its own."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(1.0)
         self.lines: dict[str, Line] = {}
         self.done = 0
-        self._over = threading.Event()
         self._began = time.monotonic()
 
-    def run(self) -> None:
-        here = psutil.Process()
-        while not self._over.wait(1.0):
-            for process in [here, *here.children(recursive=True)]:
-                try:
-                    held = process.memory_info()
-                    name = "driver" if process == here else kind_of(" ".join(process.cmdline()) or process.name())
-                except psutil.Error:
-                    continue
-                at = (time.monotonic() - self._began, (held.rss - held.shared) / 2**20, self.done)
-                self.lines.setdefault(f"{name} {process.pid}", []).append(at)
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        told = of_each(lambda process: (f"{kind_of(process)} {process.pid}", process.memory_info()))
+        for name, memory in told:
+            at = (time.monotonic() - self._began, (memory.rss - memory.shared) / 2**20, self.done)
+            self.lines.setdefault(name, []).append(at)
 
 
 def slope(line: Line, begin: int) -> dict[str, float]:

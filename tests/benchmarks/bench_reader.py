@@ -28,10 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
-from bench_segments import DIM, MODEL, PART_ROWS, Watched, base_of, drawn, met, named, rows_of, write_latents
+from bench_segments import DIM, MODEL, PART_ROWS, base_of, drawn, met, named, rows_of, write_latents
 from options import Options
 from record import add, made_on, tell
 from steps import begun, ended
+from timing import alone_ms, quantiles
+from watched import Watched, shared_mib
 
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.reader import open_release
@@ -42,7 +44,6 @@ from pipeline.storage import open_store
 from pipeline.storage.cache import FileCache
 
 RELEASE = "one-0123456789ab"
-HATS = {"category": "Hats"}
 KINDS = np.array(["Shoes", "Hats", "Bags", "Coats", "Dresses", "Shirts", "Socks"])
 
 
@@ -99,13 +100,8 @@ def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, 
         "batch_of_100": lambda: [(lambda batch=batch: release.search(batch, 10)) for batch in batches],
     }
     for name, questions in sorts.items():
-        taken = []
-        for question in questions():
-            began = time.perf_counter()
-            question()
-            taken.append(1e3 * (time.perf_counter() - began))
-        found[name] = {"asked": len(taken), "p50_ms": round(float(np.median(taken)), 2),
-                       "p99_ms": round(float(np.percentile(taken, 99)), 2)}  # fmt: skip
+        taken = alone_ms(lambda question: question(), questions())
+        found[name] = {"asked": len(taken), **quantiles(taken)}
     return found
 
 
@@ -123,10 +119,7 @@ def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     watched.found |= asked(release, folder, options)
     wait = met(folder, int(options.step[-1]))
     wait()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
-    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    watched.found["memory_mib"] = shared_mib()
     wait()
     return watched.found
 

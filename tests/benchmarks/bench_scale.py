@@ -16,9 +16,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from options import Options
 from PIL import Image, ImageDraw
 from record import made_on, memory, write
+from watched import Watched
 
 from jobs.building import build_candidate
 from jobs.computing import encode_photos
@@ -131,35 +131,12 @@ def write_shard(store: Any, shard: Shard) -> None:
     write_part(store, str(shard.latents_name), latents, str(shard.latents_key))
 
 
-class Steps:
-    """Seconds and peak resident memory of each step of this process; Linux resets the peak on request."""
-
-    def __init__(self) -> None:
-        self.measured: dict[str, dict[str, float]] = {}
-        self.base = status("VmRSS")
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")
-        began = time.monotonic()
-        yield
-        seconds = time.monotonic() - began
-        peak, left = status("VmHWM"), status("VmRSS")
-        self.measured[name] = {"s": round(seconds, 1), "peak_mib": round(peak), "left_mib": round(left)}
-        print(f"  {name}: {seconds:.1f} s, peak {peak:,.0f} MiB, then {left:,.0f} MiB", file=sys.stderr, flush=True)
-
-
-def status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
-
-
 def night(folder: Path, number: int) -> dict[str, Any]:
     """Run one night as its driver does, and return what each step took."""
     config, how = settings(folder, number), How()
     store = config.store.open()
     run = open_run(store, f"night-{number}")
-    steps = Steps()
+    steps = Watched()
     with ExitStack() as stack:
         attempt = stack.enter_context(run.begin(config_text(config, how)))
         watch = stack.enter_context(Watch())
@@ -176,8 +153,8 @@ def night(folder: Path, number: int) -> dict[str, Any]:
     files = {role: [entry.bytes for entry in entries] for role, entries in candidate.manifest.files.items()}
     return {
         "photos": encoded.items.num_rows, "counts": plan.summary.counts, "parts": len(candidate.manifest.parts),
-        "format": candidate.manifest.format, "published": outcome.published, "steps": steps.measured,
-        "import_mib": round(steps.base), "seconds": watch.summary()["seconds"],
+        "format": candidate.manifest.format, "published": outcome.published,
+        "import_mib": steps.found.pop("import_mib"), "steps": steps.found, "seconds": watch.summary()["seconds"],
         "bytes_a_photo": {
             "plan rows": round(plan.rows.nbytes / plan.rows.num_rows, 1),
             "items": round(encoded.items.nbytes / encoded.items.num_rows, 1),

@@ -23,6 +23,7 @@ import faiss
 import numpy as np
 from beside import release_maker
 from options import Options
+from timing import spread
 
 from pipeline.index import IndexConfig
 from pipeline.reader import open_release
@@ -46,10 +47,10 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(ours: Callable[[], object], raw: Callable[[], object], pairs: int, queries: int) -> dict[str, Any]:
     ours(), raw()  # warm
     taken = [(seconds(ours), seconds(raw)) for _ in range(pairs)]
-    ratios = sorted(a / b for a, b in taken)
+    ratio, *ends = spread([a / b for a, b in taken], 0, 100, digits=3)
     return {
-        "ratio": round(statistics.median(ratios), 3),
-        "range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "ratio": ratio,
+        "range": ends,
         "reader_ms": round(statistics.median(a for a, _ in taken) / queries * 1e3, 4),
         "faiss_ms": round(statistics.median(b for _, b in taken) / queries * 1e3, 4),
     }

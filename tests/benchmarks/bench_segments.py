@@ -16,10 +16,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,8 @@ import pyarrow.parquet as pq
 from options import Options
 from record import kept, made_on, tell, write
 from steps import begun, ended
+from timing import alone_ms, quantiles
+from watched import Watched, shared_mib
 
 from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index
 from pipeline.index.fitted import fit
@@ -46,41 +46,6 @@ from pipeline.storage.cache import FileCache
 
 DIM, K, PART_ROWS, CHURN, QUERIES = 64, 10, 1 << 17, 0.01, 200
 MODEL, BESIDE = "ab" * 32, "cd" * 32  # the second: of the full build beside, which must find no segment of the first
-_STATUS = Path("/proc/self/status")
-
-
-def status(name: str) -> float:
-    """Return a line of this process's memory in MiB."""
-    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(name)) / 1024
-
-
-class Watched:
-    """What was measured of a process, step by step."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Any] = {"import_mib": round(status("VmRSS"))}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        most, ended = [status("RssAnon")], threading.Event()
-
-        def look() -> None:
-            while not ended.wait(0.05):
-                most[0] = max(most[0], status("RssAnon"))
-
-        watching = threading.Thread(target=look)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        watching.start()
-        began, worked = time.monotonic(), time.process_time()
-        yield
-        seconds, cpu = time.monotonic() - began, time.process_time() - worked
-        ended.set()
-        watching.join()
-        self.found[name] = {
-            "s": round(seconds, 2), "cpu_s": round(cpu, 2), "peak_mib": round(status("VmHWM")),
-            "peak_anon_mib": round(most[0]),
-        }  # fmt: skip
-        print(f"  {name}: {self.found[name]}", file=sys.stderr, flush=True)
 
 
 def drawn(folder: Path, rows: int, seed: int) -> np.ndarray:
@@ -174,11 +139,11 @@ def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) 
         ids = np.array(made.items["item_id"].take(pa.array(hits.ids.reshape(-1))).to_pylist()).reshape(hits.ids.shape)
         np.savez(folder / f"answers-{'full' if full else 'churn'}.npz", ids=ids, scores=hits.scores)
     if not full:
-        publish(folder, store, night, made, config)
+        publish(folder, store, night, made)
     return watched.found
 
 
-def publish(folder: Path, store: Any, night: str, made: NightIndex, config: IndexConfig) -> None:
+def publish(folder: Path, store: Any, night: str, made: NightIndex) -> None:
     parts = [PartFile.model_validate(part) for part in json.loads((folder / "parts.json").read_text())]
     known = set(made.items["latents_part"].unique().to_pylist())
     write_release(
@@ -221,22 +186,12 @@ def read(folder: Path, *, wait: Callable[[], None]) -> dict[str, Any]:
         release = open_release(str(folder / "store"), release_id="second-0123456789ab", cache_dir=opened_folder)
     index, queries = release.opened.index, LatentArrays(drawn(folder, QUERIES, 4243))
     index.search(queries.take(np.s_[:1]), K)
-    alone = []
-    for number in range(QUERIES):
-        began = time.perf_counter()
-        index.search(queries.take(np.s_[number : number + 1]), K)
-        alone.append(1e3 * (time.perf_counter() - began))
+    alone = alone_ms(lambda number: index.search(queries.take(np.s_[number : number + 1]), K), range(QUERIES))
     began = time.perf_counter()
     index.search(queries, K)
-    watched.found |= {
-        "p50_ms": round(float(np.median(alone)), 2), "p99_ms": round(float(np.percentile(alone, 99)), 2),
-        "qps": round(QUERIES / (time.perf_counter() - began), 1),
-    }  # fmt: skip
+    watched.found |= {**quantiles(alone), "qps": round(QUERIES / (time.perf_counter() - began), 1)}
     wait()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
-    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    watched.found["memory_mib"] = shared_mib()
     wait()
     return watched.found
 

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from options import NEEDED, Options
 from record import made_on, write
+from watched import Looking, held
 
 from pipeline.index import IndexConfig, build_index, gather_latents
 from pipeline.parts import latents_part_name, write_part
@@ -38,24 +38,21 @@ DIM, TOP, MODEL = 64, 10, "ab" * 32
 PART_ROWS = 20_000
 
 
-class Peaks(threading.Thread):
+class Peaks(Looking):
     """Looks every 20 ms at what this process and the cluster's workers hold, in MB."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(0.02)
         self.begun = _held(os.getpid())
         self.driver, self.workers = dict(self.begun), {"alone": 0.0, "resident": 0.0}
-        self._ended = threading.Event()
 
-    def run(self) -> None:
-        while not self._ended.wait(0.02):
-            self.driver = _larger(self.driver, _held(os.getpid()))
-            for pid in _workers():
-                self.workers = _larger(self.workers, _held(pid))
+    def look(self) -> None:
+        self.driver = _larger(self.driver, _held(os.getpid()))
+        for pid in _workers():
+            self.workers = _larger(self.workers, _held(pid))
 
     def told(self) -> dict[str, Any]:
-        self._ended.set()
-        self.join()
+        self.stop()
         above = {name: round(self.driver[name] - self.begun[name], 1) for name in self.begun}
         told: dict[str, Any] = {"driver_above_mb": above, "driver_before_mb": self.begun}
         return told | ({"task_mb": self.workers} if self.workers["resident"] else {})
@@ -63,12 +60,8 @@ class Peaks(threading.Thread):
 
 def _held(pid: int) -> dict[str, float]:
     try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return {
-            name: round(int(lines[key].split()[0]) * 1024 / 1e6, 1)
-            for name, key in (("alone", "RssAnon"), ("resident", "VmRSS"))
-        }
-    except (OSError, KeyError, ValueError):  # it has just ended
+        return {name: round(held(key, pid) / 1e6, 1) for name, key in (("alone", "RssAnon"), ("resident", "VmRSS"))}
+    except (OSError, StopIteration):  # it has just ended
         return {"alone": 0.0, "resident": 0.0}
 
 
@@ -135,10 +128,10 @@ def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[st
     peaks.start()
     further = further_tables(store, night, asked, sids, Makers(lambda *_: sys.exit("trains"), lambda: ()))
     written: dict[str, list[str]] = {}
-    for role, held in further.files.items():
-        if isinstance(held, tuple):
+    for role, files in further.files.items():
+        if isinstance(files, tuple):
             continue
-        for number, file in enumerate(held):  # one at a time, as a release is written
+        for number, file in enumerate(files):  # one at a time, as a release is written
             written.setdefault(role, []).append(f"releases/{way}/{role}-{number:04d}.parquet")
             store.put_if_absent(written[role][-1], file.data)
     told = {"items": count, "way": way, "seconds": round(time.perf_counter() - began, 1), **peaks.told()}

@@ -34,10 +34,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_faults import _stages_here
-from bench_index import components, drawn_again, peak_mb
+from bench_index import components, drawn_again
 from options import NEEDED, Options, absent, names_of
 from PIL import Image
 from record import DATA, ROOT, add, made_on, tell
+from watched import held
 
 from jobs.__main__ import main as main_here
 from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index
@@ -242,7 +243,7 @@ def _night(
     built = build_index(latents, config)
     spent = time.process_time() - cpu
     night = Night(run, "bench", "cosine", items, latents, built.index, changes, parent)
-    cpu, start, before = time.process_time(), time.perf_counter(), peak_mb()
+    cpu, start, before = time.process_time(), time.perf_counter(), held("VmHWM")
     made = neighbour_tables(store, night, TOP)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - start
     files: dict[str, list[FileEntry]] = {}
@@ -259,7 +260,7 @@ def _night(
     )  # fmt: skip
     told = {"index_cpu_s": round(spent), "table_cpu_s": round(cpu), "table_wall_s": round(wall),
             "bytes": {role: sum(entry.bytes for entry in entries) for role, entries in files.items()},
-            "peak_mb": round(peak_mb()), "peak_before_mb": round(before)}  # fmt: skip
+            "peak_mb": round(held("VmHWM") / 1e6), "peak_before_mb": round(before / 1e6)}  # fmt: skip
     print(run, told, made.measures, flush=True)
     return _Made(manifest, built.index, built.recall, made.measures, told)
 

@@ -59,12 +59,12 @@ def troupe(stage: Stage) -> int:
 
 
 @contextmanager
-def on_disk(work: Path, fail: float) -> Iterator[tuple[str, dict[str, str], Any]]:
+def on_disk(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
     yield str(work / "store"), {}, None
 
 
 @contextmanager
-def on_s3(work: Path, fail: float) -> Iterator[tuple[str, dict[str, str], Any]]:
+def on_s3(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
     server = WeedServer(work / "weed", "turmoil")
     proxy = FaultProxy(server.port)
     try:
@@ -79,7 +79,7 @@ PLACES = {"disk": on_disk, "s3": on_s3}
 
 
 def play(where: str, asked: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="turmoil-") as folder, PLACES[where](Path(folder), asked.fail) as place:
+    with tempfile.TemporaryDirectory(prefix="turmoil-") as folder, PLACES[where](Path(folder)) as place:
         url, environment, proxy = place
         work = Path(folder) / "notes"
         work.mkdir()

@@ -37,27 +37,6 @@ def metrics_table(found: Results) -> str:
     return "\n".join([*lines, "", " ".join(told)])
 
 
-def divergence_table(found: Results) -> str:
-    """Return every kind by the truth of the open benchmark."""
-    heads = ["metric", "mask", "kind", "recall@10", "reported", "error of values", "bytes an item", "queries/s",
-             "build, CPU s"]  # fmt: skip
-    lines = headed(heads)
-    for row in found["kinds"]:
-        first = [f"`{row['metric']}`", "" if row["mask"] == "none" else f"`{row['mask']}`", f"`{row['kind']}`"]
-        if "refused" in row:
-            lines.append(line([*first, "refused", *["–"] * 5]))
-            continue
-        error = row["largest_relative_error"]
-        lines.append(line([
-            *first, f"{row['recall_at_10']:.3f}", f"{row['reported_recall']:.3f}",
-            "–" if error is None else f"{error:.0e}", f"{row['bytes_per_item']:.0f}",
-            f"{row['queries_per_s']:,.0f}", f"{row['build_cpu_s']:.0f}"]))  # fmt: skip
-    about = found["set"]
-    return "\n".join(
-        [*lines, "", f"{about['items']:,} items of {about['dims']} numbers, {about['queries']:,} queries."]
-    )
-
-
 def speed_table(found: Results) -> str:
     """Return exact KL search beside torch."""
     own = found["speed"]
@@ -102,24 +81,6 @@ def filters_table(found: Results) -> str:
         counts = [str(sum(own[share][name] for share in shares)) for name in ("short", "excluded")]
         lines.append(line([f"`{row['kind']}`", *cells, *counts]))
     return "\n".join(lines)
-
-
-def beside_table(found: Results) -> str:
-    """Return `auto` beside autofaiss."""
-    lines = headed(["", "index", "recall@10", "queries/s", "queries a CPU second", "p50 ms", "p99 ms", "index, MB",
-                    "exact vectors beside, MB", "build, CPU s", "build, s"])  # fmt: skip
-    for name in ("ours", "autofaiss"):
-        own = found[name]
-        given = own["parameters"]
-        told = given if isinstance(given, str) else ", ".join(f"{each} {value}" for each, value in given.items())
-        rates = [f"{own[each]:,.0f}" for each in ("qps", "qps_cpu")]
-        sizes = [f"{own['bytes'] / 1e6:.1f}", f"{own.get('features_bytes', 0) / 1e6:.0f}"]
-        lines.append(line([
-            name, f"`{own['key']}`, {told}", f"{own['recall_at_10']:.3f}", *rates, f"{own['p50_ms']:.2f}",
-            f"{own['p99_ms']:.1f}", *sizes, f"{own['build_cpu_s']:.0f}", f"{own['build_s']:.0f}"]))  # fmt: skip
-    median, low, high = found["qps_cpu_ratio"]
-    told = f"{found['rows']:,} vectors of {found['dim']}, {found['memory_mb']:g} MB; queries a CPU second, "
-    return "\n".join([*lines, "", f"{told}ours to theirs: {median:.1f} ({low:.1f} to {high:.1f})."])
 
 
 def turmoil_table(found: Results) -> str:

@@ -17,7 +17,7 @@ from jobs.config import Config
 from pipeline.evaluation.quality import FactorPhotos, encoder_quality, factor_photos, factor_quality, label_quality
 from pipeline.evaluation.spaces import Space, baseline_spaces, model_space
 from pipeline.images import ImagesConfig
-from pipeline.models import MODELS, load_bundle, train_key
+from pipeline.models import load_bundle, train_key
 from pipeline.storage import open_store
 from pipeline.training import Line
 from pipeline.training.progress import TrainProgress
@@ -173,8 +173,3 @@ def timed(encode: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[np.ndar
         return found
 
     return run, seconds
-
-
-def trains(name: str) -> bool:
-    """Return whether a preset's model is trained by gradients."""
-    return MODELS[preset_config(name, None).model.kind][1].trains
