@@ -15,28 +15,27 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from encode_accounts import cpu_seconds
+from nights_here import stages_here
 from options import Options, absent
 from record import DATA, ROOT, made_on, tell
+from steps import apart
 from watched import Looking
 
 from jobs.__main__ import main as command
 from pipeline.encoding import EncodeJob, Shard, ShardResult, run_shards_here
 from pipeline.events import Event, ShardEnded, listening
-from pipeline.training import train_here
 
 STAGES = ("pixels", "encode")
 
@@ -70,9 +69,8 @@ class ActorCpu(Looking):
         return sum(self._used.values())
 
 
-@contextmanager
-def stages_here(spent: Counter[str]) -> Iterator[None]:
-    """Have the stages run in this process; what shards take of its CPU is added to `spent`, by stage."""
+def counted(spent: Counter[str]) -> Callable[..., list[ShardResult]]:
+    """Return what runs shards here and adds what they take of this process's CPU to `spent`, by stage."""
 
     def run(shards: Iterable[Shard], job: EncodeJob, **asked: Any) -> list[ShardResult]:
         began = time.process_time()
@@ -81,11 +79,7 @@ def stages_here(spent: Counter[str]) -> Iterator[None]:
         finally:
             spent["pixels" if job.model_id is None else "encode"] += time.process_time() - began
 
-    with ExitStack() as stack:
-        for name, made in (("train_job", train_here), ("run_shards", run)):
-            stack.enter_context(mock.patch(f"jobs.computing.{name}", made))
-        stack.enter_context(mock.patch("jobs.context.ray_session", return_value=nullcontext()))
-        yield
+    return run
 
 
 def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
@@ -105,7 +99,7 @@ def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
     words += [f"catalogue.source={folder / f'night-{number}.parquet'}", "train.epochs=1"]
     words += ["train.photos=5000"] if here else []
     began, out = time.monotonic(), sys.stdout
-    way = stages_here(shards) if here else nullcontext()
+    way = stages_here(counted(shards)) if here else nullcontext()
     with way, listening(note), (folder / "result.json").open("w") as sys.stdout:
         code = command(words)
     sys.stdout = out
@@ -129,10 +123,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="churn-") as name:
         found["touched"] = write_catalogues(options.data, Path(name), options.churn)
         for number in (1, 2):
-            arguments = [sys.executable, __file__, "--night", str(number), "--folder", name]
-            arguments += ["--here"] if options.here else []
-            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-            found[f"night {number}"] = json.loads(done.stdout)
+            words = ["--night", number, "--folder", name, *(["--here"] if options.here else [])]
+            found[f"night {number}"] = apart(__file__, *words)
     whole, part = (sum(found[f"night {number}"]["photo_s"].values()) for number in (1, 2))
     found["share_of_photo_s"] = round(part / whole, 4)
     tell(found, options.json)

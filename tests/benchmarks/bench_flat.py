@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import ray
 from encode_accounts import kind_of
-from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
+from encode_photos import RepeatedPhotos, added_plan, make_job, start_ray
+from made_photos import make_photo
 from options import Options
 from PIL import Image, ImageDraw
+from plots import Panel, draw_panel
 from record import made_on
 from scipy import stats
 from watched import Looking, of_each
@@ -99,22 +101,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def plot(lines: dict[str, Sequence[Sequence[float]]], path: Path) -> None:
     """Draw MiB by seconds, a line a process, its name and last value beside its end."""
     image = Image.new("RGB", (1150, 620), "white")
-    draw = ImageDraw.Draw(image)
-    left, top, width, height = 70, 40, 780, 520
-    right = max(row[0] for line in lines.values() for row in line)
-    most = 1.05 * max(row[1] for line in lines.values() for row in line)
-    draw.text((left, 12), "MiB of its own, by seconds", fill="black")
-    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        draw.text((left - 50, top + height * (1 - share) - 6), f"{most * share:,.0f}", fill="black")
-        draw.text((left + width * share - 8, top + height + 8), f"{right * share:,.0f}", fill="black")
-    free = top - 14.0
-    for number, (name, line) in enumerate(sorted(lines.items(), key=lambda pair: -pair[1][-1][1])):
-        places = [(left + width * row[0] / right, top + height * (1 - row[1] / most)) for row in line]
-        colour = COLOURS[min(number, len(COLOURS) - 1)]
-        draw.line(places, fill=colour, width=2)
-        free = max(places[-1][1] - 6, free + 14)
-        draw.text((left + width + 10, free), f"{name}: {line[-1][1]:,.0f}", fill=colour)
+    falling = sorted(lines, key=lambda name: -lines[name][-1][1])
+    colours = {name: COLOURS[min(number, len(COLOURS) - 1)] for number, name in enumerate(falling)}
+    panel = Panel(70, 780, 520, ",.0f", ticks=4)
+    draw_panel(ImageDraw.Draw(image), panel, "MiB of its own, by seconds", lines, colours)
     image.save(path)
 
 

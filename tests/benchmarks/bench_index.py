@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from options import NEEDED, Options
 from PIL import Image
 from record import ROOT, kept, made_on, write
+from steps import apart
 from timing import alone_ms, quantiles
 from watched import forget_peak, held
 
@@ -202,13 +203,6 @@ def one_kind(kind: str, folder: Path, target: float) -> dict[str, Any]:
     return measure(kind, items, queries, truths, target)
 
 
-def apart(kind: str, folder: Path, target: float) -> dict[str, Any]:
-    """Return `one_kind` of a process of its own."""
-    asked = [sys.executable, __file__, "--data", ".", "--one", kind, "--held", str(folder), "--target", str(target)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def run(options: argparse.Namespace, folder: Path) -> None:
     train, test = components(options.data / "fashion-mnist", options.queries, options.dim)
     if options.rows:
@@ -236,7 +230,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         result["kinds"] = kept(options.json, {"kinds": []})["kinds"]
     said = {name: fact for name, fact in made_on().items() if name != "machine"}  # which the file tells
     for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
-        row = apart(kind, folder, options.target)
+        row = apart(__file__, "--data", ".", "--one", kind, "--held", folder, "--target", options.target)
         result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]
         print(json.dumps(result, indent=1)) if options.json is None else write(options.json, result)
 

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import ray
 from bench_encode import through_ray
-from encode_photos import added_plan, make_job, make_photo, start_ray
+from encode_photos import added_plan, make_job, start_ray
 from faulty_store import KEY, SECRET, WeedServer
+from made_photos import make_photo
 from options import Options
 from record import made_on, tell
 

@@ -24,7 +24,7 @@ from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, 
 from model_tables import models_table
 from options import absent, names_of
 from record import ROOT, read
-from side_by_side import model_options, parsed, record_all
+from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import newest_rows, shown
 
 from pipeline.keys import key_of, portable
@@ -54,7 +54,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     }
     for size in sorted(sizes):
         prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    return record_all(
+    return record_presets(
         Path(__file__), todo, digests, asked, lambda found: f"k-NN {found['knn']:.4f}, {found['train_s']:.0f} s"
     )
 
@@ -66,14 +66,8 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
         if name == FLOORS or not own:
             continue
         seconds, speed = shown(own, "train_cpu_s", digits=0), shown(own[:1], "images_per_cpu_s", digits=0)
-        path = ROOT / "jobs" / "presets" / f"{name}.yaml"
-        command, _, *rest = path.read_text().splitlines()
-        line = (
-            f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
-        )
-        path.write_text(
-            "\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see tests/benchmarks/README.md.", *rest]) + "\n"
-        )
+        spent = f"{seconds} CPU seconds of training ({speed} photos each)"
+        stamp_preset(name, f"{len(own)} seeds, one thread: {spent}, k-NN {shown(own, 'knn', 100)} %")
 
 
 def main() -> int:

@@ -23,8 +23,8 @@ from model_measures import prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
 from options import absent, names_of
 from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from record import ROOT, kept, read, write
-from side_by_side import model_options, parsed, record_all
+from record import kept, read, write
+from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import Rows, newest_rows, shown
 
 from pipeline.evaluation.quality import paired_difference
@@ -52,7 +52,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     if todo:  # before anything is timed: two processes would decode the same photos side by side
         prepare(asked.data, asked.cache, asked.catalogue, SIZES[asked.catalogue], asked.limit)
     members, fusions = ([task for task in todo if (task[0] in MEMBERS) == later] for later in (False, True))
-    return sum(record_all(Path(__file__), now, digests, asked, told) for now in (members, fusions))
+    return sum(record_presets(Path(__file__), now, digests, asked, told) for now in (members, fusions))
 
 
 def told(result: dict[str, Any]) -> str:
@@ -100,14 +100,9 @@ def stamp(rows: Rows) -> None:
         name = own[0]["preset"]
         if name == FLOORS:
             continue
-        path = ROOT / "jobs" / "presets" / f"{name}.yaml"
-        command, _, *rest = path.read_text().splitlines()
         spent = f"{shown(own, 'train_cpu_s', digits=0)} CPU seconds of training, " if "train_cpu_s" in own[0] else ""
         seeds = f"{len(own)} seeds" if len(own) > 1 else "1 seed"
-        text = (
-            f"# Measured, {seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see tests/benchmarks/README.md."
-        )
-        path.write_text("\n".join([command, text, *rest]) + "\n")
+        stamp_preset(name, f"{seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %")
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from options import Options
 from PIL import Image, ImageDraw
+from plots import Panel, draw_panel
 from record import made_on, memory, write
+from steps import apart
 from watched import Watched
 
 from jobs.building import build_candidate
@@ -143,7 +144,7 @@ def night(folder: Path, number: int) -> dict[str, Any]:
         context = Context(config, store, photo_files(config), run, attempt, Progress(), watch)
         with steps.step("plan"):
             plan = frozen_plan(context, how)
-        child(["--write-parts", str(folder), "--night", str(number)])
+        apart(__file__, "--write-parts", folder, "--night", number)
         with steps.step("encode"):  # everything but fetching and encoding: find parts, collect, compact, hash
             encoded = encode_photos(context, plan, str(plan.summary.model_id), start_ray)
         with steps.step("build"):  # index, changes, measures, page, files, manifest
@@ -170,20 +171,15 @@ def start_ray() -> None:
     raise AssertionError("every part is there; nothing may be computed")
 
 
-def child(arguments: Sequence[str]) -> str:
-    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
-
-
 def measure(folder: Path, photos: int, nights: int) -> Iterator[dict[str, Any]]:
     """Yield what has been measured after each night."""
     for number in (1, 2):
         write_catalogue(folder / f"catalogue-{number}.parquet", photos, night=number)
-    child(["--save-model", str(folder)])
+    apart(__file__, "--save-model", folder)
     found: dict[str, Any] = {"photos": photos}
     for number in range(1, nights + 1):
         print(f"{photos:,} photos, night {number}", file=sys.stderr, flush=True)
-        found[f"night {number}"] = json.loads(child(["--run-night", str(folder), "--night", str(number)]))
+        found[f"night {number}"] = apart(__file__, "--run-night", folder, "--night", number)
         yield found
 
 
@@ -192,37 +188,16 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     image = Image.new("RGB", (1200, 460), "white")
     draw = ImageDraw.Draw(image)
     for number, (title, key, scale) in enumerate((("seconds", "s", 1.0), ("driver's peak, GiB", "peak_mib", 1024.0))):
-        lines = {
-            f"night {at}, {step}": [
-                (result["photos"] / 1e6, result[f"night {at}"]["steps"][step][key] / scale)
-                for result in results
-                if f"night {at}" in result
-            ]
-            for at in (1, 2)
-            for step in COLOURS
-        }
-        draw_panel(draw, 60 + 590 * number, title, {name: line for name, line in lines.items() if line})
+        lines, colours = {}, {}
+        for step, shades in COLOURS.items():
+            for night, shade in zip(("night 1", "night 2"), shades, strict=True):
+                points = [(result["photos"] / 1e6, result[night]["steps"][step][key] / scale)
+                          for result in results if night in result]  # fmt: skip
+                if points:
+                    lines[f"{night}, {step}"], colours[f"{night}, {step}"] = points, shade
+        panel = Panel(60 + 590 * number, 380, 350, ".3g", ticks=2)
+        draw_panel(draw, panel, f"{title}, by million photos", lines, colours)
     image.save(path)
-
-
-def draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[tuple[float, float]]]) -> None:
-    top, width, height = 40, 380, 350
-    points = [point for line in lines.values() for point in line]
-    right, most = max(x for x, _ in points), max(y for _, y in points)
-    draw.text((left, top - 25), f"{title}, by million photos", fill="black")
-    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
-    for share in (0.0, 0.5, 1.0):
-        draw.text((left - 45, top + height * (1 - share) - 6), f"{most * share:.3g}", fill="black")
-        draw.text((left + width * share - 8, top + height + 8), f"{right * share:.3g}", fill="black")
-    free = top - 14.0  # labels never cover each other: from the top, each below the last
-    for name, line in sorted(lines.items(), key=lambda pair: -pair[1][-1][1]):
-        places = [(left + width * x / right, top + height * (1 - y / most)) for x, y in line]
-        colour = COLOURS[name.split(", ")[1]][int(name[6]) - 1]
-        draw.line(places, fill=colour, width=2)
-        for x, y in places:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        free = max(places[-1][1] - 6, free + 14)
-        draw.text((places[-1][0] + 8, free), f"{name}: {line[-1][1]:.3g}", fill=colour)
 
 
 def main() -> int:

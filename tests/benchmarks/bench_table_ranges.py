@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from drawn_releases import DIM, MODEL, write_latents
 from options import NEEDED, Options
 from record import made_on, write
 from watched import Looking, held
 
 from pipeline.index import IndexConfig, build_index, gather_latents
-from pipeline.parts import latents_part_name, write_part
 from pipeline.release import tables as release_tables
-from pipeline.schema import changes_schema, latents_schema
+from pipeline.schema import changes_schema
 from pipeline.storage import Store, open_store
 from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
 
-DIM, TOP, MODEL = 64, 10, "ab" * 32
+TOP = 10
 PART_ROWS = 20_000
 
 
@@ -85,22 +85,11 @@ def night_of(store: Store, count: int) -> Night:
     """Write latents of so many items of one photo each, and return the night over them."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2000, DIM))
-    names, keys = [], [f"sku-{number:08d}" for number in range(count)]
+    names, keys = [], pa.array([f"sku-{number:08d}" for number in range(count)])
     for start in range(0, count, PART_ROWS):
-        ids = keys[start : start + PART_ROWS]
+        ids = keys.slice(start, PART_ROWS)
         means = centres[generator.integers(len(centres), size=len(ids))] + generator.normal(0, 0.4, (len(ids), DIM))
-        flat = pa.array(means.astype(np.float32).reshape(-1))
-        schema = latents_schema(DIM, log_var=False, num_codes=0)
-        columns: dict[str, Any] = {
-            "item_id": ids,
-            "uri": ids,
-            "token": ids,
-            "digest": ["0" * 64] * len(ids),
-            "pixels_row": list(range(len(ids))),
-            "mean": pa.FixedSizeListArray.from_arrays(flat, DIM).cast(schema.field("mean").type),
-        }
-        name = latents_part_name(MODEL, f"n1-{start}")
-        names.append(write_part(store, name, pa.table(columns, schema), f"n1-{start}").name)
+        names.append(write_latents(store, ids, means.astype(np.float32), f"n1-{start}").name)
     rows = np.arange(count)
     parts = pa.DictionaryArray.from_arrays(pa.array((rows // PART_ROWS).astype(np.int32)), pa.array(names))
     places = pa.array((rows % PART_ROWS).astype(np.int32))

@@ -15,7 +15,6 @@ lists equal to the reader's answers and, with --full, to those of the same night
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -24,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from bench_faults import _stages_here
 from bench_index import components, drawn_again
+from nights_here import answered, quick_stages
 from options import NEEDED, Options, absent, names_of
 from PIL import Image
 from record import DATA, ROOT, add, made_on, tell
 from watched import held
 
-from jobs.__main__ import main as main_here
 from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index
 from pipeline.keys import digest_of
 from pipeline.reader import open_release
@@ -78,7 +75,7 @@ print(json.dumps(found.fetchall(), default=str))
 
 def shop_of(folder: Path) -> list[str]:
     """Publish three nights in this process and return the releases' ids; together they have rows in every table."""
-    here = _stages_here()
+    here = quick_stages()
     for number in range(40):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -93,10 +90,9 @@ def shop_of(folder: Path) -> list[str]:
         words = ["refresh", "--json", "--run", f"night-{night}", f"store={folder / 'store'}", *here.SMALL]
         words += [f"catalogue.source={folder / 'catalogue.csv'}", "catalogue.rows=photo", "catalogue.category=category"]
         words += [f"semantic_ids={{levels: {levels}}}", f"tables={{vectors: true, neighbours: {TOP}}}"]
-        with redirect_stdout(io.StringIO()) as said:
-            code = main_here(words)
-        assert code == 0, said.getvalue()
-        releases.append(str(json.loads(said.getvalue())["release"]))
+        code, found = answered(words)
+        assert code == 0, found
+        releases.append(str(found["release"]))
     return releases
 
 

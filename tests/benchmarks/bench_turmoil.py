@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from beside import tests_module
-from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
+from faulty_store import Rule, behind_proxy, sign_in
 from options import NEEDED, Options, names_of
 from record import add, made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
@@ -65,14 +65,9 @@ def on_disk(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
 
 @contextmanager
 def on_s3(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
-    server = WeedServer(work / "weed", "turmoil")
-    proxy = FaultProxy(server.port)
-    try:
+    with behind_proxy(work / "weed", "turmoil") as (server, proxy):
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.port}"
         yield f"{server.url}/store", {"AWS_ENDPOINT_URL": proxy.endpoint}, proxy
-    finally:
-        proxy.stop()
-        server.stop()
 
 
 PLACES = {"disk": on_disk, "s3": on_s3}
@@ -167,10 +162,7 @@ def main() -> int:
         only=",".join(PLACES),
     )  # fmt: skip
     asked = parser.hidden(troupe=str, work=Path).parse_args()
-    os.environ.update(
-        AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
-        AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-    )  # fmt: skip
+    sign_in()
     if asked.troupe:
         return troupe(stage_of(asked.troupe, asked.work, asked, time.time() + asked.seconds))
     failed = []

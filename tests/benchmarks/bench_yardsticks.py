@@ -36,7 +36,7 @@ from model_tables import yardstick_tables
 from options import absent, names_of
 from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
 from record import read
-from side_by_side import model_options, parsed, record_all
+from side_by_side import model_options, parsed, record_presets
 from torch import nn
 from word_measures import words
 
@@ -192,7 +192,7 @@ YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
 
 def main() -> int:
     """Run the benchmark."""
-    asked = parsed(model_options(__doc__, SIZES, "yardsticks.json"))
+    asked = parsed(model_options(__doc__, SIZES, "yardsticks.json", stamps=False))
     if asked.one:
         Path(asked.out).write_text(json.dumps(YARDSTICKS[asked.one](int(asked.seeds), asked)))
         return 0
@@ -204,7 +204,7 @@ def main() -> int:
         there = {(run["preset"], run["seed"], run["catalogue"], run["limit"]) for run in read(asked.json)}
         tasks = [(name, int(seed)) for seed in asked.seeds.split(",") for name in names]
         todo = [(name, seed) for name, seed in tasks if (name, seed, asked.catalogue, asked.limit) not in there]
-        failed = record_all(Path(__file__), todo, dict.fromkeys(names, ""), asked, told)
+        failed = record_presets(Path(__file__), todo, dict.fromkeys(names, ""), asked, told)
     print(
         yardstick_tables(
             [run for run in read(asked.json) if (run["catalogue"], run["limit"]) == (asked.catalogue, asked.limit)]
