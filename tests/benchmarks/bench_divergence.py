@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_metrics import latents_of
-from model_measures import load, prepare, preset_config, train
+from model_measures import both_parts, preset_config, train
 from options import NEEDED, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
@@ -100,8 +100,7 @@ def truth_of(name: str, mask: str, queries: Terms, items: Terms) -> tuple[np.nda
 def write_latents(folder: Path, options: argparse.Namespace) -> None:
     """Train, encode, and write the set's latents."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = prepare(options.data, options.cache, "fashion_mnist", 28, None)
-    bank, held = (load(options.cache / source, part, 28) for part in ("train", "test"))
+    source, bank, held = both_parts(options.data, options.cache, "fashion_mnist", 28)
     chosen = np.arange(len(bank.items)) < TRAINED_ON
     model, _ = train(preset_config("vae_fashion_mnist", options.epochs), 0, options.cache, source, bank, chosen=chosen)
     names = sorted(set(bank.categories))

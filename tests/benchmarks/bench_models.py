@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
+from model_measures import FLOORS, SIZES, measure_floors, measure_preset, prepare, preset_config
 from model_tables import models_table
 from options import absent, names_of
 from record import ROOT, read
@@ -49,9 +49,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     todo = [(name, 0 if name == FLOORS else seed) for name, seed in wanted]
     todo = [(name, seed) for name, seed in todo if (digests[name], seed) not in there]
     # Before anything is timed: two processes would decode the same photos side by side.
-    sizes = {
-        FLOOR_SIZES[asked.catalogue] if name == FLOORS else preset_config(name, None).images.size for name, _ in todo
-    }
+    sizes = {SIZES[asked.catalogue] if name == FLOORS else preset_config(name, None).images.size for name, _ in todo}
     for size in sorted(sizes):
         prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
     return record_presets(
@@ -72,7 +70,7 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
 
 def main() -> int:
     """Run the benchmark."""
-    asked = parsed(model_options(__doc__, FLOOR_SIZES, "results.json"))
+    asked = parsed(model_options(__doc__, SIZES, "results.json"))
     if asked.one:
         seed = int(asked.seeds)
         found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)

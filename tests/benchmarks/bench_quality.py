@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_measures import prepare, preset_config
+from model_measures import FLOORS, SIZES, prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
 from options import absent, names_of
-from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
+from quality_measures import MEMBERS, measure, presets_of
 from record import kept, read, write
 from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import Rows, newest_rows, shown

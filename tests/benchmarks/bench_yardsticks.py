@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model_measures import Photos, preset_config
+from model_measures import SIZES, Photos, preset_config
 from model_tables import yardstick_tables
 from options import absent, names_of
-from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
+from quality_measures import UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
 from record import read
 from side_by_side import model_options, parsed, record_presets
 from torch import nn

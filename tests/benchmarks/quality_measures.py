@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_measures import Photos, load, pixel_rows, prepare, preset_config
+from model_measures import FLOORS, SIZES, Photos, both_parts, pixel_rows, preset_config
 from record import ROOT
 
 from jobs.config import Config
@@ -24,8 +24,6 @@ from pipeline.training.progress import TrainProgress
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, fix_process, run_rank
 
-FLOORS = "floors"
-SIZES = {"fashion_mnist": 28, "clothing": 64}
 # The network whose random weights are among the floors.
 UNTRAINED = {"fashion_mnist": "simclr_fashion_mnist", "clothing": "simclr_clothing"}
 # Bundles that a fusion's preset is measured with, by preset: the same seed of each.
@@ -54,10 +52,7 @@ def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, A
 
 def photos_of(asked: argparse.Namespace) -> tuple[str, Photos, Photos]:
     """Return the cache's folder of decoded photos, those to learn from and those held out."""
-    size = SIZES[asked.catalogue]
-    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
-    return folder, bank, held
+    return both_parts(asked.data, asked.cache, asked.catalogue, SIZES[asked.catalogue], asked.limit)
 
 
 def bundle_of(
