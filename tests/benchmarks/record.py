@@ -90,7 +90,6 @@ def write_runs(path: Path, runs: Sequence[Run]) -> None:
     write(path, {"machine": platform.platform(), "torch": torch.__version__, "runs": runs})
 
 
-def renew(path: Path, run: Run, *names: str) -> None:
-    """Write a run at the end of a file's, in place of the one with the same values under these names."""
-    others = [each for each in read(path) if any(each[name] != run[name] for name in names)]
-    write_runs(path, [*others, run])
+def renewed(runs: Sequence[Run], run: Run, *names: str) -> list[Run]:
+    """Return runs with one more at the end, in place of the one with the same values under these names."""
+    return [*(each for each in runs if any(each[name] != run[name] for name in names)), run]
