@@ -22,7 +22,7 @@ from uuid import uuid4
 from .errors import CodebooksError
 from .keys import digest_of
 from .storage import MemoryStore, Store
-from .storage.cache import FileCache
+from .storage.cache import FileCache, default_folder
 from .workers import explained
 
 Task = TypeVar("Task")
@@ -73,9 +73,11 @@ class Scratch:
         return kept
 
     def forget(self, files: Iterable[Kept]) -> None:
-        """Delete files that nobody asks for any more; what cannot be deleted now is left for `expire`."""
+        """Delete files that nobody asks for any more, here too; what cannot be deleted now is left for `expire`."""
+        different = {kept.name: kept.digest for kept in files}
         with suppress(CodebooksError):
-            for name in {kept.name for kept in files}:
+            for name, digest in different.items():
+                _here().drop(digest)
                 self.store.delete(name)
 
 
@@ -83,9 +85,14 @@ def mapped_file(store: Store, kept: Kept) -> memoryview:
     """Return a file's bytes, mapped: of the store's own disk, else of this machine's cache, which checks them."""
     with store.open(kept.name) as handle, suppress(io.UnsupportedOperation):  # no file of this machine
         return memoryview(mmap.mmap(handle.fileno(), kept.size, access=mmap.ACCESS_READ))
-    path = FileCache().fetch(store, kept.name, size=kept.size, sha256=kept.digest)
+    path = _here().fetch(store, kept.name, size=kept.size, sha256=kept.digest)
     with path.open("rb") as handle:
         return memoryview(mmap.mmap(handle.fileno(), kept.size, access=mmap.ACCESS_READ))
+
+
+def _here() -> FileCache:
+    """Return where files of scratch lie on this machine: beside releases, whose room they do not take."""
+    return FileCache(default_folder() / "scratch")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import ConfigError, NotFound, Untrusted
+from .errors import ConfigError
 from .forks import FreshLock
 from .index import GroupHits, LatentArrays, load_faiss, reciprocal_ranks
 from .index.asked import as_rows, basket_shares, checked_k, listed_keys
@@ -34,12 +34,13 @@ from .release import (
     Delisted,
     HeldLease,
     Manifest,
-    check_head_signed,
+    SeenHeads,
+    channel_head,
     check_signed,
     check_store,
     read_delisted,
-    read_head,
     take_lease,
+    trusted_head,
 )
 from .release.manifest import read_hashed_manifest
 from .storage import StorageOptions, Store, open_store
@@ -79,8 +80,9 @@ def open_release(
     takes the right to write below `leases/` of the store.
     trusted_keys: public keys (PEM files, or their text), one of which must have signed whatever release is opened, now
     and at each `refresh()`; takes the package cryptography.
-    trusted_channel: one of them must also have signed that this release is the channel's head, and `refresh()` never
-    goes back to a lower number: nobody else can put an older release there (one named by its id has no channel).
+    trusted_channel: one of them must also have signed that this release is the channel's head, whose number is never
+    lower than what was seen with this `cache_dir` before: nobody else can put an older release there, nor cut the log
+    (a release named by its id has no channel).
     progress: told (bytes that are here, bytes in all) while files are fetched, on the threads that fetch them.
     check_one_in: of so many questions one, drawn at random, is answered once more by an exact search on a thread of its
     own, and compared: `recall_seen`. That scores every item that may answer; take a large number for a large release.
@@ -378,19 +380,11 @@ class Release(Contents):
         return opened
 
     def _head(self, channel: str) -> ChannelEntry:
-        head = read_head(self._store, channel)
-        if head is None:
-            raise NotFound(
-                f"channel {channel!r} on {self._store.url} has no release yet; run `codebooks refresh`, or name "
-                "another channel"
-            )
         if self._terms.trusted_channel:
-            if head.number < self._number:
-                raise Untrusted(
-                    f"channel {channel!r} on {self._store.url} goes back from number {self._number} to {head.number}, "
-                    "and entries of a log are never deleted: somebody has; restore it from the store's versions"
-                )
-            check_head_signed(self._store, channel, head, self._terms.trusted)
+            seen = SeenHeads(self._cache.folder)
+            head = trusted_head(self._store, channel, self._terms.trusted, seen, least=self._number)
+        else:
+            head = channel_head(self._store, channel)
         self._number = head.number
         return head
 

@@ -10,6 +10,7 @@ from .metric import Metric
 _QUERIES = 256  # queries and
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of pairs
 _ROWS = 1 << 15  # rows multiplied at a time: 64 MiB of float64 values
+_PARTED = 16  # queries whose largest values are picked at a time
 _SPARE = 16  # rows kept beyond k, so that rounding of the matrix product cannot push a true neighbour out,
 _WIDER = 8  # and how many more where the metric's own bound says that these are too few
 
@@ -88,7 +89,8 @@ def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclud
         block = items[start : start + _ROWS].astype(np.float64)
         near: Float64 = wide @ block.T
         if metric.geometry == "l2":
-            near = 2.0 * near - np.sum(block * block, axis=1)
+            near *= 2.0
+            near -= np.sum(np.square(block, out=block), axis=1)
         if exclude is not None:
             inside = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
             near[inside, exclude[inside] - start] = -np.inf
@@ -105,4 +107,8 @@ def _largest(values: Float64, count: int) -> Rows:
     width = values.shape[1]
     if count >= width:
         return np.broadcast_to(np.arange(width), values.shape)
-    return np.argpartition(values, width - count, axis=1)[:, width - count :]
+    found = np.empty((len(values), count), np.int64)
+    for start in range(0, len(values), _PARTED):  # each row alone, so that numbers of all values are never held
+        block = values[start : start + _PARTED]
+        found[start : start + _PARTED] = np.argpartition(block, width - count, axis=1)[:, width - count :]
+    return found

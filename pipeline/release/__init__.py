@@ -4,6 +4,7 @@ from .allowances import write_allowance
 from .channel import (
     ChannelEntry,
     asked_manifest,
+    channel_head,
     channel_names,
     check_takes_samples,
     entry_name,
@@ -25,6 +26,7 @@ from .holds import HeldLease, Lease, Pin, holders, pin, take_lease, unpin
 from .manifest import FileEntry, Manifest, Sample, manifest_name, read_manifest, release_id, release_key
 from .marked import inventory_bytes
 from .roots import Policy
+from .seen_heads import SeenHeads, trusted_head
 from .signatures import check_signed, sign_release, signature_name, signatures_of
 from .signed_heads import check_head_signed, sign_entry, sign_heads
 from .signing_keys import SigningKey, TrustedKey, read_signing_keys, read_trusted_keys, signers
@@ -48,11 +50,13 @@ __all__ = [
     "ReleaseDiff",
     "ReleaseFile",
     "Sample",
+    "SeenHeads",
     "SignConfig",
     "SigningKey",
     "TrustedKey",
     "WrittenRelease",
     "asked_manifest",
+    "channel_head",
     "channel_names",
     "check_head_signed",
     "check_signed",
@@ -96,6 +100,7 @@ __all__ = [
     "signatures_of",
     "signers",
     "take_lease",
+    "trusted_head",
     "undelete",
     "unpin",
     "verify_release",

@@ -56,12 +56,18 @@ def asked_manifest(store: Store, release: str | None, channel: str) -> Manifest:
     check_store(store)
     if release is not None:
         return read_manifest(store, release)
+    head = channel_head(store, channel)
+    return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
+
+
+def channel_head(store: Store, channel: str) -> ChannelEntry:
+    """Return the current entry of a channel. Raises NotFound when nothing was ever published on it."""
     head = read_head(store, channel)
     if head is None:
         raise NotFound(
             f"channel {channel!r} on {store.url} has no release yet; run `codebooks refresh`, or name another channel"
         )
-    return read_manifest(store, head.release_id, expect_sha256=head.manifest_sha256)
+    return head
 
 
 def read_log(store: Store, channel: str, *, last: int | None = None) -> list[ChannelEntry]:

@@ -51,11 +51,24 @@ def read_table(
     beside the table one of them is held. Raises IntegrityError when a file's bytes or row count are not those of the
     manifest.
     """
-    tables = []
-    for entry in manifest.files_of(role):
-        table = _read_entry(store, entry, columns, without)
-        tables.append(table if of_items is None else table.filter(pc.is_in(table["item_id"], value_set=of_items)))
+    tables = [
+        table if of_items is None else table.filter(pc.is_in(table["item_id"], value_set=of_items))
+        for table in read_files(store, manifest, role, columns=columns, without=without)
+    ]
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def read_files(
+    store: Store,
+    manifest: Manifest,
+    role: str,
+    *,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+) -> Iterator[pa.Table]:
+    """Yield the same table a file at a time, each read when it is asked for."""
+    for entry in manifest.files_of(role):
+        yield _read_entry(store, entry, columns, without)
 
 
 def _read_entry(store: Store, entry: FileEntry, columns: Sequence[str] | None, without: Sequence[str]) -> pa.Table:

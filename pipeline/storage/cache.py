@@ -88,6 +88,11 @@ class FileCache:
             Path(partial).unlink(missing_ok=True)
         return path
 
+    def drop(self, sha256: str) -> None:
+        """Remove a file that nobody here will ask for again; whoever has it open or mapped reads on."""
+        with contextlib.suppress(OSError):
+            (self.folder / sha256[:2] / sha256).unlink(missing_ok=True)
+
     def make_room_for(self, files: Iterable[tuple[str, int]]) -> None:
         """Make room for several files, of (sha256, bytes), that are about to be fetched; those here count not."""
         sizes = [size for sha256, size in files if not self._held(self.folder / sha256[:2] / sha256, size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,31 @@ def matched(old: NDArray[Any], new: NDArray[Any], sizes: tuple[int, int]) -> tup
     return rows.astype(np.int64), columns.astype(np.int64), counts
 
 
-def renumbered(books: Codebooks, old: Codes, new: Codes, sizes: tuple[int, ...]) -> Codebooks:
+@dataclass(frozen=True, slots=True)
+class Renumbered:
+    """Codebooks whose codes have other numbers than before. numbers: by level int64 [codes], the new one of each."""
+
+    books: Codebooks
+    numbers: tuple[Rows, ...]
+
+
+def renumbered(books: Codebooks, old: Codes, new: Codes, sizes: tuple[int, ...]) -> Renumbered:
     """Return new codebooks whose codes have the numbers of the old ones that they took the place of.
 
     old, new: uint16 [n, levels], of the same items. Levels of which there were more or fewer codes stay as they are.
     """
-    levels = []
+    levels, numbers = [], []
     for number, level in enumerate(books.levels):
         if number >= len(sizes) or sizes[number] != len(level) or not len(old):
             levels.append(level)
+            numbers.append(np.arange(len(level)))
             continue
         was, now, _ = matched(old[:, number], new[:, number], (len(level), len(level)))
         placed = np.empty_like(level)
         placed[was] = level[now]
         levels.append(placed)
-    return Codebooks(tuple(levels), books.encoder)
+        numbers.append(was[np.argsort(now)])
+    return Renumbered(Codebooks(tuple(levels), books.encoder), tuple(numbers))
 
 
 def map_table(old: Codes, new: Codes, old_sizes: tuple[int, ...], new_sizes: tuple[int, ...]) -> pa.Table:

@@ -65,12 +65,12 @@ def find_codebooks(store: Store, name: str) -> HeldCodebooks | None:
 
 
 def keep_codebooks(store: Store, name: str, books: Codebooks, facts: Mapping[str, str]) -> HeldCodebooks:
-    """Write codebooks unless somebody was first; return those that are there now."""
+    """Write codebooks unless somebody was first; return those that are there now, where they are these as they are."""
     data = codebooks_bytes(books, facts)
     if store.put_if_absent(name, data):
         return HeldCodebooks(books, data)
-    data = store.get(name)
-    return HeldCodebooks(codebooks_from(data, name), data)
+    theirs = store.get(name)
+    return HeldCodebooks(books if theirs == data else codebooks_from(theirs, name), theirs)
 
 
 def codebooks_bytes(books: Codebooks, facts: Mapping[str, str]) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from math import isqrt
 
 import numpy as np
@@ -13,7 +15,9 @@ import pyarrow as pa
 from ..errors import IntegrityError
 from ..index.gather import part_rows
 from ..index.latents import Float32, Rows
-from ..ordering import ranks
+from ..index.segments import TASK_BYTES
+from ..mapping import Scratch, mapped_in_turn
+from ..ordering import as_numpy, ranks
 from ..parts import read_part
 from ..schema import CODEBOOK, table_schema
 from ..storage import Store
@@ -23,6 +27,8 @@ from .quantizer import k_means
 NEAREST = 8  # codes listed beside a code
 _READERS = 8  # parts whose codes are in memory at a time
 _PAIRS = 1 << 23  # float64 distances held at a time
+_TASK_PHOTOS = 1 << 18  # photos whose codes a task counts, about
+_PHOTO_BYTES = 1 << 11  # and what it holds of each of some of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,37 +77,40 @@ def near_codes(vectors: Float32) -> Rows:
 
 
 def codebook_table(
-    store: Store, items: pa.Table, levels: Sequence[CodeLevel], asked: CodebookTableConfig, category: str | None
+    store: Store,
+    items: pa.Table,
+    levels: Sequence[CodeLevel],
+    asked: CodebookTableConfig,
+    category: str | None,
+    *,
+    run: str,
 ) -> CodebookFound:
     """Return the table `codebook` of a release's photos: level, code, uses, photos, groups, nearest, vector.
 
     items: one row a photo. category: the column that the groups are measured by; without one there are no measures:
     code_group_purity, the share of uses whose photo is of the commonest category of its code's group, and
-    code_group_chance, the same without groups. One pass over the codes, part by part. Raises IntegrityError for codes
-    that the model has not.
+    code_group_chance, the same without groups. One pass over the codes, part by part, by Ray tasks of the run where
+    there are many photos. Raises IntegrityError for codes that the model has not.
     """
-    grouped = [code_groups(level.vectors, asked.groups, seed=asked.seed) for level in levels]
+    grouped = tuple(code_groups(level.vectors, asked.groups, seed=asked.seed) for level in levels)
     known = category is not None and category in items.column_names
     named = ranks(items[category].cast(pa.string()))[0] if known else np.full(items.num_rows, -1, np.int64)
-    categories = int(named.max(initial=-1)) + 1
-    uses = [np.zeros(len(level.vectors), np.int64) for level in levels]
-    photos = [np.zeros(len(level.vectors), np.int64) for level in levels]
-    counts = [np.zeros((int(groups.max()) + 1, categories), np.int64) for groups in grouped]
-    for rows, codes in _codes_of(store, items):
-        for number, level in enumerate(levels):
-            mine = codes[:, level.cells].astype(np.int64)
-            if len(mine) and (mine.min() < 0 or mine.max() >= len(level.vectors)):
-                raise IntegrityError(f"latents hold the code {int(mine.max())}; the model has {len(level.vectors)}")
-            uses[number] += np.bincount(mine.reshape(-1), minlength=len(level.vectors))
-            photos[number] += _photos_with(mine, len(level.vectors))
-            told = named[rows] >= 0
-            pairs = grouped[number][mine[told]] * categories + named[rows][told][:, None]
-            counts[number] += np.bincount(pairs.reshape(-1), minlength=counts[number].size).reshape(
-                counts[number].shape
-            )
-    tables = [_rows(level, uses[number], photos[number], grouped[number]) for number, level in enumerate(levels)]
+    shared = _Asked(store, tuple(levels), grouped, int(named.max(initial=-1)) + 1)
+    found = _none(shared)
+    parts = _Parts.of(items)
+    scratch = Scratch.of_run(store, run, len(parts.tasks))
+    for counts in mapped_in_turn(
+        _counted,
+        shared,
+        (parts.photos(task, named) for task in parts.tasks),
+        scratch=scratch,
+        task_bytes=TASK_BYTES + _PHOTO_BYTES * _TASK_PHOTOS,
+        while_doing="counting the codes of photos",
+    ):
+        found.add(counts)
+    tables = [_rows(level, found.uses[at], found.photos[at], grouped[at]) for at, level in enumerate(levels)]
     measures: dict[str, float] = {}
-    for level, counted in zip(levels, counts, strict=True):
+    for level, counted in zip(levels, found.pairs, strict=True):
         if counted.sum():
             end = f"_{level.name}" if level.name else ""
             measures[f"code_group_purity{end}"] = float(counted.max(axis=1).sum() / counted.sum())
@@ -109,24 +118,107 @@ def codebook_table(
     return CodebookFound(pa.concat_tables(tables), measures)
 
 
-def _codes_of(store: Store, items: pa.Table) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Yield (rows of items, their codes int32 [n, cells]), a latents part at a time."""
-    numbers, names = ranks(items["latents_part"])
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers, minlength=len(names))) if names else np.empty(0, np.int64)
-    pieces = list(zip(names, np.split(order, ends[:-1]), strict=True)) if names else []
-    places = items["latents_row"].to_numpy().astype(np.int64)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What tasks share. groups: of the codes of each level; categories: how many there are."""
 
-    def read(piece: tuple[str, Rows]) -> tuple[Rows, np.ndarray]:
-        part, rows = piece
-        codes = part_rows(read_part(store, part, ["codes"]), "codes")
-        if places[rows].max() >= len(codes):
-            raise IntegrityError(f"{part} has {len(codes)} rows, but items names its row {places[rows].max()}")
-        return rows, codes[places[rows]]
+    store: Store
+    levels: tuple[CodeLevel, ...]
+    groups: tuple[Rows, ...]
+    categories: int
 
+
+@dataclass(frozen=True, slots=True)
+class _Photos:
+    """Photos of a part of latents. rows: of the part, int32; named: int32, each photo's category, -1 for none."""
+
+    part: str
+    rows: np.ndarray
+    named: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Where photos lie. names: of parts; order: the photos by part, ends: of each part among them; tasks: ranges of
+    parts of about _TASK_PHOTOS photos; rows: of each photo in its part."""
+
+    names: list[str]
+    order: Rows
+    ends: Rows
+    tasks: list[range]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, items: pa.Table) -> _Parts:
+        numbers, names = ranks(items["latents_part"])
+        ends = np.cumsum(np.bincount(numbers, minlength=len(names)))
+        firsts = np.searchsorted(ends, np.arange(0, items.num_rows, _TASK_PHOTOS), side="right")
+        cuts = [*np.unique(firsts).tolist(), len(names)]
+        tasks = [range(start, stop) for start, stop in pairwise(cuts)]
+        return cls(names, np.argsort(numbers, kind="stable"), ends, tasks, as_numpy(items["latents_row"]))
+
+    def photos(self, parts: range, named: Rows) -> list[_Photos]:
+        """Return the photos of some parts. named: of all photos."""
+        found = []
+        for number in parts:
+            mine = self.order[self.ends[number - 1] if number else 0 : self.ends[number]]
+            found.append(_Photos(self.names[number], self.rows[mine].astype(np.int32), named[mine].astype(np.int32)))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Of each level int64 [codes] how often codes are used and by how many photos, and int64 [groups, categories]."""
+
+    uses: tuple[Rows, ...]
+    photos: tuple[Rows, ...]
+    pairs: tuple[Rows, ...]
+
+    def add(self, other: _Counts) -> None:
+        """Count what others have counted too."""
+        for name in ("uses", "photos", "pairs"):
+            for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True):
+                np.add(mine, theirs, out=mine)
+
+
+def _none(asked: _Asked) -> _Counts:
+    uses, photos = (tuple(np.zeros(len(level.vectors), np.int64) for level in asked.levels) for _ in range(2))
+    pairs = tuple(np.zeros((int(groups.max()) + 1, asked.categories), np.int64) for groups in asked.groups)
+    return _Counts(uses, photos, pairs)
+
+
+def _counted(asked: _Asked, pieces: list[_Photos]) -> _Counts:
+    """Return the counts of some parts' photos."""
+    found = _none(asked)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="codes") as pool:
         for start in range(0, len(pieces), _READERS):
-            yield from pool.map(read, pieces[start : start + _READERS])
+            some = pieces[start : start + _READERS]
+            for piece, codes in zip(some, pool.map(partial(_codes_of, asked.store), some), strict=True):
+                _count(asked, piece.named, codes, found)
+    return found
+
+
+def _codes_of(store: Store, piece: _Photos) -> np.ndarray:
+    """Return the codes of photos, int32 [n, cells]."""
+    codes = part_rows(read_part(store, piece.part, ["codes"]), "codes")
+    if piece.rows.max() >= len(codes):
+        raise IntegrityError(f"{piece.part} has {len(codes)} rows, but items names its row {piece.rows.max()}")
+    mine: np.ndarray = codes[piece.rows]
+    return mine
+
+
+def _count(asked: _Asked, named: np.ndarray, codes: np.ndarray, found: _Counts) -> None:
+    """Count the codes of photos. named: the number of each photo's category, -1 for none."""
+    told = named >= 0
+    for number, level in enumerate(asked.levels):
+        mine = codes[:, level.cells].astype(np.int64)
+        if len(mine) and (mine.min() < 0 or mine.max() >= len(level.vectors)):
+            raise IntegrityError(f"latents hold the code {int(mine.max())}; the model has {len(level.vectors)}")
+        found.uses[number][:] += np.bincount(mine.reshape(-1), minlength=len(level.vectors))
+        found.photos[number][:] += _photos_with(mine, len(level.vectors))
+        pairs = asked.groups[number][mine[told]] * asked.categories + named[told][:, None]
+        counts = found.pairs[number]
+        counts += np.bincount(pairs.reshape(-1), minlength=counts.size).reshape(counts.shape)
 
 
 def _photos_with(codes: Rows, size: int) -> Rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,22 @@ from ..errors import NotFound
 from ..index.latents import Float32, Rows
 from ..index.sids import FACT
 from ..index.vector_lists import as_lists
-from ..ordering import as_numpy, take_column
+from ..ordering import as_numpy, joined, take_column
 from ..release import Manifest, ReleaseFile, read_manifest, read_table
-from ..release.tables import table_files
+from ..release.tables import read_files, table_files
 from ..schema import SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
 from .codebook_files import HeldCodebooks, codebooks_name, find_codebooks, keep_codebooks
 from .codebook_table import CodeLevel, codebook_table
-from .coded import coded, norms_of
+from .coded import Coded, coded, norms_of, recoded
 from .config import SemanticIdsConfig, TablesConfig
 from .neighbours import neighbour_tables
 from .quantizer import Codebooks, fit_codebooks, some_vectors
 from .returned import with_returned
 from .sid_measures import neighbour_measures, purity_measures, usage_measures
 from .sid_tables import SidTables
-from .slots import Given, Slots, give_slots
+from .slots import SLOT, Given, Slots, give_slots, places_among
 from .tonight import Night
 from .vectors import ItemVectors, night_vectors
 
@@ -85,7 +87,7 @@ def further_tables(
     if semantic_ids is None and not tables.asked:
         return made
     if tables.codebook is not None:
-        held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category)
+        held = codebook_table(store, night.items, makers.code_levels(), tables.codebook, night.category, run=night.run)
         made.files["codebook"] = table_files(held.table)
         made.measures.update(held.measures)
     if tables.returned:  # in the place of the table that says only what changed since the parent
@@ -112,15 +114,17 @@ def _semantic_ids(
     made: FurtherTables,
 ) -> None:
     before = _published(store, night.parent)
-    held = _codebooks(store, night, config, train, found, before)
+    coding = _coding(store, night, config, train, found, before)
+    held, nearest = coding.held, coding.nearest
     books, sizes = held.books, held.books.sizes
     same = before is not None and before.digest == held.digest
     epoch = 1 if before is None else before.epoch + (not same)
     slots = before.slots if before is not None and same else Slots.none(len(sizes))
-    nearest = coded(store, night.run, found.vectors, books)
     given = give_slots(found.item_ids, nearest.codes, found.vectors, books, slots, config.capacity)
     norms = norms_of(found.vectors, nearest, given.codes, books)
-    ids = SidTables(found.item_ids, given, nearest.codes, _since(given, slots, night.run), norms, sizes)
+    ids = SidTables(
+        found.item_ids, given, nearest.codes, partial(_since, given.kept, slots.since, night.run), norms, sizes
+    )
     made.shown["semantic_ids"] = ids.shown()
     made.files["semantic_ids"] = ids.files()
     made.files["sid_items"] = ids.files_of_items()
@@ -128,7 +132,7 @@ def _semantic_ids(
     made.files["sid_codebooks"] = (held.data, ".safetensors", None)
     carried = None if before is None or not same else _carried_map(store, before.manifest)
     if before is not None and not same:
-        both = _in_both(before.slots, found)
+        both = _in_both(before.slots, found.item_ids)
         carried = map_table(before.slots.codes[both.old], given.codes[both.new], before.sizes, sizes)
     if carried is not None:
         made.files["sid_map"] = table_files(carried)
@@ -137,7 +141,7 @@ def _semantic_ids(
         made.measures.update(purity_measures(given.codes, take_column(night.items[night.category], found.first_rows)))
     made.measures.update(neighbour_measures(given.codes, found.vectors, metric=night.metric, seed=config.seed))
     if before is not None and same and before.manifest == night.parent:
-        made.measures[SID_MOVES] = float(moves(before.slots, given, found, night.changes))
+        made.measures[SID_MOVES] = float(moves(before.slots, given, found.item_ids, night.changes))
     made.inputs[FACT] = {"epoch": epoch, "codebooks": held.digest, "levels": list(sizes)}
 
 
@@ -154,35 +158,51 @@ def _published(store: Store, manifest: Manifest | None) -> _Published | None:
         return None
     fact = manifest.inputs[FACT]
     sizes = tuple(fact["levels"])
-    living, retired = (read_table(store, manifest, role) for role in ("semantic_ids", "sid_retired"))
-    slots = Slots.of_tables(living, retired, len(sizes))
+    living = read_files(store, manifest, "semantic_ids", columns=SLOT)
+    retired = read_files(store, manifest, "sid_retired", columns=[*SLOT, "retired"])
+    slots = Slots.of_tables(chain(living, retired), len(sizes))
     return _Published(manifest, fact["epoch"], fact["codebooks"], sizes, slots)
 
 
-def _codebooks(
+@dataclass(frozen=True, slots=True)
+class _Coding:
+    """A bundle's codebooks, and the codes that they give the night's items."""
+
+    held: HeldCodebooks
+    nearest: Coded
+
+
+def _coding(
     store: Store,
     night: Night,
     config: SemanticIdsConfig,
     train: TrainCodebooks,
     found: ItemVectors,
     before: _Published | None,
-) -> HeldCodebooks:
-    """Return the bundle's codebooks; whoever fits them first decides. New ones take the numbers of those before."""
+) -> _Coding:
+    """Return the bundle's codebooks with the codes of all items, each encoded once.
+
+    Whoever fits them first decides. New ones take the numbers of those before.
+    """
     name = codebooks_name(night.model_id, config, _geometry(night), night.sample)
     held = find_codebooks(store, name)
     if held is not None:
-        return held
+        return _Coding(held, coded(store, night.run, found.vectors, held.books))
     if config.method == "rqvae":
         generator = np.random.default_rng(config.seed)
         books = train(some_vectors(found.vectors, config.levels, generator), config)
     else:
         books = fit_codebooks(found.vectors, config.levels, seed=config.seed)
+    nearest = coded(store, night.run, found.vectors, books)
     if before is not None:
-        both = _in_both(before.slots, found)
-        new = coded(store, night.run, found.vectors, books).codes[both.new]
-        books = renumbered(books, before.slots.codes[both.old], new, before.sizes)
+        both = _in_both(before.slots, found.item_ids)
+        placed = renumbered(books, before.slots.codes[both.old], nearest.codes[both.new], before.sizes)
+        books, nearest = placed.books, recoded(found.vectors, nearest, placed)
     facts = {"method": config.method, "model_id": night.model_id, "metric": night.metric, "seed": str(config.seed)}
-    return keep_codebooks(store, name, books, facts)
+    held = keep_codebooks(store, name, books, facts)
+    if held.books is not books:  # somebody else's, of other vectors
+        nearest = coded(store, night.run, found.vectors, held.books)
+    return _Coding(held, nearest)
 
 
 def _geometry(night: Night) -> str:
@@ -198,26 +218,28 @@ class _Both:
     new: Rows
 
 
-def _in_both(slots: Slots, found: ItemVectors) -> _Both:
+def _in_both(slots: Slots, item_ids: pa.ChunkedArray) -> _Both:
     living = np.flatnonzero(as_numpy(slots.retired.is_null()))
-    ids = take_column(slots.item_ids, living)
-    places = as_numpy(pc.index_in(ids, value_set=found.item_ids.combine_chunks()), missing=-1).astype(np.int64)
+    ids = slots.item_ids if len(living) == len(slots) else take_column(slots.item_ids, living)
+    places = places_among(ids, item_ids)
     return _Both(living[places >= 0], places[places >= 0])
 
 
-def moves(before: Slots, given: Given, found: ItemVectors, changes: pa.Table) -> int:
+def moves(before: Slots, given: Given, item_ids: pa.ChunkedArray, changes: pa.Table) -> int:
     """Return how many items have another semantic ID than before although nothing about their photos changed."""
-    both = _in_both(before, found)
-    ids = take_column(found.item_ids, both.new)
-    changed = as_numpy(pc.is_in(ids, value_set=changes["item_id"].combine_chunks()))
-    moved = (before.codes[both.old] != given.codes[both.new]).any(axis=1)
-    moved |= before.suffixes[both.old] != given.suffixes[both.new]
-    return int((moved & ~changed.astype(np.bool_)).sum())
+    both = _in_both(before, item_ids)
+    moved = before.suffixes[both.old] != given.suffixes[both.new]
+    for level in range(before.codes.shape[1]):
+        moved |= before.codes[both.old, level] != given.codes[both.new, level]
+    ids = joined(take_column(item_ids, both.new[moved]))
+    changed = pc.is_in(ids, value_set=joined(changes["item_id"]).cast(ids.type))
+    return len(ids) - int(pc.sum(changed).as_py() or 0)
 
 
-def _since(given: Given, slots: Slots, run: str) -> pa.ChunkedArray:
-    places = pa.array(given.kept, mask=given.kept < 0)
-    return pc.fill_null(take_column(slots.since, places), run)
+def _since(kept: Rows, since: pa.ChunkedArray, run: str, rows: Rows) -> pa.ChunkedArray:
+    """Return of rows of items since which run they have their slots. kept: as `Given`; since: of the earlier slots."""
+    wanted = kept[rows]
+    return pc.fill_null(take_column(since, pa.array(wanted, mask=wanted < 0)).cast(pa.string()), run)
 
 
 def _retired(slots: Slots, given: Given, run: str) -> pa.Table:
@@ -228,8 +250,8 @@ def _retired(slots: Slots, given: Given, run: str) -> pa.Table:
         as_lists(slots.codes[gone], kind),
         pa.array(slots.suffixes[gone]),
         as_lists(slots.nearest[gone], kind),
-        take_column(slots.since, gone),
-        pc.fill_null(take_column(slots.retired, gone), run),
+        take_column(slots.since, gone).cast(pa.string()),
+        pc.fill_null(take_column(slots.retired, gone).cast(pa.string()), run),
     ]
     table = pa.table(columns, schema=schema)
     return table.take(pa.array(np.lexsort([slots.suffixes[gone], *slots.codes[gone].T[::-1]])))

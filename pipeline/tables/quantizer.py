@@ -48,6 +48,15 @@ class Codebooks:
         return vectors.astype(np.float64) if self.encoder is None else self.encoder.points(vectors)
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Codes uint16 [n, levels]. tied: the rows to which two centroids of a level were equally near, so that their
+    numbers decided."""
+
+    codes: Codes
+    tied: Rows
+
+
 def fit_codebooks(vectors: Vectors, sizes: Sequence[int], *, seed: int) -> Codebooks:
     """Return codebooks of these sizes, fitted on a seeded sample of the vectors [n, d].
 
@@ -58,7 +67,7 @@ def fit_codebooks(vectors: Vectors, sizes: Sequence[int], *, seed: int) -> Codeb
     levels: list[Float32] = []
     for number, size in enumerate(sizes):
         levels.append(k_means(residuals.astype(np.float32), size, generator, level=number + 1))
-        residuals -= levels[-1][nearest_codes(residuals, levels[-1])]
+        residuals -= levels[-1][nearest_codes(residuals, levels[-1]).codes]
     return Codebooks(tuple(levels))
 
 
@@ -73,25 +82,42 @@ def encode(vectors: Float32, books: Codebooks) -> Codes:
 
     Raises InputError for another dimension or values that are not finite.
     """
+    return encoded(vectors, books).codes
+
+
+def encoded(vectors: Float32, books: Codebooks) -> Encoded:
+    """Return the same codes, and of which rows others would be right if the centroids had other numbers."""
     if vectors.ndim != 2 or vectors.shape[1] != books.dim:
         raise InputError(f"vectors of shape {list(vectors.shape)}; the codebooks are of vectors [n, {books.dim}]")
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise InputError(f"vector {row} holds values that are not finite; no code is nearest to it")
     codes = np.empty((len(vectors), len(books.levels)), np.uint16)
+    tied: set[int] = set()
     step = max(1, _PAIRS // max(books.sizes))
     for start in range(0, len(vectors), step):
         block = np.s_[start : start + step]
         residuals = books.points(vectors[block])
         for number, level in enumerate(books.levels):
-            codes[block, number] = found = nearest_codes(residuals, level)
-            residuals -= level[found]
-    return codes
+            nearest = nearest_codes(residuals, level)
+            codes[block, number] = nearest.codes
+            tied.update(start + row for row in nearest.tied)
+            residuals -= level[nearest.codes]
+    return Encoded(codes, np.array(sorted(tied), np.int64))
 
 
-def nearest_codes(residuals: Float64, level: Float32) -> Rows:
-    """Return the nearest centroid of every row, int64 [n]: by float64 sums of squares, the lowest number on ties."""
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The nearest centroid of every row, int64 [n]; tied: the rows of which another is as near."""
+
+    codes: Rows
+    tied: list[int]
+
+
+def nearest_codes(residuals: Float64, level: Float32) -> Nearest:
+    """Return the nearest centroid of every row: by float64 sums of squares, the lowest number on ties."""
     found = np.empty(len(residuals), np.int64)
+    tied: list[int] = []
     wide = level.astype(np.float64)
     lengths = np.sum(wide * wide, axis=1)
     # How far the expanded form below, and the sums of squares, can each be off: twice over.
@@ -100,7 +126,8 @@ def nearest_codes(residuals: Float64, level: Float32) -> Rows:
     step = max(1, _PAIRS // len(level))
     for start in range(0, len(residuals), step):
         block = residuals[start : start + step]
-        apart = lengths - 2.0 * (block @ wide.T)
+        apart = block @ wide.T
+        np.subtract(lengths, np.multiply(apart, 2.0, out=apart), out=apart)
         slack = unit * (np.sqrt(np.sum(block * block, axis=1)) + longest) ** 2
         best = apart.argmin(axis=1)
         limit = apart[np.arange(len(block)), best] + slack
@@ -109,9 +136,12 @@ def nearest_codes(residuals: Float64, level: Float32) -> Rows:
         doubtful = np.flatnonzero(np.count_nonzero(close, axis=1) > 1)
         for row in doubtful.tolist():
             candidates = np.flatnonzero(close[row])
-            best[row] = candidates[squared_distances(block[row], wide[candidates]).argmin()]
+            distances = squared_distances(block[row], wide[candidates])
+            best[row] = candidates[distances.argmin()]
+            if np.count_nonzero(distances == distances.min()) > 1:
+                tied.append(start + row)
         found[start : start + step] = best
-    return found
+    return Nearest(found, tied)
 
 
 def remainders(vectors: Float32, codes: Codes, books: Codebooks) -> Float64:
@@ -158,7 +188,8 @@ def _assign(points: Float32, centroids: Float32) -> tuple[Rows, Float32]:
     step = max(1, _PAIRS // len(centroids))
     for start in range(0, len(points), step):
         block = points[start : start + step]
-        apart = lengths - 2.0 * (block @ centroids.T)
+        apart = block @ centroids.T
+        np.subtract(lengths, np.multiply(apart, np.float32(2), out=apart), out=apart)
         nearest[start : start + step] = best = apart.argmin(axis=1)
         distances[start : start + step] = apart[np.arange(len(block)), best] + np.sum(block * block, axis=1)
     return nearest, distances

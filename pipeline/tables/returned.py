@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import NotFound
+from ..index.latents import Rows
 from ..ordering import as_numpy, joined, take_column, take_rows
 from ..release import Manifest, read_manifest, read_table
 from ..schema import changes_schema
@@ -26,7 +27,7 @@ def with_returned(store: Store, night: Night) -> pa.Table:
     Returned is an item that the parent did not hold and that an earlier release removed, or had in quarantine. A
     release that has expired ends the search.
     """
-    new = _new_items(night)
+    new = pa.array([], pa.large_string()) if night.parent is None else _new_items(night)
     returned = pa.array([], new.type)
     for gone in _gone(store, night.parent) if len(new) else ():
         known = pc.is_in(new, value_set=joined(gone).cast(new.type))
@@ -44,14 +45,21 @@ def _new_items(night: Night) -> pa.Array:
     """Return the item_ids of which every photo was added tonight and nothing else happened to any."""
     changes = night.changes
     added = pc.equal(changes["change"], "added")
-    there = changes.filter(added)["item_id"].value_counts()
-    counts = dict(zip(there.field("values").to_pylist(), there.field("counts").to_pylist(), strict=True))
-    others = set(changes.filter(pc.invert(added))["item_id"].to_pylist())
-    wanted = pa.array(sorted(counts.keys() - others), pa.large_string())
-    held = joined(night.items["item_id"])
-    rows = held.filter(pc.is_in(held, value_set=wanted)).value_counts()
-    sizes = dict(zip(rows.field("values").to_pylist(), rows.field("counts").to_pylist(), strict=True))
-    return pa.array([item_id for item_id in wanted.to_pylist() if sizes.get(item_id) == counts[item_id]], wanted.type)
+    there = joined(changes["item_id"].filter(added)).value_counts()
+    others = joined(changes["item_id"].filter(pc.invert(added)))
+    there = there.filter(pc.invert(pc.is_in(there.field("values"), value_set=others)))
+    rows = _photos(night.items["item_id"], there.field("values"))
+    whole = there.field("values").filter(pa.array(rows == as_numpy(there.field("counts"))))
+    return whole.take(pc.array_sort_indices(whole))
+
+
+def _photos(item_ids: pa.ChunkedArray, wanted: pa.Array) -> Rows:
+    """Return how many rows each wanted item has, int64."""
+    counts = np.zeros(len(wanted), np.int64)
+    for chunk in item_ids.chunks if len(wanted) else ():
+        places = as_numpy(pc.index_in(chunk.cast(wanted.type), value_set=wanted), missing=-1)
+        counts += np.bincount(places[places >= 0], minlength=len(wanted))
+    return counts
 
 
 def _gone(store: Store, manifest: Manifest | None) -> Iterator[pa.ChunkedArray]:

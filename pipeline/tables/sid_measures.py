@@ -61,11 +61,14 @@ def purity_measures(codes: Codes, categories: pa.ChunkedArray) -> dict[str, floa
     if not known.any():
         return {}
     named = encoded.indices.to_numpy(zero_copy_only=False)[known].astype(np.int64)
+    categories = len(encoded.dictionary)
     measures = {}
     for length in range(1, codes.shape[1] + 1):
-        pairs, counts = np.unique(np.stack([bucket_numbers(codes[known, :length]), named]), axis=1, return_counts=True)
-        commonest = np.zeros(int(pairs[0].max()) + 1, np.int64)
-        np.maximum.at(commonest, pairs[0], counts)
+        buckets = bucket_numbers(codes[:, :length] if known.all() else codes[known, :length])
+        pairs, counts = np.unique(buckets * categories + named, return_counts=True)
+        buckets = pairs // categories
+        commonest = np.zeros(int(buckets[-1]) + 1, np.int64)
+        np.maximum.at(commonest, buckets, counts)
         measures[f"sid_purity_{length}"] = float(commonest.sum() / len(named))
     return measures
 

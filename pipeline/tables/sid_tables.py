@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,13 +22,13 @@ from .slots import Given
 
 @dataclass(frozen=True)
 class SidTables:
-    """What n items have. item_ids, since: text [n]; nearest uint16 [n, levels]; norms float32 [n], what the codes leave
-    of the vectors; sizes: the codes of every level."""
+    """What n items have. item_ids: text [n]; nearest uint16 [n, levels]; since: asked for rows of items, text; norms
+    float32 [n], what the codes leave of the vectors; sizes: the codes of every level."""
 
     item_ids: pa.ChunkedArray
     given: Given
     nearest: Codes
-    since: pa.ChunkedArray
+    since: Callable[[Rows], pa.ChunkedArray]
     norms: np.ndarray
     sizes: tuple[int, ...]
 
@@ -58,7 +58,7 @@ class SidTables:
             "codes": as_lists(codes, schema.field("codes").type),
             "suffix": pa.array(suffixes),
             "nearest_codes": as_lists(self.nearest[order], schema.field("nearest_codes").type),
-            "since": take_column(self.since, order),
+            "since": self.since(order),
             "offset_codes": as_lists(codes.astype(np.int32) + starts, schema.field("offset_codes").type),
             "token": tokens(codes, suffixes),
             "residual_norm": pa.array(self.norms[order]),
@@ -79,7 +79,7 @@ class SidTables:
             lists = pa.ListArray.from_arrays(offsets, values, type=schema.field("item_ids").type)
             return pa.table([as_lists(different[start:stop], schema.field("codes").type), lists], schema=schema)
 
-        return ranged_files(len(different), rows)
+        yield from ranged_files(len(different), rows)
 
 
 def tokens(codes: Codes, suffixes: np.ndarray) -> pa.Array:

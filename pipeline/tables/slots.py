@@ -7,7 +7,9 @@ gets it back when it returns.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +18,19 @@ import pyarrow.compute as pc
 from ..errors import InputError
 from ..index.latents import Rows
 from ..index.vector_lists import list_rows
-from ..ordering import as_numpy
+from ..ordering import as_numpy, joined
 from .quantizer import Codebooks, Codes, remainders, squared_distances
 from .stored_vectors import Vectors
+
+_LOOKED_UP = 1 << 20  # item_ids that are looked up among at a time
+SLOT = ["item_id", "codes", "nearest_codes", "suffix", "since"]  # columns that say who has which slot
+_FEW = pa.dictionary(pa.int32(), pa.string())  # of a column of few different texts
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
     """Slots [m] that were given: by row, item_ids text, codes and nearest uint16 [m, levels], suffixes int32, since and
-    retired text (null: an item has it)."""
+    retired text, dictionaries where they were read (null: an item has it)."""
 
     item_ids: pa.ChunkedArray
     codes: Codes
@@ -41,25 +47,37 @@ class Slots:
         return cls(text, codes, codes, np.empty(0, np.int32), text, text)
 
     @classmethod
-    def of_tables(cls, living: pa.Table, retired: pa.Table, levels: int) -> Slots:
-        """Return the slots of a release's tables `semantic_ids` and `sid_retired`."""
-        names = ["item_id", "codes", "nearest_codes", "suffix", "since"]
-        given = living.select(names).append_column("retired", pa.nulls(living.num_rows, pa.string()))
-        # Without the stored schemas, which differ in that `retired` is never null in one of them.
-        plain = [pa.table({name: table[name] for name in given.column_names}) for table in (given, retired)]
-        both = pa.concat_tables(plain)
-        return cls(
-            item_ids=both["item_id"],
-            codes=list_rows(both["codes"], levels).astype(np.uint16, copy=False),
-            nearest=list_rows(both["nearest_codes"], levels).astype(np.uint16, copy=False),
-            suffixes=both["suffix"].to_numpy().astype(np.int32),
-            since=both["since"],
-            retired=both["retired"],
+    def of_tables(cls, tables: Iterable[pa.Table], levels: int) -> Slots:
+        """Return the slots of a release's tables `semantic_ids` and `sid_retired`, given a file of them at a time."""
+        held = [_held(table, levels) for table in tables]
+        codes, nearest = (
+            np.concatenate([np.empty((0, levels), np.uint16), *(one[name] for one in held)])
+            for name in ("codes", "nearest")
         )
+        suffixes = np.concatenate([np.empty(0, np.int32), *(one["suffixes"] for one in held)])
+        ids, since, retired = (
+            pa.chunked_array([chunk for one in held for chunk in one[name].chunks], kind)
+            for name, kind in (("ids", pa.string()), ("since", _FEW), ("retired", _FEW))
+        )
+        return cls(ids, codes, nearest, suffixes, since, retired)
 
     def __len__(self) -> int:
         """Return m."""
         return len(self.suffixes)
+
+
+def _held(table: pa.Table, levels: int) -> dict[str, Any]:
+    """Return what slots hold of a table; what few runs said, as numbers of these."""
+    codes, nearest = (list_rows(table[name], levels) for name in ("codes", "nearest_codes"))
+    retired = table["retired"] if "retired" in table.column_names else pa.chunked_array([pa.nulls(len(table), _FEW)])
+    return {
+        "ids": table["item_id"].cast(pa.string()),
+        "codes": codes.astype(np.uint16, copy=False),
+        "nearest": nearest.astype(np.uint16, copy=False),
+        "suffixes": table["suffix"].to_numpy().astype(np.int32),
+        "since": table["since"].cast(_FEW),
+        "retired": retired.cast(_FEW),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +113,10 @@ def give_slots(
     suffixes[new[order]] = following[ordered] + place
     if capacity is not None:
         _spread(new[suffixes[new] >= capacity], codes, suffixes, _Full(item_ids, vectors, books, before, capacity))
-    gone = np.setdiff1d(np.arange(len(before)), kept[held])
-    return Given(codes, suffixes, kept, gone)
+    lost = np.ones(len(before), np.bool_)
+    lost[kept[held]] = False
+    # Most often nobody has others than the nearest codes, which are not held twice then.
+    return Given(codes if (codes != nearest).any() else nearest, suffixes, kept, np.flatnonzero(lost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +135,25 @@ def _kept(item_ids: pa.ChunkedArray, nearest: Codes, before: Slots) -> Rows:
     kept = np.full(len(nearest), -1, np.int64)
     if not len(before) or not len(nearest):
         return kept
-    places = as_numpy(pc.index_in(before.item_ids, value_set=item_ids.combine_chunks()), missing=-1).astype(np.int64)
+    places = places_among(before.item_ids, item_ids)
     rows = np.flatnonzero(places >= 0)
     same = (before.nearest[rows] == nearest[places[rows]]).all(axis=1)
     kept[places[rows[same]]] = rows[same]
     return kept
+
+
+def places_among(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Rows:
+    """Return for every text its row among different values, int64, -1 where it is none of them.
+
+    So many values are looked up at a time that what that takes does not grow with them.
+    """
+    found = np.full(len(texts), -1, np.int64)
+    for start in range(0, len(values), _LOOKED_UP):
+        some = joined(values.slice(start, _LOOKED_UP)).cast(texts.type)
+        places = as_numpy(pc.index_in(texts, value_set=some), missing=-1)
+        rows = np.flatnonzero(places >= 0)
+        found[rows] = places[rows].astype(np.int64) + start
+    return found
 
 
 def _buckets(before: Slots, wanted: Codes) -> tuple[Rows, Rows]:

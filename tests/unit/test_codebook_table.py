@@ -85,7 +85,7 @@ def test_the_table_counts_what_the_photos_have(maker: Any, monkeypatch: pytest.M
     model = load_bundle(store, manifest.model_id).model
     (level,) = levels = code_levels(model)
     assert np.array_equal(level.vectors, model.quantizer.codebook_rows().numpy())
-    found = codebook_table(store, items, levels, CodebookTableConfig(), "category")
+    found = codebook_table(store, items, levels, CodebookTableConfig(), "category", run="run")
     assert found.table.schema.equals(CODEBOOK)
     rows = found.table.to_pylist()
     uses = Counter(code for photo in made.photos for code in photo.codes.tolist())
@@ -106,13 +106,13 @@ def test_the_table_counts_what_the_photos_have(maker: Any, monkeypatch: pytest.M
     # Groups of the codes by what they mean here tell the categories apart; every code its own can do no better.
     means = np.array([[0, 0], *[[9, code] for code in range(4)], *[[-9, code] for code in range(4)], *[[0, 50]] * 7])
     meant = CodeLevel("", means.astype(np.float32), level.cells)
-    clear = codebook_table(store, items, [meant], CodebookTableConfig(groups=4), "category").measures
-    alone = codebook_table(store, items, [meant], CodebookTableConfig(groups=16), "category").measures
+    clear = codebook_table(store, items, [meant], CodebookTableConfig(groups=4), "category", run="run").measures
+    alone = codebook_table(store, items, [meant], CodebookTableConfig(groups=16), "category", run="run").measures
     assert clear["code_group_chance"] < clear["code_group_purity"] <= alone["code_group_purity"] + 1e-12
-    assert codebook_table(store, items, levels, CodebookTableConfig(), None).measures == {}
+    assert codebook_table(store, items, levels, CodebookTableConfig(), None, run="run").measures == {}
     few = CodeLevel("", level.vectors[:9], level.cells)
     with pytest.raises(IntegrityError, match="latents hold the code 15; the model has 9"):
-        codebook_table(store, items, [few], CodebookTableConfig(), None)
+        codebook_table(store, items, [few], CodebookTableConfig(), None, run="run")
 
 
 def test_every_level_has_its_own_codebook() -> None:

@@ -205,7 +205,7 @@ def test_numbering_by_an_earlier_vocabulary_leaves_the_encoder(
 ) -> None:
     vectors, books, _ = trained
     old = encode(vectors, fit_codebooks(vectors, (16, 8), seed=0))
-    new = renumbered(books, old, encode(vectors, books), (16, 8))
+    new = renumbered(books, old, encode(vectors, books), (16, 8)).books
     assert new.encoder is books.encoder
     for level, now in zip(books.levels, new.levels, strict=True):
         assert sorted(map(tuple, now.tolist())) == sorted(map(tuple, level.tolist()))

@@ -218,7 +218,7 @@ def test_the_matching_of_codes_is_the_best_there_is() -> None:
     shuffled = Codebooks(tuple(level[generator.permutation(len(level))] for level in books.levels))
     codes = encode(vectors, books)
     back = renumbered(shuffled, codes, encode(vectors, shuffled), books.sizes)
-    assert all(np.array_equal(a, b) for a, b in zip(back.levels, books.levels, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(back.books.levels, books.levels, strict=True))
     rows = map_table(codes, encode(vectors, shuffled), books.sizes, (16, 8)).to_pylist()
     assert len(rows) == 24
     assert all(row["share"] == 1.0 for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from jobs.__main__ import main
-from pipeline.errors import ConfigError, Untrusted
+from pipeline.errors import ConfigError, IntegrityError, NotFound, Untrusted
 from pipeline.reader import open_release
 from pipeline.release import (
+    SeenHeads,
     entry_name,
     promote,
+    publish,
+    published_digest,
     read_head,
+    read_log,
     read_signing_keys,
     rollback,
     sign_entry,
@@ -50,9 +55,8 @@ class Shop:
         return open_release(
             self.store.url,
             channel=channel,
-            cache_dir=self.cache,
             trusted_keys=keys,
-            **{"trusted_channel": True, **terms},
+            **{"trusted_channel": True, "cache_dir": self.cache, **terms},
         )
 
     def name(self, number: int, channel: str = "stable") -> str:
@@ -105,6 +109,83 @@ def test_a_head_that_goes_back_by_number_is_refused(shop: Shop) -> None:
         with pytest.raises(Untrusted, match="goes back from number 2 to 1, and entries of a log are never deleted"):
             each.refresh()
         assert each.release_id == shop.releases[1]
+
+
+def test_a_reader_opened_anew_sees_that_the_log_was_cut(shop: Shop, tmp_path: Path) -> None:
+    shop.open()
+    held = {number: shop.store.get(entry_name("stable", number)) for number in (1, 2)}
+    shop.store.delete(entry_name("stable", 2))
+    with pytest.raises(Untrusted, match=r"back from number 2 to 1, .*seen number 2, .*delete the folder (\S+)") as cut:
+        shop.open()
+    assert shop.releases[1] in str(cut.value)
+    # The negative controls: a machine that has not seen the newest entry, and a reader that asks for no signed channel.
+    assert shop.open(cache_dir=tmp_path / "elsewhere").release_id == shop.releases[0]
+    assert shop.open(trusted_channel=False).release_id == shop.releases[0]
+    shop.store.delete(entry_name("stable", 1))
+    with pytest.raises(Untrusted, match="back from number 2 to 0"):
+        shop.open()
+    with pytest.raises(NotFound, match="has no release yet"):
+        shop.open(trusted_channel=False)
+    for number, data in held.items():
+        shop.store.put_if_absent(entry_name("stable", number), data)
+    assert shop.open().release_id == shop.releases[1]
+    shop.store.delete(entry_name("stable", 2))
+    shutil.rmtree(str(cut.value).rpartition("delete the folder ")[2])  # as it says, where that was on purpose
+    assert shop.open().release_id == shop.releases[0]
+
+
+def test_a_log_that_was_cut_and_written_on_is_seen_too(shop: Shop, tmp_path: Path) -> None:
+    shop.open()
+    shop.store.delete(entry_name("stable", 2))
+    shop.store.delete(shop.name(2))
+    for _ in range(2):  # number 2 once more, then 3, both signed
+        sign_entry(shop.store, "stable", rollback_to(shop, shop.releases[0]), shop.keys)
+    with pytest.raises(Untrusted, match=r"number 2 of channel 'stable' .* is another entry than it was") as other:
+        shop.open()
+    assert "delete the folder" in str(other.value)
+    assert shop.open(cache_dir=tmp_path / "elsewhere").release_id == shop.releases[0]
+    shop.store.delete(entry_name("stable", 2))
+    with pytest.raises(Untrusted, match=r"channels/stable/0+2\.json is gone from"):
+        shop.open()
+
+
+def rollback_to(shop: Shop, release: str) -> Any:
+    head = read_head(shop.store, "stable")
+    assert head is not None
+    digest = published_digest(shop.store, release)
+    assert digest is not None
+    return publish(shop.store, "stable", expected_head=head.number, release_id=release, manifest_sha256=digest,
+                   run="again", attempt=1, reason="rollback")  # fmt: skip
+
+
+def test_what_was_seen_goes_up_only_and_is_of_one_store_and_channel(shop: Shop, tmp_path: Path) -> None:
+    seen, log = SeenHeads(tmp_path / "seen"), read_log(shop.store, "stable")
+    entries = [log[0].model_copy(update={"number": number}) for number in range(1, 31)]
+    assert seen.newest(shop.store, "stable") is None
+    for entry in [*entries[5:], entries[2]]:  # the last by one that has listed the log long ago
+        seen.keep(shop.store, "stable", entry)
+    newest = seen.newest(shop.store, "stable")
+    assert newest is not None
+    assert (newest.number, newest.store, newest.release_id) == (30, shop.store.url, log[0].release_id)
+    assert len(list((tmp_path / "seen" / "heads").rglob("*.json"))) < 12
+    assert seen.newest(shop.store, "canary") is None
+    assert seen.newest(open_store(str(tmp_path / "another")), "stable") is None
+    with pytest.raises(Untrusted, match=r"number 30 of channel 'stable' .* is another entry than it was"):
+        seen.keep(shop.store, "stable", log[1].model_copy(update={"number": 30}))
+    (file,) = (tmp_path / "seen" / "heads").rglob("*30.json")
+    file.write_bytes(file.read_bytes().replace(b'"number":30', b'"number":31'))
+    with pytest.raises(IntegrityError, match=r"30\.json tells of number 31 .* delete it"):
+        seen.newest(shop.store, "stable")
+    file.write_bytes(b"{")
+    with pytest.raises(IntegrityError, match=r"30\.json is not what a reader remembers .* delete it"):
+        seen.newest(shop.store, "stable")
+
+
+def test_a_cache_folder_that_cannot_remember_is_said(shop: Shop) -> None:
+    shop.open(trusted_channel=False)
+    (shop.cache / "heads").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot keep what this reader must remember of channel 'stable'"):
+        shop.open()
 
 
 def test_an_entry_of_another_channel_or_of_other_bytes_is_refused(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -209,9 +210,10 @@ def test_a_parent_without_entries_beyond_its_table_is_gone_on_with(maker: Any) -
 
 @pytest.mark.parametrize(("kind", "metric"), [("flat", "kl"), ("hnsw", "l2"), ("flat_codes", "cosine")])
 def test_what_ranges_share_can_travel_to_another_process(
-    maker: Any, monkeypatch: pytest.MonkeyPatch, kind: str, metric: str
+    maker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, metric: str
 ) -> None:
     monkeypatch.setattr(neighbours, "FILE_ROWS", 7 * K)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where a store that is no disk has its files mapped
     nights, generator = Nights(maker, metric, kind), np.random.default_rng(11)
     nights.change(generator, list(range(30)))
     nights.publish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from pipeline.tables import (
     night,
     vectors,
 )
+from pipeline.tables import codebook_table as codebook_module
+from pipeline.tables.codebook_table import CodebookFound, CodeLevel, codebook_table
+from pipeline.tables.config import CodebookTableConfig
 
 K, MODEL = 3, "ab" * 32
 Travel = Callable[[], None]
@@ -91,7 +94,11 @@ class Catalogue:
 
 @pytest.fixture
 def catalogue(maker: Any, tmp_path: Path) -> Catalogue:
-    store = open_store(str(tmp_path / "store"))
+    return catalogue_on(maker, str(tmp_path / "store"), tmp_path)
+
+
+def catalogue_on(maker: Any, url: str, folder: Path) -> Catalogue:
+    store = open_store(url)
     photos = sorted(maker.some_photos(50, most=3), key=lambda photo: (photo.item_id, photo.view))
     order = np.random.default_rng(1).permutation(len(photos))  # parts that hold no range of items
     names = [part.name for part in maker.write_parts(store, [photos[at] for at in order], MODEL, "n1")]
@@ -103,7 +110,7 @@ def catalogue(maker: Any, tmp_path: Path) -> Catalogue:
     ):
         at = items.schema.get_field_index(name)
         items = items.set_column(at, items.schema.field(name), column.cast(items.schema.field(name).type))
-    return Catalogue(store, items, gather_latents(store, items), tmp_path)
+    return Catalogue(store, items, gather_latents(store, items), folder)
 
 
 def small_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
@@ -146,6 +153,78 @@ def test_ranges_that_travel_give_the_bytes_of_here_and_the_rows_of_one(
     for role, files in there.items():
         assert whole(files).equals(whole(one[role])), role
     assert list(catalogue.store.list("runs/")) == [], "whatever waited has been written"
+
+
+def test_the_codes_of_a_model_are_counted_by_ranges_of_parts(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(4)
+    photos = [replace(photo, codes=generator.integers(12, size=9)) for photo in maker.some_photos(60)]
+    store = open_store(str(tmp_path))
+    names = [part.name for part in maker.write_parts(store, photos, MODEL, "n1")]
+    items = maker.items_table(photos, names)
+    items = items.take(pa.array(generator.permutation(items.num_rows)))
+    levels = [
+        CodeLevel(name, generator.normal(size=(12, 4)).astype(np.float32), cells)
+        for name, cells in (("top", np.arange(3)), ("bottom", np.arange(3, 9)))
+    ]
+
+    def counted() -> CodebookFound:
+        return codebook_table(store, items, levels, CodebookTableConfig(groups=3), "category", run="run")
+
+    one = counted()
+    assert len(names) > 2
+    monkeypatch.setattr(codebook_module, "_TASK_PHOTOS", maker.PART_ROWS + 5)  # of some parts two, of others one
+    tasks: list[int] = []
+    count = codebook_module._counted
+    monkeypatch.setattr(codebook_module, "_counted", lambda *given: tasks.append(len(given[1])) or count(*given))
+    assert counted() == one
+    assert len(tasks) > 1
+    assert sum(tasks) == len(names)
+    monkeypatch.setattr(codebook_module, "_counted", count)
+    travel()
+    assert counted() == one
+    few = [CodeLevel(level.name, level.vectors[:11], level.cells) for level in levels]
+    with pytest.raises(IntegrityError, match="latents hold the code 11; the model has 11"):
+        codebook_table(store, items, few, CodebookTableConfig(), None, run="run")
+
+
+@pytest.mark.s3
+def test_what_tasks_share_on_s3_is_mapped_from_this_machines_cache(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, s3_server: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = s3_server.make_bucket("table-ranges")
+    local, remote = (catalogue_on(maker, url, tmp_path) for url in (str(tmp_path / "store"), bucket))
+    small_files(monkeypatch, 30)
+    config = IndexConfig(metric="l2")
+    here, measures = local.tables(local.night(config), capacity=4)
+    fetched: list[Path] = []
+    fetch = FileCache.fetch
+
+    def seen(cache: FileCache, *given: Any, **named: Any) -> Path:
+        fetched.append(fetch(cache, *given, **named))
+        return fetched[-1]
+
+    tonight = remote.night(config)
+    monkeypatch.setattr(FileCache, "fetch", seen)
+    travel()
+    monkeypatch.setattr(mapping, "_PACKED", 600)  # fewer files to fetch than those tests have that ask no server
+    there, said = remote.tables(tonight, capacity=4)
+    assert (there, said) == (here, measures)
+    scratch = [path for path in fetched if "scratch" in path.parts]
+    assert len({path.name for path in scratch}) > 3
+    assert {path.parts[-4:-2] for path in scratch} == {("visual-codebooks", "scratch")}, "no release gives way to it"
+    assert list(remote.store.list("runs/")) == []
+    assert not any(path.exists() for path in scratch), "nothing of it is left on this machine"
+    # Whoever changes what waits there is found out, on its way to a task and on its way to the release.
+    made = vectors.night_vectors(remote.store, tonight)
+    name = next(entry.name for entry in remote.store.list("runs/run/scratch/"))
+    remote.store.put(name, bytes(len(remote.store.get(name))))
+    with pytest.raises(IntegrityError, match="it was changed after it was written"):
+        made.found.vectors[:]
+    with pytest.raises(IntegrityError, match="is not what a task wrote there"):
+        list(made.files)
 
 
 def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
