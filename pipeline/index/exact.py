@@ -99,6 +99,7 @@ def _likely(metric: Metric, items: Float32, queries: Float32, count: int, exclud
         rows = np.concatenate([rows, picked + start], axis=1)
         kept = _largest(best, count)
         best, rows = np.take_along_axis(best, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
+        del near, block  # else they would be there beside the next ones
     return rows, best
 
 

@@ -141,6 +141,7 @@ def nearest_codes(residuals: Float64, level: Float32) -> Nearest:
             if np.count_nonzero(distances == distances.min()) > 1:
                 tied.append(start + row)
         found[start : start + step] = best
+        del apart, close  # else they would be there beside the next ones
     return Nearest(found, tied)
 
 

@@ -145,11 +145,13 @@ def _kept(item_ids: pa.ChunkedArray, nearest: Codes, before: Slots) -> Rows:
 def places_among(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Rows:
     """Return for every text its row among different values, int64, -1 where it is none of them.
 
-    So many values are looked up at a time that what that takes does not grow with them.
+    Arrow's table of values takes some 90 bytes for each, so few are in it at a time.
     """
     found = np.full(len(texts), -1, np.int64)
     for start in range(0, len(values), _LOOKED_UP):
-        some = joined(values.slice(start, _LOOKED_UP)).cast(texts.type)
+        part = values.slice(start, _LOOKED_UP)
+        some = part.chunk(0) if part.num_chunks == 1 else joined(part)  # not copied where it lies in one piece
+        some = some if some.type == texts.type else some.cast(texts.type)
         places = as_numpy(pc.index_in(texts, value_set=some), missing=-1)
         rows = np.flatnonzero(places >= 0)
         found[rows] = places[rows].astype(np.int64) + start

@@ -21,15 +21,28 @@ from ..index import Grouping, SearchIndex
 from ..index.entering import entering
 from ..index.kept_space import release_latents, release_space
 from ..index.latents import Float32, Float64, Rows
-from ..ordering import as_numpy, joined, keep_rows, positions_in_runs, ranks, run_starts, take_column
+from ..ordering import (
+    SLICE_ROWS,
+    aligned_slices,
+    as_numpy,
+    joined,
+    positions_in_runs,
+    ranks,
+    run_starts,
+    take_column,
+    take_rows,
+)
 from ..release import FileEntry, Manifest
 from ..release.tables import read_file, read_table
 from ..storage import Store
+from .slots import places_among
 from .tonight import Night
 
 BEYOND_ROLE = "neighbours_beyond"
 BEYOND = 16  # entries of a list that are kept besides those that the table shows
 _VALUES = 1 << 24  # products of photos and new photos that are held at a time
+_COMPARED = SLICE_ROWS  # rows of items that are compared at a time
+_TEXT = pa.large_string()
 _KEPT_FILES = 2  # of the parent's table that are held at a time
 _ALTERED = ["added", "removed", "changed"]
 _PLACES = ["item_id", "uri", "latents_part", "latents_row"]
@@ -124,7 +137,7 @@ def standing(store: Store, night: Night, k: int) -> Standing | None:
         return None
     before = read_table(store, parent, "items", columns=_PLACES)
     ids, old = _item_ids(night.items), _item_ids(before)
-    numbers = as_numpy(pc.index_in(old, value_set=ids), missing=-1).astype(np.int64)
+    numbers = places_among(pa.chunked_array([old]), pa.chunked_array([ids]))
     places = _places(old, ids, numbers)
     numbers[as_numpy(pc.is_in(old, value_set=_void(store, parent, night, before))).astype(np.bool_)] = -1
     owners = np.full(len(ids), -1, np.int64)
@@ -157,35 +170,55 @@ def _item_ids(items: pa.Table) -> pa.Array:
 
 
 def _void(store: Store, parent: Manifest, night: Night, before: pa.Table) -> pa.Array:
-    """Return the item_ids of which a photo is not what the parent had."""
-    found = [joined(night.changes["item_id"].filter(pc.is_in(night.changes["change"], value_set=pa.array(_ALTERED))))]
-    now, old = (_without(table.select(_PLACES), found[0]) for table in (night.items, before))
-    rows = np.flatnonzero(as_numpy(pc.invert(pc.is_in(joined(night.items["item_id"]), value_set=found[0]))))
-    if not now.select(_PLACES[:2]).equals(old.select(_PLACES[:2])):  # the same photos in another order, say
-        return _item_ids(night.items)
+    """Return the item_ids of which a photo is not what the parent had.
+
+    Both tables are compared range by range of items: their texts are not held once more.
+    """
+    altered = joined(night.changes["item_id"].filter(pc.is_in(night.changes["change"], value_set=pa.array(_ALTERED))))
+    moved, now_start, old_start = [_Moved(np.empty(0, np.int64), np.empty(0, np.int64))], 0, 0
+    for now, old in aligned_slices("item_id", night.items.select(_PLACES), before.select(_PLACES), rows=_COMPARED):
+        found = _moved(now, old, altered)
+        if found is None:  # the same photos in another order, say
+            return _item_ids(night.items)
+        moved.append(_Moved(found.now + now_start, found.old + old_start))
+        now_start, old_start = now_start + now.num_rows, old_start + old.num_rows
+    rows, old_rows = (np.concatenate([getattr(one, name) for one in moved]) for name in ("now", "old"))
+    if not len(rows):
+        return altered
+    columns = [name for name in ("log_var", "codes") if getattr(night.latents, name) is not None]
+    theirs = release_latents(store, parent, take_rows(before, old_rows), columns=("mean", *columns))
+    mine = night.latents.take(rows)
+    differ = np.zeros(len(mine), np.bool_)
+    for name in ("mean", *columns):
+        left, right = getattr(mine, name), getattr(theirs, name)
+        differ |= True if right is None else (left != right).any(axis=1)
+    return pa.concat_arrays([altered, joined(take_column(night.items["item_id"], rows[differ])).cast(altered.type)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Rows int64 of tonight's items and of the parent's, of the same photos, whose latents lie elsewhere now."""
+
+    now: Rows
+    old: Rows
+
+
+def _moved(now: pa.Table, old: pa.Table, altered: pa.Array) -> _Moved | None:
+    """Return of a range of both tables what has moved of other items; None where they have not the same photos."""
+    rows, old_rows = (
+        np.flatnonzero(as_numpy(pc.invert(pc.is_in(table["item_id"].cast(altered.type), value_set=altered))))
+        for table in (now, old)
+    )
+    now, old = take_rows(now, rows), take_rows(old, old_rows)
+    # As they compare, whatever they were read as.
+    if any(not now[name].cast(_TEXT).equals(old[name].cast(_TEXT)) for name in _PLACES[:2]):
+        return None
     codes, names = ranks(now["latents_part"])
     before_codes, before_names = ranks(old["latents_part"])
     number = {name: code for code, name in enumerate(names)}
     moved = codes != np.array([number.get(name, -1) for name in before_names], np.int64)[before_codes]
     moved |= as_numpy(now["latents_row"]) != as_numpy(old["latents_row"])
-    if moved.any():
-        columns = [name for name in ("log_var", "codes") if getattr(night.latents, name) is not None]
-        theirs = release_latents(store, parent, keep_rows(old, moved), columns=("mean", *columns))
-        mine = night.latents.take(rows[moved])
-        differ = np.zeros(len(mine), np.bool_)
-        for name in ("mean", *columns):
-            left, right = getattr(mine, name), getattr(theirs, name)
-            differ |= True if right is None else (left != right).any(axis=1)
-        found.append(joined(take_column(now["item_id"], np.flatnonzero(moved)[differ])))
-    return pa.concat_arrays(found)
-
-
-def _without(items: pa.Table, item_ids: pa.Array) -> pa.Table:
-    """Return the rows of other items, texts as they compare whatever they were read as."""
-    kept = items.filter(pc.invert(pc.is_in(items["item_id"].cast(item_ids.type), value_set=item_ids)))
-    return kept.set_column(0, "item_id", kept["item_id"].cast(item_ids.type)).set_column(
-        1, "uri", kept["uri"].cast(pa.string())
-    )
+    return _Moved(rows[moved], old_rows[moved])
 
 
 def _places(old: pa.Array, ids: pa.Array, numbers: Rows) -> Float64:

@@ -299,29 +299,49 @@ def measure(name: str, features: Features, seed: int, floor: Mapping[str, np.nda
     """Return a row's numbers; those of each photo go into the cache, for paired differences."""
     shown, row = features.shown, ROWS[name]
     ask = asking(row, features, seed)
-    folds = deal_folds(shown.groups, FOLDS)
-    values = {measured: np.full(len(folds), np.nan) for measured in FOLD_MEASURES}
-    for fold in range(FOLDS):
-        asked = folds == fold
-        for measured, own in ask(~asked)[0].items():
-            values[measured][asked] = own[asked]
+    values = over_folds(lambda known: ask(known)[0], shown.groups)
     old, dims = ask(~shown.old)
     licence = LITE0 if isinstance(row, str) else row.licence
     result: dict[str, Any] = {"name": name, "dims": dims, "licence": licence}
     result["photos_per_cpu_s"] = speed(row, features, ~shown.old, seed)
-    for measured, own in values.items():
-        found = group_mean(own, shown.groups)
-        result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high,
-                   f"old_{measured}": float(np.nanmean(old[measured]))}  # fmt: skip
-        if floor is not None:
-            ahead = group_difference(own, floor[measured], shown.groups)
-            result |= {f"ahead_{measured}": list(ahead)}
+    result |= told(values, floor, shown.groups)
+    result |= {f"old_{measured}": float(np.nanmean(own)) for measured, own in old.items()}
     if isinstance(row, Trained) and row.space != "kl":
         trained = features.trained(row, ~shown.old, seed)
         vectors = texts(trained, ~shown.old) if row.space == "words" else trained.mean
         result |= purities(vectors, trained.codes, shown.labels, ~shown.old)
-    np.savez_compressed(features.cache / f"photos-{slug(name)}-{seed}.npz", **values)
+    np.savez_compressed(photos_file(features.cache, name, seed), **values)
     return result
+
+
+def over_folds(ask: Callable[[np.ndarray], Mapping[str, np.ndarray]], groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return FOLD_MEASURES of each photo, float64 [n], asked in the one fold that knows no photo of its contributor."""
+    folds = deal_folds(groups, FOLDS)
+    values = {measured: np.full(len(folds), np.nan) for measured in FOLD_MEASURES}
+    for fold in range(FOLDS):
+        asked = folds == fold
+        for measured, own in ask(~asked).items():
+            values[measured][asked] = own[asked]
+    return values
+
+
+def told(
+    values: Mapping[str, np.ndarray], floor: Mapping[str, np.ndarray] | None, groups: Sequence[str]
+) -> dict[str, Any]:
+    """Return means, intervals and differences to the floor's numbers of the same photos, as the results' files say
+    them."""
+    result: dict[str, Any] = {}
+    for measured, own in values.items():
+        found = group_mean(own, groups)
+        result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high}
+        if floor is not None:
+            result[f"ahead_{measured}"] = list(group_difference(own, floor[measured], groups))
+    return result
+
+
+def photos_file(cache: Path, name: str, seed: int) -> Path:
+    """Return where the numbers of each photo are kept, for paired differences."""
+    return cache / f"photos-{slug(name)}-{seed}.npz"
 
 
 def speed(row: Row, features: Features, known: np.ndarray, seed: int) -> float:
@@ -379,7 +399,7 @@ def run_all(names: Sequence[str], features: Features, seeds: Sequence[int], path
     for name in dict.fromkeys([FLOOR, *names]):
         for seed in seeds if isinstance(ROWS[name], Trained) else [0]:
             there = read(path)
-            kept = features.cache / f"photos-{slug(FLOOR)}-0.npz"
+            kept = photos_file(features.cache, FLOOR, 0)
             floor = dict(np.load(kept)) if name != FLOOR and kept.exists() else None
             done = any((run["name"], run["digest"], run["seed"]) == (name, digest(name), seed) for run in there)
             if done and (name != FLOOR or kept.exists()):

@@ -1,10 +1,10 @@
 """Clothing photos by a pretrained network whose last blocks learn on: SimCLR without labels, and told categories.
 
-One fold by contributor of `bench_folds`, one seed, photos of 128 pixels: each epoch passes two views of every photo
-through the network, which takes minutes. The row that learns nothing is the same network, read in the same way.
+The folds by contributor of `bench_folds`, one seed, photos of 128 pixels: each epoch passes two views of every photo
+through the network, which takes minutes a fold. The row that learns nothing is the same network, read in the same way.
 
-    python tests/benchmarks/bench_tuned.py --data ../shared/data --weights lite0.pth [--epochs 2] [--json tuned.json]
-        [--table]
+    python tests/benchmarks/bench_tuned.py --data ../shared/data --weights lite0.pth [--epochs 2] [--rows NAMES]
+        [--cache FOLDER] [--json tuned.json] [--table]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_folds import Shown, shown_photos
+from bench_folds import FLOOR, Shown, over_folds, photos_file, shown_photos, told
 from folds_trained import InMemory, rows_of
 from model_measures import preset_config
 from model_tables import tuned_table
@@ -27,14 +27,15 @@ from side_by_side import ROOT, write
 from table_cells import read
 
 from jobs.config import Config
-from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_mean
+from pipeline.evaluation.folds import ask_fold
 from pipeline.images import ImagesConfig, decode
 from pipeline.models import Batch, Model, build_model
 from pipeline.models.conditions import FIRST_CATEGORY
 from pipeline.training import Loop
 
-SIZE, FOLD = 128, 0
-ROWS = {"as it is": None, "fine-tuned, no labels": "none", "fine-tuned, told categories": "category"}
+SIZE = 128
+UNTRAINED = "as it is"
+ROWS = {UNTRAINED: None, "fine-tuned, no labels": "none", "fine-tuned, told categories": "category"}
 BATCH = 64
 
 
@@ -62,9 +63,12 @@ def vectors_of(model: Model, images: torch.Tensor) -> np.ndarray:
         return torch.cat([model.encode(part).mean for part in images.split(BATCH)]).numpy()
 
 
-def measure(shown: Shown, images: torch.Tensor, weights: Path, supervision: str | None, epochs: int) -> dict[str, Any]:
-    """Return a row: FOLD_MEASURES of the asked fold, and the CPU seconds of the training."""
-    asked = deal_folds(shown.groups, FOLDS) == FOLD
+def vectors_by_fold(
+    shown: Shown, images: torch.Tensor, weights: Path, supervision: str | None, epochs: int, asked: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return the latents of all photos by a network that has not seen the asked ones, bool [n], and the CPU seconds of
+    its training.
+    """
     config = settings(weights, supervision or "none", epochs)
     names = sorted(set(shown.labels))
     torch.manual_seed(0)
@@ -80,11 +84,27 @@ def measure(shown: Shown, images: torch.Tensor, weights: Path, supervision: str 
     spent = time.process_time() - begun
     with torch.inference_mode():
         model.eval().fit(Batch(part) for part in known.images.split(BATCH))
-    values = ask_fold(vectors_of(model, images), shown.labels, shown.groups, asked)
-    result: dict[str, Any] = {"photos": int(asked.sum()), "train_cpu_s": round(spent, 1), "dims": 64}
-    for measured in FOLD_MEASURES:
-        found = group_mean(values[measured], shown.groups)
-        result |= {measured: found.mean, f"{measured}_low": found.low, f"{measured}_high": found.high}
+    return vectors_of(model, images), spent
+
+
+def measure(name: str, shown: Shown, images: torch.Tensor, given: argparse.Namespace) -> dict[str, Any]:
+    """Return a row: FOLD_MEASURES over all folds, differences to what is in the cache, CPU seconds of the trainings."""
+    spent = []
+
+    def ask(known: np.ndarray) -> dict[str, np.ndarray]:
+        vectors, trained_s = vectors_by_fold(shown, images, given.weights, ROWS[name], given.epochs, ~known)
+        spent.append(trained_s)
+        found = ask_fold(vectors, shown.labels, shown.groups, ~known)
+        print(f"{name}, fold {len(spent)}: k-NN {np.nanmean(found['knn']):.4f}, {trained_s:.0f} CPU s", flush=True)
+        return found
+
+    values = over_folds(ask, shown.groups)
+    np.savez_compressed(photos_file(given.cache, name, 0), **values)
+    result = {"dims": 64, "train_cpu_s": round(sum(spent), 1), "photos": len(shown.labels)}
+    for than, key in ((FLOOR, "ahead"), (UNTRAINED, "gain")):
+        kept = photos_file(given.cache, than, 0)
+        found = told(values, dict(np.load(kept)) if kept.exists() and than != name else None, shown.groups)
+        result |= {each.replace("ahead", key): value for each, value in found.items()}
     return result
 
 
@@ -94,6 +114,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as .pth")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rows", help="names with semicolons between; all by default")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds", help="that of bench_folds")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "tuned.json")
     parser.add_argument("--table", action="store_true", help="only print what is in --json")
     given = parser.parse_args()
@@ -104,18 +126,19 @@ def main() -> int:
             )
             return 0
         torch.set_num_threads(1)
+        given.cache.mkdir(parents=True, exist_ok=True)
         shown = shown_photos(given.data)
         config = ImagesConfig(size=SIZE, fit="crop")
         pixels = np.stack([decode(file.read_bytes(), config) for file in shown.files])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        for name, supervision in ROWS.items():
+        for name in given.rows.split(";") if given.rows else ROWS:
             facts = {
                 "name": name,
                 "seed": 0,
                 "epochs": given.epochs,
                 "date": dt.datetime.now(dt.UTC).date().isoformat(),
             }
-            result = {**facts, **measure(shown, images, given.weights, supervision, given.epochs)}
+            result = {**facts, **measure(name, shown, images, given)}
             write(given.json, [*(run for run in read(given.json) if run["name"] != name), result])
             print(f"{name}: k-NN {result['knn']:.4f}, {result['train_cpu_s']} CPU s", flush=True)
     print(tuned_table(read(given.json)))

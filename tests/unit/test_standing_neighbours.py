@@ -136,6 +136,7 @@ def test_what_stands_and_what_enters_is_the_full_table(
     maker: Any, monkeypatch: pytest.MonkeyPatch, metric: str, seed: int
 ) -> None:
     monkeypatch.setattr(neighbours, "FILE_ROWS", 7 * K)  # seven items a file
+    monkeypatch.setattr(standing, "_COMPARED", 9)
     monkeypatch.setattr(standing, "_VALUES", 40)
     for module in (neighbours, standing):
         monkeypatch.setattr(module, "BEYOND", 3)
@@ -178,7 +179,11 @@ def test_another_model_metric_kind_or_length_makes_every_list_anew(maker: Any, o
     assert nights.publish()[1] == {}
 
 
-def test_latents_of_unchanged_items_that_lie_elsewhere_are_compared(maker: Any) -> None:
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_latents_of_unchanged_items_that_lie_elsewhere_are_compared(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(standing, "_COMPARED", rows)  # compared at a time
     nights, generator = Nights(maker), np.random.default_rng(9)
     nights.change(generator, list(range(20)))
     nights.publish()
