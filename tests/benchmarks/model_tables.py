@@ -87,7 +87,8 @@ def told_ahead(measures: Mapping[str, Sequence[float]] | None) -> str:
 
 def own_ahead(run: Run, key: str = "ahead") -> str:
     """Return `told_ahead` of a run that holds the differences itself, as shares; key: ahead or gain."""
-    return told_ahead({name: [100 * value for value in run[f"{key}_{name}"]] for name in AHEAD if f"{key}_{name}" in run})
+    known = {name: run[f"{key}_{name}"] for name in AHEAD if f"{key}_{name}" in run}
+    return told_ahead({name: [100 * value for value in own] for name, own in known.items()})
 
 
 def moves_table(rows: Rows) -> str:
