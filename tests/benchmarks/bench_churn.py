@@ -14,7 +14,6 @@ stretch; training then sees 5,000 photos.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -119,7 +118,7 @@ def main() -> None:
         return
     if absent(options.data):
         return
-    found: dict[str, Any] = {**made_on(), "here": options.here, "load": round(os.getloadavg()[0], 1)}
+    found: dict[str, Any] = {**made_on(), "here": options.here}
     with tempfile.TemporaryDirectory(prefix="churn-") as name:
         found["touched"] = write_catalogues(options.data, Path(name), options.churn)
         for number in (1, 2):

@@ -14,7 +14,6 @@ Every result is written when it is there; run again, what is there for the same 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from claim_experiments import EXPERIMENTS, RENDERED, Variant, tables
 from claim_measures import SEED, config_of, measure
 from model_measures import prepare
-from options import Options, absent, names_of
+from options import Given, Options, absent, names_of
 from record import DATA, read
 from side_by_side import CACHE, Task, parsed, record_all
 
@@ -44,7 +43,7 @@ def digest(variant: Variant, limit: int | None, epochs: int | None) -> str:
     return key_of(portable(asked))[:12]
 
 
-def answers(key: str, asked: argparse.Namespace) -> list[str]:
+def answers(key: str, asked: Given) -> list[str]:
     """Return the rows that a result stands in: EXPERIMENT/PLACE of every variant of this digest."""
     return [
         f"{name}/{place}"
@@ -54,7 +53,7 @@ def answers(key: str, asked: argparse.Namespace) -> list[str]:
     ]
 
 
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time; return how many failed."""
     there = {run["digest"] for run in read(asked.json)}
     facts: dict[Task, dict[str, Any]] = {}

@@ -13,7 +13,6 @@ and range of all pairs.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from bench_metrics import latents_of
 from model_measures import both_parts, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
 from timing import spread
@@ -97,7 +96,7 @@ def truth_of(name: str, mask: str, queries: Terms, items: Terms) -> tuple[np.nda
     return ids, values
 
 
-def write_latents(folder: Path, options: argparse.Namespace) -> None:
+def write_latents(folder: Path, options: Given) -> None:
     """Train, encode, and write the set's latents."""
     folder.mkdir(parents=True, exist_ok=True)
     source, bank, held = both_parts(options.data, options.cache, "fashion_mnist", 28)

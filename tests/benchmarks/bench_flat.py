@@ -11,9 +11,7 @@ this process, without Ray.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ import ray
 from encode_accounts import kind_of
 from encode_photos import RepeatedPhotos, added_plan, make_job, start_ray
 from made_photos import make_photo
-from options import Options
+from options import Given, Options
 from PIL import Image, ImageDraw
 from plots import Panel, draw_panel
 from record import made_on
@@ -69,7 +67,7 @@ def slope(line: Line, begin: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: Given, folder: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     files = RepeatedPhotos([make_photo(generator, 48, 48) for _ in range(PHOTOS)])
     job = make_job(folder, files, size=32, model="vae", actors=2)
@@ -114,7 +112,7 @@ def main() -> None:
     if not options.here:
         start_ray(cpus=4)
     with tempfile.TemporaryDirectory() as folder:
-        found = {**made_on(), "load": round(os.getloadavg()[0], 1), **measure(options, Path(folder))}
+        found = {**made_on(), **measure(options, Path(folder))}
     ray.shutdown()
     if options.plot:
         plot(found["lines"], options.plot)

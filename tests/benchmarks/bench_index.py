@@ -12,7 +12,6 @@ Each kind is built in a process of its own, whose peak memory is noted beside wh
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -31,7 +30,7 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from options import NEEDED, Options
+from options import NEEDED, Given, Options
 from PIL import Image
 from record import ROOT, kept, made_on, write
 from steps import apart
@@ -203,7 +202,7 @@ def one_kind(kind: str, folder: Path, target: float) -> dict[str, Any]:
     return measure(kind, items, queries, truths, target)
 
 
-def run(options: argparse.Namespace, folder: Path) -> None:
+def run(options: Given, folder: Path) -> None:
     train, test = components(options.data / "fashion-mnist", options.queries, options.dim)
     if options.rows:
         train = drawn_again(train, options.rows, options.jitter)

@@ -12,7 +12,6 @@ differences (95 %, bootstrap) over queries, of clothing over contributors. Cloth
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from model_measures import SIZES, Photos, both_parts, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
 
@@ -115,7 +114,7 @@ def of_seed(
     return found
 
 
-def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
+def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: Given) -> dict[str, Any]:
     """Return the rows of one preset: every metric and mask, averaged over seeds; what is kept is not trained again."""
     config = preset_config(name, options.epochs)
     found: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {}

@@ -14,7 +14,6 @@ Every result is written when it is there; run again, what is there for the same 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from model_measures import FLOORS, SIZES, measure_floors, measure_preset, prepare, preset_config
 from model_tables import models_table
-from options import absent, names_of
+from options import Given, absent, names_of
 from record import ROOT, read
 from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import newest_rows, shown
@@ -40,7 +39,7 @@ def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> 
     return key_of(portable(asked))[:12]
 
 
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time; return how many failed."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}

@@ -12,7 +12,6 @@ chosen by looking at the held-out photos. Intervals: 95 %, bootstrap over querie
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from model_measures import FLOORS, SIZES, prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
-from options import absent, names_of
+from options import Given, absent, names_of
 from quality_measures import MEMBERS, measure, presets_of
 from record import kept, read, write
 from side_by_side import model_options, parsed, record_presets, stamp_preset
@@ -31,7 +30,7 @@ from pipeline.evaluation.quality import paired_difference
 from pipeline.keys import key_of, portable
 
 
-def digest(name: str, asked: argparse.Namespace) -> str:
+def digest(name: str, asked: Given) -> str:
     """Return 12 hex digits of what decides a result, the seed apart."""
     facts: dict[str, Any] = {"catalogue": asked.catalogue, "limit": asked.limit}
     if name != FLOORS:
@@ -42,7 +41,7 @@ def digest(name: str, asked: argparse.Namespace) -> str:
     return key_of(portable(facts))[:12]
 
 
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time, fusions after their members; return how many failed."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     digests = {name: digest(name, asked) for name in names}
@@ -84,7 +83,7 @@ def compared(rows: Rows, cache: Path) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def note_compared(rows: Rows, asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def note_compared(rows: Rows, asked: Given) -> dict[str, dict[str, list[float]]]:
     """Write what can be compared into ahead.json beside the results, and return all that stands there."""
     path = asked.json.with_name("ahead.json")
     noted = kept(path, {})

@@ -12,7 +12,6 @@ while the other holds the release open too.
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import json
 import os
@@ -29,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 from drawn_releases import MODEL, PART_ROWS, base_of, drawn, met, named, publish, release_of, rows_of, write_latents
-from options import Options
+from options import Given, Options
 from record import add, made_on, tell
 from steps import begun, ended
 from timing import alone_ms, quantiles
@@ -44,7 +43,7 @@ RUN = "one"
 KINDS = np.array(["Shoes", "Hats", "Bags", "Coats", "Dresses", "Shirts", "Socks"])
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def prepare(folder: Path, options: Given) -> dict[str, Any]:
     store, watched, tables, parts = open_store(str(folder / "store")), Watched(), [], []
     with watched.step("parts"):
         for number, start in enumerate(range(0, options.items, PART_ROWS)):
@@ -66,7 +65,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return watched.found
 
 
-def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def asked(release: Any, folder: Path, options: Given) -> dict[str, Any]:
     """Return the milliseconds of questions: the first, and p50 and p99 of those after it."""
     rng, found = np.random.default_rng(1), dict[str, Any]()
     vectors = drawn(folder, max(100, options.queries), 4243)
@@ -89,7 +88,7 @@ def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, 
     return found
 
 
-def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def read(folder: Path, options: Given) -> dict[str, Any]:
     watched, profile = Watched(), cProfile.Profile()
     with watched.step("open"):
         if options.profile:
@@ -108,7 +107,7 @@ def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return watched.found
 
 
-def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
+def child(options: Given, folder: Path, step: str) -> subprocess.Popen[str]:
     words = ["--items", options.items, "--kind", options.kind, "--queries", options.queries]
     words += ["--profile"] if options.profile and step == "cold" else []
     return begun(__file__, *words, "--folder", folder, "--step", step)

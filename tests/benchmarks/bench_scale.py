@@ -10,7 +10,6 @@ cent each, night 3 repeats night 2's catalogue under another index setting, so t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from options import Options
+from options import Given, Options
 from PIL import Image, ImageDraw
 from plots import Panel, draw_panel
 from record import made_on, memory, write
@@ -221,7 +220,7 @@ def main() -> int:
     return 0
 
 
-def save(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+def save(results: Sequence[dict[str, Any]], options: Given) -> None:
     """Write what there is so far, so that a run that is stopped leaves its finished nights."""
     if options.json:
         write(options.json, {**made_on(memory()), "results": results})

@@ -9,7 +9,6 @@ range.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 from beside import release_maker
-from options import Options
+from options import Given, Options
 from timing import spread
 
 from pipeline.index import IndexConfig
@@ -56,7 +55,7 @@ def compare(ours: Callable[[], object], raw: Callable[[], object], pairs: int, q
     }
 
 
-def measure(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(kind: str, options: Given, folder: Path) -> dict[str, Any]:
     maker = release_maker(options.dim)
     store = open_store(str(folder / kind))
     config = IndexConfig(kind=kind, ef_construction=100)

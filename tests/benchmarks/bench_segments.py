@@ -10,7 +10,6 @@ one process, without Ray). `anon` is memory that the kernel cannot take back; th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -39,7 +38,7 @@ from drawn_releases import (
     rows_of,
     write_latents,
 )
-from options import Options
+from options import Given, Options
 from record import kept, made_on, tell, write
 from steps import begun, ended
 from timing import alone_ms, quantiles
@@ -154,12 +153,12 @@ def read(folder: Path, *, wait: Callable[[], None]) -> dict[str, Any]:
     return watched.found
 
 
-def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
+def child(options: Given, folder: Path, step: str) -> subprocess.Popen[str]:
     words = ["--rows", options.rows, "--kind", options.kind, "--segment-rows", options.segment_rows]
     return begun(__file__, *words, "--folder", folder, "--step", step)
 
 
-def one_step(options: argparse.Namespace) -> dict[str, Any]:
+def one_step(options: Given) -> dict[str, Any]:
     folder = Path(options.folder)
     config = IndexConfig(kind=options.kind, segment_rows=options.segment_rows, queries=200, threads=1, gpu="never")
     if options.step == "prepare":
@@ -180,7 +179,7 @@ def same_answers(folder: Path) -> dict[str, Any]:
     return {"overlap_at_10": round(float(np.mean(shared)), 5), "largest_score_difference": apart}
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(options: Given, folder: Path) -> dict[str, Any]:
     if not (folder / "base.npy").exists():
         np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
     found: dict[str, Any] = {}
@@ -222,7 +221,6 @@ def main() -> None:
         "rows": options.rows, "segment_rows": options.segment_rows, "kind": options.kind,
         **made_on("one thread, shared with other work"),
         "latents": "Fashion-MNIST drawn again with jitter" if options.data else "generated",
-        "load": os.getloadavg()[0],
     }  # fmt: skip
     tell(found, None)
     if options.json:

@@ -9,7 +9,6 @@ compared with the reader's own for the release that the answer names.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from beside import release_maker
-from options import Options
+from options import Given, Options
 from record import ROOT, made_on, tell
 from timing import alone_ms, quantiles
 
@@ -102,7 +101,7 @@ async def asked(port: int, item: str, free: asyncio.Queue[Any], load: Load, due:
         free.put_nowait(pair)
 
 
-async def run_load(port: int, store: Store, options: argparse.Namespace, load: Load) -> tuple[float, float]:
+async def run_load(port: int, store: Store, options: Given, load: Load) -> tuple[float, float]:
     """Ask at the rate; return when the first swap began and when the last had time to end."""
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -154,7 +153,7 @@ def main() -> None:
         tell(measured(store, options), options.json)
 
 
-def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+def measured(store: Store, options: Given) -> dict[str, Any]:
     """Serve, ask, stop; return what was seen."""
     port = 18417
     command = [sys.executable, "-m", "jobs", "serve", f"store={store.url}", "--port", str(port)]
@@ -178,7 +177,7 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         "after": [1e3 * taken for due, taken in load.seconds if due >= last],
     }
     return {
-        **made_on(f"load {os.getloadavg()[0]:.1f}"),
+        **made_on(""),
         "on": options.on,
         "items": options.items,
         "dim": options.dim,

@@ -10,14 +10,13 @@ reports, with the 95 % interval of the former by bootstrap over queries: `short`
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from model_measures import SIZES, Photos, both_parts, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
 
@@ -47,7 +46,7 @@ def model_of(name: str, catalogue: str, folder: str, bank: Photos, limit: int, c
     return model.eval()
 
 
-def measured(space: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(space: str, options: Given) -> dict[str, Any]:
     catalogue, name = space.split("/")
     folder, bank, held = both_parts(options.data, options.cache, catalogue, SIZES[catalogue])
     model = model_of(name, catalogue, folder, bank, options.limit, options.cache)

@@ -14,7 +14,6 @@ lists equal to the reader's answers and, with --full, to those of the same night
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -33,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_index import components, drawn_again
 from nights_here import answered, quick_stages
-from options import NEEDED, Options, absent, names_of
+from options import NEEDED, Given, Options, absent, names_of
 from PIL import Image
 from record import DATA, ROOT, add, made_on, tell
 from watched import held
@@ -96,7 +95,7 @@ def shop_of(folder: Path) -> list[str]:
     return releases
 
 
-def engines(options: argparse.Namespace) -> dict[str, Any]:
+def engines(options: Given) -> dict[str, Any]:
     pythons = {"pyarrow": sys.executable, "duckdb": options.duckdb, "polars": options.polars}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,7 +162,7 @@ def _followed(python: str, store: Path, statements: list[str]) -> list[Any]:
     return list(json.loads(done.stdout))
 
 
-def neighbours(options: argparse.Namespace) -> dict[str, Any]:
+def neighbours(options: Given) -> dict[str, Any]:
     """Two nights of --items items, 1 % of which change, 0.5 % go and 0.5 % come, and the second made in full too."""
     train, _ = components(options.data / "fashion-mnist", 10, 64)
     every = drawn_again(train, options.items + options.items // 200, 0.1)

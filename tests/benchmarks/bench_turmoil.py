@@ -10,7 +10,6 @@ entries and every release that is left are looked through without faults. Exit 1
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 
 from beside import tests_module
 from faulty_store import Rule, behind_proxy, sign_in
-from options import NEEDED, Options, names_of
+from options import NEEDED, Given, Options, names_of
 from record import add, made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
 
@@ -36,7 +35,7 @@ from pipeline.release.roots import MANIFEST
 from pipeline.storage import Store
 
 
-def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
+def stage_of(url: str, work: Path, asked: Given, until: float) -> Stage:
     maker, expiring = tests_module("release_maker"), tests_module("expiring")
     return Stage(url, work, until, asked.grace, asked.fail, maker, expiring)
 
@@ -73,7 +72,7 @@ def on_s3(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
 PLACES = {"disk": on_disk, "s3": on_s3}
 
 
-def play(where: str, asked: argparse.Namespace) -> dict[str, Any]:
+def play(where: str, asked: Given) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="turmoil-") as folder, PLACES[where](Path(folder)) as place:
         url, environment, proxy = place
         work = Path(folder) / "notes"

@@ -20,7 +20,6 @@ the cache, trained where they are missing, but by nuisance; one thread.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -33,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from model_measures import SIZES, Photos, preset_config
 from model_tables import yardstick_tables
-from options import absent, names_of
+from options import Given, absent, names_of
 from quality_measures import UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
 from record import read
 from side_by_side import model_options, parsed, record_presets
@@ -59,7 +58,7 @@ READ_OUT = ("read_out.", "reduction.")  # names of fitted components in a model'
 Results = list[dict[str, Any]]
 
 
-def labels(seed: int, asked: argparse.Namespace) -> Results:
+def labels(seed: int, asked: Given) -> Results:
     """Train on categories what the SimCLR presets train without, for as many CPU seconds, and measure both alike."""
     folder, bank, held = photos_of(asked)
     results = []
@@ -114,7 +113,7 @@ def drawn(count: int, batch_size: int) -> Iterator[torch.Tensor]:
         yield from torch.randperm(count).split(batch_size)
 
 
-def numbers(seed: int, asked: argparse.Namespace) -> Results:
+def numbers(seed: int, asked: Given) -> Results:
     """Measure k-NN by the first numbers of latents that are components in their order."""
     folder, bank, held = photos_of(asked)
     results = []
@@ -142,7 +141,7 @@ def wider(model: Any, bank: Photos) -> Model:
     return wide
 
 
-def sample(seed: int, asked: argparse.Namespace) -> Results:
+def sample(seed: int, asked: Given) -> Results:
     """Measure k-NN with a bank of some photos a category, drawn by seed."""
     folder, bank, held = photos_of(asked)
     names = np.asarray(bank.categories)
@@ -164,7 +163,7 @@ def sample(seed: int, asked: argparse.Namespace) -> Results:
     ]  # fmt: skip
 
 
-def nuisance(seed: int, asked: argparse.Namespace) -> Results:
+def nuisance(seed: int, asked: Given) -> Results:
     """Measure `nuisance_purity` of the floors and of the presets whose bundles are there."""
     size = SIZES[asked.catalogue]
     photos = nuisance_photos(ImagesConfig(size=size), seed=0)
@@ -181,7 +180,7 @@ def nuisance(seed: int, asked: argparse.Namespace) -> Results:
     ]
 
 
-YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
+YARDSTICKS: dict[str, Callable[[int, Given], Results]] = {
     "labels": labels,
     "numbers": numbers,
     "sample": sample,

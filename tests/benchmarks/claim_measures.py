@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from claim_experiments import RENDERED, Variant
 from model_measures import Photos, both_parts, preset_config, train
+from options import Given
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -38,7 +38,7 @@ class Task:
 
     variant: Variant
     config: Config
-    asked: argparse.Namespace
+    asked: Given
     folder: str
     bank: Photos
     held: Photos
@@ -60,7 +60,7 @@ def config_of(variant: Variant, epochs: int | None) -> Config:
     )
 
 
-def measure(variant: Variant, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(variant: Variant, asked: Given) -> dict[str, Any]:
     """Train and measure one variant."""
     config = config_of(variant, asked.epochs)
     data = asked.rendered if variant.catalogue == RENDERED else asked.data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from bench_refresh import split
 from claim_experiments import RENDERED
+from options import Given
 
 from jobs.command import Arguments
 from jobs.config import Config, load_config
@@ -254,7 +254,7 @@ class Kept(Scalars):
     def close(self) -> None: ...
 
 
-def measure_preset(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_preset(name: str, seed: int, asked: Given) -> list[dict[str, Any]]:
     """Train and measure one preset with one seed."""
     config = preset_config(name, asked.epochs)
     folder, bank, held = both_parts(asked.data, asked.cache, asked.catalogue, config.images.size, asked.limit)
@@ -290,7 +290,7 @@ def all_code_measures(model: Any, codes: np.ndarray) -> dict[str, Any]:
     return {"num_codes": number, **code_measures(numbered, number)}
 
 
-def measure_floors(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_floors(asked: Given) -> list[dict[str, Any]]:
     """Measure raw pixels, principal components of pixels and of gradient histograms."""
     size, grey = SIZES[asked.catalogue], asked.catalogue == "fashion_mnist"
     _, bank, held = both_parts(asked.data, asked.cache, asked.catalogue, size, asked.limit)

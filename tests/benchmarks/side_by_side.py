@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from options import Options
+from options import Given, Options
 from record import DATA, RESULTS, ROOT, read, today, write_runs
 
 CACHE = ROOT / ".cache" / "bench-models"
@@ -45,7 +44,7 @@ def model_options(text: str | None, catalogues: Iterable[str], results: str, *, 
     return parser.hidden(one=str, out=str)
 
 
-def parsed(parser: Options) -> argparse.Namespace:
+def parsed(parser: Options) -> Given:
     """Return the options; `--table` without anything measured on this machine shows the committed results."""
     asked = parser.parse_args()
     if asked.table and not asked.json.exists():
@@ -55,7 +54,7 @@ def parsed(parser: Options) -> argparse.Namespace:
 
 def record_all(
     program: Path,
-    asked: argparse.Namespace,
+    asked: Given,
     passed: Sequence[str],
     facts: Mapping[Task, dict[str, Any]],
     say: Callable[[dict[str, Any]], str],
@@ -83,7 +82,7 @@ def record_presets(
     program: Path,
     tasks: Sequence[Task],
     digests: Mapping[str, str],
-    asked: argparse.Namespace,
+    asked: Given,
     say: Callable[[dict[str, Any]], str],
 ) -> int:
     """Record what is measured of presets; digests: of what decides a preset's results."""
