@@ -90,7 +90,7 @@ def open_shop(folder: Path, data: Path | None, items: int, settings: list[str]) 
         table = pq.read_table(data / "fashion-mnist" / "train.parquet").slice(0, count)
         drawn = zip(table["image"].to_pylist(), table["category"].to_pylist(), strict=True)
     else:
-        drawn = ((photo, product.kind) for product, photo in render_products(count, seed=0, size=(48, 60)))
+        drawn = ((photo, product.category) for product, photo in render_products(count, seed=0, size=(48, 60)))
     for number, (photo, category) in enumerate(drawn):
         name = f"photos/{number:05d}.png"
         (folder / name).write_bytes(photo)
