@@ -76,9 +76,12 @@ class Scratch:
         """Delete files that nobody asks for any more, here too; what cannot be deleted now is left for `expire`."""
         different = {kept.name: kept.digest for kept in files}
         with suppress(CodebooksError):
-            for name, digest in different.items():
-                _here().drop(digest)
+            for name in different:
                 self.store.delete(name)
+        with suppress(CodebooksError):
+            here = _here()
+            for digest in different.values():
+                here.drop(digest)
 
 
 def mapped_file(store: Store, kept: Kept) -> memoryview:

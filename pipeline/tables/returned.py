@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from ..errors import NotFound
 from ..index.latents import Rows
 from ..ordering import as_numpy, joined, take_column, take_rows
-from ..release import Manifest, read_manifest, read_table
+from ..release import Manifest, read_manifest
+from ..release.tables import read_files
 from ..schema import changes_schema
 from ..storage import Store
 from .tonight import Night
@@ -34,6 +35,8 @@ def with_returned(store: Store, night: Night) -> pa.Table:
         returned, new = pa.concat_arrays([returned, new.filter(known)]), new.filter(pc.invert(known))
         if not len(new):
             break
+    if not len(returned):  # as on most nights: the table is in its order
+        return night.changes.cast(changes_schema())
     mine = night.changes.filter(pc.is_in(joined(night.changes["item_id"]), value_set=returned))
     again = pa.table([mine["item_id"], mine["uri"], pa.repeat(pa.scalar(RETURNED), mine.num_rows)], changes_schema())
     both = pa.concat_tables([night.changes.cast(changes_schema()), again])
@@ -63,16 +66,20 @@ def _photos(item_ids: pa.ChunkedArray, wanted: pa.Array) -> Rows:
 
 
 def _gone(store: Store, manifest: Manifest | None) -> Iterator[pa.ChunkedArray]:
-    """Yield item_ids that a release has in quarantine, then those that it and those before it lost, newest first."""
+    """Yield item_ids that a release has in quarantine, then those that it and those before it lost, newest first.
+
+    Their tables are read a file at a time.
+    """
     if manifest is not None:
-        yield read_table(store, manifest, "quarantine", columns=["item_id"])["item_id"]
+        for refused in read_files(store, manifest, "quarantine", columns=["item_id"]):
+            yield refused["item_id"]
     for _ in range(_ANCESTORS):
         if manifest is None:
             return
         if any(manifest.counts.get(name) != 0 for name in _GONE.to_pylist()):
-            lost = read_table(store, manifest, "changes", columns=["item_id", "change"])
-            rows = np.flatnonzero(as_numpy(pc.is_in(lost["change"], value_set=_GONE)))
-            yield take_column(lost["item_id"], rows)
+            for lost in read_files(store, manifest, "changes", columns=["item_id", "change"]):
+                rows = np.flatnonzero(as_numpy(pc.is_in(lost["change"], value_set=_GONE)))
+                yield take_column(lost["item_id"], rows)
         try:
             manifest = read_manifest(store, manifest.parent) if manifest.parent else None
         except NotFound:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from beside import tests_module
+from nights_here import answered
 from PIL import Image
 
 import jobs.building
 import pipeline.encoding.actors
 import pipeline.index.nightly
-from jobs.__main__ import main
 from pipeline.images.render import render_products
 
 Rows = dict[str, tuple[str, str]]  # (photo, category) by item_id
@@ -59,16 +58,15 @@ class Shop:
             f"store={self.folder / 'store'}", f"catalogue.source={self.folder / 'catalogue.csv'}",
             "catalogue.category=category", *self.settings, *words,
         ]  # fmt: skip
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
+        err = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
             tests_module("stages_here").run_stages_here(patch)
             if broken is not None:
                 broken(patch)
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = main(["refresh", "--run", run, *given, "--json"])
+            code, found = answered(["refresh", "--run", run, *given, "--json"])
         if code not in (0, 4):
             raise SystemExit(f"night {run}: exit {code}\n{err.getvalue()[-4000:]}")
-        return {**json.loads(out.getvalue()), "exit_code": code}
+        return {**found, "exit_code": code}
 
     @contextlib.contextmanager
     def tried(self) -> Iterator[Shop]:
@@ -92,7 +90,7 @@ def open_shop(folder: Path, data: Path | None, items: int, settings: list[str]) 
         table = pq.read_table(data / "fashion-mnist" / "train.parquet").slice(0, count)
         drawn = zip(table["image"].to_pylist(), table["category"].to_pylist(), strict=True)
     else:
-        drawn = ((photo, product.kind) for product, photo in render_products(count, seed=0, size=(48, 60)))
+        drawn = ((photo, product.category) for product, photo in render_products(count, seed=0, size=(48, 60)))
     for number, (photo, category) in enumerate(drawn):
         name = f"photos/{number:05d}.png"
         (folder / name).write_bytes(photo)

@@ -26,6 +26,7 @@ import numpy as np
 from bench_index import KINDS, K, components, drawn_again, resident, truth_of, unit
 from options import NEEDED, Options
 from record import made_on, write
+from timing import alone_ms, quantiles, spread
 
 from pipeline.index import IndexConfig, LatentArrays, build_index, open_index
 
@@ -78,11 +79,7 @@ def asked_of(search: Any, queries: Any, rows: np.ndarray) -> dict[str, Any]:
     cpu, start = time.process_time(), time.perf_counter()
     found = search(queries)
     batch, batch_cpu = time.perf_counter() - start, time.process_time() - cpu
-    alone = []
-    for row in rows:
-        start = time.perf_counter()
-        search(queries[row : row + 1])
-        alone.append(1e3 * (time.perf_counter() - start))
+    alone = alone_ms(lambda row: search(queries[row : row + 1]), rows)
     return {"found": found, "qps": len(queries) / batch, "qps_cpu": len(queries) / batch_cpu, "alone": alone}
 
 
@@ -121,11 +118,11 @@ def main() -> None:
         result[name] = {
             **told, "recall_at_10": round(float(np.sum(shared)) / truth.size, 4),
             **{each: round(float(np.median([turn[each] for turn in own])), 1) for each in ("qps", "qps_cpu")},
-            "p50_ms": round(float(np.percentile(alone, 50)), 3), "p99_ms": round(float(np.percentile(alone, 99)), 3),
+            **quantiles(alone, digits=3),
         }  # fmt: skip
     for each in ("qps", "qps_cpu"):
         ratios = [a[each] / b[each] for a, b in zip(turns["ours"][1:], turns["autofaiss"][1:], strict=True)]
-        result[f"{each}_ratio"] = [round(float(np.percentile(ratios, at)), 2) for at in (50, 0, 100)]
+        result[f"{each}_ratio"] = spread(ratios, 0, 100)
     said = {**made_on("one thread, shared with other work"), "faiss": faiss.__version__}
     write(options.json, {"results": {**result, **said}})
     print(json.dumps(result, indent=1))

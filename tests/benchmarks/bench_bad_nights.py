@@ -24,6 +24,7 @@ import bad_nights as bad
 import pytest
 from options import Options
 from record import DATA, RESULTS, made_on, write
+from table_cells import table as cells_of
 
 PHOTOS = ["model.kind=descriptor", "model.features=pixels", "model.grey=true", "model.read_out={dims: 32}",
           "images.size=28", "train.validation=0", "train.when=missing"]  # fmt: skip
@@ -111,19 +112,18 @@ def season_at_once(shop: bad.Shop) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Return gate x night in Markdown: what the gate that is meant found, and which others refused."""
-    lines = ["| night | meant for it | value, parent, limit, margin | refused too |", "|---|---|---|---|"]
+    rows = []
     for row in found["bad"]:
         own = [v for v in row["refused"] if v["check"] == row["meant"]]
         others = dict.fromkeys(v["check"] for v in row["refused"] if v["check"] != row["meant"])
         numbers = ", ".join("-" if own[0][key] is None else f"{own[0][key]:.3g}" for key in
                             ("value", "parent", "limit", "margin")) if own else "passed"  # fmt: skip
-        lines.append(f"| {row['night']} | {row['meant'] or 'none'} | {numbers} | {', '.join(others) or '-'} |")
+        rows.append([row["night"], row["meant"] or "none", numbers, ", ".join(others) or "-"])
     stopped = [row["night"] for row in found["honest"] if not row["right"]]
-    lines += [
-        "",
-        f"{len(found['honest'])} honest nights, {len(stopped)} stopped{': ' + ', '.join(stopped) if stopped else ''}.",
-    ]
-    return "\n".join(lines)
+    told = (
+        f"{len(found['honest'])} honest nights, {len(stopped)} stopped{': ' + ', '.join(stopped) if stopped else ''}."
+    )
+    return cells_of(["night", "meant for it", "value, parent, limit, margin", "refused too"], rows, told)
 
 
 def main() -> int:

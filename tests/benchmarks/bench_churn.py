@@ -14,30 +14,27 @@ stretch; training then sees 5,000 photos.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from encode_accounts import kind_of
+from encode_accounts import cpu_seconds
+from nights_here import stages_here
 from options import Options, absent
 from record import DATA, ROOT, made_on, tell
+from steps import apart
+from watched import Looking
 
 from jobs.__main__ import main as command
 from pipeline.encoding import EncodeJob, Shard, ShardResult, run_shards_here
 from pipeline.events import Event, ShardEnded, listening
-from pipeline.training import train_here
 
 STAGES = ("pixels", "encode")
 
@@ -56,33 +53,23 @@ def write_catalogues(data: Path, folder: Path, churn: float) -> dict[str, int]:
     return {"changed": changed, "removed": moved, "added": moved}
 
 
-class ActorCpu(threading.Thread):
+class ActorCpu(Looking):
     """Notes what CPU seconds the actors of this process's Ray have used, as long as they are seen."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._used: dict[int, float] = {}
-        self._over = threading.Event()
+        super().__init__(0.2)
+        self._used: dict[tuple[int, str], float] = {}
 
-    def run(self) -> None:
-        while not self._over.wait(0.2):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if kind_of(" ".join(process.cmdline())) == "actors":
-                        times = process.cpu_times()
-                        self._used[process.pid] = times.user + times.system
-                except psutil.Error:
-                    continue
+    def look(self) -> None:
+        self._used |= {who: seconds for who, seconds in cpu_seconds().items() if who[1] == "actors"}
 
     def seconds(self) -> float:
-        self._over.set()
-        self.join()
+        self.stop()
         return sum(self._used.values())
 
 
-@contextmanager
-def stages_here(spent: Counter[str]) -> Iterator[None]:
-    """Have the stages run in this process; what shards take of its CPU is added to `spent`, by stage."""
+def counted(spent: Counter[str]) -> Callable[..., list[ShardResult]]:
+    """Return what runs shards here and adds what they take of this process's CPU to `spent`, by stage."""
 
     def run(shards: Iterable[Shard], job: EncodeJob, **asked: Any) -> list[ShardResult]:
         began = time.process_time()
@@ -91,11 +78,7 @@ def stages_here(spent: Counter[str]) -> Iterator[None]:
         finally:
             spent["pixels" if job.model_id is None else "encode"] += time.process_time() - began
 
-    with ExitStack() as stack:
-        for name, made in (("train_job", train_here), ("run_shards", run)):
-            stack.enter_context(mock.patch(f"jobs.computing.{name}", made))
-        stack.enter_context(mock.patch("jobs.context.ray_session", return_value=nullcontext()))
-        yield
+    return run
 
 
 def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
@@ -115,7 +98,7 @@ def night(folder: Path, number: int, *, here: bool) -> dict[str, Any]:
     words += [f"catalogue.source={folder / f'night-{number}.parquet'}", "train.epochs=1"]
     words += ["train.photos=5000"] if here else []
     began, out = time.monotonic(), sys.stdout
-    way = stages_here(shards) if here else nullcontext()
+    way = stages_here(counted(shards)) if here else nullcontext()
     with way, listening(note), (folder / "result.json").open("w") as sys.stdout:
         code = command(words)
     sys.stdout = out
@@ -135,14 +118,12 @@ def main() -> None:
         return
     if absent(options.data):
         return
-    found: dict[str, Any] = {**made_on(), "here": options.here, "load": round(os.getloadavg()[0], 1)}
+    found: dict[str, Any] = {**made_on(), "here": options.here}
     with tempfile.TemporaryDirectory(prefix="churn-") as name:
         found["touched"] = write_catalogues(options.data, Path(name), options.churn)
         for number in (1, 2):
-            arguments = [sys.executable, __file__, "--night", str(number), "--folder", name]
-            arguments += ["--here"] if options.here else []
-            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-            found[f"night {number}"] = json.loads(done.stdout)
+            words = ["--night", number, "--folder", name, *(["--here"] if options.here else [])]
+            found[f"night {number}"] = apart(__file__, *words)
     whole, part = (sum(found[f"night {number}"]["photo_s"].values()) for number in (1, 2))
     found["share_of_photo_s"] = round(part / whole, 4)
     tell(found, options.json)

@@ -14,23 +14,17 @@ Every result is written when it is there; run again, what is there for the same 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import queue
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from claim_experiments import EXPERIMENTS, RENDERED, Result, Variant, tables
+from claim_experiments import EXPERIMENTS, RENDERED, Variant, tables
 from claim_measures import SEED, config_of, measure
 from model_measures import prepare
-from options import Options, absent, names_of
-from record import DATA, ROOT, read, today, write_runs
-from side_by_side import CACHE, parsed
+from options import Given, Options, absent, names_of
+from record import DATA, read
+from side_by_side import CACHE, Task, parsed, record_all
 
 from pipeline.images.render import render_catalogue
 from pipeline.keys import key_of, portable
@@ -49,7 +43,7 @@ def digest(variant: Variant, limit: int | None, epochs: int | None) -> str:
     return key_of(portable(asked))[:12]
 
 
-def answers(key: str, asked: argparse.Namespace) -> list[str]:
+def answers(key: str, asked: Given) -> list[str]:
     """Return the rows that a result stands in: EXPERIMENT/PLACE of every variant of this digest."""
     return [
         f"{name}/{place}"
@@ -59,69 +53,30 @@ def answers(key: str, asked: argparse.Namespace) -> list[str]:
     ]
 
 
-def run_one(place: tuple[str, int], core: int | None, asked: argparse.Namespace) -> Result:
-    """Measure in a process of its own, on one core with one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        options = [f"--{key}={value}" for key in ("data", "cache", "limit", "epochs", "rendered")
-                   if (value := getattr(asked, key)) is not None]  # fmt: skip
-        one = [f"--one={place[0]}:{place[1]}", f"--out={out}", *([f"--core={core}"] if core is not None else [])]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, __file__, *options, *one]
-        done = subprocess.run(command, env={**os.environ, **threads, **paths}, capture_output=True, text=True)
-        if done.returncode or not out.exists():
-            raise RuntimeError(f"{place[0]}, variant {place[1]}: exit {done.returncode}\n{done.stderr[-3000:]}")
-        return dict(json.loads(out.read_text()))
-
-
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time; return how many failed."""
     there = {run["digest"] for run in read(asked.json)}
-    todo: dict[str, tuple[str, int]] = {}
+    facts: dict[Task, dict[str, Any]] = {}
     for name in names:
-        for place, variant in enumerate(EXPERIMENTS[name].variants):
+        for number, variant in enumerate(EXPERIMENTS[name].variants):
             if (key := digest(variant, asked.limit, asked.epochs)) not in there:
-                todo.setdefault(key, (name, place))
+                there.add(key)
+                about = {"experiment": name, "variant": variant.name, "digest": key, "answers": answers(key, asked)}
+                facts[f"{name}/{number}", SEED] = about
     # Before anything is timed: two processes would render and decode the same photos side by side.
-    wanted = {variant_of(place) for place in todo.values()}
+    wanted = {variant_of(place) for place, _ in facts}
     for catalogue, size in sorted({(v.catalogue, config_of(v, None).images.size) for v in wanted}):
         if catalogue == RENDERED and not (asked.rendered / "catalogue.csv").exists():
             render_catalogue(asked.rendered, items=asked.limit or ITEMS, seed=0)
         prepare(asked.rendered if catalogue == RENDERED else asked.data, asked.cache, catalogue, size, asked.limit)
-    free: queue.Queue[int | None] = queue.Queue()
-    machine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for place in range(asked.jobs):
-        free.put(machine[place % len(machine)] if machine else None)
-
-    def run(key: str) -> tuple[str, Result | RuntimeError]:
-        core = free.get()
-        try:
-            return key, run_one(todo[key], core, asked)
-        except RuntimeError as error:
-            return key, error
-        finally:
-            free.put(core)
-
-    failed = 0
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for future in as_completed([pool.submit(run, key) for key in todo]):
-            key, found = future.result()
-            name, variant = todo[key][0], variant_of(todo[key])
-            if isinstance(found, RuntimeError):
-                failed += 1
-                print(found, flush=True)
-                continue
-            facts = {"experiment": name, "variant": variant.name, "digest": key, "limit": asked.limit}
-            facts["answers"] = answers(key, asked)
-            facts |= {"jobs": asked.jobs, "date": today()}
-            write_runs(asked.json, [*read(asked.json), {**facts, **found}])
-            print(f"{name}, {variant.name}: trained in {found['train_s']:.0f} s", flush=True)
-    return failed
+    passed = ("data", "cache", "limit", "epochs", "rendered")
+    return record_all(Path(__file__), asked, passed, facts, lambda found: f"trained in {found['train_s']:.0f} s")
 
 
-def variant_of(place: tuple[str, int]) -> Variant:
-    return EXPERIMENTS[place[0]].variants[place[1]]
+def variant_of(place: str) -> Variant:
+    """Return the variant of EXPERIMENT/PLACE."""
+    name, number = place.split("/")
+    return EXPERIMENTS[name].variants[int(number)]
 
 
 def main() -> int:
@@ -137,12 +92,9 @@ def main() -> int:
         json=CACHE / "claims.json",
         table=(False, "only print the tables of what is in --json"),
     )
-    asked = parsed(parser.hidden(one=str, out=str, core=str, rendered=Path))
+    asked = parsed(parser.hidden(one=str, seeds=str, out=str, rendered=Path))
     if asked.one:
-        if asked.core is not None:
-            os.sched_setaffinity(0, {int(asked.core)})
-        name, place = asked.one.split(":")
-        Path(asked.out).write_text(json.dumps(measure(variant_of((name, int(place))), asked)))
+        Path(asked.out).write_text(json.dumps([measure(variant_of(asked.one), asked)]))
         return 0
     asked.rendered = asked.cache / f"rendered-{asked.limit or ITEMS}-items"
     names = names_of(asked.only, EXPERIMENTS, "experiments")

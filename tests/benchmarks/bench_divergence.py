@@ -13,7 +13,6 @@ and range of all pairs.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -24,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from bench_metrics import latents_of
-from model_measures import load, prepare, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from model_measures import both_parts, preset_config, train
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
+from timing import spread
 
 from pipeline.errors import CodebooksError
 from pipeline.index import IndexConfig, LatentArrays, build_index
@@ -96,11 +96,10 @@ def truth_of(name: str, mask: str, queries: Terms, items: Terms) -> tuple[np.nda
     return ids, values
 
 
-def write_latents(folder: Path, options: argparse.Namespace) -> None:
+def write_latents(folder: Path, options: Given) -> None:
     """Train, encode, and write the set's latents."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = prepare(options.data, options.cache, "fashion_mnist", 28, None)
-    bank, held = (load(options.cache / source, part, 28) for part in ("train", "test"))
+    source, bank, held = both_parts(options.data, options.cache, "fashion_mnist", 28)
     chosen = np.arange(len(bank.items)) < TRAINED_ON
     model, _ = train(preset_config("vae_fashion_mnist", options.epochs), 0, options.cache, source, bank, chosen=chosen)
     names = sorted(set(bank.categories))
@@ -239,12 +238,12 @@ def alternated(index: Any, theirs: Any, queries: LatentArrays, count: int, pairs
             ours_s.append((between - begun) / count)
             theirs_s.append((ended - between) / count)
             overlap.append(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(hits.ids, near, strict=True)]))
-    ratios = np.array(theirs_s) / np.array(ours_s)
+    ratio, *ends = spread(np.array(theirs_s) / np.array(ours_s), 0, 100)
     return {
         "ours_ms": round(1e3 * float(np.median(ours_s)), 3),
         "torch_ms": round(1e3 * float(np.median(theirs_s)), 3),
-        "ratio_median": round(float(np.median(ratios)), 2),
-        "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
+        "ratio_median": ratio,
+        "ratio_range": ends,
         "overlap_at_10": round(float(np.mean(overlap)), 4),
     }
 

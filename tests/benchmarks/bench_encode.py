@@ -17,7 +17,6 @@ under as many names as asked.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -34,7 +33,8 @@ import ray
 import torch
 from encode_accounts import CpuBeside, stages_of
 from encode_photos import SlowEncoding, SlowFiles, added_plan, busy_share, make_job, make_photos, start_ray
-from options import Options
+from options import Given, Options
+from timing import spread
 
 from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards
 from pipeline.images import decode
@@ -152,11 +152,7 @@ def slowed(plan: pa.Table, job: EncodeJob, folder: Path, batch_s: float) -> dict
     return found
 
 
-def spread(values: list[float]) -> list[float]:
-    return [round(float(value), 2) for value in np.percentile(values, [50, 25, 75])]
-
-
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+def measure(options: Given, folder: Path) -> dict[str, object]:
     uris = make_photos(folder, options.photos, options.count)
     files = SlowFiles(options.get_ms / 1000) if options.get_ms else Files()
     job = make_job(folder, files, size=options.size, model=options.model, actors=options.actors)

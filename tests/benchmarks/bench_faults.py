@@ -18,20 +18,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from beside import tests_module
-from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
+from faulty_store import FaultProxy, Rule, behind_proxy, sign_in
+from nights_here import answered, quick_stages
 from options import NEEDED, Options, names_of
 from PIL import Image
 from record import kept, made_on, write
 
-from jobs.__main__ import main as main_here
 from pipeline.parts import read_part
 from pipeline.release import read_head, read_manifest
 from pipeline.release.tables import read_table
@@ -88,9 +85,7 @@ class Shop:
             command = [sys.executable, "-m", "jobs", *words, *SMALL]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             return done.returncode, json.loads(done.stdout)
-        with redirect_stdout(io.StringIO()) as said:
-            code = main_here([*words, *self.here.SMALL])
-        return code, json.loads(said.getvalue())
+        return answered([*words, *self.here.SMALL])
 
     def _store(self) -> Store:
         return S3Store(f"{self.url}/{self.name}/store", self.straight.options)
@@ -167,39 +162,26 @@ CASES: dict[str, Callable[[Shop], Iterator[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def _stages_here() -> Any:
-    """Return the module `stages_here` after it has patched this process."""
-    module = tests_module("stages_here")
-    module.run_stages_here(pytest.MonkeyPatch())
-    return module
-
-
 def main() -> None:
     arguments = Options(__doc__, json=NEEDED, only=",".join(CASES), here=False).parse_args()
     names = names_of(arguments.only, CASES, "cases")
-    os.environ.update(
-        AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
-        AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-    )  # fmt: skip
+    sign_in()
     found: dict[str, Any] = kept(arguments.json, {})
-    here = _stages_here() if arguments.here else None
-    with tempfile.TemporaryDirectory(prefix="faults-") as work:
-        server = WeedServer(Path(work) / "weed", "bench-faults")
-        proxy = FaultProxy(server.port)
+    here = quick_stages() if arguments.here else None
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as work,
+        behind_proxy(Path(work) / "weed", "bench-faults") as (server, proxy),
+    ):
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
         straight = S3Store(server.url, StorageOptions(endpoint=f"http://127.0.0.1:{server.port}"))
-        try:
-            for name in names:
-                shop = Shop(proxy, straight, server.url, name, here)
-                shop.list_photos(PHOTOS)
-                found[name] = []
-                for night in CASES[name](shop):
-                    print(name, json.dumps(night), flush=True)
-                    found[name].append(night)
-                write(arguments.json, found | made_on(""))
-        finally:
-            proxy.stop()
-            server.stop()
+        for name in names:
+            shop = Shop(proxy, straight, server.url, name, here)
+            shop.list_photos(PHOTOS)
+            found[name] = []
+            for night in CASES[name](shop):
+                print(name, json.dumps(night), flush=True)
+                found[name].append(night)
+            write(arguments.json, found | made_on(""))
 
 
 if __name__ == "__main__":

@@ -11,25 +11,24 @@ this process, without Ray.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 from encode_accounts import kind_of
-from encode_photos import RepeatedPhotos, added_plan, make_job, make_photo, start_ray
-from options import Options
+from encode_photos import RepeatedPhotos, added_plan, make_job, start_ray
+from made_photos import make_photo
+from options import Given, Options
 from PIL import Image, ImageDraw
+from plots import Panel, draw_panel
 from record import made_on
 from scipy import stats
+from watched import Looking, of_each
 
 from pipeline.encoding import ShardResult, assign_shards, build_shards, run_shards, run_shards_here
 
@@ -38,31 +37,20 @@ COLOURS = ("#1f4e9c", "#a0341f", "#1c7a2e", "#7a5c1c", "#5c1c7a", "#444444", "#9
 Line = list[tuple[float, float, int]]  # seconds since the begin, MiB, photos done
 
 
-class Sampler(threading.Thread):
+class Sampler(Looking):
     """Notes each second what every process of this one's tree holds of its own."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(1.0)
         self.lines: dict[str, Line] = {}
         self.done = 0
-        self._over = threading.Event()
         self._began = time.monotonic()
 
-    def run(self) -> None:
-        here = psutil.Process()
-        while not self._over.wait(1.0):
-            for process in [here, *here.children(recursive=True)]:
-                try:
-                    held = process.memory_info()
-                    name = "driver" if process == here else kind_of(" ".join(process.cmdline()) or process.name())
-                except psutil.Error:
-                    continue
-                at = (time.monotonic() - self._began, (held.rss - held.shared) / 2**20, self.done)
-                self.lines.setdefault(f"{name} {process.pid}", []).append(at)
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        told = of_each(lambda process: (f"{kind_of(process)} {process.pid}", process.memory_info()))
+        for name, memory in told:
+            at = (time.monotonic() - self._began, (memory.rss - memory.shared) / 2**20, self.done)
+            self.lines.setdefault(name, []).append(at)
 
 
 def slope(line: Line, begin: int) -> dict[str, float]:
@@ -79,7 +67,7 @@ def slope(line: Line, begin: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: Given, folder: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     files = RepeatedPhotos([make_photo(generator, 48, 48) for _ in range(PHOTOS)])
     job = make_job(folder, files, size=32, model="vae", actors=2)
@@ -111,22 +99,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def plot(lines: dict[str, Sequence[Sequence[float]]], path: Path) -> None:
     """Draw MiB by seconds, a line a process, its name and last value beside its end."""
     image = Image.new("RGB", (1150, 620), "white")
-    draw = ImageDraw.Draw(image)
-    left, top, width, height = 70, 40, 780, 520
-    right = max(row[0] for line in lines.values() for row in line)
-    most = 1.05 * max(row[1] for line in lines.values() for row in line)
-    draw.text((left, 12), "MiB of its own, by seconds", fill="black")
-    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        draw.text((left - 50, top + height * (1 - share) - 6), f"{most * share:,.0f}", fill="black")
-        draw.text((left + width * share - 8, top + height + 8), f"{right * share:,.0f}", fill="black")
-    free = top - 14.0
-    for number, (name, line) in enumerate(sorted(lines.items(), key=lambda pair: -pair[1][-1][1])):
-        places = [(left + width * row[0] / right, top + height * (1 - row[1] / most)) for row in line]
-        colour = COLOURS[min(number, len(COLOURS) - 1)]
-        draw.line(places, fill=colour, width=2)
-        free = max(places[-1][1] - 6, free + 14)
-        draw.text((left + width + 10, free), f"{name}: {line[-1][1]:,.0f}", fill=colour)
+    falling = sorted(lines, key=lambda name: -lines[name][-1][1])
+    colours = {name: COLOURS[min(number, len(COLOURS) - 1)] for number, name in enumerate(falling)}
+    panel = Panel(70, 780, 520, ",.0f", ticks=4)
+    draw_panel(ImageDraw.Draw(image), panel, "MiB of its own, by seconds", lines, colours)
     image.save(path)
 
 
@@ -136,7 +112,7 @@ def main() -> None:
     if not options.here:
         start_ray(cpus=4)
     with tempfile.TemporaryDirectory() as folder:
-        found = {**made_on(), "load": round(os.getloadavg()[0], 1), **measure(options, Path(folder))}
+        found = {**made_on(), **measure(options, Path(folder))}
     ray.shutdown()
     if options.plot:
         plot(found["lines"], options.plot)

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -28,11 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nights_here import codebooks
 from options import Options
 from record import made_on, write
 
-from jobs.__main__ import main as command
-from pipeline.encoding import run_shards_here
 from pipeline.errors import CodebooksError
 from pipeline.images.render import render_catalogue
 from pipeline.keys import digest_of
@@ -40,7 +38,6 @@ from pipeline.reader import Release, open_release
 from pipeline.release import Manifest, published_digest, read_head, read_manifest, read_trusted_keys, verify_release
 from pipeline.release import verify as verify_room
 from pipeline.storage import Store, open_store
-from pipeline.training import train_here
 
 TABLES = ["tables.vectors=true", "tables.neighbours=10", "semantic_ids={levels: [16, 8]}"]
 
@@ -61,18 +58,6 @@ class Site(NamedTuple):
     key: Path
     photo: bytes
     scratch: Path
-
-
-def codebooks(*words: str) -> None:
-    """Run a command here, its stages in this process: what is written is what Ray's workers write."""
-    with (
-        mock.patch("jobs.computing.train_job", train_here),
-        mock.patch("jobs.computing.run_shards", run_shards_here),
-        mock.patch("jobs.context.ray_session", return_value=nullcontext()),
-        mock.patch("jobs.pipeline_run.early_session", return_value=nullcontext()),
-    ):
-        if code := command([*words]):
-            raise SystemExit(f"{words}: exit {code}")
 
 
 def key_pair(folder: Path) -> tuple[Path, Path]:

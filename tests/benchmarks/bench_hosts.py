@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from options import Options
 from record import ROOT, made_on, write
+from watched import of_each
 from web_hosts import PORT, Planned, busiest, make_certificate, plan_hosts
 
 from pipeline.storage import open_store
@@ -71,7 +72,7 @@ def refresh(folder: Path, planned: Planned, run: str) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT)
         most = 0
         while process.poll() is None:
-            most = max(most, _memory(process.pid))
+            most = max([most, *of_each(_own, process.pid)])
             time.sleep(0.5)
         out = process.stdout.read() if process.stdout else ""
     seconds = time.monotonic() - began
@@ -81,15 +82,9 @@ def refresh(folder: Path, planned: Planned, run: str) -> dict[str, Any]:
     return {"exit": process.returncode, "seconds": round(seconds, 1), "most_mb": round(most / 2**20), "result": result}
 
 
-def _memory(pid: int) -> int:
-    most = 0
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        try:
-            held = process.memory_info()
-            most = max(most, held.rss - held.shared)
-        except psutil.NoSuchProcess:
-            continue
-    return most
+def _own(process: psutil.Process) -> int:
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def published(folder: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Each kind is built in a process of its own, whose peak memory is noted beside wh
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -31,9 +30,12 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from options import NEEDED, Options
+from options import NEEDED, Given, Options
 from PIL import Image
 from record import ROOT, kept, made_on, write
+from steps import apart
+from timing import alone_ms, quantiles
+from watched import forget_peak, held
 
 from pipeline.errors import ConfigError
 from pipeline.index import KINDS, IndexConfig, LatentArrays, SearchIndex, build_index, kinds_here, open_index
@@ -87,22 +89,15 @@ def truth_of(items: NDArray[np.float32], queries: NDArray[np.float32], rows: NDA
 
 
 def latencies(index: SearchIndex, queries: LatentArrays, allowed: RowFilter | None) -> dict[str, float]:
-    alone = []
-    for number in range(min(300, len(queries))):
-        start = time.perf_counter()
-        index.search(queries.take(np.s_[number : number + 1]), K, allowed=allowed)
-        alone.append(1e3 * (time.perf_counter() - start))
+    alone = alone_ms(
+        lambda number: index.search(queries.take(np.s_[number : number + 1]), K, allowed=allowed),
+        range(min(300, len(queries))),
+    )
     start, cpu = time.perf_counter(), time.process_time()
     index.search(queries, K, allowed=allowed)
     qps = len(queries) / (time.perf_counter() - start)
     spent = 1e3 * (time.process_time() - cpu) / len(queries)
-    p50, p99 = np.percentile(alone, [50, 99])
-    return {
-        "qps": round(qps, 1),
-        "cpu_ms_in_batch": round(spent, 4),
-        "p50_ms": round(float(p50), 3),
-        "p99_ms": round(float(p99), 3),
-    }
+    return {"qps": round(qps, 1), "cpu_ms_in_batch": round(spent, 4), **quantiles(alone, digits=3)}
 
 
 def filtered(
@@ -122,17 +117,6 @@ def filtered(
             **latencies(index, queries, allowed),
         }
     return found
-
-
-def held_mb() -> float:
-    """Return what this process holds in memory, in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def peak_mb() -> float:
-    """Return the most that this process has held, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def resident(folder: Path, parameters: dict[str, Any], lossy: bool) -> dict[str, float]:
@@ -160,15 +144,15 @@ def resident(folder: Path, parameters: dict[str, Any], lossy: bool) -> dict[str,
 def measure(
     kind: str, items: LatentArrays, queries: LatentArrays, truths: dict[str, Any], target: float
 ) -> dict[str, Any]:
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of before, which a child begins with its parent's
-    before = held_mb()
+    forget_peak()
+    before = held("VmRSS")
     start, cpu = time.perf_counter(), time.process_time()
     try:
         built = build_index(items, IndexConfig(kind=kind, threads=1, target_recall=target))
     except ConfigError as error:
         return {"kind": kind, "refused": str(error).splitlines()[1].strip()}
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = peak_mb()
+    peak = held("VmHWM")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for role, (data, suffix, _) in built.files().items():
@@ -188,8 +172,8 @@ def measure(
             "features_bytes_per_item": 0 if built.features is None else round(len(built.features) / len(items), 1),
             "build_s": round(seconds, 1),
             "build_cpu_s": round(cpu, 1),
-            "before_build_mb": round(before),
-            "peak_build_mb": round(peak),
+            "before_build_mb": round(before / 1e6),
+            "peak_build_mb": round(peak / 1e6),
             **resident(folder, dict(built.parameters), lossy),
             "filters": filtered(index, queries, truths),
         }
@@ -209,33 +193,27 @@ def main() -> None:
         run(options, Path(folder))
 
 
-def one_kind(kind: str, held: Path, target: float) -> dict[str, Any]:
-    items, queries = (LatentArrays(mean=np.load(held / f"{name}.npy")) for name in ("items", "queries"))
+def one_kind(kind: str, folder: Path, target: float) -> dict[str, Any]:
+    items, queries = (LatentArrays(mean=np.load(folder / f"{name}.npy")) for name in ("items", "queries"))
     truths = {
-        name: (np.load(held / f"rows-{at}.npy"), np.load(held / f"truth-{at}.npy")) for at, name in enumerate(SHARES)
+        name: (np.load(folder / f"rows-{at}.npy"), np.load(folder / f"truth-{at}.npy"))
+        for at, name in enumerate(SHARES)
     }
     return measure(kind, items, queries, truths, target)
 
 
-def apart(kind: str, held: Path, target: float) -> dict[str, Any]:
-    """Return `one_kind` of a process of its own."""
-    asked = [sys.executable, __file__, "--data", ".", "--one", kind, "--held", str(held), "--target", str(target)]
-    done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def run(options: argparse.Namespace, held: Path) -> None:
+def run(options: Given, folder: Path) -> None:
     train, test = components(options.data / "fashion-mnist", options.queries, options.dim)
     if options.rows:
         train = drawn_again(train, options.rows, options.jitter)
-    np.save(held / "items.npy", train)
-    np.save(held / "queries.npy", test)
+    np.save(folder / "items.npy", train)
+    np.save(folder / "queries.npy", test)
     generator = np.random.default_rng(0)
     for at, share in enumerate(SHARES.values()):
         count = max(1, round(share * len(train)))
         rows = np.sort(generator.permutation(len(train))[:count]).astype(np.int64)
-        np.save(held / f"rows-{at}.npy", rows)
-        np.save(held / f"truth-{at}.npy", truth_of(train, test, rows))
+        np.save(folder / f"rows-{at}.npy", rows)
+        np.save(folder / f"truth-{at}.npy", truth_of(train, test, rows))
     result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} x {platform.machine()}, one thread, shared with other work",
         "faiss": faiss.__version__,
@@ -251,7 +229,7 @@ def run(options: argparse.Namespace, held: Path) -> None:
         result["kinds"] = kept(options.json, {"kinds": []})["kinds"]
     said = {name: fact for name, fact in made_on().items() if name != "machine"}  # which the file tells
     for kind in options.kinds:  # each is kept as it is measured, in the place of an earlier one
-        row = apart(kind, held, options.target)
+        row = apart(__file__, "--data", ".", "--one", kind, "--held", folder, "--target", options.target)
         result["kinds"] = [*(old for old in result["kinds"] if old["kind"] != kind), {**row, **said}]
         print(json.dumps(result, indent=1)) if options.json is None else write(options.json, result)
 

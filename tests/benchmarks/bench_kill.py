@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 from options import Options
 from record import made_on, write
+from watched import of_each
 
 from pipeline.images.render import render_catalogue
 
@@ -52,12 +52,7 @@ def kill_at(store: Path, catalogue: Path, epochs: int, after_s: float) -> bool:
     time.sleep(after_s)
     if process.poll() is not None:
         return False
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in tree:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+    of_each(lambda member: member.kill(), process.pid)
     process.wait()
     return True
 

@@ -11,7 +11,6 @@ waits for each answer before it asks again, the other end of the scale.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import os
@@ -25,9 +24,10 @@ from typing import Any
 import numpy as np
 import ray
 from bench_encode import through_ray
-from encode_photos import added_plan, make_job, make_photo, start_ray
+from encode_photos import added_plan, make_job, start_ray
 from faulty_store import KEY, SECRET, WeedServer
-from options import Options
+from made_photos import make_photo
+from options import Given, Options
 from record import made_on, tell
 
 from pipeline.encoding import assign_shards
@@ -59,7 +59,7 @@ def late(behind: int, delay: float, port: Any) -> None:
     asyncio.run(serve())
 
 
-def measure(options: argparse.Namespace, folder: Path, server: WeedServer) -> dict[str, Any]:
+def measure(options: Given, folder: Path, server: WeedServer) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     store = S3Store(server.url, StorageOptions(endpoint=f"http://127.0.0.1:{server.port}"))
     for number in range(PHOTOS):
@@ -101,7 +101,7 @@ def main() -> None:
         server = WeedServer(Path(name) / "weed", "bench-latency")
         try:
             start_ray(cpus=4)
-            found = {**made_on(), "load": round(os.getloadavg()[0], 1), **measure(options, Path(name), server)}
+            found = {**made_on(), **measure(options, Path(name), server)}
         finally:
             ray.shutdown()
             server.stop()

@@ -12,7 +12,6 @@ differences (95 %, bootstrap) over queries, of clothing over contributors. Cloth
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_measures import Photos, load, prepare, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from model_measures import SIZES, Photos, both_parts, preset_config, train
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
 
@@ -32,7 +31,6 @@ from pipeline.evaluation.knn import elected
 from pipeline.index import MASKED, LatentArrays, Metric, fitted_metric, nearest_exact, needs_of
 from pipeline.models import Batch, Model
 
-SIZES = {"fashion_mnist": 28, "clothing": 64}
 MEASURES = ("knn", "precision_at_10", "map_at_r")
 K, BLOCK = 10, 128
 
@@ -116,7 +114,7 @@ def of_seed(
     return found
 
 
-def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
+def of_model(name: str, photos: tuple[str, Photos], asked: Asked, options: Given) -> dict[str, Any]:
     """Return the rows of one preset: every metric and mask, averaged over seeds; what is kept is not trained again."""
     config = preset_config(name, options.epochs)
     found: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {}
@@ -179,8 +177,7 @@ def main() -> None:
     torch.set_num_threads(1)
     said = made_on()
     for catalogue in catalogues:
-        folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)
-        bank, held = (load(options.cache / folder, part, SIZES[catalogue]) for part in ("train", "test"))
+        folder, bank, held = both_parts(options.data, options.cache, catalogue, SIZES[catalogue])
         gallery, queries = drawn(bank, options.gallery, 0), drawn(held, options.queries, 1)
         names = sorted(set(bank.categories))
         known, truth = (np.array([names.index(one) for one in side.categories]) for side in (gallery, queries))

@@ -14,17 +14,16 @@ Every result is written when it is there; run again, what is there for the same 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from model_measures import FLOOR_SIZES, FLOORS, measure_floors, measure_preset, prepare, preset_config
+from model_measures import FLOORS, SIZES, measure_floors, measure_preset, prepare, preset_config
 from model_tables import models_table
-from options import absent, names_of
+from options import Given, absent, names_of
 from record import ROOT, read
-from side_by_side import model_options, parsed, record_all
+from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import newest_rows, shown
 
 from pipeline.keys import key_of, portable
@@ -40,7 +39,7 @@ def digest(name: str, catalogue: str, limit: int | None, epochs: int | None) -> 
     return key_of(portable(asked))[:12]
 
 
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time; return how many failed."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     digests = {name: digest(name, asked.catalogue, asked.limit, asked.epochs) for name in names}
@@ -49,12 +48,10 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     todo = [(name, 0 if name == FLOORS else seed) for name, seed in wanted]
     todo = [(name, seed) for name, seed in todo if (digests[name], seed) not in there]
     # Before anything is timed: two processes would decode the same photos side by side.
-    sizes = {
-        FLOOR_SIZES[asked.catalogue] if name == FLOORS else preset_config(name, None).images.size for name, _ in todo
-    }
+    sizes = {SIZES[asked.catalogue] if name == FLOORS else preset_config(name, None).images.size for name, _ in todo}
     for size in sorted(sizes):
         prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    return record_all(
+    return record_presets(
         Path(__file__), todo, digests, asked, lambda found: f"k-NN {found['knn']:.4f}, {found['train_s']:.0f} s"
     )
 
@@ -66,19 +63,13 @@ def stamp(runs: list[dict[str, Any]], digests: dict[str, str]) -> None:
         if name == FLOORS or not own:
             continue
         seconds, speed = shown(own, "train_cpu_s", digits=0), shown(own[:1], "images_per_cpu_s", digits=0)
-        path = ROOT / "jobs" / "presets" / f"{name}.yaml"
-        command, _, *rest = path.read_text().splitlines()
-        line = (
-            f"# Measured, {len(own)} seeds, one thread: {seconds} CPU seconds of training ({speed} photos each), k-NN "
-        )
-        path.write_text(
-            "\n".join([command, f"{line}{shown(own, 'knn', 100)} %; see tests/benchmarks/README.md.", *rest]) + "\n"
-        )
+        spent = f"{seconds} CPU seconds of training ({speed} photos each)"
+        stamp_preset(name, f"{len(own)} seeds, one thread: {spent}, k-NN {shown(own, 'knn', 100)} %")
 
 
 def main() -> int:
     """Run the benchmark."""
-    asked = parsed(model_options(__doc__, FLOOR_SIZES, "results.json"))
+    asked = parsed(model_options(__doc__, SIZES, "results.json"))
     if asked.one:
         seed = int(asked.seeds)
         found = measure_floors(asked) if asked.one == FLOORS else measure_preset(asked.one, seed, asked)

@@ -12,26 +12,25 @@ chosen by looking at the held-out photos. Intervals: 95 %, bootstrap over querie
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_measures import prepare, preset_config
+from model_measures import FLOORS, SIZES, prepare, preset_config
 from model_tables import AHEAD, FLOOR, labels_table, moves_table
-from options import absent, names_of
-from quality_measures import FLOORS, MEMBERS, SIZES, measure, presets_of
-from record import ROOT, kept, read, write
-from side_by_side import model_options, parsed, record_all
+from options import Given, absent, names_of
+from quality_measures import MEMBERS, measure, presets_of
+from record import kept, read, write
+from side_by_side import model_options, parsed, record_presets, stamp_preset
 from table_cells import Rows, newest_rows, shown
 
 from pipeline.evaluation.quality import paired_difference
 from pipeline.keys import key_of, portable
 
 
-def digest(name: str, asked: argparse.Namespace) -> str:
+def digest(name: str, asked: Given) -> str:
     """Return 12 hex digits of what decides a result, the seed apart."""
     facts: dict[str, Any] = {"catalogue": asked.catalogue, "limit": asked.limit}
     if name != FLOORS:
@@ -42,7 +41,7 @@ def digest(name: str, asked: argparse.Namespace) -> str:
     return key_of(portable(facts))[:12]
 
 
-def run_all(names: list[str], asked: argparse.Namespace) -> int:
+def run_all(names: list[str], asked: Given) -> int:
     """Measure what is not there yet, `jobs` at a time, fusions after their members; return how many failed."""
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     digests = {name: digest(name, asked) for name in names}
@@ -52,7 +51,7 @@ def run_all(names: list[str], asked: argparse.Namespace) -> int:
     if todo:  # before anything is timed: two processes would decode the same photos side by side
         prepare(asked.data, asked.cache, asked.catalogue, SIZES[asked.catalogue], asked.limit)
     members, fusions = ([task for task in todo if (task[0] in MEMBERS) == later] for later in (False, True))
-    return sum(record_all(Path(__file__), now, digests, asked, told) for now in (members, fusions))
+    return sum(record_presets(Path(__file__), now, digests, asked, told) for now in (members, fusions))
 
 
 def told(result: dict[str, Any]) -> str:
@@ -84,7 +83,7 @@ def compared(rows: Rows, cache: Path) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def note_compared(rows: Rows, asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def note_compared(rows: Rows, asked: Given) -> dict[str, dict[str, list[float]]]:
     """Write what can be compared into ahead.json beside the results, and return all that stands there."""
     path = asked.json.with_name("ahead.json")
     noted = kept(path, {})
@@ -100,14 +99,9 @@ def stamp(rows: Rows) -> None:
         name = own[0]["preset"]
         if name == FLOORS:
             continue
-        path = ROOT / "jobs" / "presets" / f"{name}.yaml"
-        command, _, *rest = path.read_text().splitlines()
         spent = f"{shown(own, 'train_cpu_s', digits=0)} CPU seconds of training, " if "train_cpu_s" in own[0] else ""
         seeds = f"{len(own)} seeds" if len(own) > 1 else "1 seed"
-        text = (
-            f"# Measured, {seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %; see tests/benchmarks/README.md."
-        )
-        path.write_text("\n".join([command, text, *rest]) + "\n")
+        stamp_preset(name, f"{seeds}, one thread: {spent}k-NN {shown(own, 'knn', 100)} %")
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ while the other holds the release open too.
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import json
 import os
@@ -28,25 +27,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
-from bench_segments import DIM, MODEL, PART_ROWS, Watched, base_of, drawn, met, named, rows_of, write_latents
-from options import Options
+from drawn_releases import MODEL, PART_ROWS, base_of, drawn, met, named, publish, release_of, rows_of, write_latents
+from options import Given, Options
 from record import add, made_on, tell
 from steps import begun, ended
+from timing import alone_ms, quantiles
+from watched import Watched, shared_mib
 
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.reader import open_release
-from pipeline.release import write_release
-from pipeline.release.tables import table_files
-from pipeline.schema import changes_schema, quarantine_schema
 from pipeline.storage import open_store
 from pipeline.storage.cache import FileCache
 
-RELEASE = "one-0123456789ab"
-HATS = {"category": "Hats"}
+RUN = "one"
 KINDS = np.array(["Shoes", "Hats", "Bags", "Coats", "Dresses", "Shirts", "Socks"])
 
 
-def publish(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def prepare(folder: Path, options: Given) -> dict[str, Any]:
     store, watched, tables, parts = open_store(str(folder / "store")), Watched(), [], []
     with watched.step("parts"):
         for number, start in enumerate(range(0, options.items, PART_ROWS)):
@@ -64,24 +61,11 @@ def publish(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             store, items, latents, config, model_id=MODEL, parent=None, cache=FileCache(folder / "cache-of-the-night")
         )
     with watched.step("release"):
-        write_release(
-            store,
-            release_id=RELEASE,
-            files={
-                "items": table_files(made.items),
-                "quarantine": table_files(quarantine_schema().empty_table()),
-                "changes": table_files(changes_schema().empty_table()),
-                **made.built.files(),
-            },
-            segments=made.built.shared_files(),
-            parts=tuple(parts), release_key="0" * 64, run="one", attempt=1, parent=None, model_id=MODEL,
-            model_kind="vae", latent_dim=DIM, transform_id="t", metric=made.built.index.metric.name,
-            index_kind=made.built.kind, index_parameters=made.built.parameters, code_version="0",
-        )  # fmt: skip
+        publish(store, made, parts, RUN, None)
     return watched.found
 
 
-def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def asked(release: Any, folder: Path, options: Given) -> dict[str, Any]:
     """Return the milliseconds of questions: the first, and p50 and p99 of those after it."""
     rng, found = np.random.default_rng(1), dict[str, Any]()
     vectors = drawn(folder, max(100, options.queries), 4243)
@@ -99,22 +83,17 @@ def asked(release: Any, folder: Path, options: argparse.Namespace) -> dict[str, 
         "batch_of_100": lambda: [(lambda batch=batch: release.search(batch, 10)) for batch in batches],
     }
     for name, questions in sorts.items():
-        taken = []
-        for question in questions():
-            began = time.perf_counter()
-            question()
-            taken.append(1e3 * (time.perf_counter() - began))
-        found[name] = {"asked": len(taken), "p50_ms": round(float(np.median(taken)), 2),
-                       "p99_ms": round(float(np.percentile(taken, 99)), 2)}  # fmt: skip
+        taken = alone_ms(lambda question: question(), questions())
+        found[name] = {"asked": len(taken), **quantiles(taken)}
     return found
 
 
-def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def read(folder: Path, options: Given) -> dict[str, Any]:
     watched, profile = Watched(), cProfile.Profile()
     with watched.step("open"):
         if options.profile:
             profile.enable()
-        release = open_release(str(folder / "store"), release_id=RELEASE, cache_dir=folder / "cache")
+        release = open_release(str(folder / "store"), release_id=release_of(RUN), cache_dir=folder / "cache")
         profile.disable()
     if options.profile:
         pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(25)
@@ -123,18 +102,15 @@ def read(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     watched.found |= asked(release, folder, options)
     wait = met(folder, int(options.step[-1]))
     wait()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
-    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    watched.found["memory_mib"] = shared_mib()
     wait()
     return watched.found
 
 
-def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
-    words = ["--items", str(options.items), "--kind", options.kind, "--queries", str(options.queries)]
+def child(options: Given, folder: Path, step: str) -> subprocess.Popen[str]:
+    words = ["--items", options.items, "--kind", options.kind, "--queries", options.queries]
     words += ["--profile"] if options.profile and step == "cold" else []
-    return begun(__file__, words, folder, step)
+    return begun(__file__, *words, "--folder", folder, "--step", step)
 
 
 def main() -> None:
@@ -146,7 +122,7 @@ def main() -> None:
     options = parser.hidden(folder=str, step=str).parse_args()
     if options.step:
         folder = Path(options.folder)
-        print(json.dumps(publish(folder, options) if options.step == "publish" else read(folder, options)))
+        print(json.dumps(prepare(folder, options) if options.step == "publish" else read(folder, options)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

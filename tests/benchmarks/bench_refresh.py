@@ -72,10 +72,15 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
     return result
 
 
+def clothing_rows(data: Path) -> list[dict[str, str]]:
+    """Return the rows of the clothing photos whose category is one."""
+    with (data / "clothing" / "catalogue.csv").open(newline="", encoding="utf-8") as handle:
+        return [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+
+
 def split(data: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Return the clothing rows of four in five contributors, and of the others."""
-    with (data / "clothing" / "catalogue.csv").open() as handle:
-        rows = [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+    rows = clothing_rows(data)
     held = [row for row in rows if zlib.crc32(row["sender_id"].encode()) % 5 == 0]
     kept = [row for row in rows if zlib.crc32(row["sender_id"].encode()) % 5 != 0]
     return kept, held

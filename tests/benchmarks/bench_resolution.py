@@ -9,12 +9,11 @@ fusion, on a store that holds nothing but the members' bundles. Photos are count
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import BytesIO, StringIO
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import pyarrow as pa
 import pytest
 import torch
 from beside import tests_module
+from nights_here import answered
 from options import Options
 from PIL import Image
 from record import made_on, tell, write
 
-from jobs.__main__ import main as command
 from pipeline.catalogue import PhotoReader
 from pipeline.errors import PhotoRefused
 from pipeline.images.render import render_products
@@ -76,10 +75,8 @@ def night(store: Path, catalogue: Path, name: str, words: list[str]) -> dict[str
     """Run one night and return its model, what it fetched, its seconds by stage and the bytes it left."""
     settings = [f"store={store}", f"catalogue.source={catalogue}", "train.validation=0", f"publish.channel={name}"]
     before = sizes(store)
-    out = StringIO()
-    with counted() as (reads, shown), redirect_stdout(out):
-        code = command(["refresh", "--json", "--run", name, *settings, *words])
-    result = json.loads(out.getvalue())
+    with counted() as (reads, shown):
+        code, result = answered(["refresh", "--json", "--run", name, *settings, *words])
     if code:
         raise SystemExit(f"{name}: exit {code}: {result.get('error')}")
     after = sizes(store)

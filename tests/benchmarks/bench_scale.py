@@ -10,15 +10,12 @@ cent each, night 3 repeats night 2's catalogue under another index setting, so t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from options import Options
+from options import Given, Options
 from PIL import Image, ImageDraw
+from plots import Panel, draw_panel
 from record import made_on, memory, write
+from steps import apart
+from watched import Watched
 
 from jobs.building import build_candidate
 from jobs.computing import encode_photos
@@ -131,42 +131,19 @@ def write_shard(store: Any, shard: Shard) -> None:
     write_part(store, str(shard.latents_name), latents, str(shard.latents_key))
 
 
-class Steps:
-    """Seconds and peak resident memory of each step of this process; Linux resets the peak on request."""
-
-    def __init__(self) -> None:
-        self.measured: dict[str, dict[str, float]] = {}
-        self.base = status("VmRSS")
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")
-        began = time.monotonic()
-        yield
-        seconds = time.monotonic() - began
-        peak, left = status("VmHWM"), status("VmRSS")
-        self.measured[name] = {"s": round(seconds, 1), "peak_mib": round(peak), "left_mib": round(left)}
-        print(f"  {name}: {seconds:.1f} s, peak {peak:,.0f} MiB, then {left:,.0f} MiB", file=sys.stderr, flush=True)
-
-
-def status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
-
-
 def night(folder: Path, number: int) -> dict[str, Any]:
     """Run one night as its driver does, and return what each step took."""
     config, how = settings(folder, number), How()
     store = config.store.open()
     run = open_run(store, f"night-{number}")
-    steps = Steps()
+    steps = Watched()
     with ExitStack() as stack:
         attempt = stack.enter_context(run.begin(config_text(config, how)))
         watch = stack.enter_context(Watch())
         context = Context(config, store, photo_files(config), run, attempt, Progress(), watch)
         with steps.step("plan"):
             plan = frozen_plan(context, how)
-        child(["--write-parts", str(folder), "--night", str(number)])
+        apart(__file__, "--write-parts", folder, "--night", number)
         with steps.step("encode"):  # everything but fetching and encoding: find parts, collect, compact, hash
             encoded = encode_photos(context, plan, str(plan.summary.model_id), start_ray)
         with steps.step("build"):  # index, changes, measures, page, files, manifest
@@ -176,8 +153,8 @@ def night(folder: Path, number: int) -> dict[str, Any]:
     files = {role: [entry.bytes for entry in entries] for role, entries in candidate.manifest.files.items()}
     return {
         "photos": encoded.items.num_rows, "counts": plan.summary.counts, "parts": len(candidate.manifest.parts),
-        "format": candidate.manifest.format, "published": outcome.published, "steps": steps.measured,
-        "import_mib": round(steps.base), "seconds": watch.summary()["seconds"],
+        "format": candidate.manifest.format, "published": outcome.published,
+        "import_mib": steps.found.pop("import_mib"), "steps": steps.found, "seconds": watch.summary()["seconds"],
         "bytes_a_photo": {
             "plan rows": round(plan.rows.nbytes / plan.rows.num_rows, 1),
             "items": round(encoded.items.nbytes / encoded.items.num_rows, 1),
@@ -193,20 +170,15 @@ def start_ray() -> None:
     raise AssertionError("every part is there; nothing may be computed")
 
 
-def child(arguments: Sequence[str]) -> str:
-    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
-
-
 def measure(folder: Path, photos: int, nights: int) -> Iterator[dict[str, Any]]:
     """Yield what has been measured after each night."""
     for number in (1, 2):
         write_catalogue(folder / f"catalogue-{number}.parquet", photos, night=number)
-    child(["--save-model", str(folder)])
+    apart(__file__, "--save-model", folder)
     found: dict[str, Any] = {"photos": photos}
     for number in range(1, nights + 1):
         print(f"{photos:,} photos, night {number}", file=sys.stderr, flush=True)
-        found[f"night {number}"] = json.loads(child(["--run-night", str(folder), "--night", str(number)]))
+        found[f"night {number}"] = apart(__file__, "--run-night", folder, "--night", number)
         yield found
 
 
@@ -215,37 +187,16 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     image = Image.new("RGB", (1200, 460), "white")
     draw = ImageDraw.Draw(image)
     for number, (title, key, scale) in enumerate((("seconds", "s", 1.0), ("driver's peak, GiB", "peak_mib", 1024.0))):
-        lines = {
-            f"night {at}, {step}": [
-                (result["photos"] / 1e6, result[f"night {at}"]["steps"][step][key] / scale)
-                for result in results
-                if f"night {at}" in result
-            ]
-            for at in (1, 2)
-            for step in COLOURS
-        }
-        draw_panel(draw, 60 + 590 * number, title, {name: line for name, line in lines.items() if line})
+        lines, colours = {}, {}
+        for step, shades in COLOURS.items():
+            for night, shade in zip(("night 1", "night 2"), shades, strict=True):
+                points = [(result["photos"] / 1e6, result[night]["steps"][step][key] / scale)
+                          for result in results if night in result]  # fmt: skip
+                if points:
+                    lines[f"{night}, {step}"], colours[f"{night}, {step}"] = points, shade
+        panel = Panel(60 + 590 * number, 380, 350, ".3g", ticks=2)
+        draw_panel(draw, panel, f"{title}, by million photos", lines, colours)
     image.save(path)
-
-
-def draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[tuple[float, float]]]) -> None:
-    top, width, height = 40, 380, 350
-    points = [point for line in lines.values() for point in line]
-    right, most = max(x for x, _ in points), max(y for _, y in points)
-    draw.text((left, top - 25), f"{title}, by million photos", fill="black")
-    draw.line([(left, top), (left, top + height), (left + width, top + height)], fill="black")
-    for share in (0.0, 0.5, 1.0):
-        draw.text((left - 45, top + height * (1 - share) - 6), f"{most * share:.3g}", fill="black")
-        draw.text((left + width * share - 8, top + height + 8), f"{right * share:.3g}", fill="black")
-    free = top - 14.0  # labels never cover each other: from the top, each below the last
-    for name, line in sorted(lines.items(), key=lambda pair: -pair[1][-1][1]):
-        places = [(left + width * x / right, top + height * (1 - y / most)) for x, y in line]
-        colour = COLOURS[name.split(", ")[1]][int(name[6]) - 1]
-        draw.line(places, fill=colour, width=2)
-        for x, y in places:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        free = max(places[-1][1] - 6, free + 14)
-        draw.text((places[-1][0] + 8, free), f"{name}: {line[-1][1]:.3g}", fill=colour)
 
 
 def main() -> int:
@@ -269,7 +220,7 @@ def main() -> int:
     return 0
 
 
-def save(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+def save(results: Sequence[dict[str, Any]], options: Given) -> None:
     """Write what there is so far, so that a run that is stopped leaves its finished nights."""
     if options.json:
         write(options.json, {**made_on(memory()), "results": results})

@@ -9,7 +9,6 @@ range.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -22,7 +21,8 @@ from typing import Any
 import faiss
 import numpy as np
 from beside import release_maker
-from options import Options
+from options import Given, Options
+from timing import spread
 
 from pipeline.index import IndexConfig
 from pipeline.reader import open_release
@@ -46,16 +46,16 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(ours: Callable[[], object], raw: Callable[[], object], pairs: int, queries: int) -> dict[str, Any]:
     ours(), raw()  # warm
     taken = [(seconds(ours), seconds(raw)) for _ in range(pairs)]
-    ratios = sorted(a / b for a, b in taken)
+    ratio, *ends = spread([a / b for a, b in taken], 0, 100, digits=3)
     return {
-        "ratio": round(statistics.median(ratios), 3),
-        "range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "ratio": ratio,
+        "range": ends,
         "reader_ms": round(statistics.median(a for a, _ in taken) / queries * 1e3, 4),
         "faiss_ms": round(statistics.median(b for _, b in taken) / queries * 1e3, 4),
     }
 
 
-def measure(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(kind: str, options: Given, folder: Path) -> dict[str, Any]:
     maker = release_maker(options.dim)
     store = open_store(str(folder / kind))
     config = IndexConfig(kind=kind, ef_construction=100)

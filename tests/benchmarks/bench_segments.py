@@ -10,16 +10,13 @@ one process, without Ray). `anon` is memory that the kernel cannot take back; th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,93 +26,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from options import Options
+from drawn_releases import (
+    MODEL,
+    PART_ROWS,
+    base_of,
+    drawn,
+    met,
+    named,
+    publish,
+    release_of,
+    rows_of,
+    write_latents,
+)
+from options import Given, Options
 from record import kept, made_on, tell, write
 from steps import begun, ended
+from timing import alone_ms, quantiles
+from watched import Watched, shared_mib
 
-from pipeline.index import IndexConfig, LatentArrays, NightIndex, gather_latents, nightly_index
+from pipeline.index import IndexConfig, LatentArrays, gather_latents, nightly_index
 from pipeline.index.fitted import fit
 from pipeline.index.segments import SegmentTask, build_segment, in_order_of_parts
-from pipeline.parts import PartFile, latents_part_name, write_part
+from pipeline.parts import PartFile
 from pipeline.reader import open_release
-from pipeline.release import read_manifest, write_release
-from pipeline.release.tables import table_files
-from pipeline.schema import changes_schema, latents_schema, part_name_column, quarantine_schema
+from pipeline.release import read_manifest
 from pipeline.storage import open_store
 from pipeline.storage.cache import FileCache
 
-DIM, K, PART_ROWS, CHURN, QUERIES = 64, 10, 1 << 17, 0.01, 200
-MODEL, BESIDE = "ab" * 32, "cd" * 32  # the second: of the full build beside, which must find no segment of the first
-_STATUS = Path("/proc/self/status")
-
-
-def status(name: str) -> float:
-    """Return a line of this process's memory in MiB."""
-    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(name)) / 1024
-
-
-class Watched:
-    """What was measured of a process, step by step."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Any] = {"import_mib": round(status("VmRSS"))}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        most, ended = [status("RssAnon")], threading.Event()
-
-        def look() -> None:
-            while not ended.wait(0.05):
-                most[0] = max(most[0], status("RssAnon"))
-
-        watching = threading.Thread(target=look)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        watching.start()
-        began, worked = time.monotonic(), time.process_time()
-        yield
-        seconds, cpu = time.monotonic() - began, time.process_time() - worked
-        ended.set()
-        watching.join()
-        self.found[name] = {
-            "s": round(seconds, 2), "cpu_s": round(cpu, 2), "peak_mib": round(status("VmHWM")),
-            "peak_anon_mib": round(most[0]),
-        }  # fmt: skip
-        print(f"  {name}: {self.found[name]}", file=sys.stderr, flush=True)
-
-
-def drawn(folder: Path, rows: int, seed: int) -> np.ndarray:
-    """Return rows of latents drawn again from the base with jitter, float32 [rows, DIM]."""
-    base, rng = np.load(folder / "base.npy", mmap_mode="r"), np.random.default_rng(seed)
-    spread = np.asarray(base[:10_000]).std(axis=0)
-    jitter = rng.standard_normal((rows, DIM), np.float32) * (0.1 * spread)
-    latents: np.ndarray = base[rng.integers(0, len(base), rows)] + jitter.astype(np.float32)
-    return latents
-
-
-def write_latents(store: Any, ids: pa.Array, latents: np.ndarray, key: str) -> PartFile:
-    """Write one part of latents."""
-    rows = len(ids)
-    means = pa.FixedSizeListArray.from_arrays(pa.array(latents.reshape(-1)), DIM)
-    columns = [ids, ids, ids, pa.array(["0" * 64] * rows), pa.array(np.arange(rows), pa.int32()), means]
-    table = pa.Table.from_arrays(columns, schema=latents_schema(DIM, log_var=False))
-    return write_part(store, latents_part_name(MODEL, key), table, key)
-
-
-def named(numbers: np.ndarray) -> pa.Array:
-    return pa.array([f"item-{number:09d}" for number in numbers.tolist()])
-
-
-def rows_of(ids: pa.Array, part: str) -> pa.Table:
-    rows = len(ids)
-    return pa.table(
-        {
-            "item_id": ids,
-            "uri": ids,
-            "view": pa.array(np.zeros(rows, np.int32)),
-            "latents_part": part_name_column(part, rows),
-            "latents_row": pa.array(np.arange(rows), pa.int32()),
-        }
-    )
+K, CHURN, QUERIES = 10, 0.01, 200
+BESIDE = "cd" * 32  # the model of the full build beside, which must find no segment of the first
 
 
 def prepare(folder: Path, rows: int) -> None:
@@ -154,7 +93,7 @@ def items_of(folder: Path, night: str) -> pa.Table:
 def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) -> dict[str, Any]:
     """Do what the index stage of a night does, and write the release; full: without a parent, apart from the others."""
     store, watched = open_store(str(folder / "store")), Watched()
-    parent = read_manifest(store, "first-0123456789ab") if night == "second" and not full else None
+    parent = read_manifest(store, release_of("first")) if night == "second" and not full else None
     items, model = items_of(folder, night), BESIDE if full else MODEL
     with watched.step("gather"):
         latents = gather_latents(store, items, columns=config.needs)
@@ -174,28 +113,11 @@ def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) 
         ids = np.array(made.items["item_id"].take(pa.array(hits.ids.reshape(-1))).to_pylist()).reshape(hits.ids.shape)
         np.savez(folder / f"answers-{'full' if full else 'churn'}.npz", ids=ids, scores=hits.scores)
     if not full:
-        publish(folder, store, night, made, config)
+        parts = [PartFile.model_validate(part) for part in json.loads((folder / "parts.json").read_text())]
+        known = set(made.items["latents_part"].unique().to_pylist())
+        own = [part for part in parts if part.name in known]
+        publish(store, made, own, night, None if night == "first" else release_of("first"))
     return watched.found
-
-
-def publish(folder: Path, store: Any, night: str, made: NightIndex, config: IndexConfig) -> None:
-    parts = [PartFile.model_validate(part) for part in json.loads((folder / "parts.json").read_text())]
-    known = set(made.items["latents_part"].unique().to_pylist())
-    write_release(
-        store,
-        release_id=f"{night}-0123456789ab",
-        files={
-            "items": table_files(made.items),
-            "quarantine": table_files(quarantine_schema().empty_table()),
-            "changes": table_files(changes_schema().empty_table()),
-            **made.built.files(),
-        },
-        segments=made.built.shared_files(),
-        parts=tuple(part for part in parts if part.name in known), release_key="0" * 64, run=night, attempt=1,
-        parent=None if night == "first" else "first-0123456789ab", model_id=MODEL, model_kind="vae", latent_dim=DIM,
-        transform_id="t", metric=made.built.index.metric.name, index_kind=made.built.kind,
-        index_parameters=made.built.parameters, code_version="0",
-    )  # fmt: skip
 
 
 def one_builder(folder: Path, config: IndexConfig) -> dict[str, Any]:
@@ -218,48 +140,25 @@ def read(folder: Path, *, wait: Callable[[], None]) -> dict[str, Any]:
     watched = Watched()
     opened_folder = str(folder / "cache")
     with watched.step("open"):
-        release = open_release(str(folder / "store"), release_id="second-0123456789ab", cache_dir=opened_folder)
+        release = open_release(str(folder / "store"), release_id=release_of("second"), cache_dir=opened_folder)
     index, queries = release.opened.index, LatentArrays(drawn(folder, QUERIES, 4243))
     index.search(queries.take(np.s_[:1]), K)
-    alone = []
-    for number in range(QUERIES):
-        began = time.perf_counter()
-        index.search(queries.take(np.s_[number : number + 1]), K)
-        alone.append(1e3 * (time.perf_counter() - began))
+    alone = alone_ms(lambda number: index.search(queries.take(np.s_[number : number + 1]), K), range(QUERIES))
     began = time.perf_counter()
     index.search(queries, K)
-    watched.found |= {
-        "p50_ms": round(float(np.median(alone)), 2), "p99_ms": round(float(np.percentile(alone, 99)), 2),
-        "qps": round(QUERIES / (time.perf_counter() - began), 1),
-    }  # fmt: skip
+    watched.found |= {**quantiles(alone), "qps": round(QUERIES / (time.perf_counter() - began), 1)}
     wait()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    memory = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    names = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean")
-    watched.found["memory_mib"] = {name: round(memory[name] / 1024) for name in names}
+    watched.found["memory_mib"] = shared_mib()
     wait()
     return watched.found
 
 
-def met(folder: Path, number: int) -> Callable[[], None]:
-    """Return a function that returns when both readers have called it as often."""
-    turns = iter(range(9))
-
-    def wait() -> None:
-        turn = next(turns)
-        (folder / f"turn-{turn}-{number}").touch()
-        while not (folder / f"turn-{turn}-{1 - number}").exists():
-            time.sleep(0.05)
-
-    return wait
+def child(options: Given, folder: Path, step: str) -> subprocess.Popen[str]:
+    words = ["--rows", options.rows, "--kind", options.kind, "--segment-rows", options.segment_rows]
+    return begun(__file__, *words, "--folder", folder, "--step", step)
 
 
-def child(options: argparse.Namespace, folder: Path, step: str) -> subprocess.Popen[str]:
-    words = ["--rows", str(options.rows), "--kind", options.kind, "--segment-rows", str(options.segment_rows)]
-    return begun(__file__, words, folder, step)
-
-
-def one_step(options: argparse.Namespace) -> dict[str, Any]:
+def one_step(options: Given) -> dict[str, Any]:
     folder = Path(options.folder)
     config = IndexConfig(kind=options.kind, segment_rows=options.segment_rows, queries=200, threads=1, gpu="never")
     if options.step == "prepare":
@@ -280,16 +179,7 @@ def same_answers(folder: Path) -> dict[str, Any]:
     return {"overlap_at_10": round(float(np.mean(shared)), 5), "largest_score_difference": apart}
 
 
-def base_of(data: str | None) -> np.ndarray:
-    """Return the latents that all others are drawn from."""
-    if data is None:
-        return np.random.default_rng(0).standard_normal((60_000, DIM), np.float32) * np.geomspace(1, 0.05, DIM)
-    from bench_index import components
-
-    return components(Path(data), 1, DIM)[0]
-
-
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(options: Given, folder: Path) -> dict[str, Any]:
     if not (folder / "base.npy").exists():
         np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
     found: dict[str, Any] = {}
@@ -331,7 +221,6 @@ def main() -> None:
         "rows": options.rows, "segment_rows": options.segment_rows, "kind": options.kind,
         **made_on("one thread, shared with other work"),
         "latents": "Fashion-MNIST drawn again with jitter" if options.data else "generated",
-        "load": os.getloadavg()[0],
     }  # fmt: skip
     tell(found, None)
     if options.json:

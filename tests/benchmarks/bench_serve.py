@@ -9,7 +9,6 @@ compared with the reader's own for the release that the answer names.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -25,8 +24,9 @@ from typing import Any
 
 import numpy as np
 from beside import release_maker
-from options import Options
+from options import Given, Options
 from record import ROOT, made_on, tell
+from timing import alone_ms, quantiles
 
 from pipeline.reader import open_release
 from pipeline.release import publish, read_head
@@ -101,7 +101,7 @@ async def asked(port: int, item: str, free: asyncio.Queue[Any], load: Load, due:
         free.put_nowait(pair)
 
 
-async def run_load(port: int, store: Store, options: argparse.Namespace, load: Load) -> tuple[float, float]:
+async def run_load(port: int, store: Store, options: Given, load: Load) -> tuple[float, float]:
     """Ask at the rate; return when the first swap began and when the last had time to end."""
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -126,20 +126,16 @@ async def run_load(port: int, store: Store, options: argparse.Namespace, load: L
     return began + calm, began + calm + options.swaps * every
 
 
-def quantiles(seconds: list[float]) -> dict[str, float]:
+def told(taken_ms: list[float]) -> dict[str, float]:
     """Return p50, p99 and the longest, in milliseconds."""
-    found = np.quantile(seconds, [0.5, 0.99, 1.0]) * 1000
-    return {name: round(float(value), 2) for name, value in zip(("p50_ms", "p99_ms", "max_ms"), found, strict=True)}
+    return {**quantiles(taken_ms), "max_ms": round(max(taken_ms, default=float("nan")), 2)}
 
 
 def bare(store: Store, items: int) -> dict[str, float]:
     """Return the reader's own seconds in this process, nothing else running in it."""
-    release, rng, taken = open_release(store.url), np.random.default_rng(2), []
-    for _ in range(1000):
-        began = time.perf_counter()
-        release.similar(f"sku-{rng.integers(items):06d}", 10)
-        taken.append(time.perf_counter() - began)
-    return quantiles(taken)
+    release, rng = open_release(store.url), np.random.default_rng(2)
+    asked = [f"sku-{number:06d}" for number in rng.integers(items, size=1000)]
+    return told(alone_ms(lambda item: release.similar(item, 10), asked))
 
 
 def main() -> None:
@@ -157,7 +153,7 @@ def main() -> None:
         tell(measured(store, options), options.json)
 
 
-def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+def measured(store: Store, options: Given) -> dict[str, Any]:
     """Serve, ask, stop; return what was seen."""
     port = 18417
     command = [sys.executable, "-m", "jobs", "serve", f"store={store.url}", "--port", str(port)]
@@ -176,12 +172,12 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         near = [(each.item_id, each.score) for each in opened[answer["release_id"]].similar(answer["item_id"], 10)]
         wrong += near != [(row["item_id"], row["score"]) for row in answer["neighbours"]]
     phases = {
-        "before": [taken for due, taken in load.seconds if due < first],
-        "during": [taken for due, taken in load.seconds if first <= due < last],
-        "after": [taken for due, taken in load.seconds if due >= last],
+        "before": [1e3 * taken for due, taken in load.seconds if due < first],
+        "during": [1e3 * taken for due, taken in load.seconds if first <= due < last],
+        "after": [1e3 * taken for due, taken in load.seconds if due >= last],
     }
     return {
-        **made_on(f"load {os.getloadavg()[0]:.1f}"),
+        **made_on(""),
         "on": options.on,
         "items": options.items,
         "dim": options.dim,
@@ -194,7 +190,7 @@ def measured(store: Store, options: argparse.Namespace) -> dict[str, Any]:
         "checked": len(load.checked),
         "wrong": wrong,
         "exit_code": server.returncode,
-        **{phase: quantiles(taken) for phase, taken in phases.items()},
+        **{phase: told(taken) for phase, taken in phases.items()},
         "reader_alone": alone,
     }
 

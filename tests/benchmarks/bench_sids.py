@@ -9,7 +9,6 @@ then on each of ten nights 1 in 100 goes and as many come, at random, some of th
 
 from __future__ import annotations
 
-import csv
 import io
 import platform
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_refresh import DROPPED
+from bench_refresh import clothing_rows
 from options import NEEDED, Options
 from PIL import Image
 from record import made_on, tell, write
@@ -41,8 +40,7 @@ NIGHTS = 10
 
 
 def read_clothing(data: Path) -> tuple[np.ndarray, pa.ChunkedArray]:
-    with (data / "clothing" / "catalogue.csv").open(newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+    rows = clothing_rows(data)
     config = ImagesConfig(size=64)
     pixels = np.stack([decode((data / "clothing" / row["image"]).read_bytes(), config) for row in rows])
     vectors = PCA(64, random_state=0).fit_transform(hog_features(pixels, cell=8))

@@ -10,13 +10,10 @@ a table with small JPEGs in it, made on the fly; what photos of other sizes cost
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from beside import tests_module
+from nights_here import answered
 from options import Options
 from PIL import Image
 from record import made_on, tell
+from steps import apart
 
-from jobs.__main__ import main as codebooks
 from pipeline.events import Event, StageBegan, StageEnded, listening
 from pipeline.images import ImagesConfig
 from pipeline.images.decode import decode
@@ -85,14 +83,13 @@ class Clock:
 
 def night(run: str, folder: Path) -> dict[str, Any]:
     """Return what one refresh in this process cost."""
-    clock, out = Clock(), io.StringIO()
+    clock = Clock()
     words = ["refresh", "--json", "--run", run, f"store={folder / 'store'}", f"catalogue.source={folder / 'c.parquet'}",
              "catalogue.item_id=item_id", "catalogue.image=image", "catalogue.category=category", *VAE]  # fmt: skip
     began = time.process_time()
-    with listening(clock), contextlib.redirect_stdout(out):
-        code = codebooks(words)
+    with listening(clock):
+        code, found = answered(words)
     whole = time.process_time() - began
-    found = json.loads(out.getvalue())
     if code:
         raise SystemExit(f"exit {code}: {found}")
     counts = found["plan"]["counts"]
@@ -173,12 +170,8 @@ def main() -> None:
         return
     nights: dict[str, Any] = {}
     for size in map(int, arguments.sizes.split(",")):
-        command = [sys.executable, __file__, "--one", str(size)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{size} photos: exit {done.returncode}")
-        nights[str(size)] = json.loads(done.stdout)
-        sys.stderr.write(f"{size}: {done.stdout}\n")
+        nights[str(size)] = apart(__file__, "--one", size, OMP_NUM_THREADS="1")
+        sys.stderr.write(f"{size}: {json.dumps(nights[str(size)])}\n")
     about = made_on(f"no GPU, {platform.system()}")
     tell({**about, "nights": nights, "decoding": decoding(), "listing": listing()}, arguments.json)
 

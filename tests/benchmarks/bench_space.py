@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from bench_flips import codebooks
+from nights_here import codebooks
 from options import NEEDED, Options
 from record import made_on, write
 from sklearn.linear_model import LogisticRegression

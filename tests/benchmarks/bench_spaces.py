@@ -10,14 +10,13 @@ reports, with the 95 % interval of the former by bootstrap over queries: `short`
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from model_measures import Photos, load, prepare, preset_config, train
-from options import NEEDED, Options, absent, names_of
+from model_measures import SIZES, Photos, both_parts, preset_config, train
+from options import NEEDED, Given, Options, absent, names_of
 from record import DATA, add, made_on
 from side_by_side import CACHE
 
@@ -27,7 +26,7 @@ from pipeline.evaluation.retrieval import interval
 from pipeline.index import KINDS, METRICS, IndexConfig, LatentArrays, build_index, kinds_here, nearest_exact
 from pipeline.models import Batch, Model, build_model
 
-SIZES, EPOCHS = {"fashion_mnist": 28, "clothing": 64}, {"fashion_mnist": 1, "clothing": 4}
+EPOCHS = {"fashion_mnist": 1, "clothing": 4}
 SPACES = [f"{catalogue}/{model}" for catalogue in SIZES for model in ("vae", "descriptor_views")]
 K = 10
 
@@ -47,10 +46,9 @@ def model_of(name: str, catalogue: str, folder: str, bank: Photos, limit: int, c
     return model.eval()
 
 
-def measured(space: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(space: str, options: Given) -> dict[str, Any]:
     catalogue, name = space.split("/")
-    folder = prepare(options.data, options.cache, catalogue, SIZES[catalogue], None)
-    bank, held = (load(options.cache / folder, part, SIZES[catalogue]) for part in ("train", "test"))
+    folder, bank, held = both_parts(options.data, options.cache, catalogue, SIZES[catalogue])
     model = model_of(name, catalogue, folder, bank, options.limit, options.cache)
     items = LatentArrays(mean=model_latents(model, bank.pixels[: options.limit]))
     queries = LatentArrays(mean=model_latents(model, held.pixels[: options.queries]))

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,38 +23,36 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from drawn_releases import DIM, MODEL, write_latents
 from options import NEEDED, Options
 from record import made_on, write
+from watched import Looking, held
 
 from pipeline.index import IndexConfig, build_index, gather_latents
-from pipeline.parts import latents_part_name, write_part
 from pipeline.release import tables as release_tables
-from pipeline.schema import changes_schema, latents_schema
+from pipeline.schema import changes_schema
 from pipeline.storage import Store, open_store
 from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
 
-DIM, TOP, MODEL = 64, 10, "ab" * 32
+TOP = 10
 PART_ROWS = 20_000
 
 
-class Peaks(threading.Thread):
+class Peaks(Looking):
     """Looks every 20 ms at what this process and the cluster's workers hold, in MB."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(0.02)
         self.begun = _held(os.getpid())
         self.driver, self.workers = dict(self.begun), {"alone": 0.0, "resident": 0.0}
-        self._ended = threading.Event()
 
-    def run(self) -> None:
-        while not self._ended.wait(0.02):
-            self.driver = _larger(self.driver, _held(os.getpid()))
-            for pid in _workers():
-                self.workers = _larger(self.workers, _held(pid))
+    def look(self) -> None:
+        self.driver = _larger(self.driver, _held(os.getpid()))
+        for pid in _workers():
+            self.workers = _larger(self.workers, _held(pid))
 
     def told(self) -> dict[str, Any]:
-        self._ended.set()
-        self.join()
+        self.stop()
         above = {name: round(self.driver[name] - self.begun[name], 1) for name in self.begun}
         told: dict[str, Any] = {"driver_above_mb": above, "driver_before_mb": self.begun}
         return told | ({"task_mb": self.workers} if self.workers["resident"] else {})
@@ -63,12 +60,8 @@ class Peaks(threading.Thread):
 
 def _held(pid: int) -> dict[str, float]:
     try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return {
-            name: round(int(lines[key].split()[0]) * 1024 / 1e6, 1)
-            for name, key in (("alone", "RssAnon"), ("resident", "VmRSS"))
-        }
-    except (OSError, KeyError, ValueError):  # it has just ended
+        return {name: round(held(key, pid) / 1e6, 1) for name, key in (("alone", "RssAnon"), ("resident", "VmRSS"))}
+    except (OSError, StopIteration):  # it has just ended
         return {"alone": 0.0, "resident": 0.0}
 
 
@@ -92,22 +85,11 @@ def night_of(store: Store, count: int) -> Night:
     """Write latents of so many items of one photo each, and return the night over them."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2000, DIM))
-    names, keys = [], [f"sku-{number:08d}" for number in range(count)]
+    names, keys = [], pa.array([f"sku-{number:08d}" for number in range(count)])
     for start in range(0, count, PART_ROWS):
-        ids = keys[start : start + PART_ROWS]
+        ids = keys.slice(start, PART_ROWS)
         means = centres[generator.integers(len(centres), size=len(ids))] + generator.normal(0, 0.4, (len(ids), DIM))
-        flat = pa.array(means.astype(np.float32).reshape(-1))
-        schema = latents_schema(DIM, log_var=False, num_codes=0)
-        columns: dict[str, Any] = {
-            "item_id": ids,
-            "uri": ids,
-            "token": ids,
-            "digest": ["0" * 64] * len(ids),
-            "pixels_row": list(range(len(ids))),
-            "mean": pa.FixedSizeListArray.from_arrays(flat, DIM).cast(schema.field("mean").type),
-        }
-        name = latents_part_name(MODEL, f"n1-{start}")
-        names.append(write_part(store, name, pa.table(columns, schema), f"n1-{start}").name)
+        names.append(write_latents(store, ids, means.astype(np.float32), f"n1-{start}").name)
     rows = np.arange(count)
     parts = pa.DictionaryArray.from_arrays(pa.array((rows // PART_ROWS).astype(np.int32)), pa.array(names))
     places = pa.array((rows % PART_ROWS).astype(np.int32))
@@ -135,10 +117,10 @@ def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[st
     peaks.start()
     further = further_tables(store, night, asked, sids, Makers(lambda *_: sys.exit("trains"), lambda: ()))
     written: dict[str, list[str]] = {}
-    for role, held in further.files.items():
-        if isinstance(held, tuple):
+    for role, files in further.files.items():
+        if isinstance(files, tuple):
             continue
-        for number, file in enumerate(held):  # one at a time, as a release is written
+        for number, file in enumerate(files):  # one at a time, as a release is written
             written.setdefault(role, []).append(f"releases/{way}/{role}-{number:04d}.parquet")
             store.put_if_absent(written[role][-1], file.data)
     told = {"items": count, "way": way, "seconds": round(time.perf_counter() - began, 1), **peaks.told()}

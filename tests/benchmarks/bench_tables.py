@@ -14,8 +14,6 @@ lists equal to the reader's answers and, with --full, to those of the same night
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 import os
 import re
@@ -24,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +30,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from bench_faults import _stages_here
-from bench_index import components, drawn_again, peak_mb
-from options import NEEDED, Options, absent, names_of
+from bench_index import components, drawn_again
+from nights_here import answered, quick_stages
+from options import NEEDED, Given, Options, absent, names_of
 from PIL import Image
 from record import DATA, ROOT, add, made_on, tell
+from watched import held
 
-from jobs.__main__ import main as main_here
 from pipeline.index import IndexConfig, LatentArrays, SearchIndex, build_index
 from pipeline.keys import digest_of
 from pipeline.reader import open_release
@@ -77,7 +74,7 @@ print(json.dumps(found.fetchall(), default=str))
 
 def shop_of(folder: Path) -> list[str]:
     """Publish three nights in this process and return the releases' ids; together they have rows in every table."""
-    here = _stages_here()
+    here = quick_stages()
     for number in range(40):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -92,14 +89,13 @@ def shop_of(folder: Path) -> list[str]:
         words = ["refresh", "--json", "--run", f"night-{night}", f"store={folder / 'store'}", *here.SMALL]
         words += [f"catalogue.source={folder / 'catalogue.csv'}", "catalogue.rows=photo", "catalogue.category=category"]
         words += [f"semantic_ids={{levels: {levels}}}", f"tables={{vectors: true, neighbours: {TOP}}}"]
-        with redirect_stdout(io.StringIO()) as said:
-            code = main_here(words)
-        assert code == 0, said.getvalue()
-        releases.append(str(json.loads(said.getvalue())["release"]))
+        code, found = answered(words)
+        assert code == 0, found
+        releases.append(str(found["release"]))
     return releases
 
 
-def engines(options: argparse.Namespace) -> dict[str, Any]:
+def engines(options: Given) -> dict[str, Any]:
     pythons = {"pyarrow": sys.executable, "duckdb": options.duckdb, "polars": options.polars}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,7 +162,7 @@ def _followed(python: str, store: Path, statements: list[str]) -> list[Any]:
     return list(json.loads(done.stdout))
 
 
-def neighbours(options: argparse.Namespace) -> dict[str, Any]:
+def neighbours(options: Given) -> dict[str, Any]:
     """Two nights of --items items, 1 % of which change, 0.5 % go and 0.5 % come, and the second made in full too."""
     train, _ = components(options.data / "fashion-mnist", 10, 64)
     every = drawn_again(train, options.items + options.items // 200, 0.1)
@@ -242,7 +238,7 @@ def _night(
     built = build_index(latents, config)
     spent = time.process_time() - cpu
     night = Night(run, "bench", "cosine", items, latents, built.index, changes, parent)
-    cpu, start, before = time.process_time(), time.perf_counter(), peak_mb()
+    cpu, start, before = time.process_time(), time.perf_counter(), held("VmHWM")
     made = neighbour_tables(store, night, TOP)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - start
     files: dict[str, list[FileEntry]] = {}
@@ -259,7 +255,7 @@ def _night(
     )  # fmt: skip
     told = {"index_cpu_s": round(spent), "table_cpu_s": round(cpu), "table_wall_s": round(wall),
             "bytes": {role: sum(entry.bytes for entry in entries) for role, entries in files.items()},
-            "peak_mb": round(peak_mb()), "peak_before_mb": round(before)}  # fmt: skip
+            "peak_mb": round(held("VmHWM") / 1e6), "peak_before_mb": round(before / 1e6)}  # fmt: skip
     print(run, told, made.measures, flush=True)
     return _Made(manifest, built.index, built.recall, made.measures, told)
 

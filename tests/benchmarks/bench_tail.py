@@ -11,7 +11,6 @@ every shard, and hands shards in order to whoever is free: it knows nothing of s
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import os
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import ray
 from encode_photos import SlowHost, added_plan, make_job, make_photos, start_ray
-from options import Options
+from options import Given, Options
 from record import made_on, tell
 
 from pipeline.encoding import EncodeJob, ShardResult, assign_shards, build_shards, run_shards, run_shards_here
@@ -40,7 +39,7 @@ SCHEDULED = [
 ]
 
 
-def run(uris: list[str], job: EncodeJob, tail: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(uris: list[str], job: EncodeJob, tail: str, options: Given, folder: Path) -> dict[str, Any]:
     """Return the seconds of a run that finds no part, and of each shard the photos, its seconds and whether slow."""
     encode = job.encode.model_copy(update={"tail": tail})
     slow = SlowHost(options.slow_s, Path(tempfile.mkdtemp(dir=folder)))
@@ -83,7 +82,7 @@ def schedules(a_photo: list[float]) -> list[dict[str, Any]]:
     return found
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: Given, folder: Path) -> dict[str, Any]:
     uris = make_photos(folder, None, options.count)
     job = make_job(folder, SlowHost(0.0, folder), size=64, model="vae", actors=2)
     if options.here:

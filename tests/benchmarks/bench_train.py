@@ -10,7 +10,6 @@ largest, 98 % for a median), and the same per second of CPU time, which other wo
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import io
 import json
@@ -29,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from options import Options
+from options import Given, Options
 from pydantic import TypeAdapter
 from record import ROOT, tell, today
 from torch.nn.parallel import DistributedDataParallel
@@ -105,7 +104,7 @@ def timed(train: Callable[[], None], photos: int, ranks: Ranks) -> np.ndarray:
     return photos / np.array([clock, together])
 
 
-def measure(asked: argparse.Namespace, folder: Path, ranks: Ranks) -> np.ndarray:
+def measure(asked: Given, folder: Path, ranks: Ranks) -> np.ndarray:
     """Return images/s of every pair, float64 [pairs, ours or plain, clock or CPU]; every worker runs this."""
     kind = TypeAdapter(AnyModelConfig).validate_python({"kind": asked.kind})
     config = TrainConfig(
@@ -146,7 +145,7 @@ def measure(asked: argparse.Namespace, folder: Path, ranks: Ranks) -> np.ndarray
     return np.array(pairs)
 
 
-def measure_in_processes(asked: argparse.Namespace, folder: Path, workers: int) -> np.ndarray:
+def measure_in_processes(asked: Given, folder: Path, workers: int) -> np.ndarray:
     """Measure in `workers` new gloo processes and return what rank 0 found; raises when one of them fails."""
     meeting = folder / f"meeting-{workers}"
     command = [sys.executable, __file__, f"--meeting={meeting}"]
@@ -176,7 +175,7 @@ def measure_in_processes(asked: argparse.Namespace, folder: Path, workers: int) 
     return np.array(json.loads(found.splitlines()[-1]))
 
 
-def run_worker(asked: argparse.Namespace) -> None:
+def run_worker(asked: Given) -> None:
     """Be one of several gloo processes; rank 0 prints what it found."""
     meeting = Path(asked.meeting)
     dist.init_process_group(

@@ -10,7 +10,6 @@ entries and every release that is left are looked through without faults. Exit 1
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from beside import tests_module
-from faulty_store import KEY, SECRET, FaultProxy, Rule, WeedServer
-from options import NEEDED, Options, names_of
+from faulty_store import Rule, behind_proxy, sign_in
+from options import NEEDED, Given, Options, names_of
 from record import add, made_on
 from turmoil_actors import CHANNELS, ROLES, Diary, Stage, act, publisher_once, store_of
 
@@ -36,7 +35,7 @@ from pipeline.release.roots import MANIFEST
 from pipeline.storage import Store
 
 
-def stage_of(url: str, work: Path, asked: argparse.Namespace, until: float) -> Stage:
+def stage_of(url: str, work: Path, asked: Given, until: float) -> Stage:
     maker, expiring = tests_module("release_maker"), tests_module("expiring")
     return Stage(url, work, until, asked.grace, asked.fail, maker, expiring)
 
@@ -59,27 +58,22 @@ def troupe(stage: Stage) -> int:
 
 
 @contextmanager
-def on_disk(work: Path, fail: float) -> Iterator[tuple[str, dict[str, str], Any]]:
+def on_disk(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
     yield str(work / "store"), {}, None
 
 
 @contextmanager
-def on_s3(work: Path, fail: float) -> Iterator[tuple[str, dict[str, str], Any]]:
-    server = WeedServer(work / "weed", "turmoil")
-    proxy = FaultProxy(server.port)
-    try:
+def on_s3(work: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
+    with behind_proxy(work / "weed", "turmoil") as (server, proxy):
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.port}"
         yield f"{server.url}/store", {"AWS_ENDPOINT_URL": proxy.endpoint}, proxy
-    finally:
-        proxy.stop()
-        server.stop()
 
 
 PLACES = {"disk": on_disk, "s3": on_s3}
 
 
-def play(where: str, asked: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="turmoil-") as folder, PLACES[where](Path(folder), asked.fail) as place:
+def play(where: str, asked: Given) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="turmoil-") as folder, PLACES[where](Path(folder)) as place:
         url, environment, proxy = place
         work = Path(folder) / "notes"
         work.mkdir()
@@ -167,10 +161,7 @@ def main() -> int:
         only=",".join(PLACES),
     )  # fmt: skip
     asked = parser.hidden(troupe=str, work=Path).parse_args()
-    os.environ.update(
-        AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
-        AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-    )  # fmt: skip
+    sign_in()
     if asked.troupe:
         return troupe(stage_of(asked.troupe, asked.work, asked, time.time() + asked.seconds))
     failed = []

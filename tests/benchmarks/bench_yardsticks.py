@@ -20,7 +20,6 @@ the cache, trained where they are missing, but by nuisance; one thread.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -31,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model_measures import Photos, preset_config
+from model_measures import SIZES, Photos, preset_config
 from model_tables import yardstick_tables
-from options import absent, names_of
-from quality_measures import SIZES, UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
+from options import Given, absent, names_of
+from quality_measures import UNTRAINED, bundle_of, kept_bundle, photos_of, presets_of
 from record import read
-from side_by_side import model_options, parsed, record_all
+from side_by_side import model_options, parsed, record_presets
 from torch import nn
 from word_measures import words
 
@@ -59,7 +58,7 @@ READ_OUT = ("read_out.", "reduction.")  # names of fitted components in a model'
 Results = list[dict[str, Any]]
 
 
-def labels(seed: int, asked: argparse.Namespace) -> Results:
+def labels(seed: int, asked: Given) -> Results:
     """Train on categories what the SimCLR presets train without, for as many CPU seconds, and measure both alike."""
     folder, bank, held = photos_of(asked)
     results = []
@@ -114,7 +113,7 @@ def drawn(count: int, batch_size: int) -> Iterator[torch.Tensor]:
         yield from torch.randperm(count).split(batch_size)
 
 
-def numbers(seed: int, asked: argparse.Namespace) -> Results:
+def numbers(seed: int, asked: Given) -> Results:
     """Measure k-NN by the first numbers of latents that are components in their order."""
     folder, bank, held = photos_of(asked)
     results = []
@@ -142,7 +141,7 @@ def wider(model: Any, bank: Photos) -> Model:
     return wide
 
 
-def sample(seed: int, asked: argparse.Namespace) -> Results:
+def sample(seed: int, asked: Given) -> Results:
     """Measure k-NN with a bank of some photos a category, drawn by seed."""
     folder, bank, held = photos_of(asked)
     names = np.asarray(bank.categories)
@@ -164,7 +163,7 @@ def sample(seed: int, asked: argparse.Namespace) -> Results:
     ]  # fmt: skip
 
 
-def nuisance(seed: int, asked: argparse.Namespace) -> Results:
+def nuisance(seed: int, asked: Given) -> Results:
     """Measure `nuisance_purity` of the floors and of the presets whose bundles are there."""
     size = SIZES[asked.catalogue]
     photos = nuisance_photos(ImagesConfig(size=size), seed=0)
@@ -181,7 +180,7 @@ def nuisance(seed: int, asked: argparse.Namespace) -> Results:
     ]
 
 
-YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
+YARDSTICKS: dict[str, Callable[[int, Given], Results]] = {
     "labels": labels,
     "numbers": numbers,
     "sample": sample,
@@ -192,7 +191,7 @@ YARDSTICKS: dict[str, Callable[[int, argparse.Namespace], Results]] = {
 
 def main() -> int:
     """Run the benchmark."""
-    asked = parsed(model_options(__doc__, SIZES, "yardsticks.json"))
+    asked = parsed(model_options(__doc__, SIZES, "yardsticks.json", stamps=False))
     if asked.one:
         Path(asked.out).write_text(json.dumps(YARDSTICKS[asked.one](int(asked.seeds), asked)))
         return 0
@@ -204,7 +203,7 @@ def main() -> int:
         there = {(run["preset"], run["seed"], run["catalogue"], run["limit"]) for run in read(asked.json)}
         tasks = [(name, int(seed)) for seed in asked.seeds.split(",") for name in names]
         todo = [(name, seed) for name, seed in tasks if (name, seed, asked.catalogue, asked.limit) not in there]
-        failed = record_all(Path(__file__), todo, dict.fromkeys(names, ""), asked, told)
+        failed = record_presets(Path(__file__), todo, dict.fromkeys(names, ""), asked, told)
     print(
         yardstick_tables(
             [run for run in read(asked.json) if (run["catalogue"], run["limit"]) == (asked.catalogue, asked.limit)]

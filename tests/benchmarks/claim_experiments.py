@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from table_cells import headed, line
+from table_cells import table as cells_of
 
 RENDERED = "rendered"  # the catalogue that render.render_catalogue makes
 
@@ -279,7 +279,7 @@ def table(experiment: Experiment, results: list[Result | None]) -> str:
         lines = experiment.rows(dict(named)) if named else []
     else:
         lines = [[name, *(cell(result) for cell in experiment.columns.values())] for name, result in named]
-    text = [f"**{experiment.claim}**", "", *headed(heads), *(line(cells) for cells in lines)]
+    text = [f"**{experiment.claim}**", "", cells_of(heads, lines)]
     missing = len(results) - len(named)
     text += ["", *([experiment.note] if experiment.note else []), *([f"({missing} not measured)"] if missing else [])]
     return "\n".join(text).rstrip() + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from claim_experiments import RENDERED, Variant
-from model_measures import Photos, load, prepare, preset_config, train
+from model_measures import Photos, both_parts, preset_config, train
+from options import Given
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -38,7 +38,7 @@ class Task:
 
     variant: Variant
     config: Config
-    asked: argparse.Namespace
+    asked: Given
     folder: str
     bank: Photos
     held: Photos
@@ -60,14 +60,12 @@ def config_of(variant: Variant, epochs: int | None) -> Config:
     )
 
 
-def measure(variant: Variant, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(variant: Variant, asked: Given) -> dict[str, Any]:
     """Train and measure one variant."""
     config = config_of(variant, asked.epochs)
-    size = config.images.size
     data = asked.rendered if variant.catalogue == RENDERED else asked.data
-    folder = prepare(data, asked.cache, variant.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
-    return MEASURES[variant.measure](Task(variant, config, asked, folder, bank, held))
+    photos = both_parts(data, asked.cache, variant.catalogue, config.images.size, asked.limit)
+    return MEASURES[variant.measure](Task(variant, config, asked, *photos))
 
 
 # --- Gaussian latents: losses, options, sizes, conditions

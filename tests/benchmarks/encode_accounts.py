@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from unittest.mock import patch
 
 import psutil
 import pyarrow as pa
+from watched import of_each
 
 from pipeline import parts
 from pipeline.encoding import EncodeJob, build_shards, decoding, make_worker
@@ -24,10 +26,10 @@ class CpuBeside:
         self._after: dict[tuple[int, str], float] = {}
 
     def begin(self) -> None:
-        self._before = _cpu_seconds()
+        self._before = cpu_seconds()
 
     def end(self) -> None:
-        self._after = _cpu_seconds()
+        self._after = cpu_seconds()
 
     def spent(self) -> dict[str, float]:
         """Return the CPU seconds of each kind of process, those of a hundredth of a second and more."""
@@ -37,18 +39,16 @@ class CpuBeside:
         return {name: round(seconds, 2) for name, seconds in spent.most_common() if seconds >= 0.01}
 
 
-def _cpu_seconds() -> dict[tuple[int, str], float]:
-    here, found = psutil.Process(), {}
-    for process in [here, *here.children(recursive=True)]:
-        try:
-            times, command = process.cpu_times(), " ".join(process.cmdline()) or process.name()
-        except psutil.Error:
-            continue
-        found[(process.pid, "driver" if process == here else kind_of(command))] = times.user + times.system
-    return found
+def cpu_seconds() -> dict[tuple[int, str], float]:
+    """Return the CPU seconds of this process and of all below it, by their numbers and what they are."""
+    return dict(of_each(lambda process: ((process.pid, kind_of(process)), sum(process.cpu_times()[:2]))))
 
 
-def kind_of(command: str) -> str:
+def kind_of(process: psutil.Process) -> str:
+    """Return what a process is: the driver, which is this one, Ray's actors, a part of Ray, or a program."""
+    if process.pid == os.getpid():
+        return "driver"
+    command = " ".join(process.cmdline()) or process.name()
     for sign in ("MapWorker", "raylet", "gcs_server", "dashboard", "monitor", "log_monitor", "runtime_env"):
         if sign in command.split(" ")[0] or f"/{sign}" in command:
             return "actors" if sign == "MapWorker" else sign

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from made_photos import make_photo
 from record import ROOT
 
 from pipeline.catalogue import CatalogueConfig
@@ -113,16 +112,6 @@ def busy_share(folder: Path) -> float:
     spans = np.array([[float(word) for word in line.split()] for line in path.read_text().splitlines()])
     path.unlink()
     return float((spans[:, 1] - spans[:, 0]).sum() / (spans[-1, 1] - spans[0, 0]))
-
-
-def make_photo(generator: np.random.Generator, width: int = 400, height: int = 533) -> bytes:
-    """Return a JPEG, at 400 x 533 of about 25 kB: smooth areas, edges and some noise, as product photos have."""
-    coarse = Image.fromarray(generator.integers(0, 256, (9, 7, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-    noisy = smooth + generator.normal(0, 6, smooth.shape).astype(np.int16)
-    sink = io.BytesIO()
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=80)
-    return sink.getvalue()
 
 
 def make_photos(folder: Path, source: Path | None, count: int) -> list[str]:

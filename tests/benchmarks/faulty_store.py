@@ -20,7 +20,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -99,6 +99,14 @@ class WeedServer:
         self.process.wait()
 
 
+def sign_in() -> None:
+    """Let this process and those it starts be the server's one user, whatever else this machine knows."""
+    os.environ.update(
+        AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1", AWS_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    )  # fmt: skip
+
+
 def _free_port() -> int:
     """Return a port that is free, and whose gRPC port 10000 above it is too."""
     while True:
@@ -170,6 +178,18 @@ class FaultProxy:
                 if rule.before is not None:
                     rule.before(target)
         return rule
+
+
+@contextlib.contextmanager
+def behind_proxy(work: Path, bucket: str) -> Iterator[tuple[WeedServer, FaultProxy]]:
+    """Lend a server with a bucket, and a proxy before it that has no rules yet."""
+    server = WeedServer(work, bucket)
+    proxy = FaultProxy(server.port)
+    try:
+        yield server, proxy
+    finally:
+        proxy.stop()
+        server.stop()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from table_cells import headed, line
+from table_cells import table
 
 Results = Mapping[str, Any]
 
@@ -21,56 +21,37 @@ def metrics_table(found: Results) -> str:
     heads = ["metric", "mask"]
     for model in found:
         heads += [f"`{model}`: k-NN %", "mask gives or costs", "P@10 %", "MAP@R %"]
-    lines = headed(heads)
+    rows = []
     for at, first in enumerate(next(iter(found.values()))["rows"]):
-        cells = [f"`{first['metric']}`", "" if first["mask"] == "none" else f"`{first['mask']}`"]
-        for own in found.values():
-            row = own["rows"][at]
-            cells += [spread(row["knn"]), "" if row["mask"] == "none" else spread(row["to_no_mask"]["knn"]),
-                      spread(row["precision_at_10"]), spread(row["map_at_r"])]  # fmt: skip
-        lines.append(line(cells))
+        rows.append([f"`{first['metric']}`", "" if first["mask"] == "none" else f"`{first['mask']}`"])
+        for row in (own["rows"][at] for own in found.values()):
+            rows[-1] += [spread(row["knn"]), "" if row["mask"] == "none" else spread(row["to_no_mask"]["knn"]),
+                         spread(row["precision_at_10"]), spread(row["map_at_r"])]  # fmt: skip
     told = [
         f"`{model}`: {own['dims']} numbers, {own['epochs']} epochs, {len(own['train_cpu_s'])} seeds, "
         f"{own['queries']:,} photos asked of {own['gallery']:,}."
         for model, own in found.items()
     ]
-    return "\n".join([*lines, "", " ".join(told)])
+    return table(heads, rows, " ".join(told))
 
 
-def divergence_table(found: Results) -> str:
-    """Return every kind by the truth of the open benchmark."""
-    heads = ["metric", "mask", "kind", "recall@10", "reported", "error of values", "bytes an item", "queries/s",
-             "build, CPU s"]  # fmt: skip
-    lines = headed(heads)
-    for row in found["kinds"]:
-        first = [f"`{row['metric']}`", "" if row["mask"] == "none" else f"`{row['mask']}`", f"`{row['kind']}`"]
-        if "refused" in row:
-            lines.append(line([*first, "refused", *["–"] * 5]))
-            continue
-        error = row["largest_relative_error"]
-        lines.append(line([
-            *first, f"{row['recall_at_10']:.3f}", f"{row['reported_recall']:.3f}",
-            "–" if error is None else f"{error:.0e}", f"{row['bytes_per_item']:.0f}",
-            f"{row['queries_per_s']:,.0f}", f"{row['build_cpu_s']:.0f}"]))  # fmt: skip
-    about = found["set"]
-    return "\n".join(
-        [*lines, "", f"{about['items']:,} items of {about['dims']} numbers, {about['queries']:,} queries."]
-    )
+def effort_of(row: Results) -> str:
+    """Return what a kind was tuned to."""
+    return ", ".join(f"{name} {value}" for name, value in row["effort"].items()) or "none"
 
 
 def speed_table(found: Results) -> str:
     """Return exact KL search beside torch."""
-    own = found["speed"]
-    lines = headed(["beside", "asked", "ours, ms a query", "torch, ms a query", "ratio", "of all pairs", "same ten"])
+    own, rows = found["speed"], []
     for way in ("elementwise", "product"):
         for asked in ("one", "batch_of_64"):
-            if f"{way}_{asked}" in own:
-                row = own[f"{way}_{asked}"]
+            if row := own.get(f"{way}_{asked}"):
                 low, high = row["ratio_range"]
-                lines.append(line([f"torch, {way}", asked.replace("_", " "), f"{row['ours_ms']:.1f}",
-                                   f"{row['torch_ms']:.1f}", f"{row['ratio_median']:.2f}", f"{low:.2f} to {high:.2f}",
-                                   f"{row['overlap_at_10']:.3f}"]))  # fmt: skip
-    return "\n".join([*lines, "", f"{own['rows']:,} items of {own['dims']} numbers, {own['pairs']} pairs."])
+                rows.append([f"torch, {way}", asked.replace("_", " "), f"{row['ours_ms']:.1f}",
+                             f"{row['torch_ms']:.1f}", f"{row['ratio_median']:.2f}", f"{low:.2f} to {high:.2f}",
+                             f"{row['overlap_at_10']:.3f}"])  # fmt: skip
+    heads = ["beside", "asked", "ours, ms a query", "torch, ms a query", "ratio", "of all pairs", "same ten"]
+    return table(heads, rows, f"{own['rows']:,} items of {own['dims']} numbers, {own['pairs']} pairs.")
 
 
 def million_table(found: Results, smaller: Results) -> str:
@@ -78,48 +59,27 @@ def million_table(found: Results, smaller: Results) -> str:
     heads = ["kind", "effort", "bytes a photo", "`features` beside", "reported", "new photos",
              "of the 60,000 true ones", "CPU ms a query", "p50 ms", "p99 ms", "build, CPU s",
              "peak memory of the build, MB (before)"]  # fmt: skip
-    lines = headed(heads)
-    before = {row["kind"]: row for row in smaller["kinds"]}
-    for row in found["kinds"]:
-        all_rows = row["filters"]["all"]
-        effort = ", ".join(f"{name} {value}" for name, value in row["effort"].items()) or "none"
-        lines.append(line([
-            f"`{row['kind']}`", effort, f"{row['bytes_per_item']:.0f}", f"{row['features_bytes_per_item']:.0f}",
-            f"{row['reported_recall']:.3f}", f"{all_rows['recall']:.3f}",
-            f"{before[row['kind']]['filters']['all']['recall']:.3f}", f"{all_rows['cpu_ms_in_batch']:.2f}",
-            f"{all_rows['p50_ms']:.1f}", f"{all_rows['p99_ms']:.1f}", f"{row['build_cpu_s']:.0f}",
-            f"{row['peak_build_mb']:,} ({row['before_build_mb']:,})"]))  # fmt: skip
-    return "\n".join(lines)
+    before = {row["kind"]: row["filters"]["all"] for row in smaller["kinds"]}
+    return table(heads, [
+        [f"`{row['kind']}`", effort_of(row), f"{row['bytes_per_item']:.0f}", f"{row['features_bytes_per_item']:.0f}",
+         f"{row['reported_recall']:.3f}", f"{own['recall']:.3f}", f"{before[row['kind']]['recall']:.3f}",
+         f"{own['cpu_ms_in_batch']:.2f}", f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}", f"{row['build_cpu_s']:.0f}",
+         f"{row['peak_build_mb']:,} ({row['before_build_mb']:,})"]
+        for row in found["kinds"] for own in [row["filters"]["all"]]
+    ])  # fmt: skip
 
 
 def filters_table(found: Results) -> str:
     """Return recall, short answers and p99 of every kind by the share of rows that a filter leaves."""
     shares = list(found["kinds"][0]["filters"])
-    lines = headed(["kind", *(f"{share}: recall, p99 ms" for share in shares), "short answers", "excluded returned"])
+    rows = []
     for row in found["kinds"]:
         own = row["filters"]
         cells = [f"{own[share]['recall']:.3f}, {own[share]['p99_ms']:.1f}" for share in shares]
         counts = [str(sum(own[share][name] for share in shares)) for name in ("short", "excluded")]
-        lines.append(line([f"`{row['kind']}`", *cells, *counts]))
-    return "\n".join(lines)
-
-
-def beside_table(found: Results) -> str:
-    """Return `auto` beside autofaiss."""
-    lines = headed(["", "index", "recall@10", "queries/s", "queries a CPU second", "p50 ms", "p99 ms", "index, MB",
-                    "exact vectors beside, MB", "build, CPU s", "build, s"])  # fmt: skip
-    for name in ("ours", "autofaiss"):
-        own = found[name]
-        given = own["parameters"]
-        told = given if isinstance(given, str) else ", ".join(f"{each} {value}" for each, value in given.items())
-        rates = [f"{own[each]:,.0f}" for each in ("qps", "qps_cpu")]
-        sizes = [f"{own['bytes'] / 1e6:.1f}", f"{own.get('features_bytes', 0) / 1e6:.0f}"]
-        lines.append(line([
-            name, f"`{own['key']}`, {told}", f"{own['recall_at_10']:.3f}", *rates, f"{own['p50_ms']:.2f}",
-            f"{own['p99_ms']:.1f}", *sizes, f"{own['build_cpu_s']:.0f}", f"{own['build_s']:.0f}"]))  # fmt: skip
-    median, low, high = found["qps_cpu_ratio"]
-    told = f"{found['rows']:,} vectors of {found['dim']}, {found['memory_mb']:g} MB; queries a CPU second, "
-    return "\n".join([*lines, "", f"{told}ours to theirs: {median:.1f} ({low:.1f} to {high:.1f})."])
+        rows.append([f"`{row['kind']}`", *cells, *counts])
+    heads = ["kind", *(f"{share}: recall, p99 ms" for share in shares), "short answers", "excluded returned"]
+    return table(heads, rows)
 
 
 def turmoil_table(found: Results) -> str:
@@ -133,32 +93,30 @@ def turmoil_table(found: Results) -> str:
         "sweeps": "sweeps", "files deleted": "swept_files", "releases left": "releases_left",
         "problems in these": "problems_left", "anything else wrong": "violations",
     }  # fmt: skip
-    lines = headed(["", *found])
-    lines += [line([name, *(f"{own.get(key, 0):,}" for own in found.values())]) for name, key in rows.items()]
-    return "\n".join(lines)
+    return table(
+        ["", *found], [[name, *(f"{own.get(key, 0):,}" for own in found.values())] for name, key in rows.items()]
+    )
 
 
 def engines_table(found: Results) -> str:
     """Return which engine read each table as it is."""
     own = found["engines"]
-    engines = ("pyarrow", "duckdb", "polars")
-    lines = headed(["table", "rows", "columns", *(own["versions"])])
-    for role, told in own["tables"].items():
-        cells = ["as it is" if told[engine] else "otherwise" for engine in engines]
-        lines.append(line([f"`{role}`", str(told["rows"]), str(told["columns"]), *cells]))
-    return "\n".join(lines)
+    return table(["table", "rows", "columns", *own["versions"]], [
+        [f"`{role}`", str(told["rows"]), str(told["columns"]),
+         *("as it is" if told[engine] else "otherwise" for engine in ("pyarrow", "duckdb", "polars"))]
+        for role, told in own["tables"].items()
+    ])  # fmt: skip
 
 
 def spaces_table(found: Results) -> str:
     """Return what every kind reports of real spaces, and what photos that are in none find."""
-    lines = headed(["space", "items", "kind", "effort", "reported", "found by held-out photos", "below"])
+    rows = []
     for space, own in found.items():
         for row in own["rows"]:
-            first = [f"`{space}`", f"{own['items']:,}", f"`{row['kind']}`"]
+            rows.append([f"`{space}`", f"{own['items']:,}", f"`{row['kind']}`"])
             if "refused" in row:
-                lines.append(line([*first, "refused", *["–"] * 3]))
-                continue
-            effort = ", ".join(f"{name} {value}" for name, value in row["effort"].items()) or "none"
-            told = f"{row['found']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-            lines.append(line([*first, effort, f"{row['reported']:.3f}", told, "yes" if row["short"] else "no"]))
-    return "\n".join(lines)
+                rows[-1] += ["refused", *["–"] * 3]
+            else:
+                told = f"{row['found']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                rows[-1] += [effort_of(row), f"{row['reported']:.3f}", told, "yes" if row["short"] else "no"]
+    return table(["space", "items", "kind", "effort", "reported", "found by held-out photos", "below"], rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from bench_refresh import split
 from claim_experiments import RENDERED
+from options import Given
 
 from jobs.command import Arguments
 from jobs.config import Config, load_config
@@ -50,7 +50,7 @@ from pipeline.training.split import held_out
 from pipeline.training.worker import fix_process
 
 FLOORS = "floors"
-FLOOR_SIZES = {"fashion_mnist": 28, "clothing": 64}  # of the floors' photos; the former's own size
+SIZES = {"fashion_mnist": 28, "clothing": 64}  # of each catalogue's photos; the former's own size
 PART_ROWS = 5000
 
 
@@ -144,6 +144,14 @@ def load(folder: Path, part: str, size: int) -> Photos:
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(f"{part}-*.parquet"))])
     pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, size, size, 3)
     return Photos(pixels, *(table[name].to_pylist() for name in ("category", "item_id", "group")))
+
+
+def both_parts(
+    data: Path, cache: Path, catalogue: str, size: int, limit: int | None = None
+) -> tuple[str, Photos, Photos]:
+    """Return the cache's folder of a catalogue's photos, those to learn from and those held out."""
+    folder = prepare(data, cache, catalogue, size, limit)
+    return folder, load(cache / folder, "train", size), load(cache / folder, "test", size)
 
 
 def preset_config(name: str, epochs: int | None, more: Sequence[str] = ()) -> Config:
@@ -246,11 +254,10 @@ class Kept(Scalars):
     def close(self) -> None: ...
 
 
-def measure_preset(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_preset(name: str, seed: int, asked: Given) -> list[dict[str, Any]]:
     """Train and measure one preset with one seed."""
     config = preset_config(name, asked.epochs)
-    folder = prepare(asked.data, asked.cache, asked.catalogue, config.images.size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, config.images.size) for part in ("train", "test"))
+    folder, bank, held = both_parts(asked.data, asked.cache, asked.catalogue, config.images.size, asked.limit)
     model, result = train(config, seed, asked.cache, folder, bank)
     encoder = Encoder(model, batch_size=250, threads=1)
     begun = time.perf_counter()
@@ -283,11 +290,10 @@ def all_code_measures(model: Any, codes: np.ndarray) -> dict[str, Any]:
     return {"num_codes": number, **code_measures(numbered, number)}
 
 
-def measure_floors(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_floors(asked: Given) -> list[dict[str, Any]]:
     """Measure raw pixels, principal components of pixels and of gradient histograms."""
-    size, grey = FLOOR_SIZES[asked.catalogue], asked.catalogue == "fashion_mnist"
-    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
+    size, grey = SIZES[asked.catalogue], asked.catalogue == "fashion_mnist"
+    _, bank, held = both_parts(asked.data, asked.cache, asked.catalogue, size, asked.limit)
     labels, truth = np.asarray(bank.categories), np.asarray(held.categories)
     results = []
 

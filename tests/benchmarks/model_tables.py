@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from table_cells import Rows, Run, headed, line, shown
+from record import Run
+from table_cells import Rows, shown, table
 
 FLOOR = "HOG + PCA-64"  # what differences are told against
 LABELS = {"knn": "k-NN", "knn_weighted": "k-NN 20, weighted", "probe": "probe", "precision_at_10": "P@10",
           "map_at_r": "MAP@R", "ndcg_at_10": "NDCG@10"}  # fmt: skip
-AHEAD = ("knn", "precision_at_10", "map_at_r")
+SHORT = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
+AHEAD = tuple(SHORT.values())
 FACTORS = ("category", "colour", "pattern", "angle", "shade", "width")
 NUISANCES = ("angle", "shade", "width", "view")
 Ahead = Mapping[str, Mapping[str, Sequence[float]]]  # of a model and measure: mean, low, high, in points
@@ -24,15 +26,14 @@ def models_table(rows: Rows) -> str:
     """Return the table of trainings."""
     heads = ["model", "target", "numbers", "CPU minutes", "photos per CPU second", "k-NN %", "MSE", "SSIM", "detail",
              "active units or codes", "twins %", "code error", "drawn worst, best (MSE)"]  # fmt: skip
-    lines = headed(heads)
-    for name, own in rows.items():
-        cells = [name, own[0]["target"], str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60),
-                 shown(own, "images_per_cpu_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
-                 shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
-                 shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
-                 extremes(own)]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+    return table(heads, [
+        [name, own[0]["target"], str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60),
+         shown(own, "images_per_cpu_s", digits=0), shown(own, "knn", 100), shown(own, "mse", digits=4),
+         shown(own, "ssim", digits=3), shown(own, "high_frequency", digits=2), used(own),
+         shown(own, "codebook_near_duplicate_share", 100), shown(own, "codebook_quantisation_error", digits=3),
+         extremes(own)]
+        for name, own in rows.items()
+    ])  # fmt: skip
 
 
 def used(runs: list[Run]) -> str:
@@ -61,12 +62,11 @@ def labels_table(rows: Rows, ahead: Ahead) -> str:
     """Return the table of measures by labels. ahead: how far models are above the floor by the same queries."""
     heads = ["model", "numbers", "CPU minutes", "photos per CPU second", *(f"{title} %" for title in LABELS.values()),
              f"k-NN, P@10, MAP@R above {FLOOR}"]  # fmt: skip
-    lines = headed(heads)
-    for name, own in rows.items():
-        cells = [name, str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60), shown(own, "images_per_cpu_s", digits=0),
-                 *(with_interval(own, measure) for measure in LABELS), told_ahead(ahead.get(name))]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+    return table(heads, [
+        [name, str(own[0]["dims"]), shown(own, "train_cpu_s", 1 / 60), shown(own, "images_per_cpu_s", digits=0),
+         *(with_interval(own, measure) for measure in LABELS), told_ahead(ahead.get(name))]
+        for name, own in rows.items()
+    ])  # fmt: skip
 
 
 def with_interval(runs: list[Run], name: str) -> str:
@@ -85,23 +85,23 @@ def told_ahead(measures: Mapping[str, Sequence[float]] | None) -> str:
     return "; ".join(told) or "–"
 
 
-def differences_of(run: Run, key: str) -> dict[str, list[float]]:
-    """Return a run's paired differences by measure, in points, with their intervals; key: ahead or gain."""
-    return {name: [100 * value for value in run[f"{key}_{name}"]] for name in AHEAD if f"{key}_{name}" in run}
+def own_ahead(run: Run, key: str = "ahead") -> str:
+    """Return `told_ahead` of a run that holds the differences itself, as shares; key: ahead or gain."""
+    known = {name: run[f"{key}_{name}"] for name in AHEAD if f"{key}_{name}" in run}
+    return told_ahead({name: [100 * value for value in own] for name, own in known.items()})
 
 
 def moves_table(rows: Rows) -> str:
     """Return the table of what moves latents."""
     heads = ["model", "effective rank", "unit spread", "logo items found %", "without logo %", "ahead %",
              "moved by edit", "still found %", *FACTORS]  # fmt: skip
-    lines = headed(heads)
-    for name, own in rows.items():
-        cells = [name, shown(own, "effective_rank_centred"), shown(own, "unit_spread", digits=2),
-                 shown(own, "rare_recall", 100), shown(own, "rare_plain_recall", 100), shown(own, "rare_ahead", 100),
-                 shown(own, "moved", digits=2), shown(own, "found", 100),
-                 *(shown(own, f"factor_{factor}", digits=2) for factor in FACTORS)]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+    return table(heads, [
+        [name, shown(own, "effective_rank_centred"), shown(own, "unit_spread", digits=2),
+         shown(own, "rare_recall", 100), shown(own, "rare_plain_recall", 100), shown(own, "rare_ahead", 100),
+         shown(own, "moved", digits=2), shown(own, "found", 100),
+         *(shown(own, f"factor_{factor}", digits=2) for factor in FACTORS)]
+        for name, own in rows.items()
+    ])  # fmt: skip
 
 
 # --- bench_yardsticks.py
@@ -117,38 +117,34 @@ def by_name(runs: Sequence[Run]) -> Rows:
 
 def yardsticks_table(runs: Sequence[Run]) -> str:
     """Return the table of the yardsticks that ask for labels."""
-    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
-    lines = headed(["yardstick", "numbers", "epochs", "CPU minutes", *keys])
-    for name, own in by_name(runs).items():
-        cells = [name, str(own[0]["dims"]), shown(own, "epochs"), shown(own, "train_cpu_s", 1 / 60)]
-        lines.append(line([*cells, *(shown(own, key, 100) for key in keys.values())]))
-    return "\n".join(lines)
+    return table(["yardstick", "numbers", "epochs", "CPU minutes", *SHORT], [
+        [name, str(own[0]["dims"]), shown(own, "epochs"), shown(own, "train_cpu_s", 1 / 60),
+         *(shown(own, key, 100) for key in AHEAD)]
+        for name, own in by_name(runs).items()
+    ])  # fmt: skip
 
 
 def words_table(runs: Sequence[Run]) -> str:
     """Return the table of codes as words."""
-    keys = {
-        "k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r", "purity %": "purity",
-        "by chance %": "purity_chance", "NMI %": "nmi", "offered: of what is liked %": "liked",
+    keys = SHORT | {
+        "purity %": "purity", "by chance %": "purity_chance", "NMI %": "nmi", "offered: of what is liked %": "liked",
         "of the one less offered %": "least", "nearest customer likes the same %": "fellow",
     }  # fmt: skip
-    lines = headed(["compared by", "numbers", *keys])
-    for name, own in by_name(runs).items():
-        lines.append(line([name, str(own[0]["dims"]), *(shown(own, key, 100) for key in keys.values())]))
-    return "\n".join(lines)
+    rows = by_name(runs).items()
+    return table(
+        ["compared by", "numbers", *keys],
+        [[name, str(own[0]["dims"]), *(shown(own, key, 100) for key in keys.values())] for name, own in rows],
+    )
 
 
 def nuisance_table(runs: Sequence[Run]) -> str:
     """Return the table of purities, in brackets the 95 % interval of the first seed."""
-    lines = headed(["space", "numbers", *(f"same design, other {name} %" for name in NUISANCES)])
-    for name, own in by_name(runs).items():
-        cells = [name, str(own[0]["dims"])]
-        for key in (f"purity_{each}" for each in NUISANCES):
-            low, high = (100 * own[0][f"{key}_{end}"] for end in ("low", "high"))
-            cells.append(f"{shown(own, key, 100)} ({low:.1f}–{high:.1f})")
-        lines.append(line(cells))
-    chance = shown(runs[:1], f"purity_{NUISANCES[0]}_chance", 100)
-    return "\n".join([*lines, "", f"By chance {chance} %."])
+    heads = ["space", "numbers", *(f"same design, other {name} %" for name in NUISANCES)]
+    rows = [
+        [name, str(own[0]["dims"]), *(with_interval(own, f"purity_{each}") for each in NUISANCES)]
+        for name, own in by_name(runs).items()
+    ]
+    return table(heads, rows, f"By chance {shown(runs[:1], f'purity_{NUISANCES[0]}_chance', 100)} %.")
 
 
 YARDSTICKS: dict[str, Any] = {"nuisance": nuisance_table, "words": words_table}  # the others share one table
@@ -167,16 +163,14 @@ def yardstick_tables(runs: Sequence[Run]) -> str:
 
 def folds_table(runs: Sequence[Run]) -> str:
     """Return the table of folds by contributor, in brackets the intervals of the first seed."""
-    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
-    heads = ["model", "numbers", *keys, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second", "licence",
+    heads = ["model", "numbers", *SHORT, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second", "licence",
              "old split: k-NN, P@10, MAP@R %"]  # fmt: skip
-    lines = headed(heads)
-    for name, own in by_name(runs).items():
-        cells = [name, str(own[0]["dims"]), *(with_interval(own, key) for key in keys.values()),
-                 told_ahead(differences_of(own[0], "ahead")), shown(own, "photos_per_cpu_s", digits=0),
-                 own[0]["licence"], " / ".join(shown(own, f"old_{key}", 100) for key in keys.values())]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+    return table(heads, [
+        [name, str(own[0]["dims"]), *(with_interval(own, key) for key in AHEAD), own_ahead(own[0]),
+         shown(own, "photos_per_cpu_s", digits=0), own[0]["licence"],
+         " / ".join(shown(own, f"old_{key}", 100) for key in AHEAD)]
+        for name, own in by_name(runs).items()
+    ])  # fmt: skip
 
 
 # --- bench_enlarged.py
@@ -184,13 +178,12 @@ def folds_table(runs: Sequence[Run]) -> str:
 
 def enlarged_table(runs: Sequence[Run]) -> str:
     """Return the table of Fashion-MNIST as a pretrained network sees it, in brackets the intervals."""
-    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
-    lines = headed(["space", "numbers", *keys, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second"])
-    for run in runs:
-        cells = [run["name"], str(run["dims"]), *(with_interval([run], key) for key in keys.values()),
-                 told_ahead(differences_of(run, "ahead")), shown([run], "photos_per_cpu_s", digits=0)]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+    heads = ["space", "numbers", *SHORT, f"k-NN, P@10, MAP@R above {FLOOR}", "photos per CPU second"]
+    return table(heads, [
+        [run["name"], str(run["dims"]), *(with_interval([run], key) for key in AHEAD), own_ahead(run),
+         shown([run], "photos_per_cpu_s", digits=0)]
+        for run in runs
+    ])  # fmt: skip
 
 
 def folds_moves_table(runs: Sequence[Run]) -> str:
@@ -200,11 +193,9 @@ def folds_moves_table(runs: Sequence[Run]) -> str:
 
 def tuned_table(runs: Sequence[Run]) -> str:
     """Return the table of a pretrained network that learns on, over the folds, in brackets the intervals."""
-    keys = {"k-NN %": "knn", "P@10 %": "precision_at_10", "MAP@R %": "map_at_r"}
     above = {f"k-NN, P@10, MAP@R above {FLOOR}": "ahead", "above the network as it is": "gain"}
-    lines = headed(["network", *keys, *above, "CPU seconds of training"])
-    for run in runs:
-        differences = [told_ahead(differences_of(run, key)) for key in above.values()]
-        cells = [run["name"], *(with_interval([run], key) for key in keys.values()), *differences]
-        lines.append(line([*cells, f"{run['train_cpu_s']:,.0f}"]))
-    return "\n".join(lines)
+    return table(["network", *SHORT, *above, "CPU seconds of training"], [
+        [run["name"], *(with_interval([run], key) for key in AHEAD), *(own_ahead(run, key) for key in above.values()),
+         f"{run['train_cpu_s']:,.0f}"]
+        for run in runs
+    ])  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+Given = argparse.Namespace  # what was given, and what stands for the rest
 NEEDED = object()  # of a file or folder that has to be named
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_measures import Photos, load, pixel_rows, prepare, preset_config
+from model_measures import FLOORS, SIZES, Photos, both_parts, pixel_rows, preset_config
+from options import Given
 from record import ROOT
 
 from jobs.config import Config
 from pipeline.evaluation.quality import FactorPhotos, encoder_quality, factor_photos, factor_quality, label_quality
 from pipeline.evaluation.spaces import Space, baseline_spaces, model_space
 from pipeline.images import ImagesConfig
-from pipeline.models import MODELS, load_bundle, train_key
+from pipeline.models import load_bundle, train_key
 from pipeline.storage import open_store
 from pipeline.training import Line
 from pipeline.training.progress import TrainProgress
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import TrainJob, fix_process, run_rank
 
-FLOORS = "floors"
-SIZES = {"fashion_mnist": 28, "clothing": 64}
 # The network whose random weights are among the floors.
 UNTRAINED = {"fashion_mnist": "simclr_fashion_mnist", "clothing": "simclr_clothing"}
 # Bundles that a fusion's preset is measured with, by preset: the same seed of each.
@@ -36,7 +34,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 PERTURBED = 5000  # photos of the tests by logo and by edit
 
 
-def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(name: str, seed: int, asked: Given) -> list[dict[str, Any]]:
     """Return the rows of one preset with one seed, or those of all floors."""
     size = SIZES[asked.catalogue]
     folder, bank, held = photos_of(asked)
@@ -52,17 +50,12 @@ def measure(name: str, seed: int, asked: argparse.Namespace) -> list[dict[str, A
     return [{**found, **spent, "kind": bundle.config.kind, "model_id": model_id}]
 
 
-def photos_of(asked: argparse.Namespace) -> tuple[str, Photos, Photos]:
+def photos_of(asked: Given) -> tuple[str, Photos, Photos]:
     """Return the cache's folder of decoded photos, those to learn from and those held out."""
-    size = SIZES[asked.catalogue]
-    folder = prepare(asked.data, asked.cache, asked.catalogue, size, asked.limit)
-    bank, held = (load(asked.cache / folder, part, size) for part in ("train", "test"))
-    return folder, bank, held
+    return both_parts(asked.data, asked.cache, asked.catalogue, SIZES[asked.catalogue], asked.limit)
 
 
-def bundle_of(
-    name: str, seed: int, asked: argparse.Namespace, folder: str, bank: Photos
-) -> tuple[str, dict[str, float]]:
+def bundle_of(name: str, seed: int, asked: Given, folder: str, bank: Photos) -> tuple[str, dict[str, float]]:
     """Return the model_id of a preset trained with a seed, and CPU seconds, photos a CPU second and photos of it.
 
     What an earlier run trained with the same settings is taken from the cache, whose times are those of then.
@@ -103,7 +96,7 @@ def presets_of(catalogue: str) -> list[str]:
     )
 
 
-def kept_bundle(name: str, seed: int, asked: argparse.Namespace) -> tuple[str, dict[str, float]] | None:
+def kept_bundle(name: str, seed: int, asked: Given) -> tuple[str, dict[str, float]] | None:
     """Return what `bundle_of` would take from the cache; None where it would train."""
     members = [kept_bundle(member, seed, asked) for member in MEMBERS.get(name, ())]
     there = [member[0] for member in members if member is not None]
@@ -116,7 +109,7 @@ def kept_bundle(name: str, seed: int, asked: argparse.Namespace) -> tuple[str, d
     return kept.pop("model_id"), kept
 
 
-def seeded(name: str, seed: int, asked: argparse.Namespace, members: Sequence[str]) -> Config:
+def seeded(name: str, seed: int, asked: Given, members: Sequence[str]) -> Config:
     """Return a preset's settings with a seed, one thread, and the model_ids of a fusion's members."""
     config = preset_config(name, asked.epochs)
     train = config.train.model_copy(update={"seed": seed, "threads": 1, "checkpoint_every_s": 1e9})
@@ -124,13 +117,13 @@ def seeded(name: str, seed: int, asked: argparse.Namespace, members: Sequence[st
     return config.model_copy(update={"train": train, "model": model})
 
 
-def key_in_cache(config: Config, asked: argparse.Namespace) -> str:
+def key_in_cache(config: Config, asked: Given) -> str:
     """Return the train key of settings on the catalogue's photos."""
     images, train = config.images.model_dump(mode="json"), config.train
     return train_key(config.model, images, train.key_values(), train.seed, 1, f"{asked.catalogue} {asked.limit}")
 
 
-def note_of(key: str, asked: argparse.Namespace) -> Path:
+def note_of(key: str, asked: Given) -> Path:
     """Return the file that is written when a bundle is finished: its model_id and what it took."""
     return Path(asked.cache) / "times" / f"{key}.json"
 
@@ -140,7 +133,7 @@ def row(
     bank: Photos,
     held: Photos,
     factors: FactorPhotos,
-    asked: argparse.Namespace,
+    asked: Given,
     preset: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -173,8 +166,3 @@ def timed(encode: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[np.ndar
         return found
 
     return run, seconds
-
-
-def trains(name: str) -> bool:
-    """Return whether a preset's model is trained by gradients."""
-    return MODELS[preset_config(name, None).model.kind][1].trains

@@ -25,8 +25,11 @@ def today() -> str:
     return dt.datetime.now(dt.UTC).date().isoformat()
 
 
-def made_on(note: str = "one thread") -> dict[str, str]:
-    """Return what a result says of when, of which code and on what it was measured; note: more of the machine."""
+def made_on(note: str = "one thread") -> dict[str, Any]:
+    """Return what a result says of when, of which code and on what it was measured; note: more of the machine.
+
+    load: of the last minute, of how busy other things kept it too.
+    """
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     machine = f"{os.cpu_count()} x {platform.machine()}"
@@ -34,6 +37,7 @@ def made_on(note: str = "one thread") -> dict[str, str]:
         "date": today(),
         "commit": commit.stdout.strip(),
         "machine": f"{machine}, {note}" if note else machine,
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -90,7 +94,6 @@ def write_runs(path: Path, runs: Sequence[Run]) -> None:
     write(path, {"machine": platform.platform(), "torch": torch.__version__, "runs": runs})
 
 
-def renew(path: Path, run: Run, *names: str) -> None:
-    """Write a run at the end of a file's, in place of the one with the same values under these names."""
-    others = [each for each in read(path) if any(each[name] != run[name] for name in names)]
-    write_runs(path, [*others, run])
+def renewed(runs: Sequence[Run], run: Run, *names: str) -> list[Run]:
+    """Return runs with one more at the end, in place of the one with the same values under these names."""
+    return [*(each for each in runs if any(each[name] != run[name] for name in names)), run]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -15,15 +14,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from options import Options
+from options import Given, Options
 from record import DATA, RESULTS, ROOT, read, today, write_runs
 
 CACHE = ROOT / ".cache" / "bench-models"
 Task = tuple[str, int]  # a name and a seed
 
 
-def model_options(text: str | None, catalogues: Iterable[str], results: str) -> Options:
-    """Return the options that the benchmarks of models share; results: name of the file in the cache.
+def model_options(text: str | None, catalogues: Iterable[str], results: str, *, stamps: bool = True) -> Options:
+    """Return the options that the benchmarks of models share; results: name of the file in the cache; stamps: whether
+    presets can be told what was measured.
 
     The hidden ones are those with which `side_by_side` calls a program again: one task, and where its result goes.
     """
@@ -38,13 +38,13 @@ def model_options(text: str | None, catalogues: Iterable[str], results: str) -> 
         cache=CACHE,
         json=CACHE / results,
         table=(False, "only print what is in --json"),
-        stamp=(False, "only write what is in --json into the presets"),
+        **({"stamp": (False, "only write what is in --json into the presets")} if stamps else {}),
     )
     parser.add_argument("--catalogue", choices=sorted(catalogues), default="fashion_mnist")
     return parser.hidden(one=str, out=str)
 
 
-def parsed(parser: Options) -> argparse.Namespace:
+def parsed(parser: Options) -> Given:
     """Return the options; `--table` without anything measured on this machine shows the committed results."""
     asked = parser.parse_args()
     if asked.table and not asked.json.exists():
@@ -54,35 +54,50 @@ def parsed(parser: Options) -> argparse.Namespace:
 
 def record_all(
     program: Path,
-    tasks: Sequence[Task],
-    digests: Mapping[str, str],
-    asked: argparse.Namespace,
+    asked: Given,
+    passed: Sequence[str],
+    facts: Mapping[Task, dict[str, Any]],
     say: Callable[[dict[str, Any]], str],
 ) -> int:
     """Run tasks and write every result into asked.json when it is there; return how many failed.
 
-    digests: of what decides a preset's results. say: a few words about a result.
+    passed: options that the program is called with again. facts: what is known of each task. say: a few words about a
+    result.
     """
     failed = 0
-    passed = {key: getattr(asked, key) for key in ("data", "catalogue", "cache", "limit", "epochs")}
-    for (name, seed), found in side_by_side(program, tasks, passed, asked.jobs):
+    given = {key: getattr(asked, key) for key in passed}
+    for task, found in side_by_side(program, list(facts), given, asked.jobs):
         if isinstance(found, RuntimeError):
             failed += 1
             print(found, flush=True)
             continue
-        facts = {
-            "preset": name,
-            "seed": seed,
-            "digest": digests[name],
-            "catalogue": asked.catalogue,
-            "limit": asked.limit,
-            "jobs": asked.jobs,
-            "date": today(),
-        }
-        write_runs(asked.json, [*read(asked.json), *({**facts, **result} for result in found)])
+        about = {**facts[task], "limit": asked.limit, "jobs": asked.jobs, "date": today()}
+        write_runs(asked.json, [*read(asked.json), *({**about, **result} for result in found)])
         for result in found:
-            print(f"{result['name']}, seed {seed}: {say(result)}", flush=True)
+            print(f"{result.get('name', task[0])}, seed {task[1]}: {say(result)}", flush=True)
     return failed
+
+
+def record_presets(
+    program: Path,
+    tasks: Sequence[Task],
+    digests: Mapping[str, str],
+    asked: Given,
+    say: Callable[[dict[str, Any]], str],
+) -> int:
+    """Record what is measured of presets; digests: of what decides a preset's results."""
+    facts = {
+        (name, seed): {"preset": name, "seed": seed, "digest": digests[name], "catalogue": asked.catalogue}
+        for name, seed in tasks
+    }
+    return record_all(program, asked, ("data", "catalogue", "cache", "limit", "epochs"), facts, say)
+
+
+def stamp_preset(name: str, text: str) -> None:
+    """Write what was measured of a preset into the second line of its file."""
+    path = ROOT / "jobs" / "presets" / f"{name}.yaml"
+    command, _, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([command, f"# Measured, {text}; see tests/benchmarks/README.md.", *rest]) + "\n")
 
 
 def side_by_side(

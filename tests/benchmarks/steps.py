@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 
-def begun(program: str, words: list[str], folder: Path, step: str) -> subprocess.Popen[str]:
-    """Start a step of a program, given as its `__file__`, with the options that it was called with."""
-    command = [sys.executable, program, *words, "--folder", str(folder), "--step", step]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def begun(program: str, *words: object, **variables: str) -> subprocess.Popen[str]:
+    """Start a program, given as its `__file__`, with some words and with variables beside this process's."""
+    command = [sys.executable, program, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **variables})
 
 
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return what a step printed as its last line; a step that fails ends the benchmark."""
+def ended(process: subprocess.Popen[str]) -> Any:
+    """Return what a step printed as its last line, as JSON; a step that fails ends the benchmark."""
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(process.returncode)
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    return json.loads(out.splitlines()[-1]) if out.strip() else None
+
+
+def apart(program: str, *words: object, **variables: str) -> Any:
+    """Return what a program says as its last line, run to its end in a process of its own."""
+    return ended(begun(program, *words, **variables))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,11 @@ from record import read as read
 Rows = dict[str, list[Run]]
 
 
-def headed(heads: list[str]) -> list[str]:
-    """Return the first two lines of a Markdown table."""
-    return [line(heads), "|" + "---|" * len(heads)]
-
-
-def line(cells: list[str]) -> str:
-    """Return a row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *below: str) -> str:
+    """Return a Markdown table, and what stands below it."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
+    lines.insert(1, "|" + "---|" * len(heads))
+    return "\n".join([*lines, *(["", *below] if below else [])])
 
 
 def shown(runs: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0, digits: int = 1) -> str:

@@ -38,7 +38,7 @@ from model_tables import (
 )
 from options import Options
 from record import RESULTS, ROOT, Run, read
-from table_cells import headed, line, newest_rows, shown
+from table_cells import newest_rows, shown, table
 
 PAGES = ("README.md", "tests/benchmarks/README.md")
 CATALOGUES = ("fashion_mnist", "clothing")
@@ -72,16 +72,15 @@ def results_of(name: str) -> dict[str, Any]:
 
 def choices() -> str:
     """Return the small table of which model to take."""
-    rows = {catalogue: newest_rows(runs_of("quality"), catalogue) for catalogue in CATALOGUES}
+    measured = [newest_rows(runs_of("quality"), catalogue) for catalogue in CATALOGUES]
     heads = ["model", "numbers", "CPU minutes", "k-NN % Fashion-MNIST", "k-NN % clothing", "take it for"]
-    lines = headed(heads)
+    rows = []
     for name, reason in CHOICES.items():
-        fashion, clothing = (rows[catalogue].get(name, []) for catalogue in CATALOGUES)
+        fashion, clothing = (found.get(name, []) for found in measured)
         dims = " / ".join(dict.fromkeys(str(own[0]["dims"]) for own in (fashion, clothing) if own))
-        cells = [f"`{name}`", dims, shown(fashion, "train_cpu_s", 1 / 60), shown(fashion, "knn", 100),
-                 shown(clothing, "knn", 100), reason]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+        rows.append([f"`{name}`", dims, shown(fashion, "train_cpu_s", 1 / 60), shown(fashion, "knn", 100),
+                     shown(clothing, "knn", 100), reason])  # fmt: skip
+    return table(heads, rows)
 
 
 # --- refreshes and what they are compared with
@@ -96,62 +95,57 @@ def refresh() -> str:
     }
     heads = ["refresh of", "photos", "plan", "pixels", "train", "encode", "index to publish", "all, with start-up",
              "again, nothing changed", "k-NN", "peak memory"]  # fmt: skip
-    lines = headed(heads)
-    found = results_of("refresh")
+    found, rows = results_of("refresh"), []
     for name, title in titles.items():
         own = found[name]
         seconds, rate, held = own["seconds"], own["photos_per_s"], own["held_out"]
         rest = sum(seconds.get(stage, 0.0) for stage in ("index", "evaluate", "report", "publish"))
         staged = [f"{seconds[stage]:.0f} s ({rate[stage]:,.0f}/s)" for stage in ("pixels", "train", "encode")]
-        cells = [title, f"{own['counts']['photos']:,}", f"{seconds['plan']:.1f} s", *staged, f"{rest:.1f} s",
-                 f"{own['wall_s']:.0f} s", f"{own['again']['wall_s']:.1f} s",
-                 f"{100 * held['knn_accuracy']:.1f} % of {held['queries']:,}",
-                 f"{own['peak_memory_mb'] / 1000:.1f} GB"]  # fmt: skip
-        lines.append(line(cells))
+        rows.append([title, f"{own['counts']['photos']:,}", f"{seconds['plan']:.1f} s", *staged, f"{rest:.1f} s",
+                     f"{own['wall_s']:.0f} s", f"{own['again']['wall_s']:.1f} s",
+                     f"{100 * held['knn_accuracy']:.1f} % of {held['queries']:,}",
+                     f"{own['peak_memory_mb'] / 1000:.1f} GB"])  # fmt: skip
     check, wall = found["s3"]["delta"]["check"], found["s3"]["delta"]["wall_s"]
     wanted = "exactly those wanted" if check["exactly_those_wanted"] else "not those wanted"
-    return "\n".join(lines) + (
-        f"\n\n1 % changed, 1 % removed, 1 % new, on S3: {check['photos_fetched']} photos fetched, {wanted}; "
+    told = (
+        f"1 % changed, 1 % removed, 1 % new, on S3: {check['photos_fetched']} photos fetched, {wanted}; "
         f"{check['untouched_rows_equal']:,} of {check['untouched']:,} untouched rows equal; removed items left: "
         f"{check['removed_items_left']}; {wall:.1f} s with start-up."
     )
+    return table(heads, rows, told)
 
 
 def kill() -> str:
     """Return the table of bench_kill.py."""
-    lines = headed(["begun", "killed after, s", "had reached", "differs from the undisturbed run", "second attempt, s"])
-    for begun, runs in results_of("kill").items():
-        for run in runs:
-            cells = [begun.replace("_", " "), f"{run['killed_after_s']:.1f}", run["reached"],
-                     ", ".join(run["differs"]) or "nothing", f"{run['retry_s']:.1f}"]  # fmt: skip
-            lines.append(line(cells))
-    return "\n".join(lines)
+    heads = ["begun", "killed after, s", "had reached", "differs from the undisturbed run", "second attempt, s"]
+    return table(heads, [
+        [begun.replace("_", " "), f"{run['killed_after_s']:.1f}", run["reached"],
+         ", ".join(run["differs"]) or "nothing", f"{run['retry_s']:.1f}"]
+        for begun, runs in results_of("kill").items() for run in runs
+    ])  # fmt: skip
 
 
 def search() -> str:
     """Return the table of bench_search.py."""
-    found = results_of("search")
-    lines = headed(["index", "question", "reader, ms", "FAISS alone, ms", "ratio", "of all pairs"])
+    found, rows = results_of("search"), []
     for run in found["results"]:
         for question, own in run.items():
             if question != "index":
                 low, high = own["range"]
-                cells = [run["index"]["kind"], question, f"{own['reader_ms']:.2f}", f"{own['faiss_ms']:.3f}",
-                         f"{own['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]  # fmt: skip
-                lines.append(line(cells))
-    return "\n".join([*lines, "", f"{found['photos']:,} vectors of {found['dim']} numbers, {found['pairs']} pairs."])
+                rows.append([run["index"]["kind"], question, f"{own['reader_ms']:.2f}", f"{own['faiss_ms']:.3f}",
+                             f"{own['ratio']:.2f}", f"{low:.2f} to {high:.2f}"])  # fmt: skip
+    told = f"{found['photos']:,} vectors of {found['dim']} numbers, {found['pairs']} pairs."
+    return table(["index", "question", "reader, ms", "FAISS alone, ms", "ratio", "of all pairs"], rows, told)
 
 
 def train() -> str:
     """Return the table of bench_train.py."""
-    found = read_plain("train")
-    lines = headed(["workers", "ours, photos/s", "plain PyTorch, photos/s", "median ratio", "95 % interval"])
+    found, rows = read_plain("train"), []
     for workers, own in (("1", found), ("2", found["workers_2"])):
         low, high = own["ratio_interval"]
-        cells = [workers, f"{own['ours_images_per_s']:,.0f}", f"{own['plain_images_per_s']:,.0f}",
-                 f"{own['ratio_median']:.2f}", f"{low:.2f} to {high:.2f}"]  # fmt: skip
-        lines.append(line(cells))
-    return "\n".join(lines)
+        rows.append([workers, f"{own['ours_images_per_s']:,.0f}", f"{own['plain_images_per_s']:,.0f}",
+                     f"{own['ratio_median']:.2f}", f"{low:.2f} to {high:.2f}"])  # fmt: skip
+    return table(["workers", "ours, photos/s", "plain PyTorch, photos/s", "median ratio", "95 % interval"], rows)
 
 
 # --- tables of models, a catalogue each
@@ -176,14 +170,18 @@ def numbers(catalogue: str) -> str:
     for name, own in by_name(yardstick(catalogue, "numbers")).items():
         found.setdefault(name.split(" of ")[1], {})[own[0]["dims"]] = shown(own, "knn", 100)
     dims = sorted({each for own in found.values() for each in own}, reverse=True)
-    lines = headed(["numbers", *map(str, dims)])
-    lines += [line([name, *(own.get(each, "–") for each in dims)]) for name, own in found.items()]
-    return "\n".join(lines)
+    rows = [[name, *(own.get(each, "–") for each in dims)] for name, own in found.items()]
+    return table(["numbers", *map(str, dims)], rows)
 
 
 def resolution() -> str:
     """Return the nights of models of one size and of a fusion of three."""
-    results, stages = results_of("resolution"), ("pixels", "train", "encode")
+    results, stages, rows = results_of("resolution"), ("pixels", "train", "encode"), []
+    for name, row in results["nights"].items():
+        fetches = ", ".join(f"{times} for all {count}" for times, count in row["fetches_a_photo"].items())
+        held = (row["bytes"]["pixels"] + row["bytes"]["photos"], row["bytes"]["latents"])
+        rows.append([name, fetches, *(f"{row['seconds'].get(stage, 0.0):.1f}" for stage in stages),
+                     *(f"{size / results['photos'] / 1000:.1f}" for size in held)])  # fmt: skip
     heads = [
         "night of",
         "fetches a photo",
@@ -191,13 +189,7 @@ def resolution() -> str:
         "pixels kB a photo",
         "latents kB a photo",
     ]
-    lines = headed(heads)
-    for name, row in results["nights"].items():
-        fetches = ", ".join(f"{times} for all {count}" for times, count in row["fetches_a_photo"].items())
-        sizes = (row["bytes"]["pixels"] + row["bytes"]["photos"], row["bytes"]["latents"])
-        cells = [name, fetches, *(f"{row['seconds'].get(stage, 0.0):.1f}" for stage in stages)]
-        lines.append(line([*cells, *(f"{size / results['photos'] / 1000:.1f}" for size in sizes)]))
-    return "\n".join(lines)
+    return table(heads, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -78,32 +78,24 @@ class Diary:
             file.write(json.dumps({"what": what, "at": time.time(), **more}, default=str) + "\n")
 
 
-class WatchedDisk(LocalStore):
-    """A folder; the diary has every entry of a log that this process was told it wrote."""
+class _Watched(Store):
+    """A store of which the diary has every entry of a log that this process was told it wrote."""
 
     diary: Diary
 
     def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         won = super().put_if_absent(name, data)
-        _note_entry(self.diary, name, won)
+        if match := _HEAD.fullmatch(name):
+            self.diary.note("entry", channel=match[1], number=int(match[2]), won=won)
         return won
 
 
-class WatchedBucket(S3Store):
-    """A bucket, watched in the same way."""
-
-    diary: Diary
-
-    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
-        won = super().put_if_absent(name, data)
-        _note_entry(self.diary, name, won)
-        return won
+class WatchedDisk(_Watched, LocalStore):
+    """A folder."""
 
 
-def _note_entry(diary: Diary, name: str, won: bool) -> None:
-    match = _HEAD.fullmatch(name)
-    if match:
-        diary.note("entry", channel=match[1], number=int(match[2]), won=won)
+class WatchedBucket(_Watched, S3Store):
+    """A bucket."""
 
 
 def fail_on_disk(root: str, share: float, counts: dict[str, int]) -> None:

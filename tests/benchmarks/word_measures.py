@@ -7,7 +7,6 @@ the text of all that was bought.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from model_measures import Photos
 from numpy.typing import NDArray
+from options import Given
 from quality_measures import bundle_of, photos_of
 
 from pipeline.evaluation.baselines import model_latents
@@ -49,7 +49,7 @@ class Customer:
     rows: NDArray[np.int64]
 
 
-def words(seed: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def words(seed: int, asked: Given) -> list[dict[str, Any]]:
     """Return a row for each way to compare photos."""
     folder, bank, held = photos_of(asked)
     rng = np.random.default_rng(seed)

@@ -29,14 +29,17 @@ def released(store: MemoryStore, name: str, parent: str | None, refused: list[st
         ("changes", changes(*rows)),
         ("quarantine", pa.table({"item_id": pa.array(refused, pa.string())})),
     ):
-        data = write_table(table)
-        entry = FileEntry(
-            name=f"releases/{name}/{role}.parquet", bytes=len(data), sha256=digest_of(data), rows=len(table)
-        )
-        store.put_if_absent(entry.name, data)
-        files[role] = (entry,)
+        entries = []
+        for start in range(max(1, len(table))):  # a file a row: each is looked through
+            data = write_table(table.slice(start, 1))
+            path = f"releases/{name}/{role}-{start}.parquet"
+            store.put_if_absent(path, data)
+            held = min(1, len(table))
+            entries.append(FileEntry(name=path, bytes=len(data), sha256=digest_of(data), rows=held))
+        files[role] = tuple(entries)
     fields: dict[str, Any] = {
-        "release_id": name, "release_key": "k", "run": name, "attempt": 1, "created": "2026-11-30T00:00:00Z",
+        "format": 2, "release_id": name, "release_key": "k",
+        "run": name, "attempt": 1, "created": "2026-11-30T00:00:00Z",
         "parent": parent, "model_id": "m", "model_kind": "vae", "latent_dim": 2, "transform_id": "t", "metric": "l2",
         "index_kind": "flat", "files": files, "parts": (), "code_version": "test",
     }  # fmt: skip
@@ -58,6 +61,8 @@ def test_what_an_earlier_release_lost_or_refused_and_only_that_is_returned() -> 
     rows = [tuple(row.values()) for row in with_returned(store, night).to_pylist()]
     back = [("lately", "a"), ("lately", "c"), ("long-ago", "a"), ("refused", "a")]
     assert rows == sorted([*tonight, *((*key, "returned") for key in back)])
+    none = changes(("never", "a", "added"), ("never", "b", "added"))
+    assert with_returned(store, Night("x", "m", "l2", items, None, None, none, parent)) == none  # type: ignore[arg-type]
     assert with_returned(store, Night("x", "m", "l2", items, None, None, changes(*tonight), None)) == changes(*tonight)  # type: ignore[arg-type]
 
 

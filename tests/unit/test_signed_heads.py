@@ -181,6 +181,25 @@ def test_what_was_seen_goes_up_only_and_is_of_one_store_and_channel(shop: Shop, 
         seen.newest(shop.store, "stable")
 
 
+def test_a_reader_that_looks_while_another_sees_more_is_not_refused(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is read after what is remembered of it: the other way round the other's number would look like a cut."""
+    shop.open()
+    newest = SeenHeads.newest
+
+    def while_another_sees_more(seen: SeenHeads, store: Store, channel: str) -> Any:
+        found = newest(seen, store, channel)
+        monkeypatch.undo()
+        entry = rollback(shop.store, "stable")
+        sign_entry(shop.store, "stable", entry, shop.keys)
+        seen.keep(store, channel, entry)
+        return found
+
+    monkeypatch.setattr(SeenHeads, "newest", while_another_sees_more)
+    assert shop.open().release_id == shop.releases[0]
+
+
 def test_a_cache_folder_that_cannot_remember_is_said(shop: Shop) -> None:
     shop.open(trusted_channel=False)
     (shop.cache / "heads").write_bytes(b"")

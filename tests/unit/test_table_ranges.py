@@ -18,8 +18,9 @@ from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, LatentArrays, build_index, gather_latents, nightly_index
 from pipeline.index import space as space_module
 from pipeline.index.space import Space
+from pipeline.keys import digest_of
 from pipeline.mapping import Kept, Laid, Scratch, mapped_file
-from pipeline.release import ReleaseFile
+from pipeline.release import FileEntry, Manifest, ReleaseFile
 from pipeline.release import tables as release_tables
 from pipeline.schema import changes_schema
 from pipeline.storage import Store, open_store
@@ -37,6 +38,7 @@ from pipeline.tables import (
 from pipeline.tables import codebook_table as codebook_module
 from pipeline.tables.codebook_table import CodebookFound, CodeLevel, codebook_table
 from pipeline.tables.config import CodebookTableConfig
+from pipeline.tables.neighbours import neighbour_tables
 
 K, MODEL = 3, "ab" * 32
 Travel = Callable[[], None]
@@ -225,6 +227,51 @@ def test_what_tasks_share_on_s3_is_mapped_from_this_machines_cache(
         made.found.vectors[:]
     with pytest.raises(IntegrityError, match="is not what a task wrote there"):
         list(made.files)
+
+
+def parent_of(store: Store, night: Night, made: dict[str, list[ReleaseFile]]) -> Manifest:
+    """Write a night's items and lists, and return them as the next night's parent."""
+    held = {"items": [ReleaseFile(release_tables.write_table(night.items), ".parquet", night.items.num_rows)], **made}
+    files = {}
+    for role, given in held.items():
+        names = [f"releases/one/{role}-{number}.parquet" for number in range(len(given))]
+        for name, file in zip(names, given, strict=True):
+            store.put_if_absent(name, file.data)
+        files[role] = tuple(
+            FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows)
+            for name, file in zip(names, given, strict=True)
+        )
+    return Manifest.model_construct(
+        release_id="one", files=files, model_id=MODEL, metric=night.metric, index_kind="flat", parts=(),
+        config={"tables": {"neighbours": K}}, inputs={},
+    )  # fmt: skip
+
+
+@pytest.mark.s3
+def test_lists_that_stand_are_carried_over_on_s3_as_on_a_disk(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, s3_server: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small_files(monkeypatch, 40)
+    urls, found = [str(tmp_path / "store"), s3_server.make_bucket("table-carried")], []
+    for url in urls:
+        catalogue = catalogue_on(maker, url, tmp_path)
+        store, first = catalogue.store, catalogue.night(IndexConfig(metric="l2"))
+        if url.startswith("s3:"):
+            travel()
+            monkeypatch.setattr(mapping, "_PACKED", 600)
+        one = {role: list(files) for role, files in neighbour_tables(store, first, K).files.items()}
+        altered = first.items.slice(5, 2).select(["item_id", "uri"])
+        changes = altered.append_column("change", pa.array(["changed"] * 2)).cast(changes_schema())
+        second = neighbour_tables(store, replace(first, changes=changes, parent=parent_of(store, first, one)), K)
+        two = {role: list(files) for role, files in second.files.items()}
+        assert {role: whole(files) for role, files in two.items()} == {
+            role: whole(files) for role, files in one.items()
+        }
+        assert 0 < second.measures[neighbours.ANEW] < 0.1
+        assert [entry.name for entry in store.list("runs/")] == []
+        found.append((two, second.measures))
+    assert found[0] == found[1]
 
 
 def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
