@@ -59,7 +59,8 @@ def slope(line: Line, begin: int) -> dict[str, float]:
     blocks = ((rows[:, 0] - rows[0, 0]) // BLOCK_S).astype(int)
     points = np.array([np.median(rows[blocks == block][:, [2, 1]], axis=0) for block in np.unique(blocks)])
     fit = stats.linregress(points[:, 0] / 100_000, points[:, 1])
-    margin = float(stats.t.ppf(0.975, len(points) - 2) * fit.stderr)
+    # A line without any spread has no margin, and no number for it in SciPy.
+    margin = float(np.nan_to_num(stats.t.ppf(0.975, len(points) - 2) * fit.stderr))
     return {
         "mib_a_100000": round(float(fit.slope), 2), "low": round(float(fit.slope) - margin, 2),
         "high": round(float(fit.slope) + margin, 2), "median_mib": round(float(np.median(rows[:, 1])), 1),
