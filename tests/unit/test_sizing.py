@@ -132,6 +132,16 @@ def test_photos_that_answer_late_are_waited_for_sixteen_at_once(nodes: int, roun
     assert encode_stage(32 * 48, nodes, Place(cores=1, warm=True, start_s=0.0), 48).seconds < stage.seconds / 5
 
 
+def test_nights_on_one_two_and_four_nodes_are_foretold() -> None:
+    """`results/sized_nodes.json`: real Ray nodes, photos that answer late; only the start-up is taken from the runs."""
+    found = result("sized_nodes.json")
+    assert [night["nodes"] for night in found["nodes"]] == [1, 2, 4]
+    for night in found["nodes"]:
+        place = Place(cores=1, warm=True, get_ms=found["get_ms"], start_s=night["start_s"])
+        told = encode_stage(found["photos"], night["nodes"], place, found["shard_rows"]).seconds
+        assert told == pytest.approx(night["measured_s"], rel=0.25)
+
+
 def test_whoever_waits_for_answers_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert sizing.main(["--photos", "1e7", "--first", "--column", "--prefixes", "100", "--get-ms", "200"]) == 0
     line = capsys.readouterr().out.splitlines()[2]
