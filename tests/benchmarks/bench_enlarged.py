@@ -12,8 +12,6 @@ Intervals: 95 %, bootstrap over queries; differences to HOG + PCA-64 by pairs.
 
 from __future__ import annotations
 
-import argparse
-import datetime as dt
 import sys
 import time
 from collections.abc import Iterator
@@ -23,11 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from bench_folds import ALONE, fastest, fitted_model
+from bench_folds import ALONE, fastest, fitted_model, session_of
 from folds_trained import Trained, encoded, texts
 from model_tables import enlarged_table
-from side_by_side import ROOT, write
-from table_cells import read
+from options import Options, absent, names_of
+from record import DATA, RESULTS, ROOT, read, renewed, today, write_runs
 
 from pipeline.evaluation.baselines import hog_features
 from pipeline.evaluation.knn import knn_labels
@@ -50,6 +48,7 @@ LEARNT = {
     "student of Lite0, trained": Trained("distilled_fashion_mnist"),
 }
 SHARES = (0.5, 1.0, 2.0)  # of the network beside gradients
+ROWS = (FLOOR, "descriptor_views", LITE0, *(f"{LITE0} + {short}" for short in GRADIENTS), *LEARNT)
 
 
 class Pictures:
@@ -98,13 +97,7 @@ class Pictures:
 
     def session(self) -> Any:
         """Return the network, on one thread."""
-        if self.weights is None:
-            raise SystemExit(f"give --weights: an ONNX file with the output {LAYER}")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
+        return session_of(self.weights, [LAYER])
 
     def photos_per_s(self, name: str) -> float:
         """Return how many pictures one CPU second turns into a space's features."""
@@ -176,14 +169,14 @@ def run(pictures: Pictures, path: Path, names: list[str] | None) -> None:
 
     def measured(name: str, vectors: np.ndarray, photo_s: float, more: dict[str, float]) -> None:
         result: dict[str, Any] = {"name": name, "catalogue": "fashion_mnist", "seed": 0, "dims": vectors.shape[1],
-                                  "date": dt.datetime.now(dt.UTC).date().isoformat(), "size": SIZE, "layer": LAYER,
+                                  "date": today(), "size": SIZE, "layer": LAYER,
                                   "cells": CELLS, "photos_per_cpu_s": 1 / photo_s, **more}  # fmt: skip
         for measure, own in (floor if name == FLOOR else asked(vectors, pictures)).items():
             low, high = interval(own)
             result |= {measure: float(own.mean()), f"{measure}_low": low, f"{measure}_high": high}
             if name != FLOOR:
                 result[f"ahead_{measure}"] = list(paired_difference(own, floor[measure], seed=0))
-        write(path, [*(each for each in read(path) if each["name"] != name), result])
+        write_runs(path, renewed(read(path), result, "name"))
         print(f"{name}: k-NN {result['knn']:.4f} {more}", flush=True)
 
     if names is None or not set(names) <= set(LEARNT):
@@ -196,21 +189,22 @@ def run(pictures: Pictures, path: Path, names: list[str] | None) -> None:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--weights", type=Path, help=f"EfficientNet-Lite0 as ONNX, of photos [n, {SIZE}, {SIZE}, 3]")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-enlarged")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "enlarged.json")
-    parser.add_argument("--rows", help="names with semicolons between; all by default")
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
-    given = parser.parse_args()
+    given = Options(
+        __doc__,
+        data=DATA,
+        weights=(Path, f"EfficientNet-Lite0 as ONNX, of photos [n, {SIZE}, {SIZE}, 3]"),
+        cache=ROOT / ".cache" / "bench-enlarged",
+        json=RESULTS / "enlarged.json",
+        rows=(str, "names with semicolons between; all by default"),
+        table=(False, "only print what is in --json"),
+    ).parse_args()
+    names = names_of(given.rows, ROWS, "rows", apart=";") if given.rows else None
     if not given.table:
-        if not given.data.exists():
-            print(f"no catalogues at {given.data}: nothing measured; name their folder with --data")
+        if absent(given.data):
             return 0
         torch.set_num_threads(1)
         given.cache.mkdir(parents=True, exist_ok=True)
-        run(Pictures(given.data, given.cache, given.weights), given.json, given.rows and given.rows.split(";"))
+        run(Pictures(given.data, given.cache, given.weights), given.json, names)
     print(enlarged_table(read(given.json)))
     return 0
 

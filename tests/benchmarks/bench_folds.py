@@ -15,9 +15,6 @@ Every row is written when it is there; run again, what is there for the same set
 
 from __future__ import annotations
 
-import argparse
-import csv
-import datetime as dt
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_refresh import DROPPED
+from bench_refresh import clothing_rows
 from bench_refresh import split as old_split
 from folds_trained import Encoded, Headed, Trained, asked_by_kl, encoded, headed, purities, texts
 from model_measures import preset_config
 from model_tables import folds_table
-from side_by_side import ROOT, write
-from table_cells import read
+from options import Options, absent, names_of
+from record import DATA, RESULTS, ROOT, read, renewed, today, write_runs
 
 from pipeline.evaluation.baselines import hog_features, model_latents, photo_batches
 from pipeline.evaluation.folds import FOLD_MEASURES, FOLDS, ask_fold, deal_folds, group_difference, group_mean
@@ -183,13 +180,7 @@ class Features:
     def session(self) -> Any:
         """Return the network, on one thread."""
         if self._session is None:
-            if self.weights is None:
-                raise SystemExit("rows of Lite0 need --weights: an ONNX file with the outputs " + ", ".join(LAYERS))
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            self._session = onnxruntime.InferenceSession(str(self.weights), options, providers=["CPUExecutionProvider"])
+            self._session = session_of(self.weights, LAYERS)
         return self._session
 
     def _encode(self, fit: Fit) -> None:
@@ -206,6 +197,17 @@ class Features:
                 found.setdefault(name, []).append(pooled.flatten(1).half().numpy())
         for layer, parts in found.items():
             np.save(self.cache / f"lite0-{layer}{'-crop' if fit == 'crop' else ''}.npy", np.concatenate(parts))
+
+
+def session_of(weights: Path | None, layers: Sequence[str]) -> Any:
+    """Return a network with such outputs, on one thread."""
+    if weights is None:
+        raise SystemExit(f"rows of Lite0 need --weights: an ONNX file with the outputs {', '.join(layers)}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
 
 
 def fit_of(name: str) -> Fit:
@@ -225,8 +227,7 @@ def fastest(work: Callable[[], object], tries: int = 5) -> float:
 
 def shown_photos(data: Path) -> Shown:
     """Return the clothing photos whose category is one."""
-    with (data / "clothing" / "catalogue.csv").open() as handle:
-        rows = [row for row in csv.DictReader(handle) if row["category"] not in DROPPED]
+    rows = clothing_rows(data)
     asked = {row["item_id"] for row in old_split(data)[1]}
     files = [data / "clothing" / row["image"] for row in rows]
     old = np.array([row["item_id"] in asked for row in rows], np.bool_)
@@ -370,21 +371,19 @@ def digest(name: str) -> str:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]")
-    parser.add_argument("--rows", help="names of ROWS with semicolons between; all by default")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "folds.json")
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
-    asked = parser.parse_args()
-    names = list(ROWS) if asked.rows is None else asked.rows.split(";")
-    if unknown := set(names) - set(ROWS):
-        raise SystemExit(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    asked = Options(
+        __doc__,
+        data=DATA,
+        weights=(Path, "EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]"),
+        rows=(str, "names of ROWS with semicolons between; all by default"),
+        seeds="0",
+        cache=ROOT / ".cache" / "bench-folds",
+        json=RESULTS / "folds.json",
+        table=(False, "only print what is in --json"),
+    ).parse_args()
+    names = names_of(asked.rows, ROWS, "rows", apart=";")
     if not asked.table:
-        if not asked.data.exists():
-            print(f"no catalogues at {asked.data}: nothing measured; name their folder with --data")
+        if absent(asked.data):
             return 0
         torch.set_num_threads(1)
         asked.cache.mkdir(parents=True, exist_ok=True)
@@ -404,11 +403,9 @@ def run_all(names: Sequence[str], features: Features, seeds: Sequence[int], path
             done = any((run["name"], run["digest"], run["seed"]) == (name, digest(name), seed) for run in there)
             if done and (name != FLOOR or kept.exists()):
                 continue
-            facts = {"catalogue": "clothing", "seed": seed, "digest": digest(name),
-                     "date": dt.datetime.now(dt.UTC).date().isoformat()}  # fmt: skip
+            facts = {"catalogue": "clothing", "seed": seed, "digest": digest(name), "date": today()}
             result = {**facts, **measure(name, features, seed, floor)}
-            others = [run for run in there if (run["name"], run["seed"]) != (name, seed)]
-            write(path, [*others, result])
+            write_runs(path, renewed(there, result, "name", "seed"))
             print(f"{name}, seed {seed}: k-NN {result['knn']:.4f}", flush=True)
 
 

@@ -10,8 +10,6 @@ The network's maps of a set of photos are kept in the cache, so that one pass se
 
 from __future__ import annotations
 
-import argparse
-import datetime as dt
 import hashlib
 import sys
 from collections.abc import Callable
@@ -25,8 +23,8 @@ from bench_folds import ALONE, BATCH, CELLS, CROP, FLOOR, LITE0, MOST, ROWS, Fea
 from folds_trained import Trained, rows_of
 from model_measures import preset_config
 from model_tables import folds_moves_table
-from side_by_side import ROOT, write
-from table_cells import read
+from options import Options, absent, names_of
+from record import DATA, RESULTS, ROOT, read, renewed, today, write_runs
 
 from pipeline.evaluation.baselines import hog_features, model_latents
 from pipeline.evaluation.quality import FactorPhotos, encoder_quality, factor_photos, factor_quality, spread_quality
@@ -132,27 +130,27 @@ def measured(name: str, features: Features) -> dict[str, Any]:
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]")
-    parser.add_argument("--rows", help="names with semicolons between; all by default")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "folds_moves.json")
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
-    given = parser.parse_args()
+    given = Options(
+        __doc__,
+        data=DATA,
+        weights=(Path, "EfficientNet-Lite0 as ONNX, of uint8 photos [n, 224, 224, 3]"),
+        rows=(str, "names with semicolons between; all by default"),
+        cache=ROOT / ".cache" / "bench-folds",
+        json=RESULTS / "folds_moves.json",
+        table=(False, "only print what is in --json"),
+    ).parse_args()
+    names = NAMES if given.rows is None else names_of(given.rows, ROWS, "rows", apart=";")
     if not given.table:
-        if not given.data.exists():
-            print(f"no catalogues at {given.data}: nothing measured; name their folder with --data")
+        if absent(given.data):
             return 0
         torch.set_num_threads(1)
         given.cache.mkdir(parents=True, exist_ok=True)
         features = Features(shown_photos(given.data), given.cache, given.weights)
-        for name in NAMES if given.rows is None else given.rows.split(";"):
+        for name in names:
             facts = {"name": name, "catalogue": "clothing", "seed": SEED, "digest": digest(name),
-                     "licence": getattr(ROWS[name], "licence", LITE0),
-                     "date": dt.datetime.now(dt.UTC).date().isoformat()}  # fmt: skip
+                     "licence": getattr(ROWS[name], "licence", LITE0), "date": today()}  # fmt: skip
             result = {**facts, **measured(name, features)}
-            write(given.json, [*(run for run in read(given.json) if run["name"] != name), result])
+            write_runs(given.json, renewed(read(given.json), result, "name"))
             print(f"{name}: logo {result['rare_recall']:.3f}, moved {result['moved']:.2f}", flush=True)
     print(folds_moves_table(read(given.json)))
     return 0

@@ -9,8 +9,6 @@ through the network, which takes minutes a fold. The row that learns nothing is 
 
 from __future__ import annotations
 
-import argparse
-import datetime as dt
 import json
 import sys
 import time
@@ -23,8 +21,8 @@ from bench_folds import FLOOR, Shown, over_folds, photos_file, shown_photos, tol
 from folds_trained import InMemory, rows_of
 from model_measures import preset_config
 from model_tables import tuned_table
-from side_by_side import ROOT, write
-from table_cells import read
+from options import Given, Options, names_of
+from record import DATA, RESULTS, ROOT, read, renewed, today, write_runs
 
 from jobs.config import Config
 from pipeline.evaluation.folds import ask_fold
@@ -87,7 +85,7 @@ def vectors_by_fold(
     return vectors_of(model, images), spent
 
 
-def measure(name: str, shown: Shown, images: torch.Tensor, given: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, shown: Shown, images: torch.Tensor, given: Given) -> dict[str, Any]:
     """Return a row: FOLD_MEASURES over all folds, differences to what is in the cache, CPU seconds of the trainings."""
     spent = []
 
@@ -110,15 +108,16 @@ def measure(name: str, shown: Shown, images: torch.Tensor, given: argparse.Names
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 as .pth")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rows", help="names with semicolons between; all by default")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-folds", help="that of bench_folds")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "tuned.json")
-    parser.add_argument("--table", action="store_true", help="only print what is in --json")
-    given = parser.parse_args()
+    given = Options(
+        __doc__,
+        data=DATA,
+        weights=(Path, "EfficientNet-Lite0 as .pth"),
+        epochs=2,
+        rows=(str, "names with semicolons between; all by default"),
+        cache=(ROOT / ".cache" / "bench-folds", "that of bench_folds"),
+        json=RESULTS / "tuned.json",
+        table=(False, "only print what is in --json"),
+    ).parse_args()
     if not given.table:
         if not given.data.exists() or given.weights is None:
             print(
@@ -131,15 +130,10 @@ def main() -> int:
         config = ImagesConfig(size=SIZE, fit="crop")
         pixels = np.stack([decode(file.read_bytes(), config) for file in shown.files])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        for name in given.rows.split(";") if given.rows else ROWS:
-            facts = {
-                "name": name,
-                "seed": 0,
-                "epochs": given.epochs,
-                "date": dt.datetime.now(dt.UTC).date().isoformat(),
-            }
+        for name in names_of(given.rows or None, ROWS, "rows", apart=";"):
+            facts = {"name": name, "seed": 0, "epochs": given.epochs, "date": today()}
             result = {**facts, **measure(name, shown, images, given)}
-            write(given.json, [*(run for run in read(given.json) if run["name"] != name), result])
+            write_runs(given.json, renewed(read(given.json), result, "name"))
             print(f"{name}: k-NN {result['knn']:.4f}, {result['train_cpu_s']} CPU s", flush=True)
     print(tuned_table(read(given.json)))
     return 0

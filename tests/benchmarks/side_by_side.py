@@ -140,6 +140,3 @@ def _run(program: Path, task: Task, passed: Mapping[str, Any], core: int | None)
         if done.returncode or not out.exists():
             raise RuntimeError(f"{name}, seed {seed}: exit {done.returncode}\n{done.stderr[-3000:]}")
         return list(json.loads(out.read_text()))
-
-
-write = write_runs

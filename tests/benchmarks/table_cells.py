@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from record import Run
-from record import read as read
 
 Rows = dict[str, list[Run]]
 

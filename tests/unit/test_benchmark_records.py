@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import options, record
 
+FOLDER = Path(record.__file__).parent
+
 
 def test_a_result_stands_beside_others_and_in_place_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "new" / "found.json"
@@ -71,3 +73,11 @@ def test_without_catalogues_nothing_is_measured(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
     assert options.absent(tmp_path / "data")
     assert f"no catalogues at {tmp_path / 'data'}: nothing measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "room"),
+    [("argparse.ArgumentParser", "options"), ('["git"', "record"), ('"shared" / "data"', "record")],
+)
+def test_each_is_done_in_one_place(words: str, room: str) -> None:
+    assert {path.stem for path in FOLDER.glob("*.py") if words in path.read_text()} == {room}
