@@ -159,8 +159,8 @@ def _on_purpose(seen: SeenHead, folder: Path) -> str:
 
 
 def _folder(store: Store, channel: str) -> str:
-    endpoint = store.options.endpoint if store.options is not None else None  # another server has other buckets
-    return f"heads/{key_of({'store': store.url, 'channel': channel, 'endpoint': endpoint})[:16]}/"
+    server = "" if store.options is None else store.options.server  # another one has other buckets
+    return f"heads/{key_of({'store': store.url, 'channel': channel, 'server': server})[:16]}/"
 
 
 def _name(store: Store, channel: str, number: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from .secrets import holds_user
@@ -30,3 +32,8 @@ class StorageOptions(BaseModel):
         if endpoint is not None and (holds_user(endpoint) or "?" in endpoint):
             raise ValueError(f"must be a server's address without a user, password or query; {NO_SECRETS}")
         return endpoint
+
+    @property
+    def server(self) -> str:
+        """The server that is asked, as botocore finds it: the endpoint, else the environment's; "" for AWS's own."""
+        return self.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""

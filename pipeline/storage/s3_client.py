@@ -70,8 +70,7 @@ def _make(options: StorageOptions, read_timeout_s: float) -> Any:
     import s3fs
     from aiobotocore.session import AioSession
 
-    endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if holds_user(endpoint):
+    if holds_user(options.server):
         raise Misconfigured(f"the endpoint holds a user or password; take it out of AWS_ENDPOINT_URL: {NO_SECRETS}")
     # botocore reads AWS_DEFAULT_REGION only, every other SDK and tool AWS_REGION too.
     region = options.region or os.environ.get("AWS_REGION")

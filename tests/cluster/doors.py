@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from machines import ROOT, Machine, Network, children, wait_until
+from machines import ROOT, Machine, Network, children, made_on, wait_until
 from shop import join
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -124,7 +124,7 @@ def main() -> None:
                 print(text[-3000:], flush=True)
         print(f"{len(results)} cases in {time.monotonic() - began:.0f} s")
     if asked.json:
-        asked.json.write_text(json.dumps(results, indent=1) + "\n")
+        asked.json.write_text(json.dumps({**made_on(), "cases": results}, indent=1) + "\n")
     sys.exit(not all(result["as_expected"] for result in results))
 
 

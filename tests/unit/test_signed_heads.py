@@ -29,7 +29,7 @@ from pipeline.release import (
     sign_release,
 )
 from pipeline.release.signed_heads import signed_head_name
-from pipeline.storage import Store, open_store
+from pipeline.storage import StorageOptions, Store, open_store
 
 
 class Shop:
@@ -179,6 +179,22 @@ def test_what_was_seen_goes_up_only_and_is_of_one_store_and_channel(shop: Shop, 
     file.write_bytes(b"{")
     with pytest.raises(IntegrityError, match=r"30\.json is not what a reader remembers .* delete it"):
         seen.newest(shop.store, "stable")
+
+
+def test_a_bucket_of_the_same_name_on_another_server_is_another_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the server is named: by the option, or by either variable."""
+    seen, folders = SeenHeads(tmp_path), set()
+    for number, variable in enumerate([None, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"], 9000):
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.delenv(name, raising=False)
+        if variable is not None:
+            monkeypatch.setenv(variable, f"http://localhost:{number}")
+        folders.add(seen.folder(open_store("s3://shop/visual"), "stable"))
+    asked = StorageOptions(endpoint="http://localhost:9001")
+    assert len(folders) == 3
+    assert seen.folder(open_store("s3://shop/visual", asked), "stable") in folders
 
 
 def test_a_reader_that_looks_while_another_sees_more_is_not_refused(
