@@ -85,7 +85,7 @@ for name in ("visual", "alone"):
     store = open_store(f"s3://shop/{name}")
     manifest = read_manifest(store, read_head(store, "stable").release_id)
     parts = {part.name: part.sha256 for part in manifest.parts}
-    files = {role: manifest.files[role].sha256 for role in ("items", "index")}
+    files = {role: [file.sha256 for file in manifest.files[role]] for role in ("items", "index")}
     found[name] = {"release": manifest.release_id, "model": manifest.model_id, **files, "parts": parts}
 same = {key: found["visual"][key] == value for key, value in found["alone"].items()}
 commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
