@@ -20,6 +20,7 @@ from ..runs import Lookout
 from ..workers import code_error, find_room, helper
 from .config import TrainConfig
 from .progress import TrainProgress
+from .rendezvous import torch_config
 from .worker import Job, train_worker
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class _Fit(threading.Thread):
     ) -> None:
         super().__init__(name="ray-train", daemon=True)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         # mypy sees the signatures of Ray's first train API, not those of the second, which is the default.
         failures = FailureConfig(
@@ -93,7 +94,7 @@ class _Fit(threading.Thread):
         self._trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]
             train_loop_config=setup,
-            torch_config=TorchConfig(backend="nccl" if where["use_gpu"] else "gloo"),
+            torch_config=torch_config("nccl" if where["use_gpu"] else "gloo"),
             scaling_config=ScalingConfig(num_workers=_number(train), **where),  # type: ignore[arg-type]
             run_config=RunConfig(name=name, failure_config=failures, **storage),
         )
