@@ -40,7 +40,7 @@ def listen_at_ray_address() -> None:
     import psutil
     import ray
 
-    address = ray.util.get_node_ip_address()
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     for interface, held in psutil.net_if_addrs().items():
         if any(each.address == address for each in held):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
