@@ -30,6 +30,9 @@ _STOP_S = 20.0  # how long an interrupted driver waits for the workers' last che
 _CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never start
 _NOTE_S = 30.0  # how often it is said what is waited for
 _START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray takes workers back that have not started
+# A range of workers: Ray decides how many by the machines that it believes to be up, and a lost one is believed in for
+# half a minute. It is then asked again, instead of waiting for a group that cannot come.
+_REGROUP_S = 120.0
 
 # On one machine: nobody announces that it will be taken away, which a process of its own would listen for; and workers
 # are asked often how they are, so that the end of a small training is noticed at once.
@@ -52,7 +55,7 @@ def train_job(job: Job, *, progress: ProgressCallback | None = None) -> str:
     where = _placement(job.train)
     for name, value in _ALONE.items() if _machines() == 1 else ():
         os.environ.setdefault(name, value)
-    os.environ[_START] = str(job.train.start_timeout_s)  # Ray hands it on to the process that starts the workers
+    os.environ[_START] = str(_group_start_s(job.train))  # Ray hands it on to the process that starts the workers
     board = helper(ProgressBoard, restarts=-1).remote()
     # A name of its own for every call: under a name it has seen, Ray Train would return the old result.
     name = f"{job.train_key[:SHORT]}-{job.attempt}-{uuid.uuid4().hex[:8]}"
@@ -109,6 +112,11 @@ class _Fit(threading.Thread):
             self.error = error
         finally:
             self.ended.set()
+
+
+def _group_start_s(train: TrainConfig) -> float:
+    """Return how long Ray waits for a group of workers before it decides anew how many they are."""
+    return train.start_timeout_s if train.least_workers is None else min(train.start_timeout_s, _REGROUP_S)
 
 
 def _number(train: TrainConfig) -> int | tuple[int, int]:

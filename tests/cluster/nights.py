@@ -36,7 +36,7 @@ from faulty_store import KEY, SECRET, weed_binary
 
 from pipeline.errors import CodebooksError
 
-LONGEST_S = 260.0
+LONGEST_S = 500.0
 Act = Callable[[Shop, str, Process], None]
 
 

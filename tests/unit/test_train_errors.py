@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import CodebooksError, ConfigError, Conflict, Unavailable
 from pipeline.training import TrainConfig
-from pipeline.training.driver import _explained
+from pipeline.training.driver import _explained, _group_start_s
 
 pytest.importorskip("ray")
 
@@ -141,3 +141,15 @@ def test_workers_that_do_not_start_are_told_of_and_given_up(room, caplog, monkey
     for second in (102, 10_000):
         clock[0] = second
         started.look(board)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [({"workers": 4}, 1800.0), ({"workers": 4, "least_workers": 1, "batch_size": 240}, 120.0),
+     ({"workers": 4, "least_workers": 1, "batch_size": 240, "start_timeout_s": 30}, 30.0)],
+)  # fmt: skip
+def test_a_range_of_workers_is_counted_anew_before_its_start_is_given_up(
+    asked: dict[str, float], waited: float
+) -> None:
+    """A machine that has just been lost still counts: a group with a place on it would be waited for to the end."""
+    assert _group_start_s(TrainConfig.model_validate(asked)) == waited
