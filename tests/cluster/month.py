@@ -41,7 +41,7 @@ KINDS = (
     Kind("driver killed as it publishes", 1, at="channels/stable/", tries=2),
     Kind("submit killed at the first latents", 2, at="latents/", tries=2),
     Kind("a tenth of all requests answered 503", 2),
-    Kind("the store away for twenty seconds", 1, at="latents/", tries=2),
+    Kind("the store away for twenty seconds", 1, at="latents/"),
     Kind("the answer of publishing lost", 1, at="channels/stable/"),
     Kind("started again beside itself", 1),
     Kind("handed in from a second place", 1),
