@@ -30,8 +30,8 @@ _STOP_S = 20.0  # how long an interrupted driver waits for the workers' last che
 _CONTROLLER_FAILURES = 5  # Ray's default waits for ever for workers that never start
 _NOTE_S = 30.0  # how often it is said what is waited for
 _START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray takes workers back that have not started
-# A range of workers: Ray decides how many by the machines that it believes to be up, and a lost one is believed in for
-# half a minute. It is then asked again, instead of waiting for a group that cannot come.
+# A range of workers: Ray decides how many by the machines that it believes to be up, one just lost among them. It is
+# then asked again, instead of waiting for a group that cannot come.
 _REGROUP_S = 120.0
 
 # On one machine: nobody announces that it will be taken away, which a process of its own would listen for; and workers

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def torch_config(backend: str) -> TorchConfig:
     """Return Ray Train's own way to join workers by `backend`, where Gloo listens at the address that Ray has of each.
 
-    Gloo by itself listens at the address of the machine's name. That is loopback where /etc/hosts says so, as Debian's
-    installer writes it, and where nothing says anything; workers of two machines then never meet.
+    Gloo by itself listens at the address of the machine's name, and at loopback where the name has none of its own:
+    workers of two machines then never meet.
     """
     from ray.train.torch import TorchConfig
 
