@@ -13,6 +13,7 @@ import pytest
 
 from cluster import sizing
 from cluster.sizing import DRIVER, WORK, Place, Shop, makespan, shard_rows, simulate, smallest
+from pipeline.encoding import EncodeConfig, driver
 from pipeline.encoding.shards import PART_BYTES
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks/results"
@@ -140,6 +141,11 @@ def test_nights_on_one_two_and_four_nodes_are_foretold() -> None:
         place = Place(cores=1, warm=True, get_ms=found["get_ms"], start_s=night["start_s"])
         told = encode_stage(found["photos"], night["nodes"], place, found["shard_rows"]).seconds
         assert told == pytest.approx(night["measured_s"], rel=0.25)
+
+
+def test_requests_and_shards_at_once_are_those_of_the_actors() -> None:
+    assert EncodeConfig().fetch_threads == sizing.REQUESTS
+    assert driver._AT_ONCE == sizing.AT_ONCE
 
 
 def test_whoever_waits_for_answers_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
