@@ -7,8 +7,8 @@ then searched by one process, in turn, A B A B, in batches and one by one. Ours 
 index, in a file that is mapped: its bytes, and what it adds to resident memory, are told apart.
 
     python -m venv AUTOFAISS && AUTOFAISS/bin/pip install autofaiss==2.18.0 'faiss-cpu<1.14'
-    python tests/benchmarks/bench_autofaiss.py --data ../shared/data --python AUTOFAISS/bin/python --json results/autofaiss.json
-        [--rows 200000 --memory-mb 20 --pairs 7]
+    python tests/benchmarks/bench_autofaiss.py --data ../shared/data --python AUTOFAISS/bin/python
+        --json results/autofaiss.json [--rows 200000 --memory-mb 20 --pairs 7]
 """
 
 from __future__ import annotations
