@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .config import IndexConfig
+from .faiss_module import load_faiss
 from .kinds import KINDS
 from .latents import Float64
 from .recall import Truth, recall_at_k, recall_at_least, recalls
@@ -22,7 +23,9 @@ _TUNED_FOR = 1.5  # by how much a catalogue may grow or shrink before its parent
 _FEW = 100  # queries that say how many cells candidates are walked in,
 _ROOM = 2  # and how many times as many are then looked through
 _TRIED = 20  # queries that a kind is timed by at its least effort, before it is tuned,
-_LONG_S = 0.05  # how long these take at least where what a call costs by itself is nothing beside it,
+_LONG_S = (
+    0.05  # how long a processor is busy with these at least where what a call costs by itself is nothing beside it,
+)
 _HOPELESS = 4  # and how many times faster than that a batch of many could make it
 
 Effort = dict[str, int]
@@ -134,11 +137,12 @@ def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, b
         _set(index, name, _least(name, config), config)
     spent = []
     with index.planner.as_set():
-        for _ in range(3):  # the first one pages in; others on the machine may hold one up
-            start = time.perf_counter()
+        for _ in range(2):  # the first one pages in
+            start = time.process_time()  # by the clock others on the machine would decide
             index.search(queries, config.k)
-            spent.append(time.perf_counter() - start)
-    return min(spent) >= _LONG_S and _HOPELESS * len(queries) / min(spent) < fastest
+            spent.append(time.process_time() - start)
+    most = _HOPELESS * load_faiss().omp_get_max_threads() * len(queries) / max(min(spent), 1e-9)
+    return min(spent) >= _LONG_S and most < fastest
 
 
 def timed(index: SearchIndex, truth: Truth, k: int) -> tuple[float, float, float]:
