@@ -285,7 +285,7 @@ def _trained(work: _Work, name: str, index: Any) -> None:
     """Train a kind; cells that another was trained to are its own too, since both are told by the same rows."""
     inner = None if KINDS[name].of_gaussians else inverted_file(index)
     key = (0, 0) if inner is None else (int(inner.d), int(inner.nlist))
-    if key in work.cells:
+    if inner is not None and key in work.cells:
         inner.quantizer.add(work.cells[key])  # as many centroids as there are cells: FAISS trains none
     train(name, index, training_rows(work.features, work.config), work.metric, work.config)
     if inner is not None:
