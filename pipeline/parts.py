@@ -13,6 +13,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from .damaged import damaged_as
 from .errors import IntegrityError, NotFound
 from .keys import DIGEST, digest_of, key_of
 from .storage import Store
@@ -146,7 +148,8 @@ def load_part(store: Store, name: str, key: str) -> tuple[PartFile, pa.Table] | 
         return None
     rows = _checked(name, data, key).num_rows
     part = PartFile(name=name, bytes=len(data), rows=rows, sha256=digest_of(data))
-    return part, pq.read_table(pa.BufferReader(data))
+    with readable(name):
+        return part, pq.read_table(pa.BufferReader(data))
 
 
 def hashed_part(store: Store, part: FoundPart) -> PartFile:
@@ -173,11 +176,8 @@ def hashed_part(store: Store, part: FoundPart) -> PartFile:
 
 def read_part(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a part's table (only `columns` where given). Raises NotFound, IntegrityError."""
-    try:
-        with store.open(check_part_name(name)) as handle:
-            table = read_whole(handle, columns)
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+    with readable(name), store.open(check_part_name(name)) as handle:
+        table = read_whole(handle, columns)
     missing = [column for column in columns or () if column not in table.column_names]  # Arrow leaves them out
     if missing:
         raise IntegrityError(f"{name} has no column {', '.join(missing)}: its model does not yield it")
@@ -199,20 +199,19 @@ def read_whole(handle: Any, columns: Sequence[str] | None = None, *, dictionarie
 
 def part_columns(store: Store, name: str) -> list[str]:
     """Return the names of a part's columns, from its footer alone. Raises NotFound, IntegrityError."""
-    try:
-        with store.open(check_part_name(name)) as handle:
-            return list(pq.read_schema(handle).names)
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+    return list(part_schema(store, name).names)
+
+
+def part_schema(store: Store, name: str) -> pa.Schema:
+    """Return a part's schema, from its footer alone. Raises NotFound, IntegrityError."""
+    with readable(name), store.open(check_part_name(name)) as handle:
+        return pq.read_schema(handle)
 
 
 def read_part_rows(store: Store, name: str, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
     """Return these rows of a part, in this order; only their row groups are read. Raises NotFound, IntegrityError."""
-    try:
-        with store.open(check_part_name(name)) as handle:
-            return read_rows(handle, rows, columns)
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error
+    with readable(name), store.open(check_part_name(name)) as handle:
+        return read_rows(handle, rows, columns)
 
 
 def read_rows(source: Any, rows: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
@@ -235,12 +234,17 @@ def read_rows(source: Any, rows: npt.NDArray[np.int64], columns: Sequence[str] |
     return table.take(pa.array(rows - starts[holding] + offsets[np.searchsorted(groups, holding)]))
 
 
+def readable(name: str) -> AbstractContextManager[None]:
+    """Return what makes damage that Arrow meets in a part an IntegrityError that names it."""
+    return damaged_as(
+        lambda words: IntegrityError(f"{name} is not a readable Parquet file ({words}); delete it and run again")
+    )
+
+
 def _checked(name: str, end: bytes, key: str) -> pq.FileMetaData:
     """Return a part's footer. end: the file's bytes, or its last ones."""
-    try:
+    with readable(name):
         meta = pq.read_metadata(io.BytesIO(end))
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a whole Parquet file ({error}); delete it and run again") from error
     held = (meta.metadata or {}).get(b"part_key", b"").decode()
     if held != key:
         raise IntegrityError(f"{name} holds the part key {held!r}, expected {key!r}; delete the file and run again")

@@ -144,9 +144,9 @@ class PhotoReader:
     def _rows_of(self, source: str, rows: list[int]) -> list[bytes | PhotoRefused | None]:
         try:
             return list(self._embedded.read(source, rows))
-        except CodebooksError:
+        except (CodebooksError, MemoryError):
             raise
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise IntegrityError(f"{source} is not what the plan saw: {error}") from error
 
 

@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -73,6 +74,28 @@ def tar_rows(place: Place, config: CatalogueConfig, files: Files, tally: Tally) 
                 batch = []
         if batch:
             yield _table(batch, place, config, number)
+        _check_end(handle, shard.offset, place)
+
+
+def _check_end(handle: BinaryIO, offset: int, place: Place) -> None:
+    """Raise InputError unless a shard ends, behind its last member, as tar ends a file: with blocks of zeros alone.
+
+    Python's reader takes any header that it cannot read, cut or damaged, for the end of the file, and never looks
+    behind that end, where a second shard may lie.
+    """
+    handle.seek(offset)
+    if len(end := handle.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise InputError(
+            f"{place.uri} ends without the blocks of zeros that close a tar file, as one that was cut short does; "
+            "write it anew"
+        )
+    while end:
+        if end.count(0) != len(end):
+            raise InputError(
+                f"{place.uri} can be read as tar up to byte {offset:,}, and has more data behind it: a damaged header, "
+                "or two shards in one file; write it anew, each shard into a file of its own"
+            )
+        end = handle.read(_PIECE_BYTES)
 
 
 def check_tar_config(config: CatalogueConfig) -> str | None:

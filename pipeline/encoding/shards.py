@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import InputError, IntegrityError, PhotoRefused
 from ..ordering import Positions, as_numpy, ranks, take_rows
-from ..parts import FoundPart, find_part, latents_part_name, part_key, pixels_part_name, read_part
+from ..parts import FoundPart, find_part, latents_part_name, part_key, part_schema, pixels_part_name, read_part
 from ..schema import CATEGORY, LATENTS_VERSION, PHOTOS, PIXELS_VERSION
 from ..storage import Store
 from .cutting import cut
@@ -242,8 +241,7 @@ def check_latents(store: Store, part: FoundPart, usable: int) -> int:
     """
     if part.rows == usable:
         return 0
-    with store.open(part.name) as handle:
-        unfit = read_unfit(pq.read_schema(handle))
+    unfit = read_unfit(part_schema(store, part.name))
     if part.rows + len(unfit) != usable:
         check_rows(part, usable - len(unfit))
     return len(unfit)

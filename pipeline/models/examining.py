@@ -78,10 +78,13 @@ def given_vector(vector: str | tuple[float, ...], files: Files) -> Vector:
     """Return the numbers of a list or a .npy file, float32 [d]. Raises InputError for another file."""
     if not isinstance(vector, str):
         return np.array(vector, dtype=np.float32)
+    data = files.read(vector)
     try:
-        found = np.load(io.BytesIO(files.read(vector)), allow_pickle=False)
+        found = np.load(io.BytesIO(data), allow_pickle=False)
         return np.asarray(found, dtype=np.float32).reshape(-1)
-    except (ValueError, EOFError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy's header is read by Python's tokenizer, which has errors of its own
         raise InputError(
             f"model.check.vector: {vector} is no .npy file of numbers ({error}); numpy.save writes one"
         ) from error

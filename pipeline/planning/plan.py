@@ -26,6 +26,7 @@ from ..catalogue import (
     read_photos,
     resolve_tokens,
 )
+from ..damaged import damaged_as
 from ..encoding import assign_shards
 from ..errors import CodebooksError, InputError, IntegrityError, Unavailable
 from ..evaluation import MeasuresConfig
@@ -109,12 +110,9 @@ class Plan:
     @staticmethod
     def from_bytes(data: bytes) -> Plan:
         """Return the plan that `to_bytes` wrote. Raises IntegrityError on anything else."""
-        try:
+        wrong = "plan.parquet is not a whole Parquet file ({}); start a run of another name"
+        with damaged_as(lambda words: IntegrityError(wrong.format(words))):
             rows = held_table(pq.read_table(pa.BufferReader(data), read_dictionary=list(PART_NAMES)))
-        except pa.ArrowInvalid as error:
-            raise IntegrityError(
-                f"plan.parquet is not a whole Parquet file ({error}); start a run of another name"
-            ) from error
         meta = rows.schema.metadata or {}
         if _META not in meta:
             raise IntegrityError("plan.parquet has no plan in its metadata; start a run of another name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..column_types import allowed, family_of, shown_cell, text_column, unpacked, unusable_values
+from ..damaged import damaged_as
 from ..errors import ConfigError, InputError, NotFound
 from ..ordering import as_numpy
 from ..storage import Files
@@ -93,20 +95,24 @@ class EventTable:
     def _batches(self, names: list[str]) -> Iterator[tuple[str, int, pa.Table]]:
         for file in self.files:
             first = 0
-            try:
-                with self._files.open(file.uri) as handle, pq.ParquetFile(handle, pre_buffer=False) as table:
-                    for batch in table.iter_batches(_BATCH, columns=names, use_threads=False):
-                        yield file.uri, first, pa.Table.from_batches([batch])
-                        first += batch.num_rows
-            except pa.ArrowException as error:
-                raise InputError(f"{file.uri} cannot be read to its end ({error}); write it again") from error
+            with _readable(file.uri), self._files.open(file.uri) as handle, _parquet(handle) as table:
+                for batch in table.iter_batches(_BATCH, columns=names, use_threads=False):
+                    yield file.uri, first, pa.Table.from_batches([batch])
+                    first += batch.num_rows
 
     def _footer(self, place: str) -> tuple[pa.Schema, int]:
-        try:
-            with self._files.open(place) as handle, pq.ParquetFile(handle, pre_buffer=False) as table:
-                return table.schema_arrow, table.metadata.num_rows
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{place} is no Parquet file ({error}); write the events as Parquet") from error
+        with _readable(place), self._files.open(place) as handle, _parquet(handle) as table:
+            return table.schema_arrow, table.metadata.num_rows
+
+
+def _parquet(handle: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(handle, pre_buffer=False)
+
+
+def _readable(place: str) -> AbstractContextManager[None]:
+    return damaged_as(
+        lambda words: InputError(f"{place} cannot be read as Parquet to its end ({words}); write the events as Parquet")
+    )
 
 
 def _found(files: Files, uri: str) -> list[tuple[str, str]]:

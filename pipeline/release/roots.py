@@ -270,7 +270,9 @@ def _plan_of(store: Store, run: str) -> _Planned:
             }
     except NotFound:
         return _Planned()
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise IntegrityError(
             f"runs/{run}/plan.parquet cannot be read, so what run {run!r} needs is not known ({error}); wait until the "
             "run has ended, or delete the file"

@@ -136,7 +136,7 @@ def _file_problems(entry: FileEntry | PartFile, data: bytes) -> Iterator[str]:
         return
     try:
         rows = pq.read_metadata(io.BytesIO(data)).num_rows
-    except (pa.ArrowInvalid, OSError) as error:  # a damaged footer is either
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a damaged footer is any of them
         yield f"{entry.name} is not a readable Parquet file: {error}"
         return
     if rows != entry.rows:

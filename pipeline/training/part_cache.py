@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from ..errors import IntegrityError
-from ..parts import check_part_name
+from ..parts import check_part_name, readable
 from ..schema import pixels_column
 from ..storage import Store
 from ..storage.cache import temporary_folder
@@ -196,7 +196,7 @@ def _stretches(
     """Yield, of each row group that holds some of `rows`, the column, which of its rows, and where of `at` they go."""
     order = np.argsort(rows, kind="stable")
     rows, at = rows[order], at[order]
-    with cache.path(name) as path, _open(path, name) as part:
+    with readable(name), cache.path(name) as path, pq.ParquetFile(path, memory_map=isinstance(path, Path)) as part:
         first = 0
         for group in range(part.metadata.num_row_groups):
             last = first + part.metadata.row_group(group).num_rows
@@ -207,10 +207,3 @@ def _stretches(
             first = last
         if len(rows) and (rows[-1] >= first or rows[0] < 0):
             raise IntegrityError(f"{name} has {first} rows, but row {rows[-1]} is named as a living one")
-
-
-def _open(source: Path | pa.BufferReader, name: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(source, memory_map=isinstance(source, Path))
-    except pa.ArrowInvalid as error:
-        raise IntegrityError(f"{name} is not a readable Parquet file: {error}") from error

@@ -1,4 +1,4 @@
-"""Clothing photos by a pretrained network whose last blocks learn on: SimCLR without labels, and told categories.
+"""Clothing photos by a pretrained network whose last blocks learn on: SimCLR, MoCo, and told categories.
 
 The folds by contributor of `bench_folds`, one seed, photos of 128 pixels: each epoch passes two views of every photo
 through the network, which takes minutes a fold. The row that learns nothing is the same network, read in the same way.
@@ -33,26 +33,33 @@ from pipeline.training import Loop
 
 SIZE = 128
 UNTRAINED = "as it is"
-ROWS = {UNTRAINED: None, "fine-tuned, no labels": "none", "fine-tuned, told categories": "category"}
+ROWS = {
+    UNTRAINED: None,
+    "fine-tuned, no labels": ("simclr", "none"),
+    "fine-tuned, told categories": ("simclr", "category"),
+    "fine-tuned by MoCo, no labels": ("moco", "none"),
+}
+OF_KIND = {"simclr": {}, "moco": {"queue": 1024}}  # fewer keys than photos: a photo's own older key is rarely there
 BATCH = 64
 
 
-def settings(weights: Path, supervision: str, epochs: int) -> Config:
+def settings(weights: Path, kind: str, supervision: str, epochs: int) -> Config:
     """Return the config: Lite0's last two blocks and a new projector, its map read out in 3 x 3 cells, 64 numbers."""
     images = {"size": SIZE, "fit": "crop"}
     model = {
-        "kind": "simclr",
+        "kind": kind,
         "backbone": {
             "recipe": "efficientnet_lite0", "weights": str(weights), "train_last": 2, "preprocessing": images,
         },
         "views": {"min_area": 0.5},
         "read_out": {"pool": "map", "cells": 3, "dims": 64, "invariant_to": None},
+        **OF_KIND[kind],
     }  # fmt: skip
     more = [
         f"images={json.dumps(images)}", f"model={json.dumps(model)}", "train.learning_rate=0.0001",
         "train.batch_size=128", "train.validation=0", f"train.supervision={supervision}",
     ]  # fmt: skip
-    return preset_config("simclr_clothing", epochs, more)
+    return preset_config(f"{kind}_clothing", epochs, more)
 
 
 def vectors_of(model: Model, images: torch.Tensor) -> np.ndarray:
@@ -62,12 +69,13 @@ def vectors_of(model: Model, images: torch.Tensor) -> np.ndarray:
 
 
 def vectors_by_fold(
-    shown: Shown, images: torch.Tensor, weights: Path, supervision: str | None, epochs: int, asked: np.ndarray
+    shown: Shown, images: torch.Tensor, weights: Path, how: tuple[str, str] | None, epochs: int, asked: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return the latents of all photos by a network that has not seen the asked ones, bool [n], and the CPU seconds of
-    its training.
+    its training: how is the kind of model and what it is told, None for no training.
     """
-    config = settings(weights, supervision or "none", epochs)
+    kind, supervision = how or ("simclr", "none")
+    config = settings(weights, kind, supervision, epochs)
     names = sorted(set(shown.labels))
     torch.manual_seed(0)
     model = build_model(config.model, image_size=SIZE)
@@ -75,7 +83,7 @@ def vectors_by_fold(
     told = torch.tensor([FIRST_CATEGORY + names.index(label) for label in shown.labels])
     known = rows_of(Batch(images, told), np.flatnonzero(~asked))
     begun = time.process_time()
-    if supervision is not None:
+    if how is not None:
         model.supervised = supervision == "category"
         loader = InMemory(known, batch_size=config.train.batch_size, seed=0)
         model = Loop(model, loader, config.train, labels=tuple(names)).run()

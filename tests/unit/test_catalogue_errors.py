@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import tarfile
@@ -261,6 +262,33 @@ def test_tar_shards_with_bad_members(tmp_path: Path) -> None:
     cut = shard(a_jpg=b"x" * 5000)
     cut.write_bytes(cut.read_bytes()[:2000])
     refused(cut, "is damaged")
+
+
+def test_tar_shards_that_were_cut_or_put_one_behind_another(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = 700
+            tar.addfile(info, io.BytesIO(b"x" * 700))
+    whole = path.read_bytes()
+    ended = 3 * (512 + 1024)
+    silent = 0
+    for length in range(0, ended + 1, 64):
+        path.write_bytes(whole[:length])
+        refused(path, "write it anew")
+        with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as cut:
+            silent += len(cut.getmembers()) < 3  # known wrong: Python's own reader says nothing of what is not there
+    assert silent > 10
+    for length in (ended + 512, len(whole)):
+        path.write_bytes(whole[:length])
+        assert read_photos(CatalogueConfig(source=str(path)), FILES).num_rows == 3
+    path.write_bytes(whole + whole)
+    refused(path, f"up to byte {ended:,}", "two shards in one file")
+    damaged = bytearray(whole)
+    damaged[2 * (512 + 1024) + 150] ^= 1  # in the checksum of the last header
+    path.write_bytes(damaged)
+    refused(path, "a damaged header")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from pydantic import ValidationError
 
 import foreign_files as FILES
 from pipeline.errors import ConfigError, InputError, NotFound
+from pipeline.models.examining import given_vector
+from pipeline.models.foreign.onnx_graphs import graph_of
+from pipeline.models.foreign.weights import tensors_of
+from pipeline.storage import Files
 
 loaded, parsed, graph_file = FILES.loaded, FILES.parsed, FILES.graph_file
 VIT = {"source": "timm", "architecture": "test_vit", "output": "pooled"}
@@ -70,6 +77,45 @@ def test_files_that_are_no_weights_or_are_cut_short(whole: Path, tmp_path: Path)
         vit(tmp_path / "other.pth")
     with pytest.raises(NotFound, match=r"none\.pth"):
         vit(tmp_path / "none.pth")
+
+
+def test_bytes_that_are_cut_or_changed_anywhere_are_read_or_refused_by_name(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
+    old, new = io.BytesIO(), io.BytesIO()
+    torch.save(tensors, old, _use_new_zipfile_serialization=False)
+    torch.save(tensors, new)
+    vector = io.BytesIO()
+    np.save(vector, np.arange(5.0))
+    graph_file(tmp_path / "g.onnx")
+
+    def check(data: bytes) -> Any:
+        (tmp_path / "v.npy").write_bytes(data)
+        return given_vector(str(tmp_path / "v.npy"), Files())
+
+    readers: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
+        "old.pth": (old.getvalue(), lambda data: tensors_of(data, "old.pth")),
+        "new.pth": (new.getvalue(), lambda data: tensors_of(data, "new.pth")),
+        "a.safetensors": (safetensors.torch.save(tensors), lambda data: tensors_of(data, "a.safetensors")),
+        "v.npy": (vector.getvalue(), check),
+        "g.onnx": ((tmp_path / "g.onnx").read_bytes(), lambda data: graph_of(data, "g.onnx", "vector", FILES.SIZE)),
+    }
+    drawn = np.random.default_rng(0)
+    for name, (whole, reads) in readers.items():
+        texts = []
+        changed = [whole[:length] for length in range(0, len(whole), 1 if name == "old.pth" else 41)]
+        for at in drawn.integers(0, len(whole), 100):
+            changed.append(whole[:at] + bytes([int(drawn.integers(256))]) + whole[at + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numbers that a changed byte has made huge
+            for data in changed:
+                try:
+                    reads(data)
+                except (InputError, ConfigError) as error:  # whatever else is raised fails the test
+                    texts.append(str(error))
+        assert len(texts) > 20
+        assert all(name in text for text in texts)
+    with pytest.raises(IndexError):  # known wrong: what was thought to be all that the old format's reader raises
+        torch.load(io.BytesIO(old.getvalue()[:1]), weights_only=True)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from jobs.__main__ import main
 from jobs.command import Arguments
 from jobs.config import load_config
 from pipeline.models import MODELS, ModelConfig
-from pipeline.settings.model_choice import BEST, CHOICES, FASTEST, SEEDS, Choice
+from pipeline.settings.model_choice import BEST, CHOICES, FASTEST, PRETRAINED, SEEDS, Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ["Shoes", "Shirts", "Hats"]
@@ -188,7 +188,7 @@ def test_the_model_that_was_measured_best_is_proposed_and_the_others_stand_besid
     assert config.model == chosen(BEST)
     assert not config.train.when_is_set, "written down it would let every night train anew unasked"
     text = (tmp_path / "codebooks.yaml").read_text()
-    for choice in (FASTEST, SEEDS):
+    for choice in (FASTEST, SEEDS, PRETRAINED):
         other = text.replace(f"model: {BEST.model}", "#").replace(f"# model: {choice.model}", f"model: {choice.model}")
         path = tmp_path / f"{choice.preset}.yaml"
         path.write_text(other)
@@ -212,3 +212,13 @@ def test_what_is_said_of_a_model_is_what_was_measured(choice: Choice) -> None:
     assert measured.model == chosen(choice), "the preset is what was measured"
     best = max(results, key=lambda run: run["knn"] if run["catalogue"] == "clothing" else 0)
     assert best["preset"] in (BEST.preset, "fusion_clothing"), "a fusion begins with two finished models"
+
+
+def test_what_is_said_of_a_pretrained_network_is_what_was_measured() -> None:
+    results = json.loads((ROOT / "tests" / "benchmarks" / "results" / "folds.json").read_text())["runs"]
+    (run,) = [run for run in results if run["name"] == "Lite0 head 3x3 of the central square"]
+    assert round(100 * run["old_knn"], 1) == PRETRAINED.knn, "of the same 279 photos as the others"
+    assert round(run["photos_per_cpu_s"]) == PRETRAINED.photos_per_s
+    given = ("store=/x", "catalogue.source=/x/c.csv", "model.weights=FILE")
+    measured = load_config(Arguments(config=PRETRAINED.preset, overrides=given), {})
+    assert measured.model == chosen(PRETRAINED)

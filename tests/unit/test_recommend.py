@@ -351,7 +351,7 @@ def test_no_events_are_no_file_no_parquet_or_no_rows(
         ("odd.parquet", "customer of row 0 is b'c\\xff'; it is no UTF-8 text"),
         ("late.parquet", "time holds a time that no microseconds"),
         ("missing.parquet", "neither a file nor a folder"),
-        ("e.parquet", "is no Parquet file"),
+        ("e.parquet", "cannot be read as Parquet"),
         ("none.parquet", "holds no events"),
     ):
         found, _ = asked(capsys, f"store={store.url}", "--events", str(tmp_path / name), expect=3)

@@ -106,7 +106,7 @@ def _parsed(data: bytes, source: str) -> Any:
         )
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except Exception as error:  # of damaged bytes also others than ValidationError; only onnx's own code runs here
         raise InputError(f"{source} is no valid ONNX model ({str(error).splitlines()[0]}); export it anew") from error
     return model
 
@@ -209,7 +209,7 @@ def _raised(model: Any, source: str) -> Any:
     else:
         try:
             inferred = version_converter.convert_version(_with_output_type(model), OPSET)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # ConvertError is none of Python's own; only onnx's code runs here
             raise InputError(
                 f"{source} is of ONNX opset {opset} and cannot be raised to {OPSET} ({str(error).splitlines()[0]}); "
                 f"export it anew with opset {OPSET}"
@@ -257,7 +257,7 @@ def _tried(data: bytes, given: tuple[str, str, str], size: int, source: str) -> 
             f"{source} takes one picture at a time; export it with a free batch, in torch.onnx.export by "
             "dynamic_shapes={'x': {0: 'batch'}}"
         ) from error
-    if alone.shape[0] != 1 or both.shape != (2, *alone.shape[1:]) or alone.ndim not in (2, 3, 4):
+    if alone.ndim not in (2, 3, 4) or alone.shape[0] != 1 or both.shape != (2, *alone.shape[1:]):
         raise ConfigError(
             f"model.output: {source} says {list(alone.shape)} of one picture and {list(both.shape)} of two; needed are "
             "numbers, tokens or maps of each picture: [batch, D], [batch, tokens, D] or [batch, C, h, w]"

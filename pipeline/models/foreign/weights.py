@@ -48,7 +48,11 @@ def _read(data: bytes, source: str) -> Any:
     except pickle.UnpicklingError as error:
         why = "it holds pickled Python objects or code, or is no file of weights at all"
         raise _unreadable(source, data, why) from error
-    except (safetensors.SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+    except MemoryError:  # this machine's trouble, not the file's
+        raise
+    except Exception as error:
+        # The unpickler of bytes that are no pickle, or not all of one, raises whatever it stumbles over (IndexError,
+        # KeyError, struct.error, AssertionError, ...); only the libraries' own code runs inside this block.
         why = "it is damaged, cut short or no file of weights at all"
         if _is_torchscript(data):
             why = (
@@ -73,7 +77,7 @@ def _is_torchscript(data: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, OSError):  # ValueError: a name that is no text
         return False
 
 
