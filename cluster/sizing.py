@@ -39,8 +39,8 @@ NETWORK_SHARE = 0.6  # of a node's line that photos get: judged
 GETS_PER_S = 5_000  # of one prefix of an object store: as S3 promises (5,500), rounded down
 RUNS_KEPT = 30  # releases on the store: judged
 
-# As `pipeline.encoding.shards` cuts: 64 of them, of 500 rows or more, of 128 MiB of pixels at most.
-_SHARDS, _LEAST_ROWS, _PART_BYTES = 64, 500, 128 * 2**20
+# As `pipeline.encoding.shards` cuts: up to 1,000 photos not, else into 64, of 500 rows or more; 128 MiB of pixels at most.
+_UNCUT_ROWS, _SHARDS, _LEAST_ROWS, _PART_BYTES = 1_000, 64, 500, 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,8 @@ def makespan(jobs: Sequence[float], ready: Sequence[float]) -> float:
 
 def shard_rows(fetched: int, pixels: int) -> int:
     """Return how many photos a shard has."""
-    return max(1, min(max(_LEAST_ROWS, math.ceil(fetched / _SHARDS)), _PART_BYTES // (pixels * pixels * 3)))
+    least = fetched if fetched <= _UNCUT_ROWS else max(_LEAST_ROWS, math.ceil(fetched / _SHARDS))
+    return max(1, min(least, _PART_BYTES // (pixels * pixels * 3)))
 
 
 def shard_seconds(shop: Shop, place: Place, photos: int) -> tuple[float, str]:

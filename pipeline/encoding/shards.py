@@ -23,6 +23,7 @@ from .unfit import read_unfit
 PART_BYTES = 128 * 2**20  # uncompressed pixels, or latents, of one part at most
 _USUAL_SHARDS = 64  # a catalogue is cut into about this many shards: enough to balance actors and to show progress
 _LEAST_ROWS = 500  # but a part is not made smaller than this for it
+_UNCUT_ROWS = 1_000  # one actor has so few photos (`seats`): two shards of it would wait for each other
 _FIND_THREADS = 8
 
 Flags = npt.NDArray[np.bool_]
@@ -114,8 +115,8 @@ def assign_shards(
     another category) and all of them where `encode_all` says so, for a new model: those whose pixels are kept
     (`pixels_part`, under `transform_id` where given) pixels part by pixels part, the others fetched once more.
     image_size: pixels a side, of each size that the model sees.
-    latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: a 64th of them, but 500
-    or more and at most 128 MiB of pixels and of latents. tail_for: of the number of photos to fetch, how many actors
+    latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: up to 1,000
+    all of them, else a 64th, but 500 or more, and at most 128 MiB of pixels and of latents. tail_for: of the number of photos to fetch, how many actors
     the last shards are cut smaller for (see `cut`); shards of kept pixels stay whole.
     """
     status, retried = plan["status"], as_numpy(plan["retried"], missing=False)
@@ -319,7 +320,8 @@ def _has_pixels(plan: pa.Table, transform_id: str) -> Flags:
 
 def _rows_of_part(photos: int, pixel_bytes: int, latent_bytes: int) -> int:
     most = PART_BYTES // max(pixel_bytes, latent_bytes)
-    return max(1, min(most, max(_LEAST_ROWS, -(-photos // _USUAL_SHARDS))))
+    least = photos if photos <= _UNCUT_ROWS else max(_LEAST_ROWS, -(-photos // _USUAL_SHARDS))
+    return max(1, min(most, least))
 
 
 def _by_source(plan: pa.Table, rows: Positions) -> Positions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .config import IndexConfig
 from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
 from .filling import filling, train
+from .gpu import inverted_file
 from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
@@ -24,7 +25,7 @@ from .questions import Questions
 from .recall import Truth, recalls
 from .search import SearchIndex, open_index
 from .segments import Segment
-from .tuning import Choice, Point, Tuned, choose, measured, meets, pareto, refuse, still_stands, tune
+from .tuning import Choice, Point, Tuned, choose, hopeless, measured, meets, pareto, refuse, still_stands, tune
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
 ADD_BLOCK = 1 << 14
@@ -107,7 +108,10 @@ def build_index(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What an index is built from: latents [n], their features [n, f], what asks it, the parent's parameters."""
+    """What an index is built from: latents [n], their features [n, f], what asks it, the parent's parameters.
+
+    cells: centroids that a kind was trained to, by their width and number, for others that have the same.
+    """
 
     latents: LatentArrays
     features: Float32
@@ -115,6 +119,7 @@ class _Work:
     config: IndexConfig
     questions: Questions
     before: Mapping[str, Any]
+    cells: dict[tuple[int, int], Float32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +133,26 @@ class _Made:
     seconds: float
 
 
-def _made(work: _Work, name: str, before: Mapping[str, Any]) -> _Made:
+class _HopelessError(Exception):
+    """A kind is so much slower than one that does what is asked for that it is not tuned."""
+
+
+def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Point] = ()) -> _Made:
+    """Return one kind; raises _HopelessError where one of the points that are good is far faster than it can be."""
     start = time.perf_counter()
     kind, config = KINDS[name], work.config
     tuning, measuring = work.questions.of(name)
-    index = _filled(work.features, work.metric, name, config)
+    index = _filled(work, name)
     held = work.features if kind.lossy else None
     tuned = Tuned({}, reached=True)
+    whole = SearchIndex(index, work.metric, held)
+    if good and hopeless(whole, name, measuring, config, good):
+        raise _HopelessError
     if kind.tuned:
-        whole = SearchIndex(index, work.metric, held)
         tuned = tune(whole.without_rows(tuning.left_out), name, tuning, config, before)
         for effort, value in tuned.effort.items():
             whole.planner.set_effort(effort, value, k=config.k)
-        del whole
+    del whole
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
     said = {"k": config.k, **_weights(work), **tuned.effort}
@@ -169,10 +181,16 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     """Return the index of the kind that does best what is asked for, with what the others gave."""
     config, before = work.config, work.before
     parent = before.get("kind")
-    points: list[Point] = []
+    points, slow = list[Point](), list[str]()
     kept: tuple[_Made, Choice] | None = None
-    for name in sorted(names, key=lambda name: name != parent):  # the parent's first
-        made = _made(work, name, before if name == parent else {})
+    # The parent's first, then what is the fastest for the most part.
+    for name in sorted(names, key=lambda name: (name != parent, "nprobe" not in KINDS[name].tuned)):
+        good = [point for point in points if meets(point, config)]
+        try:
+            made = _made(work, name, before if name == parent else {}, good)
+        except _HopelessError:
+            slow.append(name)
+            continue
         size, measuring = len(made.data), work.questions.of(name)[1]
         points.append(
             measured(made.opened, name, made.tuned, made.found, measuring, config, size=size, build_s=made.seconds)
@@ -193,14 +211,16 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
         raise refuse(points, config)
     made, choice = kept
     kind = choice.point.kind
-    tuned_rows = before.get("tuned_rows") if len(points) < len(names) else None
+    tuned_rows = before.get("tuned_rows") if len(points) + len(slow) < len(names) else None
     parameters = _built_with(work, kind) | made.tuned.effort
-    parameters |= {"chosen": choice.why, "tuned_rows": tuned_rows or len(work.features)}
+    why = choice.why + (f"; far slower at their least effort: {', '.join(slow)}" if slow else "")
+    parameters |= {"chosen": why, "tuned_rows": tuned_rows or len(work.features)}
     for point in pareto(points):
         parameters |= point.parameters()
     parameters |= choice.point.parameters()
     features = features_bytes(work.features) if KINDS[kind].lossy else None
-    return BuiltIndex(made.opened, made.data, kind, choice.point.recall, parameters, features, tuple(points))
+    shown = tuple(sorted(points, key=lambda point: names.index(point.kind)))
+    return BuiltIndex(made.opened, made.data, kind, choice.point.recall, parameters, features, shown)
 
 
 def check_latents(latents: LatentArrays, config: IndexConfig) -> None:
@@ -246,19 +266,30 @@ def _check_least(rows: int, dim: int, config: IndexConfig) -> None:
         )
 
 
-def _filled(features: Float32, metric: Metric, name: str, config: IndexConfig) -> Any:
+def _filled(work: _Work, name: str) -> Any:
     """Return the CPU index with every row added in fixed blocks, in order."""
-    faiss = load_faiss()
+    faiss, features, metric, config = load_faiss(), work.features, work.metric, work.config
     geometry = faiss.METRIC_L2 if metric.geometry == "l2" else faiss.METRIC_INNER_PRODUCT
     kind = KINDS[name]
     check_installed(name)
     index = kind.make(features.shape[1], geometry, len(features), config)
     if not index.is_trained:
-        train(name, index, training_rows(features, config), metric, config)
+        _trained(work, name, index)
     filled = filling(name, index, metric, config)
     for start in range(0, len(features), ADD_BLOCK):
         filled.add(features[start : start + ADD_BLOCK])
     return filled.finished()
+
+
+def _trained(work: _Work, name: str, index: Any) -> None:
+    """Train a kind; cells that another was trained to are its own too, since both are told by the same rows."""
+    inner = None if KINDS[name].of_gaussians else inverted_file(index)
+    key = (0, 0) if inner is None else (int(inner.d), int(inner.nlist))
+    if inner is not None and key in work.cells:
+        inner.quantizer.add(work.cells[key])  # as many centroids as there are cells: FAISS trains none
+    train(name, index, training_rows(work.features, work.config), work.metric, work.config)
+    if inner is not None:
+        work.cells[key] = inner.quantizer.reconstruct_n(0, inner.nlist)
 
 
 def _built_with(work: _Work, name: str) -> Parameters:

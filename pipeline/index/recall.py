@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ class Truth:
     neighbours: int
     left_out: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     kept: RowFilter | None = None
+
+    def thinned(self, most: int) -> Truth:
+        """Return the truth of about so many of the queries, all where there are fewer."""
+        some = np.s_[:: max(1, len(self.rows) // most)]
+        return replace(self, rows=self.rows[some], queries=self.queries.take(some), kth=self.kth[some])
 
 
 def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int, *, block: int | None = None) -> Truth:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .config import IndexConfig
+from .faiss_module import load_faiss
 from .kinds import KINDS
 from .latents import Float64
 from .recall import Truth, recall_at_k, recall_at_least, recalls
@@ -19,6 +20,13 @@ from .search import SearchIndex
 _TIMED = 200  # queries timed one by one
 _WORTH = 1.5  # how much faster another kind must be to be taken instead of an exact one, or of the parent's
 _TUNED_FOR = 1.5  # by how much a catalogue may grow or shrink before its parent's kind is looked at anew
+_FEW = 100  # queries that say how many cells candidates are walked in,
+_ROOM = 2  # and how many times as many are then looked through
+_TRIED = 20  # queries that a kind is timed by at its least effort, before it is tuned,
+_LONG_S = (
+    0.05  # how long a processor is busy with these at least where what a call costs by itself is nothing beside it,
+)
+_HOPELESS = 4  # and how many times faster than that a batch of many could make it
 
 Effort = dict[str, int]
 
@@ -86,14 +94,18 @@ class Choice:
 def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, before: Mapping[str, Any]) -> Tuned:
     """Find (and leave set) the least effort of a kind that reaches `target_recall` on the tuning queries.
 
-    One parameter after the other, the later ones at their most meanwhile; the earlier of two has to leave half of what
-    may be lost to the later. before: the parent's parameters, at which the walk begins where it knows one.
+    One parameter after the other; the earlier of two has to leave half of what may be lost to the later. Candidates are
+    walked in so many cells that next to nothing lies in others, in all where that does not do. before: the parent's
+    parameters, at which the walk begins where it knows one.
     """
     names, effort, reached = KINDS[kind].tuned, {}, True
     if KINDS[kind].by_unseen and not index.planner.walks(config.k):
         return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
+    in_cells = "nprobe" in names[1:]
+    if in_cells:
+        _set(index, "nprobe", _wide(index, truth, config, int(before.get("nprobe", 1))), config)
     for place, name in enumerate(names):
         last = place == len(names) - 1
         target = config.target_recall if last else (1.0 + config.target_recall) / 2.0
@@ -106,11 +118,31 @@ def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, befor
             with index.planner.as_set():
                 return recall_at_least(index, recalls(index, truth), truth) >= target
 
-        effort[name], reached = _walk(
-            reaches, _least(name, config), _most(index, name, config), int(before.get(name, 0))
-        )
+        least, most = _least(name, config), _most(index, name, config)
+        effort[name], reached = _walk(reaches, least, most, int(before.get(name, 0)))
+        if in_cells and not (last or reached):  # perhaps what was lost lies in other cells
+            _set(index, "nprobe", _most(index, "nprobe", config), config)
+            effort[name], _ = _walk(reaches, least, most, most)
         _set(index, name, effort[name], config)
     return Tuned(effort, reached)
+
+
+def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, best: Sequence[Point]) -> bool:
+    """Return whether a kind is far slower at its least effort than one of these points, so that tuning it is no use."""
+    fastest = max((point.qps for point in best), default=0.0)
+    queries = truth.queries.take(np.s_[:_TRIED])
+    if fastest == 0.0 or len(queries) == 0:
+        return False
+    for name in KINDS[kind].tuned:
+        _set(index, name, _least(name, config), config)
+    spent = []
+    with index.planner.as_set():
+        for _ in range(2):  # the first one pages in
+            start = time.process_time()  # by the clock others on the machine would decide
+            index.search(queries, config.k)
+            spent.append(time.process_time() - start)
+    most = _HOPELESS * load_faiss().omp_get_max_threads() * len(queries) / max(min(spent), 1e-9)
+    return min(spent) >= _LONG_S and most < fastest
 
 
 def timed(index: SearchIndex, truth: Truth, k: int) -> tuple[float, float, float]:
@@ -216,6 +248,21 @@ def refuse(points: Sequence[Point], config: IndexConfig) -> ConfigError:
         f"no index of kind {config.kind!r} reaches {asked}; measured:\n{lines}\nLower the recall, allow more memory or "
         "time, raise index.max_ef_search, or raise index.queries where the interval is what is too wide"
     )
+
+
+def _wide(index: SearchIndex, truth: Truth, config: IndexConfig, begin: int) -> int:
+    """Return so many cells that hardly a neighbour lies in others, by some of the queries, with all candidates.
+
+    Looking through all of a million rows for each step of a walk is what tuning would take longest for.
+    """
+    few, cells, value = truth.thinned(_FEW), index.planner.cells, max(1, begin)
+    while value < cells:
+        _set(index, "nprobe", value, config)
+        with index.planner.as_set():
+            if recall_at_k(index, few) >= (3.0 + config.target_recall) / 4.0:
+                break
+        value *= 2
+    return min(_ROOM * value, cells)
 
 
 def _set(index: SearchIndex, name: str, value: int, config: IndexConfig) -> None:

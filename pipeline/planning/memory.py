@@ -23,7 +23,7 @@ _SLICES = 600 << 20  # of the slices and row groups that are at work at once, wh
 _SLICE_BYTES = 630  # of each photo in them
 # Times the catalogue's rows with their places, which a driver holds at most at once, by the peaks that bench_scale.py
 # printed of 0.3 to 3 million photos, whose rows took 316 bytes each.
-_PLAN, _COLLECT, _BUILD = 2.6, 2.8, 2.3
+_PLAN, _COLLECT, _BUILD = 2.6, 2.0, 2.3
 _PLACES = 140  # bytes a photo that a plan and items have beside what the catalogue says: token, digest, parts and rows
 _WORK = 64  # bytes of a training step for each byte of its photos
 _PLACED = 100  # bytes a photo while it is looked which segments stay, where the index is made of some

@@ -296,7 +296,8 @@ def main() -> None:
         write_latents(options.set, options)
     said = made_on("one thread, shared with other work")
     if "set" in parts:
-        add(options.json, {**write_truth(options.set), **said}, "set")
+        epochs = preset_config("vae_fashion_mnist", options.epochs).train.epochs
+        add(options.json, {**write_truth(options.set), "epochs": epochs, **said}, "set")
     if "speed" in parts:
         add(options.json, {**speed(options.set, options.rows, options.pairs), **said}, "speed")
     if "kinds" in parts:

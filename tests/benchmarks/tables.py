@@ -15,8 +15,10 @@ from typing import Any
 
 from claim_experiments import tables as claim_tables
 from index_tables import (
+    autofaiss_table,
     engines_table,
     filters_table,
+    gaussians_table,
     metrics_table,
     million_table,
     spaces_table,
@@ -207,6 +209,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics fashion_mnist": lambda: metrics_table(results_of("metrics")["fashion_mnist"]),
     "metrics clothing": lambda: metrics_table(results_of("metrics")["clothing"]),
     "kl beside torch": lambda: speed_table(results_of("divergence")),
+    "kinds of gaussians": lambda: gaussians_table(results_of("divergence")),
+    "autofaiss": lambda: autofaiss_table(results_of("autofaiss")),
     "spaces": lambda: spaces_table(results_of("spaces")),
     "million": lambda: million_table(read_plain("million"), read_plain("index")),
     "filters of a million": lambda: filters_table(read_plain("million")),

@@ -203,7 +203,7 @@ def run_nights(names: list[str], out: Path, until: float, *, redis: bool) -> Non
                 shop.start_head()
                 for number in (1, 2):
                     shop.start_node(number)
-                wait_until("the head answers", lambda: shop.alive() >= 1, limit_s=120, every_s=1)
+                wait_until("the head answers", lambda: shop.alive() >= 1, limit_s=300, every_s=1)
                 print(f"the head is up, {time.monotonic() - began:.0f} s from the start", flush=True)
             if time.monotonic() > until - 90:
                 print(f"no time is left for {name}", flush=True)

@@ -121,7 +121,7 @@ class Shop:
         if self.redis:
             more = {"RAY_REDIS_ADDRESS": f"{self.store.ip}:6379", "RAY_external_storage_namespace": "shop"}
         self._start_node(self.head, "--head", "--dashboard-host=0.0.0.0", "--num-cpus=0", **more)
-        wait_until("the head takes nodes", lambda: listens(self.head.ip, 6379), limit_s=120)
+        wait_until("the head takes nodes", lambda: listens(self.head.ip, 6379), limit_s=300)
 
     def start_node(self, number: int) -> None:
         machine = self.network.machines[number]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, tuning
-from pipeline.index.kinds import KINDS, candidate_kinds, kinds_here
+from pipeline.index import build as build_module
+from pipeline.index.faiss_module import faiss_threads
+from pipeline.index.kinds import KINDS, candidate_kinds, cells_of, kinds_here
+from pipeline.index.questions import Questions
 from pipeline.index.recall import recall_at_k, recall_low, truth_of
-from pipeline.index.tuning import Point, choose, pareto, still_stands
+from pipeline.index.tuning import Point, choose, hopeless, pareto, still_stands
+
+KINDS_CELLS = cells_of(6_000)
 
 
 def falling(count: int, dim: int = 12, *, seed: int = 0) -> LatentArrays:
@@ -120,11 +127,73 @@ def test_a_night_begins_at_its_parents_point_and_keeps_its_kind(monkeypatch: pyt
     built = build_index(falling(6_000), config, before=before)
     assert built.kind == "ivf_sq8"
     assert [what for what, _ in built.told()] == ["why", "ivf_sq8"], "the others were not built"
-    assert asked[2] == ("candidates", 14), "after both at their most"
+    first = asked.index(("candidates", 14))
+    assert [value for name, value in asked[:first] if name == "candidates"] == [2048], "before it only the most"
+    cells = next(value for name, value in reversed(asked[:first]) if name == "nprobe")
+    assert 12 <= cells < KINDS_CELLS, "candidates are walked in more cells than the parent's, not in all"
     assert ("nprobe", 6) in asked
     assert built.parameters["tuned_rows"] == 5_500, "of when all kinds were looked at"
     assert not still_stands(before, 12_000)
     assert not still_stands({}, 6_000)
+
+
+def test_candidates_are_those_of_a_walk_in_all_cells_also_where_few_cells_lose_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = IndexConfig(kind="ivf_sq8", metric="l2", queries=100, threads=1, target_recall=0.95)
+    items, found = falling(6_000), []
+    for wide in (None, lambda *_: KINDS_CELLS, lambda *_: 1):  # as it is, all cells, too few
+        if wide is not None:
+            monkeypatch.setattr(tuning, "_wide", wide)
+        built = build_index(items, config)
+        found.append((built.parameters["candidates"], built.parameters["nprobe"]))
+        assert built.points[0].reached
+    candidates = np.array([float(one) for one, _ in found])
+    assert (np.abs(candidates[[0, 2]] - candidates[1]) <= 0.1 * candidates[1]).all()
+    # Negative control: walked in one cell alone, no number of candidates does.
+    monkeypatch.setattr(tuning, "_most", lambda index, name, config: 1 if name == "nprobe" else 2048)
+    with pytest.raises(ConfigError):
+        build_index(items, config)
+
+
+def test_a_kind_that_is_far_slower_at_its_least_effort_is_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, items = IndexConfig(kind="auto", metric="l2", queries=200, threads=1), falling(3_000)
+    truth = truth_of(items, METRICS["l2"], np.arange(40), 10)
+    index = build_index(items, IndexConfig(metric="l2")).index
+    plain = index.search
+
+    def slow(*asked: Any) -> Any:
+        start = time.process_time()
+        while time.process_time() < start + 0.06:
+            pass
+        return plain(*asked)
+
+    with faiss_threads(1):
+        assert not hopeless(index, "flat", truth, config, [point("ivf_sq8", 1e9)]), "it takes no time worth the while"
+        monkeypatch.setattr(index, "search", slow)  # twenty in 60 ms, four times as fast at best: 1,333 a second
+        assert hopeless(index, "flat", truth, config, [point("x", 10.0), point("ivf_sq8", 2_000.0)])
+        assert not hopeless(index, "flat", truth, config, [point("ivf_sq8", 500.0)])
+        assert not hopeless(index, "flat", truth, config, [])
+
+
+def test_kinds_with_the_same_cells_train_them_once() -> None:
+    config, items, metric = IndexConfig(kind="auto", metric="l2", queries=50), falling(2_000), METRICS["l2"]
+
+    def work() -> Any:
+        asked = Questions(items, metric, config)
+        return build_module._Work(items, metric.item_features(items), metric, config, asked, {})
+
+    def file_of(given: Any) -> bytes:
+        return bytes(faiss.serialize_index(build_module._filled(given, "ivf_pq")))
+
+    with faiss_threads(1):
+        shared, alone = work(), work()
+        build_module._filled(shared, "ivf_sq8")
+        [(key, cells)] = shared.cells.items()
+        assert cells.shape == key[::-1]
+        assert file_of(shared) == file_of(alone)
+        shared.cells[key] = cells[::-1].copy()  # negative control: whose cells they are decides the file
+        assert file_of(shared) != file_of(alone)
 
 
 def test_when_nothing_reaches_what_is_asked_the_best_is_said() -> None:

@@ -52,8 +52,8 @@ def build(plan: pa.Table, **changes: Any) -> list[Any]:
     ("photos", "size", "rows", "shards"),
     [
         (1, 64, None, 1),
-        (500, 64, None, 1),
-        (501, 64, None, 2),
+        (1_000, 64, None, 1),  # one actor's
+        (1_001, 64, None, 3),  # of 500 at most
         (32_000, 64, None, 64),
         (64_000, 64, None, 64),
         (1_000_000, 64, None, 92),  # 128 MiB hold 10,922 photos of 64 px
