@@ -8,14 +8,19 @@ from jobs.command import Arguments, Outcome
 from jobs.options import CHANNEL, option, takes
 from jobs.place import open_place
 from pipeline.errors import ConfigError
-from pipeline.release import check_head_signed, promotable, published_digest, read_trusted_keys, verify_release
+from pipeline.release import SeenHeads, promotable, published_digest, read_trusted_keys, trusted_head, verify_release
+from pipeline.storage.cache import FileCache
 
 add_arguments = takes(
     option("release", metavar="RELEASE_ID", nargs="?", help="by default the channel's current release"),
     CHANNEL,
     option("--sample", metavar="SHARE", type=float, default=1.0, help="read only this share, as 0.05"),
     option("--trusted-keys", metavar="FILE", action="append", help="a public key that must have signed it"),
-    option("--trusted-channel", action="store_true", help="such a key must have put it on the channel, too"),
+    option(
+        "--trusted-channel",
+        action="store_true",
+        help="such a key must have put it on the channel, too, whose log has all that this machine has seen of it",
+    ),
     option("--seed", metavar="N", type=int, help="which files a sample reads; by default others each time"),
 )
 
@@ -32,10 +37,10 @@ def run(arguments: Arguments) -> Outcome:
             "--trusted-channel asks who put the channel's current release there: give --trusted-keys FILE, and no "
             "RELEASE_ID"
         )
-    head = None if named else promotable(store, place.channel)
-    release = head.release_id if head else named[0]
-    if head and options.trusted_channel:
-        check_head_signed(store, place.channel, head, trusted)
+    head = None
+    if options.trusted_channel:  # and remember it, as readers do
+        head = trusted_head(store, place.channel, trusted, SeenHeads(FileCache().folder))
+    release = named[0] if named else (head or promotable(store, place.channel)).release_id
     digest = published_digest(store, release)
     seed = secrets.randbelow(1 << 31) if options.seed is None else options.seed
     check = verify_release(store, release, expect_sha256=digest, trusted=trusted, share=options.sample, seed=seed)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from ..catalogue import CARRIED, changes_between
 from ..errors import GateRefused
 from ..evaluation import GateVerdict
 from ..evaluation.judging import side_of
@@ -25,7 +24,7 @@ from ..planning.freezing import NightAttempt
 from ..progress import Progress
 from ..release import Manifest, release_key
 from ..release.tables import HashedTable, read_table, table_files
-from ..tables import Makers, Night, SemanticIdsConfig, further_tables
+from ..tables import Makers, Night, SemanticIdsConfig, further_tables, night_changes
 from ..tables.quantizer import Codebooks
 from ..training import CodebooksJob, train_codebooks
 from ..watch import Watch
@@ -71,9 +70,7 @@ def examine(
     with context.watch.stage("evaluate"):
         parent_quarantine = read_table(store, parent, "quarantine") if parent else None
         quarantine = with_first_seen(refused, parent_quarantine, context.run.name)
-        before = read_table(store, parent, "items", without=CARRIED) if parent else None
-        changes = changes_between(items, quarantine, before, parent_quarantine)
-        del before  # as long as tonight's items
+        changes = night_changes(store, context.run.name, items, quarantine, parent, parent_quarantine)
         counts = count(items, quarantine, changes, plan)
         night = Night(
             run=context.run.name,

@@ -68,10 +68,13 @@ def read_files(
 ) -> Iterator[pa.Table]:
     """Yield the same table a file at a time, each read when it is asked for."""
     for entry in manifest.files_of(role):
-        yield _read_entry(store, entry, columns, without)
+        yield read_entry(store, entry, columns=columns, without=without)
 
 
-def _read_entry(store: Store, entry: FileEntry, columns: Sequence[str] | None, without: Sequence[str]) -> pa.Table:
+def read_entry(
+    store: Store, entry: FileEntry, *, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> pa.Table:
+    """Return one file of it."""
     data = pa.BufferReader(read_file(store, entry))
     rows = pq.read_metadata(data).num_rows
     if entry.rows is not None and rows != entry.rows:

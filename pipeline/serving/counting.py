@@ -29,6 +29,7 @@ _NUMBERS = {
     "timeouts": ("counter", "Requests that took longer than they may (503)."),
     "requests_in_flight": ("gauge", "Requests that are waited for or worked on."),
     "last_poll_timestamp_seconds": ("oldest", "When the channel was last looked at with success, by the slowest."),
+    "release_created_timestamp_seconds": ("oldest", "When the release was made that is answered from, the oldest one."),
 }
 _NAMES = tuple(_NUMBERS)
 

@@ -78,6 +78,7 @@ class Current:
             return
         self._counts.add("swaps", 0 if before is None else 1)
         self._counts.name_release(*named)
+        self._counts.set("release_created_timestamp_seconds", opened.release.manifest.created.timestamp())
         log.info("serving release %s of model %s", *named)
 
     def count_recall(self) -> None:

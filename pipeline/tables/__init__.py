@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .changes import night_changes
 from .config import SemanticIdsConfig, TablesConfig
 from .night import SID_MOVES, FurtherTables, Makers, TrainCodebooks, further_tables
 from .sid_measures import sid_lines
@@ -16,5 +17,6 @@ __all__ = [
     "TablesConfig",
     "TrainCodebooks",
     "further_tables",
+    "night_changes",
     "sid_lines",
 ]

@@ -18,7 +18,7 @@ from ..index.sids import FACT
 from ..index.vector_lists import as_lists
 from ..ordering import as_numpy, joined, take_column
 from ..release import Manifest, ReleaseFile, read_manifest, read_table
-from ..release.tables import read_files, table_files
+from ..release.tables import ranged_files, read_files, table_files
 from ..schema import SID_RETIRED, table_schema
 from ..storage import Store
 from .code_map import map_table, renumbered
@@ -128,7 +128,7 @@ def _semantic_ids(
     made.shown["semantic_ids"] = ids.shown()
     made.files["semantic_ids"] = ids.files()
     made.files["sid_items"] = ids.files_of_items()
-    made.files["sid_retired"] = table_files(_retired(slots, given, night.run))
+    made.files["sid_retired"] = _retired(slots, given, night.run)
     made.files["sid_codebooks"] = (held.data, ".safetensors", None)
     carried = None if before is None or not same else _carried_map(store, before.manifest)
     if before is not None and not same:
@@ -242,19 +242,25 @@ def _since(kept: Rows, since: pa.ChunkedArray, run: str, rows: Rows) -> pa.Chunk
     return pc.fill_null(take_column(since, pa.array(wanted, mask=wanted < 0)).cast(pa.string()), run)
 
 
-def _retired(slots: Slots, given: Given, run: str) -> pa.Table:
+def _retired(slots: Slots, given: Given, run: str) -> Iterator[ReleaseFile]:
+    """Return the files of the table `sid_retired`, made range by range as `sid_items` is."""
     schema, gone = table_schema(SID_RETIRED), given.gone
     kind = schema.field("codes").type
-    columns = [
-        take_column(slots.item_ids, gone),
-        as_lists(slots.codes[gone], kind),
-        pa.array(slots.suffixes[gone]),
-        as_lists(slots.nearest[gone], kind),
-        take_column(slots.since, gone).cast(pa.string()),
-        pc.fill_null(take_column(slots.retired, gone).cast(pa.string()), run),
-    ]
-    table = pa.table(columns, schema=schema)
-    return table.take(pa.array(np.lexsort([slots.suffixes[gone], *slots.codes[gone].T[::-1]])))
+    gone = gone[np.lexsort([slots.suffixes[gone], *slots.codes[gone].T[::-1]])]
+
+    def piece(start: int, stop: int) -> pa.Table:
+        rows = gone[start:stop]
+        columns = [
+            take_column(slots.item_ids, rows),
+            as_lists(slots.codes[rows], kind),
+            pa.array(slots.suffixes[rows]),
+            as_lists(slots.nearest[rows], kind),
+            take_column(slots.since, rows).cast(pa.string()),
+            pc.fill_null(take_column(slots.retired, rows).cast(pa.string()), run),
+        ]
+        return pa.table(columns, schema=schema)
+
+    return ranged_files(len(gone), piece)
 
 
 def _carried_map(store: Store, manifest: Manifest) -> pa.Table | None:

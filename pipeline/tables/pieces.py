@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from ..errors import IntegrityError
 from ..keys import digest_of
 from ..mapping import Kept, Scratch
@@ -25,6 +27,19 @@ class Waiting(NamedTuple):
 def waiting(scratch: Scratch | None, role: str, file: ReleaseFile) -> ReleaseFile | Waiting:
     """Return a file as it goes from a task to the driver: itself where it was made here, else where it waits."""
     return file if scratch is None else Waiting(scratch.keep(role, file.data), file.suffix, file.rows)
+
+
+def packed(table: pa.Table) -> pa.Buffer:
+    """Return a table as Arrow's stream: of a slice's own rows, where a pickle has the whole."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpacked(data: pa.Buffer | bytes) -> pa.Table:
+    """Return the table of a stream, whose bytes it holds."""
+    return pa.ipc.open_stream(data).read_all()
 
 
 class Pieces:

@@ -19,7 +19,7 @@ from ..release import ReleaseFile
 from ..release.tables import FILE_ROWS, FINE, table_files, write_table
 from ..schema import vectors_schema
 from ..storage import Store
-from .pieces import Pieces, Waiting, waiting
+from .pieces import Pieces, Waiting, packed, unpacked, waiting
 from .stored_vectors import StoredVectors, Vectors
 from .tonight import Night
 
@@ -122,7 +122,7 @@ def _pieces_of(first: np.ndarray, photos: int) -> Iterator[range]:
 class _Rows:
     """Rows of items as they travel. data: Arrow's stream of their places; wanted: those that are asked for."""
 
-    data: bytes
+    data: pa.Buffer
     wanted: range
 
 
@@ -132,15 +132,12 @@ def _rows(items: pa.Table, wanted: range, *, rotated: bool) -> _Rows:
     if rotated:
         start, stop = start - start % BLOCK, min(items.num_rows, stop + -stop % BLOCK)
     table = items.select(["item_id", "latents_part", "latents_row"]).slice(start, stop - start)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:  # of a slice's own rows, where a pickle has the whole
-        writer.write_table(table)
-    return _Rows(sink.getvalue().to_pybytes(), range(wanted.start - start, wanted.stop - start))
+    return _Rows(packed(table), range(wanted.start - start, wanted.stop - start))
 
 
 def _file_of(asked: _Asked, rows: _Rows) -> ReleaseFile | Waiting:
     """Make the file of some items: as the whole catalogue's vectors have them, to the bit."""
-    items = pa.ipc.open_stream(rows.data).read_all()
+    items = unpacked(rows.data)
     latents = gather_latents(asked.scratch.store, items, threads=1, some=True)
     if asked.space is not None:
         latents = asked.space.rotated(latents)

@@ -2,8 +2,9 @@
 
 For each number of items a process of its own writes latents to a store, builds an index, and makes `vectors`,
 `neighbours` and `semantic_ids`: by ranges as Ray tasks (files far shorter than a release's, so that there are many),
-and whole, here. Both must hold the same rows. Peaks are of what a process holds alone (anonymous memory) and of all
-that is resident, mapped files too; the driver's above what it held before the tables.
+and whole, here. Before them `changes`, against a parent of the same items of which 1 % have another token, 0.5 % are
+gone and 0.5 % are new, and against none. Both ways must hold the same rows. Peaks are of what a process holds alone
+(anonymous memory) and of all that is resident, mapped files too; the driver's above what it held before the tables.
 
     python tests/benchmarks/bench_table_ranges.py --items 50000,200000 --json results/table_ranges.json
 """
@@ -29,10 +30,22 @@ from record import made_on, write
 from watched import Looking, held
 
 from pipeline.index import IndexConfig, build_index, gather_latents
+from pipeline.keys import digest_of
+from pipeline.release import FileEntry, Manifest
 from pipeline.release import tables as release_tables
-from pipeline.schema import changes_schema
+from pipeline.schema import changes_schema, quarantine_schema
 from pipeline.storage import Store, open_store
-from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
+from pipeline.tables import (
+    Makers,
+    Night,
+    SemanticIdsConfig,
+    TablesConfig,
+    changes,
+    further_tables,
+    neighbours,
+    night_changes,
+    vectors,
+)
 
 TOP = 10
 PART_ROWS = 20_000
@@ -98,8 +111,39 @@ def night_of(store: Store, count: int) -> Night:
     index = build_index(
         latents, IndexConfig(metric="l2", kind="ivf_sq8", target_recall=0.9, threads=1, queries=200)
     ).index
-    changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
-    return Night("n1", MODEL, "l2", items, latents, index, changes, None)
+    return Night("n1", MODEL, "l2", items, latents, index, changes_schema().empty_table(), None)
+
+
+def changes_of(store: Store, ids: pa.ChunkedArray) -> dict[str, Any]:
+    """Find what changed from a parent of these items to tonight, and what did from none; each with its peaks."""
+    generator, rows = np.random.default_rng(1), len(ids)
+    words = pa.array([f"s3://shop/photos/{number:08d}/front-of-the-item.jpg" for number in range(rows)])
+    tokens = np.array([f"etag:{number:032x}" for number in range(rows)])
+    view = pa.array(np.zeros(rows, np.int32))
+    every = pa.table({"item_id": ids, "uri": words, "view": view, "token": tokens})
+    order = generator.permutation(rows)
+    gone, come, other = np.split(order[: rows // 50], [rows // 200, rows // 100])
+    tokens[other] = "etag:another"
+    tonight = every.set_column(3, "token", pa.array(tokens)).take(np.setdiff1d(np.arange(rows), gone))
+    entries = []
+    for number, file in enumerate(release_tables.table_files(every.take(np.setdiff1d(np.arange(rows), come)))):
+        name = f"releases/parent/items-{number:04d}.parquet"
+        store.put_if_absent(name, file.data)
+        entries.append(FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows))
+    parent = Manifest.model_construct(files={"items": tuple(entries)})
+    none, told = quarantine_schema().empty_table(), dict[str, Any]()
+    del every, words, tokens
+    for name, against in (("of_a_parent", parent), ("of_none", None)):
+        peaks, began = Peaks(), time.perf_counter()
+        peaks.start()
+        found = night_changes(store, "n1", tonight, none, against, none if against else None)
+        told[name] = {"seconds": round(time.perf_counter() - began, 1), **peaks.told(), "rows": found.num_rows}
+        names = []
+        for file in release_tables.table_files(found, looked_up=True):
+            names.append(f"releases/tonight/{name}-{len(names):04d}.parquet")
+            store.put_if_absent(names[-1], file.data)
+        told[name]["digest"] = _digest(store, names)
+    return told
 
 
 def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[str, Any]:
@@ -110,8 +154,9 @@ def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[st
         import ray
 
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        for module, rows in ((release_tables, items), (vectors, items), (neighbours, entries)):
+        for module, rows in ((release_tables, items), (vectors, items), (changes, items), (neighbours, entries)):
             vars(module)["FILE_ROWS"] = rows
+    changed = changes_of(store, night.items["item_id"])
     sids, asked = SemanticIdsConfig(levels=(256, 64)), TablesConfig(vectors=True, neighbours=TOP)
     peaks, began = Peaks(), time.perf_counter()
     peaks.start()
@@ -128,7 +173,8 @@ def made(folder: str, count: int, way: str, entries: int, items: int) -> dict[st
     told["left"] = [entry.name for entry in store.list("runs/")]
     told["measures"] = further.measures
     told["rows"] = {role: _digest(store, names) for role, names in written.items()}
-    return told
+    told["rows"] |= {f"changes {name}": one.pop("digest") for name, one in changed.items()}
+    return {**told, "changes": changed}
 
 
 def _digest(store: Store, names: list[str]) -> str:

@@ -15,17 +15,29 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
+from pipeline import mapping
 from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, gather_latents, nightly_index
 from pipeline.index import nightly as nightly_module
 from pipeline.index.segmented import SegmentedIndex
+from pipeline.keys import digest_of
 from pipeline.mapping import Scratch, mapped, mapped_in_turn
 from pipeline.recommending import dealing, lists
-from pipeline.release import ReleaseFile
+from pipeline.release import FileEntry, Manifest, ReleaseFile
 from pipeline.release import tables as release_tables
-from pipeline.storage import MemoryStore, open_store
+from pipeline.storage import MemoryStore, Store, open_store
 from pipeline.storage.cache import FileCache
-from pipeline.tables import Makers, Night, SemanticIdsConfig, TablesConfig, further_tables, neighbours, vectors
+from pipeline.tables import (
+    Makers,
+    Night,
+    SemanticIdsConfig,
+    TablesConfig,
+    changes,
+    further_tables,
+    neighbours,
+    night_changes,
+    vectors,
+)
 
 pytestmark = pytest.mark.ray
 MODEL = "ab" * 32
@@ -76,6 +88,16 @@ def test_tasks_run_in_other_processes_at_once_and_keep_their_order(ray_session: 
     assert mapped(where, [5], **{**asked, "task_bytes": 1 << 60})[0][0] == 5
 
 
+def parent_of(store: Store, items: pa.Table) -> Manifest:
+    """Write items as a release does, and return what the next night knows of it."""
+    entries = []
+    for number, file in enumerate(release_tables.table_files(items)):
+        name = f"releases/parent/items-{number}.parquet"
+        store.put_if_absent(name, file.data)
+        entries.append(FileEntry(name=name, bytes=len(file.data), sha256=digest_of(file.data), rows=file.rows))
+    return Manifest.model_construct(files={"items": tuple(entries)})
+
+
 @pytest.mark.parametrize("config", [IndexConfig(metric="l2"), IndexConfig(metric="l2", segment_rows=50)])
 def test_tables_made_by_tasks_are_those_of_one_process(
     ray_session: None, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: IndexConfig
@@ -86,19 +108,24 @@ def test_tables_made_by_tasks_are_those_of_one_process(
     latents, cache = gather_latents(store, items), FileCache(tmp_path / "cache")
     index = nightly_index(store, items, latents, config, model_id=MODEL, parent=None, cache=cache).built.index
     night = Night("n1", MODEL, "l2", items, latents, index, maker.changes_table([]), None)
-    for module in (release_tables, vectors, neighbours):
+    for module in (release_tables, vectors, changes, neighbours):
         monkeypatch.setattr(module, "FILE_ROWS", 50)
+    monkeypatch.setattr(mapping, "_PACKED", 600)  # so that much of what tasks share lies in files
+    parent, none = parent_of(store, items.slice(7, 120)), maker.quarantine_table([], "n1")
 
     def made() -> dict[str, list[ReleaseFile]]:
         sids = SemanticIdsConfig(levels=(4, 3))
         asked = TablesConfig(vectors=True, neighbours=5)
         files = further_tables(store, night, asked, sids, Makers(lambda *_: pytest.fail("trains"), lambda: ())).files
-        return {role: list(held) for role, held in files.items() if not isinstance(held, tuple)}
+        found = {role: list(held) for role, held in files.items() if not isinstance(held, tuple)}
+        changed = night_changes(store, "n1", items, none, parent, none)
+        return {**found, "changes": list(release_tables.table_files(changed, looked_up=True))}
 
     assert isinstance(index, SegmentedIndex) == (config.segment_rows == 50)
     beside = made()
     assert len(beside["vectors"]) == 2
     assert len(beside["neighbours"]) == 6
+    assert sum(file.rows or 0 for file in beside["changes"]) == items.num_rows - 120
     assert list(store.list("runs/")) == []
     monkeypatch.setattr(Scratch, "of_run", lambda *_: None)
     assert made() == beside

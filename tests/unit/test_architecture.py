@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first; a room imports rooms of lower levels, and itself.
 LEVELS: list[set[str]] = [
     {"errors", "holders"},
-    {"boards", "column_types", "events", "findings", "forks", "keys", "ordering", "refusals", "schema", "stopping"},
+    {
+        "boards",
+        "column_types",
+        "damaged",
+        "events",
+        "findings",
+        "forks",
+        "keys",
+        "ordering",
+        "refusals",
+        "schema",
+        "stopping",
+    },
     {"storage"},
     {"nodes"},
     {"ends", "parts", "process", "settings", "watch", "workers"},

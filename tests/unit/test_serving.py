@@ -33,7 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.__main__ import main
 from pipeline.reader import Release, open_release
-from pipeline.release import asked_manifest, read_signing_keys, sign_heads, sign_release
+from pipeline.release import asked_manifest, read_manifest, read_signing_keys, sign_heads, sign_release
 from pipeline.serving import ServeConfig, application
 from pipeline.serving.answers import png
 from pipeline.serving.counting import Counts
@@ -461,6 +461,8 @@ def test_a_damaged_release_is_not_taken_and_the_service_goes_on(store: Store, ma
             text = (await client.ask("/metrics")).body.decode()
             assert "codebooks_serve_poll_failures_total 1\n" in text
             assert "codebooks_serve_swaps_total 1\n" in text
+            created = read_manifest(store, "good-0123456789ab").created.timestamp()
+            assert f"codebooks_serve_release_created_timestamp_seconds {created:.3f}\n" in text
 
     asyncio.run(run())
 

@@ -88,7 +88,10 @@ def test_a_signed_release_that_others_put_back_is_refused(shop: Shop) -> None:
     assert release.release_id == shop.releases[0]
 
 
-def test_verify_asks_who_put_the_release_on_the_channel(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_asks_who_put_the_release_on_the_channel(
+    shop: Shop, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
     words = ["verify", f"store={shop.store.url}", "--trusted-keys", shop.public, "--trusted-channel"]
     assert main(words) == 0
     assert "and so is its place on channel 'stable'" in capsys.readouterr().err
@@ -99,6 +102,18 @@ def test_verify_asks_who_put_the_release_on_the_channel(shop: Shop, capsys: pyte
     for wrong in (["verify", shop.releases[0], *words[1:]], [*words[:2], "--trusted-channel"]):
         assert main(wrong) == 2
         assert "give --trusted-keys FILE, and no RELEASE_ID" in capsys.readouterr().err
+    # Readers of this machine and `verify` remember the same.
+    for number in (3, 2):
+        shop.store.delete(entry_name("stable", number))
+    shop.open(trusted_channel=False, cache_dir=None)
+    with pytest.raises(Untrusted, match="goes back from number 2 to 1"):
+        shop.open(cache_dir=None)
+    assert main(words[:-1]) == 0  # the negative control: it asks for no signed channel, and its head is whole
+    capsys.readouterr()
+    assert main(words) == 3
+    assert "goes back from number 2 to 1" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "machine")  # as the message tells
+    assert main(words) == 0
 
 
 def test_a_head_that_goes_back_by_number_is_refused(shop: Shop) -> None:

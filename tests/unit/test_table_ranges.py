@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import mapping
+from pipeline.catalogue import changes_between
 from pipeline.errors import IntegrityError
 from pipeline.index import IndexConfig, LatentArrays, build_index, gather_latents, nightly_index
 from pipeline.index import space as space_module
@@ -30,9 +32,11 @@ from pipeline.tables import (
     Night,
     SemanticIdsConfig,
     TablesConfig,
+    changes,
     further_tables,
     neighbours,
     night,
+    night_changes,
     vectors,
 )
 from pipeline.tables import codebook_table as codebook_module
@@ -80,9 +84,9 @@ class Catalogue:
         latents = self.latents if space is None else space.rotated(self.latents)
         cache = FileCache(self.folder / "cache")
         made = nightly_index(self.store, self.items, latents, config, model_id=MODEL, parent=None, cache=cache)
-        changes = pa.table({name: [] for name in changes_schema().names}, changes_schema())
         index, metric = made.built.index, made.built.index.metric.name
-        return Night("run", MODEL, metric, self.items, latents, index, changes, None, "category", space=space)
+        none = changes_schema().empty_table()
+        return Night("run", MODEL, metric, self.items, latents, index, none, None, "category", space=space)
 
     def tables(
         self, night: Night, capacity: int | None = None
@@ -116,7 +120,7 @@ def catalogue_on(maker: Any, url: str, folder: Path) -> Catalogue:
 
 
 def small_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    for module in (release_tables, vectors, neighbours):
+    for module in (release_tables, vectors, neighbours, changes):
         monkeypatch.setattr(module, "FILE_ROWS", rows)
 
 
@@ -229,9 +233,9 @@ def test_what_tasks_share_on_s3_is_mapped_from_this_machines_cache(
         list(made.files)
 
 
-def parent_of(store: Store, night: Night, made: dict[str, list[ReleaseFile]]) -> Manifest:
-    """Write a night's items and lists, and return them as the next night's parent."""
-    held = {"items": [ReleaseFile(release_tables.write_table(night.items), ".parquet", night.items.num_rows)], **made}
+def parent_of(store: Store, items: pa.Table, metric: str, made: dict[str, list[ReleaseFile]]) -> Manifest:
+    """Write a night's items and tables, and return them as the next night's parent."""
+    held = {"items": [ReleaseFile(release_tables.write_table(items), ".parquet", items.num_rows)], **made}
     files = {}
     for role, given in held.items():
         names = [f"releases/one/{role}-{number}.parquet" for number in range(len(given))]
@@ -242,9 +246,73 @@ def parent_of(store: Store, night: Night, made: dict[str, list[ReleaseFile]]) ->
             for name, file in zip(names, given, strict=True)
         )
     return Manifest.model_construct(
-        release_id="one", files=files, model_id=MODEL, metric=night.metric, index_kind="flat", parts=(),
+        release_id="one", files=files, model_id=MODEL, metric=metric, index_kind="flat", parts=(),
         config={"tables": {"neighbours": K}}, inputs={},
     )  # fmt: skip
+
+
+def two_nights(maker: Any) -> tuple[list[pa.Table], list[pa.Table]]:
+    """Return (items, quarantine) of a night, then of the next one, which has many items more in one place."""
+    photos = sorted(maker.some_photos(40), key=lambda photo: (photo.item_id, photo.view))
+    more = [replace(photo, item_id=photo.item_id.replace("sku-", "sku-017-")) for photo in photos]
+    ends = [replace(photos[0], item_id=name) for name in ("a-first", "zz-last")]
+    kept = [photo for number, photo in enumerate(photos) if number % 7]
+    altered = [replace(photo, category="Boots") if number % 6 == 0 else photo for number, photo in enumerate(kept)]
+    before, now = (maker.items_table(sorted(one, key=lambda photo: (photo.item_id, photo.view)), ["p"] * 99)
+                   for one in (photos, [*altered, *more, *ends]))  # fmt: skip
+    tokens = [f"other-{token}" if row % 5 == 0 else token for row, token in enumerate(now["token"].to_pylist())]
+    now = now.set_column(now.schema.get_field_index("token"), now.schema.field("token"), [tokens])
+    refused = [(f"sku-{number:03d}", f"u/{number}", "decode", "empty") for number in range(40)]
+    tables = (maker.quarantine_table(rows, "run") for rows in (refused[::3], refused[::2]))
+    return list(zip([before, now], tables, strict=True))  # type: ignore[return-value]
+
+
+def test_changes_found_by_ranges_are_those_of_whole_tables(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, travel: Travel, tmp_path: Path
+) -> None:
+    (before, was_refused), (now, refused) = two_nights(maker)
+    store = open_store(str(tmp_path))
+    whole_one, first = changes_between(now, refused, before, was_refused), changes_between(now, refused, None, None)
+    small_files(monkeypatch, 17)
+    written = list(release_tables.table_files(before))
+    parent = parent_of(store, pa.table({}), "l2", {"items": written})
+    ends = [(ids[0].as_py(), ids[-1].as_py()) for ids in (whole([file])["item_id"] for file in written)]
+    assert any(last == following for (_, last), (following, _) in pairwise(ends)), "an item lies in two files"
+    ranges: list[int] = []
+    find = changes._ranges
+
+    def found(given: Manifest | None = parent, refused_before: pa.Table | None = was_refused) -> pa.Table:
+        ranges.clear()
+        made = night_changes(store, "run", now, refused, given, refused_before)
+        assert list(store.list("runs/")) == []
+        return made
+
+    def counted(ids: pa.ChunkedArray, files: Any) -> Iterator[Any]:
+        for edges in find(ids, files):
+            start, stop = changes._rows(ids, *edges)
+            ranges.append(stop - start)
+            yield edges
+
+    assert set(whole_one["change"].to_pylist()) == {"added", "removed", "changed", "relabelled", "quarantined"}
+    monkeypatch.setattr(changes, "_ranges", counted)
+    for on in (lambda: None, lambda: None, travel):
+        on()
+        assert found() == whole_one
+        assert len(ranges) > len(written), "and more where many are new"
+        assert max(ranges) < 2 * 17
+        assert found(None, None) == first
+        monkeypatch.setattr(changes, "_told", lambda _: None)  # then: of files whose footers say nothing
+    bytes_of = [[file.data for file in release_tables.table_files(one)] for one in (found(), whole_one)]
+    assert bytes_of[0] == bytes_of[1]
+    # The known wrong version, which leaves an item's first photos to the range that the file before is of, is another.
+    with monkeypatch.context() as wrong:
+        wrong.setattr(
+            changes._File, "reaches", lambda file, low, high: low in (None, file.first) and file.first != high
+        )
+        assert found() != whole_one
+    store.put(parent.files["items"][1].name, b"other")
+    with pytest.raises(IntegrityError, match="it was changed after it was published"):
+        found()
 
 
 @pytest.mark.s3
@@ -262,8 +330,10 @@ def test_lists_that_stand_are_carried_over_on_s3_as_on_a_disk(
             monkeypatch.setattr(mapping, "_PACKED", 600)
         one = {role: list(files) for role, files in neighbour_tables(store, first, K).files.items()}
         altered = first.items.slice(5, 2).select(["item_id", "uri"])
-        changes = altered.append_column("change", pa.array(["changed"] * 2)).cast(changes_schema())
-        second = neighbour_tables(store, replace(first, changes=changes, parent=parent_of(store, first, one)), K)
+        named = altered.append_column("change", pa.array(["changed"] * 2)).cast(changes_schema())
+        second = neighbour_tables(
+            store, replace(first, changes=named, parent=parent_of(store, first.items, first.metric, one)), K
+        )
         two = {role: list(files) for role, files in second.files.items()}
         assert {role: whole(files) for role, files in two.items()} == {
             role: whole(files) for role, files in one.items()
