@@ -39,7 +39,7 @@ NETWORK_SHARE = 0.6  # of a node's line that photos get: judged
 GETS_PER_S = 5_000  # of one prefix of an object store: as S3 promises (5,500), rounded down
 RUNS_KEPT = 30  # releases on the store: judged
 
-# As `pipeline.encoding.shards` cuts: up to 1,000 photos not, else into 64, of 500 rows or more; 128 MiB of pixels at most.
+# As `pipeline.encoding.shards` cuts: 1,000 photos not, more into 64, of 500 rows or more; of 128 MiB of pixels at most.
 _UNCUT_ROWS, _SHARDS, _LEAST_ROWS, _PART_BYTES = 1_000, 64, 500, 128 * 2**20
 
 

@@ -116,8 +116,8 @@ def assign_shards(
     (`pixels_part`, under `transform_id` where given) pixels part by pixels part, the others fetched once more.
     image_size: pixels a side, of each size that the model sees.
     latent_bytes: of one photo, uncompressed. shard_rows: rows of a fetched part at most; None: up to 1,000
-    all of them, else a 64th, but 500 or more, and at most 128 MiB of pixels and of latents. tail_for: of the number of photos to fetch, how many actors
-    the last shards are cut smaller for (see `cut`); shards of kept pixels stay whole.
+    all of them, else a 64th, but 500 or more, and at most 128 MiB of pixels and of latents. tail_for: of the number of
+    photos to fetch, how many actors the last shards are cut smaller for (see `cut`); shards of kept pixels stay whole.
     """
     status, retried = plan["status"], as_numpy(plan["retried"], missing=False)
     fetch = _is(status, "added") | _is(status, "changed")

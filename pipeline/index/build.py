@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -133,12 +133,8 @@ class _Made:
     seconds: float
 
 
-class _HopelessError(Exception):
-    """A kind is so much slower than one that does what is asked for that it is not tuned."""
-
-
-def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Point] = ()) -> _Made:
-    """Return one kind; raises _HopelessError where one of the points that are good is far faster than it can be."""
+def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Point] = ()) -> _Made | None:
+    """Return one kind; None, and not tuned, where one of the points that are good is far faster than it can be."""
     start = time.perf_counter()
     kind, config = KINDS[name], work.config
     tuning, measuring = work.questions.of(name)
@@ -147,7 +143,7 @@ def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Poin
     tuned = Tuned({}, reached=True)
     whole = SearchIndex(index, work.metric, held)
     if good and hopeless(whole, name, measuring, config, good):
-        raise _HopelessError
+        return None
     if kind.tuned:
         tuned = tune(whole.without_rows(tuning.left_out), name, tuning, config, before)
         for effort, value in tuned.effort.items():
@@ -172,7 +168,7 @@ def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
 
 
 def _as_asked(work: _Work, name: str) -> BuiltIndex:
-    made = _made(work, name, {})
+    made = cast("_Made", _made(work, name, {}))  # no other is faster
     recall = float(made.found.sum() / len(made.found)) if len(made.found) else 1.0
     return BuiltIndex(made.opened, made.data, name, recall, _built_with(work, name) | made.tuned.effort)
 
@@ -186,9 +182,8 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     # The parent's first, then what is the fastest for the most part.
     for name in sorted(names, key=lambda name: (name != parent, "nprobe" not in KINDS[name].tuned)):
         good = [point for point in points if meets(point, config)]
-        try:
-            made = _made(work, name, before if name == parent else {}, good)
-        except _HopelessError:
+        made = _made(work, name, before if name == parent else {}, good)
+        if made is None:
             slow.append(name)
             continue
         size, measuring = len(made.data), work.questions.of(name)[1]

@@ -54,7 +54,7 @@ def test_needs_are_the_sums_that_their_lines_say() -> None:
     ],
 )  # fmt: skip
 def test_needs_are_about_what_was_measured_and_not_below(photos: int, role: str, peak_mib: int) -> None:
-    """Peaks that bench_scale.py printed (scale.json, scale_million.json), of rows of 176 bytes, latents of 8 numbers."""
+    """Peaks that bench_scale.py printed (scale.json, scale_million.json), rows of 176 bytes, latents of 8 numbers."""
     sizes = Sizes(photos=photos, row_bytes=176 * photos, latent_dim=8, pixel_bytes=768, trains=False)
     need = {need.role: need.bytes for need in memory_needs(CONFIG, sizes)}[role] / 2**20
     assert peak_mib <= need <= 1.3 * peak_mib
