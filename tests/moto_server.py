@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,10 @@ S3Response.head_object = at_once(S3Response.head_object)
 main(sys.argv[1:])
 """
 _LOG_LINE = re.compile(r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[0-9.]+" (?P<status>[0-9]{3})')
+_ANYBODY = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "*"}],
+}
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Query words that make a GET of `/bucket/key` something else than reading the object.
 _NOT_READS = {"uploads", "uploadId", "acl", "tagging", "attributes", "retention", "legal-hold"}
@@ -115,11 +120,14 @@ class MotoServer:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
-    def make_bucket(self, name: str) -> str:
-        """Make an empty bucket and return its URL, `s3://name`."""
-        status, body = self._request("PUT", f"/{name}")
-        if status != 200:
-            raise RuntimeError(f"bucket {name!r} could not be made: {status} {body[:300]!r}")
+    def make_bucket(self, name: str, *, public: bool = False) -> str:
+        """Make an empty bucket and return its URL, `s3://name`. public: anybody may do everything, unsigned."""
+        steps = [(f"/{name}", b"")]
+        steps += [(f"/{name}?policy", json.dumps(_ANYBODY).encode())] if public else []
+        for path, sent in steps:
+            status, body = self._request("PUT", path, sent)
+            if status != 200:
+                raise RuntimeError(f"bucket {name!r} could not be made: {status} {body[:300]!r}")
         return f"s3://{name}"
 
     def requests(self) -> list[tuple[str, str]]:
@@ -166,10 +174,10 @@ class MotoServer:
     ) -> None:
         self.stop()
 
-    def _request(self, method: str, path: str) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         try:
-            connection.request(method, path)
+            connection.request(method, path, body)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipeline.mapping import Scratch, mapped, mapped_in_turn
 from pipeline.recommending import dealing, lists
 from pipeline.release import FileEntry, Manifest, ReleaseFile
 from pipeline.release import tables as release_tables
-from pipeline.storage import MemoryStore, Store, open_store
+from pipeline.storage import MemoryStore, StorageOptions, Store, open_store
 from pipeline.storage.cache import FileCache
 from pipeline.tables import (
     Makers,
@@ -98,11 +99,36 @@ def parent_of(store: Store, items: pa.Table) -> Manifest:
     return Manifest.model_construct(files={"items": tuple(entries)})
 
 
-@pytest.mark.parametrize("config", [IndexConfig(metric="l2"), IndexConfig(metric="l2", segment_rows=50)])
+def in_folder(request: pytest.FixtureRequest) -> Store:
+    return open_store(str(request.getfixturevalue("tmp_path") / "store"))
+
+
+def on_s3(request: pytest.FixtureRequest) -> Store:
+    """Return a store of a real server, which Ray's processes know of from its options alone."""
+    server = request.getfixturevalue("s3_server")
+    options = StorageOptions(endpoint=server.endpoint, region="us-east-1", anonymous=True)
+    return open_store(server.make_bucket("table-tasks", public=True), options)
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (IndexConfig(metric="l2"), in_folder),
+        (IndexConfig(metric="l2", segment_rows=50), in_folder),
+        pytest.param(IndexConfig(metric="l2"), on_s3, marks=pytest.mark.s3),
+    ],
+    ids=["flat", "segments", "flat on S3"],
+)
 def test_tables_made_by_tasks_are_those_of_one_process(
-    ray_session: None, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: IndexConfig
+    ray_session: None,
+    maker: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    config: IndexConfig,
+    where: Callable[[pytest.FixtureRequest], Store],
 ) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = where(request)
     photos = sorted(maker.some_photos(60), key=lambda photo: (photo.item_id, photo.view))
     items = maker.items_table(photos, [part.name for part in maker.write_parts(store, photos, MODEL, "n1")])
     latents, cache = gather_latents(store, items), FileCache(tmp_path / "cache")
