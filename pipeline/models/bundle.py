@@ -146,22 +146,28 @@ def stored_config(store: Store, model_id: str) -> tuple[ModelConfig, StoredImage
 
 
 def resolved_config(
-    store: Store, config: ModelConfig, images: Mapping[str, Any], *, teacher: str | None = None
+    store: Store,
+    config: ModelConfig,
+    images: Mapping[str, Any],
+    *,
+    teacher: str | None = None,
+    files: Files | None = None,
 ) -> ModelConfig:
     """Return a config as its bundle keeps it, with what files (`described`), teacher and bundles (`resolved`) say.
 
     teacher: the bundle of the teacher that the config describes. Without it such a teacher is taken as it would be
-    built, which tells what a model will be like, and not yet whose features it learns from. Raises NotFound,
-    ConfigError, InputError where a file cannot be used.
+    built, which tells what a model will be like, and not yet whose features it learns from. files: reads the weights,
+    by default as the store is reached. Raises NotFound, ConfigError, InputError where a file cannot be used.
     """
     asked = config.taught_by()
     if isinstance(asked, str):
         config = config.taught(_taught_by_bundle(store, asked))
     elif asked is not None:
         config = config.taught(
-            _taught_as_built(store, asked, images) if teacher is None else _taught_by_bundle(store, teacher)
+            _taught_as_built(store, asked, images, files) if teacher is None else _taught_by_bundle(store, teacher)
         )
-    return config.described(Files(store.options)).resolved(lambda model_id: stored_config(store, model_id), images)
+    described = config.described(files or Files(store.options))
+    return described.resolved(lambda model_id: stored_config(store, model_id), images)
 
 
 def _taught_by_bundle(store: Store, model_id: str) -> Taught:
@@ -169,9 +175,9 @@ def _taught_by_bundle(store: Store, model_id: str) -> Taught:
     return _taught(model_id, found.model, found.config, found.transforms)
 
 
-def _taught_as_built(store: Store, teacher: ModelConfig, images: Mapping[str, Any]) -> Taught:
+def _taught_as_built(store: Store, teacher: ModelConfig, images: Mapping[str, Any], files: Files | None) -> Taught:
     own = teacher.transforms(ImagesConfig.model_validate(images))
-    built = resolved_config(store, teacher, images)
+    built = resolved_config(store, teacher, images, files=files)
     with torch.random.fork_rng(devices=[]):
         model = build_model(built, image_size=own[0].size)
     return _taught("0" * 64, model, built, own)

@@ -34,6 +34,7 @@ from .foreign.preprocessing import PreprocessingConfig, Values
 from .foreign.recipes import Source
 from .foreign.timm_network import TimmNetwork
 from .foreign.torchvision_network import TorchvisionNetwork
+from .foreign.weights import tensors_of
 from .frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenConfig, FrozenEncoder, resnet18_map
 from .readout import ReadOut, ReadOutConfig
 
@@ -132,6 +133,8 @@ class PretrainedConfig(ModelConfig):
         if self.source == "onnx":
             assert self.output is not None and self.preprocessing is not None  # noqa: S101, PT018 - validated
             graph = graph_of(data, self.weights, self.output, self.preprocessing.size).config
+        else:
+            tensors_of(data, self.weights)  # refused here, before a night has fetched a photo for it
         return self.model_copy(update={"sha256": digest, "graph": graph})
 
     def transforms(self, images: ImagesConfig) -> tuple[ImagesConfig, ...]:

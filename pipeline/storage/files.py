@@ -6,12 +6,13 @@ import io
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import ConfigError, NotFound
 from .base import Body, Entry, Store
 from .hosts import CONNECTIONS, Traffic
-from .local import is_folder, local_path
+from .local import expanded, is_folder, local_path
 from .options import StorageOptions
 from .places import WEB, Places
 from .urls import open_store, scheme_of, split_uri
@@ -23,7 +24,8 @@ class Files:
 
     Safe to pickle and to use from several threads. places: what `fetch` and `stat` may reach (photos, which a catalogue
     names); None: everything but the web. `read`, `open` and `list` are for what the config itself names, and hold only
-    web addresses to the places. host_connections: to one web host at once.
+    web addresses to the places. host_connections: to one web host at once. folder: where relative paths begin; None:
+    in this process's own.
     """
 
     def __init__(
@@ -32,19 +34,20 @@ class Files:
         places: Places | None = None,
         *,
         host_connections: int = CONNECTIONS,
+        folder: str | None = None,
     ) -> None:
-        self.places = places
+        self.places, self.folder = places, folder
         self._options = options
         self._web = WebReader(places.web() if places else (), connections=host_connections)
         self._begin()
 
     def _begin(self) -> None:
         self._stores: dict[str, Store] = {}
-        self._folder: tuple[str, Store] | None = None  # the last one asked for: photos lie many in one
+        self._last: tuple[str, Store] | None = None  # the last folder asked for: photos lie many in one
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"places": self.places, "_options": self._options, "_web": self._web}
+        return {"places": self.places, "folder": self.folder, "_options": self._options, "_web": self._web}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -122,14 +125,16 @@ class Files:
         return uri if self.places is None else self.places.check(uri)
 
     def _locate(self, uri: str) -> tuple[Store, str]:
+        if self.folder is not None and not scheme_of(uri):
+            uri = str(Path(self.folder, expanded(uri)))
         root, name = split_uri(uri)
         return self._store(root), urllib.parse.unquote(name) if root.startswith("file:") else name
 
     def _store(self, root: str) -> Store:
         if scheme_of(root) in {"", "file"}:  # as many roots as folders: only one is kept
-            last = self._folder
+            last = self._last
             if last is None or last[0] != root:
-                last = self._folder = root, open_store(root)
+                last = self._last = root, open_store(root)
             return last[1]
         with self._lock:
             found = self._stores.get(root)

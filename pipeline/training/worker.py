@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -73,7 +74,8 @@ class TrainJob:
     pixels: in any order; kept in that of their names. images: the images config as JSON values; run_dir:
     `runs/<run>`; labels: the categories that the condition rows of `pixels` from 2 on stand for; attempt: of the
     run, for which it is trained. teacher: the model_id of the model's teacher, whose features `pixels` name. exports:
-    False leaves the ONNX encoder out, for a bundle that no query by photo meets.
+    False leaves the ONNX encoder out, for a bundle that no query by photo meets. folder: where the relative paths of
+    files of weights begin: that of the command, as workers run in others.
     """
 
     store: Store
@@ -87,10 +89,16 @@ class TrainJob:
     attempt: int = 1
     teacher: str | None = None
     exports: bool = True
+    folder: str = field(default_factory=os.getcwd)
 
     def __post_init__(self) -> None:
         """Sort the parts, as every attempt must meet them in one order."""
         object.__setattr__(self, "pixels", tuple(sorted(self.pixels, key=lambda part: part.place)))
+
+    @property
+    def files(self) -> Files:
+        """Return what reads files of weights, from any folder."""
+        return Files(self.store.options, folder=self.folder)
 
     @property
     def transforms(self) -> tuple[ImagesConfig, ...]:
@@ -119,7 +127,7 @@ def run_rank(
     one that is made of other bundles (`ModelConfig.bundles`) keeps what they are made of. first_here: this rank cleans
     up its machine's cache of parts.
     """
-    job = replace(job, model=resolved_config(job.store, job.model, job.images, teacher=job.teacher))
+    job = replace(job, model=resolved_config(job.store, job.model, job.images, teacher=job.teacher, files=job.files))
     gib = job.train.cache_gib
     cache = PartCache(
         job.store, cache_folder(job.train_key[:SHORT]), limit_bytes=None if gib is None else int(gib * 2**30)
@@ -282,9 +290,9 @@ def _model(job: TrainJob, ranks: Ranks, reader: PartReader, *, fresh: bool) -> M
         copy_convolutions(model, load_bundle(job.store, job.train.init_from).model)
     frozen = job.model.frozen()
     if frozen is not None:
-        model.use_frozen(load_frozen(frozen, job.store).to(ranks.device))
+        model.use_frozen(load_frozen(frozen, job.store, job.files).to(ranks.device))
     if (file := job.model.file()) is not None:
-        model.use_file(Files(job.store.options).read(file), file)
+        model.use_file(job.files.read(file), file)
     if members := job.model.bundles():
         model.use_bundles([load_bundle(job.store, member).model for member in members])
     if model.prepares and fresh:

@@ -57,6 +57,8 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth", "c.pth"):
         with pytest.raises(InputError, match=r"pickled Python objects or code.*state dict"):
             vit(tmp_path / name)
+        with pytest.raises(InputError, match=r"pickled Python objects or code"):  # what a plan asks, before all else
+            parsed(**{**VIT, "weights": str(tmp_path / name)}).described(Files())
     assert not sprung.exists()
     pickle.loads((tmp_path / "b.pth").read_bytes())  # the trap works where code is run
     assert sprung.exists()

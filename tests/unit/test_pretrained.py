@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from foreign_files import PLAIN, graph_file
 from pipeline.errors import ConfigError, NotFound, NotReconstructing
 from pipeline.models import AnyModelConfig, Batch, ModelConfig, Step, build_model, load_bundle
 from pipeline.models.export import run_encoder
@@ -150,3 +153,25 @@ def test_a_missing_file_of_weights_is_an_error(tmp_path: Path, monkeypatch: pyte
     pixels, _ = filled(store)
     with pytest.raises(NotFound, match="none-here"):
         run_rank(job_of(store, pixels, parsed(weights=str(tmp_path / "none-here.pth"))), Ranks())
+
+
+@pytest.mark.slow
+def test_a_relative_path_of_weights_begins_in_the_commands_folder(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers run in folders of their own; the job takes along that of the process which made it."""
+    monkeypatch.setattr("pipeline.storage.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    pixels, _ = filled(store)
+    graph_file(Path(weights).parent / "g.onnx")
+    monkeypatch.chdir(Path(weights).parent)
+    for config in (
+        parsed(weights=Path(weights).name, layer=1, read_out={"dims": 6}),
+        parsed(weights="g.onnx", output="vector", licence="MIT", preprocessing=PLAIN),
+    ):
+        monkeypatch.chdir(Path(weights).parent)
+        job = pickle.loads(pickle.dumps(job_of(store, pixels, config)))
+        monkeypatch.chdir(tmp_path)
+        assert run_rank(job, Ranks()) is not None
+        with pytest.raises(NotFound, match=config.weights):  # known wrong: the worker's own folder
+            run_rank(replace(job, folder=str(tmp_path), train_key="f00d" * 16), Ranks())
