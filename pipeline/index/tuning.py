@@ -22,11 +22,9 @@ _WORTH = 1.5  # how much faster another kind must be to be taken instead of an e
 _TUNED_FOR = 1.5  # by how much a catalogue may grow or shrink before its parent's kind is looked at anew
 _FEW = 100  # queries that say how many cells candidates are walked in,
 _ROOM = 2  # and how many times as many are then looked through
-_TRIED = 20  # queries that a kind is timed by at its least effort, before it is tuned,
-_LONG_S = (
-    0.05  # how long a processor is busy with these at least where what a call costs by itself is nothing beside it,
-)
-_HOPELESS = 4  # and how many times faster than that a batch of many could make it
+_TRIED = 20  # queries that a kind is timed by at its least effort, before it is tuned
+_LONG_S = 0.05  # a processor's time for these beside which what a call costs by itself is nothing
+_HOPELESS = 4  # how many times faster than that a batch of many could make it
 
 Effort = dict[str, int]
 
