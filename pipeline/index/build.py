@@ -284,7 +284,8 @@ def _trained(work: _Work, name: str, index: Any) -> None:
         inner.quantizer.add(work.cells[key])  # as many centroids as there are cells: FAISS trains none
     train(name, index, training_rows(work.features, work.config), work.metric, work.config)
     if inner is not None:
-        work.cells[key] = inner.quantizer.reconstruct_n(0, inner.nlist)
+        # A tensor where faiss.contrib.torch_utils was imported.
+        work.cells[key] = np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist), np.float32)
 
 
 def _built_with(work: _Work, name: str) -> Parameters:
