@@ -251,7 +251,9 @@ class TestModel:
         images, condition = photos(size, 9), conditions(told, 9)
         whole = model.encode(images, condition)
         alone = [model.encode(images[row : row + 1], rows_of(condition, slice(row, row + 1))) for row in range(9)]
-        atol = 1e-5 * max(1.0, float(whole.mean.abs().max()))  # of sums of numbers so large, in single precision
+        # A ridge's latents are sums of its weights, which may be far larger than they are: so is what rounding leaves.
+        summed = [weights.abs().sum(0).max() for at, weights in model.named_buffers() if at.endswith("weights")]
+        atol = 1e-5 * max([1.0, *map(float, summed if name == "ridge" else [])])
         torch.testing.assert_close(torch.cat([one.mean for one in alone]), whole.mean, rtol=1e-5, atol=atol)
         backwards = model.encode(images.flip(0), None if condition is None else condition.flip(0))
         torch.testing.assert_close(backwards.mean.flip(0), whole.mean, rtol=1e-5, atol=atol)
