@@ -62,7 +62,7 @@ SEEDS = Choice(
 CHOICES = (BEST, FASTEST, SEEDS)
 # What needs a file that is not part of this project, so that nothing begins with it unasked.
 PRETRAINED = Choice(
-    title="best of all, with a pretrained network's file",
+    title="better than these, with a pretrained network's file",
     preset="pretrained_lite0_clothing",
     model="{kind: pretrained, recipe: efficientnet_lite0, weights: FILE, preprocessing: {size: 224, fit: crop, "
     "crop_share: null}, read_out: {pool: map, cells: 3, dims: 64}}",
