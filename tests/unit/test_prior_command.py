@@ -141,7 +141,8 @@ def test_cells_alone_are_less_like_photos_than_what_the_prior_draws(first: dict[
     likeliest = prior("--run", "likeliest", "--top-k", "1")["measures"]
     assert likeliest["frechet/samples"] > 2 * found["frechet/samples"]
     assert likeliest["one_nn/samples"] > found["one_nn/samples"] + 0.1
-    assert likeliest["frechet/independent"] == found["frechet/independent"]
+    # The same pictures: to rounding, which was seen to differ between two runs on one machine.
+    assert likeliest["frechet/independent"] == pytest.approx(found["frechet/independent"], rel=1e-12)
 
 
 def test_a_result_from_before_realism_was_measured_is_still_shown(first: dict[str, Any]):
