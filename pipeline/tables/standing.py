@@ -72,7 +72,8 @@ class Standing:
 
     numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void; places:
     float64, where each comes in tonight's order, between two numbers where it is gone. owners: int64 [tonight's items],
-    the parent's number of each, -1 where its list is made anew.
+    the parent's number of each, -1 where it has no list of it. kept: whether the lists are gone on with, and not only
+    compared with tonight's.
     """
 
     store: Store
@@ -83,6 +84,7 @@ class Standing:
     numbers: Rows
     places: Float64
     owners: Rows
+    kept: bool
     _read: OrderedDict[int, Lists] = field(default_factory=OrderedDict)
 
     def lists(self, items: range) -> Lists:
@@ -126,11 +128,12 @@ class Fresh:
 
 
 def standing(store: Store, night: Night, k: int) -> Standing | None:
-    """Return the parent's lists; None where none of them can be relied on and all are made anew.
+    """Return the parent's lists; None where none of them says anything of tonight's.
 
     That is where there are none of `k` entries, the model, metric or space is another, the metric's weights are fitted
     to each night's catalogue, the index is exact and the parent's was not, or most items are new. An item stands where
-    no photo of it was added, removed or changed; where its latents lie elsewhere than before, they are compared.
+    no photo of it was added, removed or changed; where its latents lie elsewhere than before, they are compared. Lists
+    of an index that is not exact are not kept: what such a one finds, tonight's need not, nor the other way round.
     """
     parent = night.parent
     if parent is None or not _comparable(store, parent, night, k):
@@ -145,12 +148,18 @@ def standing(store: Store, night: Night, k: int) -> Standing | None:
     owners[numbers[living]] = living
     if 2 * len(living) < len(ids):
         return None
-    beyond = parent.files.get(BEYOND_ROLE, ())
+    kept = exact_lists(night.index, k)
+    beyond = parent.files.get(BEYOND_ROLE, ()) if kept else ()
     files, length = parent.files["neighbours"], max(1, min(k, len(old) - 1))  # of every list
     stops = np.cumsum([entry.rows or 0 for entry in files]) // length
     if stops[-1] != len(old) or (beyond and len(beyond) != len(files)):
         return None
-    return Standing(store, files, beyond, stops, old, numbers, places, owners)
+    return Standing(store, files, beyond, stops, old, numbers, places, owners, kept)
+
+
+def exact_lists(index: SearchIndex, k: int) -> bool:
+    """Return whether an index misses none of an item's k nearest others."""
+    return index.planner.all_exact(k + 1)
 
 
 def _comparable(store: Store, parent: Manifest, night: Night, k: int) -> bool:
@@ -159,7 +168,7 @@ def _comparable(store: Store, parent: Manifest, night: Night, k: int) -> bool:
     metric = night.index.metric.name
     if parent.model_id != night.model_id or parent.metric != metric or metric == "codes":
         return False
-    if parent.index_kind != "flat" and night.index.planner.all_exact(k + BEYOND + 1):
+    if parent.index_kind != "flat" and exact_lists(night.index, k):
         return False
     space = release_space(store, parent)
     return (space and space.digest) == (night.space and night.space.digest)
