@@ -49,8 +49,8 @@ class NeighbourTables:
 
 
 class NeighbourFiles(NamedTuple):
-    """The files of a range of items. beyond: None of an index that is not exact. anew: how many lists were made anew; stood, moved: of how many items the list was
-    known, and how many of these lists changed."""
+    """The files of a range of items. beyond: None of an index that is not exact. anew: how many lists were made anew;
+    stood, moved: of how many items the list was known, and how many of these lists changed."""
 
     near: ReleaseFile | Waiting
     beyond: ReleaseFile | Waiting | None
@@ -81,9 +81,9 @@ def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
 
     By an exact index, where the parent's lists stand (`standing`), made anew are those of new and changed items and
     those that lost more than they had beyond; into all others new items are put where they belong. Any other index is
-    asked for all of them, and nothing is kept beyond: its table is what it answers, every night. Measures: neighbours_anew, the share of
-    lists that were made anew; neighbours_moved, of the items whose list stood, the share whose first k are not what
-    they were, or not in that order.
+    asked for all of them, and nothing is kept beyond: its table is what it answers, every night. Measures:
+    neighbours_anew, the share of lists that were made anew; neighbours_moved, of the items whose list stood, the share
+    whose first k are not what they were, or not in that order.
     """
     anew, stood, moved = 0, 0, 0
     held = standing(store, night, k)
@@ -107,8 +107,8 @@ def neighbour_files(
     Columns: item_id, rank (from 1), neighbour_id, score. items: sorted by item_id, one row a photo; index: of these
     rows. An item's neighbours and scores are those that the reader's `similar` gives: all its photos ask, and an item's
     score is its best pair of photos. Fewer than k only when there are no more items. The second table goes on where the
-    first one ends, for the next night; an index that is not exact has none. held: the parent's lists. scratch: Ray tasks make the files, side
-    by side, and leave them there.
+    first one ends, for the next night; an index that is not exact has none. held: the parent's lists. scratch: Ray
+    tasks make the files, side by side, and leave them there.
     """
     starts = run_starts(items["item_id"])
     groups = Grouping(np.cumsum(starts) - 1)

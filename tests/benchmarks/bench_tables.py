@@ -198,10 +198,11 @@ def neighbours(options: Given) -> dict[str, Any]:
     same, there, groups = 0, 0, Grouping(np.arange(len(now)))
     for at, row in enumerate(asked.tolist()):
         query, alone = second.index.latents(np.array([row])), np.zeros(1, np.int64)
-        reader, exact = (
-            [_key(now[near]) for near in nearest_groups(index, query, alone, TOP, groups, exclude=asked[[at]])[0].groups]
+        both = (
+            nearest_groups(index, query, alone, TOP, groups, exclude=asked[[at]])[0].groups
             for index in (second.index, second.index.exactly())
         )
+        reader, exact = ([_key(now[near]) for near in found] for found in both)
         held = table["neighbour_id"].slice(TOP * at, TOP).to_pylist()
         same, there = same + (held == reader), there + len({*held} & {*exact})
     told["sample_lists_equal_to_the_readers"] = same
