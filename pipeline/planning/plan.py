@@ -156,7 +156,9 @@ def make_plan(
     difference = compare(photos, items, refused if comparable else None, told=told)
     check_living(difference.rows, items, config.catalogue.max_unreachable)
     del photos, items
-    FailureLimits(difference.rows["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))
+    FailureLimits(difference.rows["uri"], config.catalogue.max_unreachable).check(
+        _newly_failed(difference.rows, refused)
+    )
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = _sharded(config, store, rows, standing)
     if difference.counts["refused"] == rows.num_rows:
