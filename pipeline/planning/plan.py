@@ -146,8 +146,7 @@ def make_plan(
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
     memory = _memory(config, store, photos, standing)
     items = read_table(store, parent, "items") if parent else None
-    # What another transform refused, this one may accept.
-    comparable = parent is not None and parent.transform_id == transform
+    comparable = parent is not None and parent.transform_id == transform  # what another refused, this one may accept
     refused = read_table(store, parent, "quarantine") if parent else None
     if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
         refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
@@ -156,15 +155,13 @@ def make_plan(
     difference = compare(photos, items, refused if comparable else None, told=told)
     check_living(difference.rows, items, config.catalogue.max_unreachable)
     del photos, items
-    FailureLimits(difference.rows["uri"], config.catalogue.max_unreachable).check(
-        _newly_failed(difference.rows, refused)
-    )
+    failed = _newly_failed(difference.rows, refused)
+    FailureLimits(difference.rows["uri"], config.catalogue.max_unreachable).check(failed)
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = _sharded(config, store, rows, standing)
     if difference.counts["refused"] == rows.num_rows:
         raise nothing_usable(rows)
-    requests = asdict(replace(cost, sizes=None))
-    del requests["sizes"]
+    requests = {name: value for name, value in asdict(replace(cost, sizes=None)).items() if name != "sizes"}
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
