@@ -99,22 +99,25 @@ class Standing:
 
     def _file(self, number: int) -> Lists:
         if number not in self._read:
-            pieces = [self._entries(tables[number]) for tables in (self.files, self.beyond) if tables]
-            both = joined_lists(pieces)
+            both = self._entries([entries[number] for entries in (self.files, self.beyond) if entries], number)
             # Stable: the entries beyond come after those of the table.
             self._read[number] = both.take(np.argsort(both.owners, kind="stable"))
             while len(self._read) > _KEPT_FILES:
                 self._read.popitem(last=False)
         return self._read[number]
 
-    def _entries(self, entry: FileEntry) -> Lists:
+    def _entries(self, files: Sequence[FileEntry], number: int) -> Lists:
         names = ["item_id", "neighbour_id"]
-        data = pa.BufferReader(read_file(self.store, entry))
-        table = pq.read_table(data, columns=[*names, "score"], read_dictionary=names)
-        owners, items = (_numbers_of(table[name], self.ids) for name in names)
+        read = (pa.BufferReader(read_file(self.store, entry)) for entry in files)
+        table = pa.concat_tables(
+            [pq.read_table(data, columns=[*names, "score"], read_dictionary=names) for data in read]
+        )
+        start, stop = int(self.stops[number - 1]) if number else 0, int(self.stops[number])
+        owners = _numbers_of(table["item_id"], self.ids.slice(start, stop - start))
+        items = _numbers_of(table["neighbour_id"], self.ids)
         if min(owners.min(initial=0), items.min(initial=0)) < 0:
-            raise IntegrityError(f"{entry.name} names items that its release has not; roll the channel back")
-        return Lists(owners, items, as_numpy(table["score"]))
+            raise IntegrityError(f"{files[0].name} names items that its release has not; roll the channel back")
+        return Lists(owners + start, items, as_numpy(table["score"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +246,20 @@ def _places(old: pa.Array, ids: pa.Array, numbers: Rows) -> Float64:
 
 
 def _numbers_of(column: pa.ChunkedArray, ids: pa.Array) -> Rows:
-    """Return the number of every text among item_ids, -1 where it is none."""
-    found = []
-    for chunk in column.chunks:
-        words = as_numpy(pc.index_in(chunk.dictionary.cast(ids.type), value_set=ids), missing=-1).astype(np.int64)
-        found.append(words[as_numpy(chunk.indices)] if len(words) else np.empty(0, np.int64))
-    return np.concatenate([np.empty(0, np.int64), *found])
+    """Return the number of every text among item_ids, int64, -1 where it is none.
+
+    Each row group has a dictionary of its own; all item_ids are gone through once for all of them.
+    """
+    if not len(column):
+        return np.empty(0, np.int64)
+    whole = column.unify_dictionaries()
+    words = whole.chunk(0).dictionary.cast(ids.type)
+    places = places_among(pa.chunked_array([ids]), pa.chunked_array([words]))
+    there = np.flatnonzero(places >= 0)
+    numbers = np.full(len(words), -1, np.int64)
+    numbers[places[there]] = there
+    found: Rows = numbers[np.concatenate([as_numpy(chunk.indices) for chunk in whole.chunks])]
+    return found
 
 
 def fresh_of(held: Standing, index: SearchIndex, groups: Grouping) -> Fresh:
