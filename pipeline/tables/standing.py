@@ -70,10 +70,10 @@ class Standing:
     """A parent's lists. files, beyond: of both tables, in order; stops: int64, the number of the item after each file's
     last; ids: the parent's item_ids, in order.
 
-    numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void; places:
-    float64, where each comes in tonight's order, between two numbers where it is gone. owners: int64 [tonight's items],
-    the parent's number of each, -1 where it has no list of it. kept: whether the lists are gone on with, and not only
-    compared with tonight's.
+    numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void. owners:
+    int64 [tonight's items], the parent's number of each, -1 where it has no list of it. kept: whether the lists are
+    gone on with, and not only compared with tonight's. places: where they are, float64, where each parent's item comes
+    in tonight's order, between two numbers where it is gone.
     """
 
     store: Store
@@ -144,14 +144,14 @@ def standing(store: Store, night: Night, k: int) -> Standing | None:
     before = read_table(store, parent, "items", columns=_PLACES)
     ids, old = _item_ids(night.items), _item_ids(before)
     numbers = places_among(pa.chunked_array([old]), pa.chunked_array([ids]))
-    places = _places(old, ids, numbers)
+    kept = exact_lists(night.index, k)
+    places = _places(old, ids, numbers) if kept else np.empty(0)
     numbers[as_numpy(pc.is_in(old, value_set=_void(store, parent, night, before))).astype(np.bool_)] = -1
     owners = np.full(len(ids), -1, np.int64)
     living = np.flatnonzero(numbers >= 0)
     owners[numbers[living]] = living
     if 2 * len(living) < len(ids):
         return None
-    kept = exact_lists(night.index, k)
     beyond = parent.files.get(BEYOND_ROLE, ()) if kept else ()
     files, length = parent.files["neighbours"], max(1, min(k, len(old) - 1))  # of every list
     stops = np.cumsum([entry.rows or 0 for entry in files]) // length

@@ -256,6 +256,28 @@ def test_the_table_of_an_index_that_misses_some_is_what_it_answers_every_night(
     assert plain(carried) != answers(nights), "negative control: its lists kept, and what is new put in exactly"
 
 
+def test_texts_are_looked_up_once_a_file_however_many_row_groups_it_has(
+    maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 20 * K)
+    monkeypatch.setattr(neighbours, "_GROUP_ROWS", 7)  # each with a dictionary of its own
+    nights, generator = Nights(maker), np.random.default_rng(14)
+    nights.change(generator, list(range(40)))
+    nights.publish()
+    nights.change(generator, [3], [4])
+    asked, look_up = [], standing.places_among
+
+    def counted(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Any:
+        asked.append(len(texts))
+        return look_up(texts, values)
+
+    monkeypatch.setattr(standing, "places_among", counted)
+    rows, said = nights.publish()
+    assert plain(rows) == plain(nights.full())
+    assert said[ANEW] < 0.5
+    assert asked == [40, 20, 40, 20, 40], "which items stand; of two files the owners, among their own, and the entries"
+
+
 def test_moved_is_the_share_of_standing_lists_that_are_others(maker: Any) -> None:
     nights, generator = Nights(maker), np.random.default_rng(7)
     nights.change(generator, list(range(30)))
