@@ -65,30 +65,38 @@ def own_place(source: str) -> str:
     return f"{scheme}://{uri.removeprefix(f'{scheme}://').partition('/')[0]}/"
 
 
-def judge(uris: pa.Array, places: Places) -> Judgement:
-    """Return which of these distinct URIs (large_string) may not be asked for, and why.
+def judge(uris: pa.ChunkedArray, places: Places) -> Judgement:
+    """Return which of these URIs may not be asked for, and why; a null is allowed.
 
     What begins with a place and holds nothing odd costs a comparison of texts; a local file whose folder is allowed is
     looked at once, for it may be a link that leads out.
     """
     begins = [folder(prefix) for prefix in places.prefixes if scheme_of(prefix) not in LOCAL]
-    plain = pa.array(np.zeros(len(uris), dtype=np.bool_))
-    for begin in begins:
-        plain = pc.or_(plain, pc.starts_with(uris, begin))
-    plain = as_numpy(pc.and_(plain, pc.invert(pc.match_substring_regex(uris, _ODD))))
-    plain &= as_numpy(pc.less_equal(pc.binary_length(uris), MAX_NAME_BYTES))
     local = _Folders(places)
     reasons: dict[int, str] = {}  # by place: few, and two lists of nothing would be as long as the catalogue
     details: dict[int, str] = {}
-    for place in np.flatnonzero(~plain).tolist():
-        uri = uris[place].as_py()
-        try:
-            _check(uri, places, local)
-        except NotAllowed as error:
-            reasons[place], details[place] = NOT_ALLOWED, str(error)
-        except (ConfigError, InputError) as error:
-            reasons[place], details[place] = "bad_uri", str(error)
+    start = 0
+    for chunk in uris.chunks:
+        for place in np.flatnonzero(~_plain(chunk, begins)).tolist():
+            uri = chunk[place].as_py()
+            try:
+                _check(uri, places, local)
+            except NotAllowed as error:
+                reasons[start + place], details[start + place] = NOT_ALLOWED, str(error)
+            except (ConfigError, InputError) as error:
+                reasons[start + place], details[start + place] = "bad_uri", str(error)
+        start += len(chunk)
     return Judgement(_sparse(reasons, len(uris)), _sparse(details, len(uris)))
+
+
+def _plain(uris: pa.Array, begins: list[str]) -> np.ndarray:
+    """Return which URIs are allowed as they stand, bool [n]: in one of the places, and nothing odd in them."""
+    found = pa.array(np.zeros(len(uris), dtype=np.bool_))
+    for begin in begins:
+        found = pc.or_(found, pc.starts_with(uris, begin))
+    found = pc.and_(found, pc.invert(pc.match_substring_regex(uris, _ODD)))
+    found = pc.and_(found, pc.less_equal(pc.binary_length(uris), MAX_NAME_BYTES))
+    return as_numpy(found, missing=True)
 
 
 def _sparse(texts: dict[int, str], rows: int) -> pa.Array:
@@ -108,7 +116,7 @@ def lacking_prefixes(photos: pa.Table, config: CatalogueConfig) -> tuple[str, ..
     """Return the prefixes that these photos (columns uri, signed_uri, source) would need beside those of the config."""
     own = photos.filter(pc.is_null(photos.column("source")))
     addresses = pc.coalesce(own.column("signed_uri"), own.column("uri")).drop_null()
-    distinct = pc.unique(addresses.cast(pa.large_string()))
+    distinct = pa.chunked_array([pc.unique(addresses.cast(pa.large_string()))])
     return tuple(sorted(prefixes_to_add(judge(distinct, places_of(config)).detail)))
 
 

@@ -80,19 +80,21 @@ def resolve_tokens(
     refused = _judged(photos, addresses, files)
     open_rows = as_numpy(pc.and_(pc.is_null(photos.column("token")), pc.not_equal(photos.column("uri"), "")))
     open_rows &= as_numpy(pc.is_null(refused.reason))
-    uris = pc.unique(addresses.filter(pa.array(open_rows)))
-    asked_before = _by_address(known, photos.column("uri"), addresses, uris)
+    asking = np.flatnonzero(open_rows)
+    asked = joined(take_column(addresses, asking))
+    uris = pc.unique(asked)
+    asked_before = _by_address(known, take_column(photos.column("uri"), asking), asked, uris)
     web = pc.starts_with(uris, "https://")
     failures = Failures(files)
     known_tokens = None if asked_before is None else asked_before.filter(pc.invert(web))["token"]
     found, cost = _resolve_stored(uris.filter(pc.invert(web)), files, failures, config.inventory, known_tokens)
-    asked, web_cost = _resolve_web(uris.filter(web), files, asked_before, failures)
-    resolved = pa.concat_tables([found, asked])
+    on_web, web_cost = _resolve_web(uris.filter(web), files, asked_before, failures)
+    resolved = pa.concat_tables([found, on_web])
     reading = catalogue_notes(photos).listed if NOTES_KEY in (photos.schema.metadata or {}) else 0
     cost = replace(web_cost, listed=cost.listed + reading, heads=cost.heads + web_cost.heads)
-    place = pc.index_in(addresses, value_set=resolved.column("uri"))
-    place = pc.if_else(pa.array(open_rows), place, pa.scalar(None, pa.int32()))
-    answers = take_rows(resolved, place)
+    place = np.full(photos.num_rows, -1)
+    place[asking] = as_numpy(pc.index_in(asked, value_set=resolved.column("uri")), missing=-1)
+    answers = take_rows(resolved, pa.array(place, mask=place < 0))
     empty = pc.equal(photos.column("uri"), "")
     unversioned = pc.and_(pc.fill_null(pc.equal(photos.column("token"), ""), False), pc.invert(empty))
     token = pc.coalesce(photos.column("token"), answers.column("token"))
@@ -152,28 +154,25 @@ def _too_long(
     return pa.chunked_array([said or pa.nulls(len(uris), pa.string())], pa.string())
 
 
-def _addresses(photos: pa.Table) -> pa.Array:
+def _addresses(photos: pa.Table) -> pa.ChunkedArray:
     """Return where each photo is asked for: its URI, or the whole signed address behind it."""
     addresses = photos.column("uri")
-    if "signed_uri" in photos.column_names:
-        addresses = pc.coalesce(photos.column("signed_uri"), addresses)
-    return joined(addresses)
+    return pc.coalesce(photos.column("signed_uri"), addresses) if "signed_uri" in photos.column_names else addresses
 
 
-def _judged(photos: pa.Table, addresses: pa.Array, files: Files) -> Judgement:
+def _judged(photos: pa.Table, addresses: pa.ChunkedArray, files: Files) -> Judgement:
     """Judge the photos that lie at an address of their own, also those whose tokens are known without asking."""
-    none = pa.nulls(len(addresses), pa.string())
     if files.places is None:
+        none = pa.nulls(len(addresses), pa.string())
         return Judgement(none, none)
     own = pc.and_(pc.is_null(photos.column("source")), pc.not_equal(photos.column("uri"), ""))
-    distinct = pc.unique(addresses.filter(pa.concat_arrays([pa.nulls(0, pa.bool_()), *own.chunks])))
-    found = judge(distinct, files.places)
-    place = pc.if_else(own, pc.index_in(addresses, value_set=distinct), pa.scalar(None, pa.int32()))
-    return Judgement(found.reason.take(place), found.detail.take(place))
+    if not pc.all(own).as_py():
+        addresses = pc.if_else(own, addresses, pa.scalar(None, pa.string()))
+    return judge(addresses, files.places)
 
 
 def _by_address(known: pa.Table | None, uris: pa.ChunkedArray, addresses: pa.Array, asked: pa.Array) -> pa.Table | None:
-    """Return the known tokens by tonight's addresses of their photos."""
+    """Return the known tokens by the distinct addresses `asked`, of photos with these URIs and addresses [n]."""
     if known is None or not len(asked):
         return None
     named = take_column(uris, pc.index_in(asked, value_set=addresses)).cast(pa.large_string())

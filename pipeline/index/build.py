@@ -17,7 +17,7 @@ from .faiss_module import faiss_threads, load_faiss
 from .features_file import SUFFIX, features_bytes
 from .filling import filling, train
 from .gpu import inverted_file
-from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, training_rows
+from .kinds import KINDS, candidate_kinds, cells_of, check_installed, estimate_bytes, scanned, training_rows
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
 from .metrics import WITH_CODE, fitted_metric
@@ -109,9 +109,9 @@ def build_index(
 ) -> BuiltIndex:
     """Build, tune and measure an index over latents [n], in their order.
 
-    The same input gives the same bytes, but for `auto`, which chooses by measured times. before: the parameters of the
-    parent's index, with its `kind`: tuning begins there, and `auto` keeps that kind while it does what is asked for.
-    among: of which kinds `auto` takes one; None: all that fit `memory_gib`.
+    The same input gives the same bytes, but for `auto` where it is not `scanned`, which chooses by measured times.
+    before: the parameters of the parent's index, with its `kind`: tuning begins there, and `auto` keeps that kind while
+    it does what is asked for. among: of which kinds `auto` takes one; None: all that fit `memory_gib`.
     Raises InputError for latents that are missing or not finite, ConfigError when the index would not fit
     `memory_gib`, or when no kind of codes reaches `target_recall` and `latency_p99_ms`.
     """
@@ -121,11 +121,18 @@ def build_index(
     metric = fitted_metric(config.metric, config.mask, latents)
     features = metric.item_features(latents)
     check_memory(features.shape[0], features.shape[1], config)
+    rows, dim = features.shape
+    exact = among is None and scanned(rows, dim, config, before)
+    if exact:
+        config = config.model_copy(update={"kind": "flat"})
     with faiss_threads(config.threads):
         work = _Work(latents, features, metric, config, Questions(latents, metric, config), before or {})
-        if config.kind in ("flat", "hnsw"):
-            return _as_asked(work, config.kind)
-        return _chosen(work, among or candidate_kinds(features.shape[0], features.shape[1], config))
+        if config.kind not in ("flat", "hnsw"):
+            return _chosen(work, among or candidate_kinds(rows, dim, config))
+        built = _as_asked(work, config.kind)
+    if exact:
+        built.parameters["chosen"] = f"exact, and {features.size:,} numbers are scanned in milliseconds"
+    return built
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ class IndexConfig(BaseModel):
     whole catalogue; needs log_var too. kind: `flat` is exact; `hnsw` is a graph, worth it above about a million
     photos, `cagra` one that GPUs draw, refused where FAISS sees none; `flat_codes`, `flat_eden4`, `ivf_sq8`, `ivf_pq`
     (of divergences `ivf_pairs`) and the graph `hnsw_sq8` hold codes in memory, whose
-    candidates are scored by the exact features in a mapped file beside them; `auto` builds all that fit `memory_gib`
-    and takes by what they measure. m, ef_construction: links a node and candidates looked at while a graph is built.
+    candidates are scored by the exact features in a mapped file beside them; `auto` is `flat` for a catalogue that is
+    scanned in a few milliseconds, else it builds all that fit `memory_gib` and takes by what they measure. m,
+    ef_construction: links a node and candidates looked at while a graph is built.
     target_recall: recall@k that is tuned to, as a share: `hnsw` by name to its mean; all others but `flat` to the lower
     end of its 95 % interval, else they are refused. max_ef_search: where tuning gives up, of ef_search (for `hnsw` by
     name the measured recall is then what the gate sees) and of the candidates of codes. k, queries, seed: neighbours,
@@ -37,7 +38,7 @@ class IndexConfig(BaseModel):
     mask: Literal["none", "query_median", "catalogue_median"] = "none"
     kind: Literal[
         "flat", "hnsw", "cagra", "hnsw_sq8", "flat_codes", "flat_eden4", "ivf_sq8", "ivf_pq", "ivf_pairs", "auto"
-    ] = "flat"
+    ] = "auto"
     m: int = Field(default=32, ge=2, le=512)
     ef_construction: int = Field(default=200, ge=8, le=10_000)
     target_recall: float = Field(default=0.98, gt=0.0, le=1.0)

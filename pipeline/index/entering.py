@@ -29,9 +29,12 @@ def entering(metric: Metric, features: Float32, queries: LatentArrays, floors: F
     which of its values can be of such a pair, and only those are scored. Held are a few times q x m values.
     """
     asked = metric.query_features(queries)
-    values = _values(metric, features, asked)
-    near = values if metric.geometry == "inner_product" else -values
-    pairs, rows = np.nonzero(near > _bounds(metric, near, queries, asked, floors)[:, None])
+    near = _values(metric, features, asked)
+    if metric.geometry != "inner_product":
+        np.negative(near, out=near)
+    # Of one axis: NumPy finds what is true in two a dozen times slower.
+    near_enough = np.flatnonzero(near > _bounds(metric, near, queries, asked, floors)[:, None])
+    pairs, rows = np.divmod(near_enough, len(features))
     items, scores = metric.recover(features), np.empty(len(pairs))
     step = max(1, _PAIR_BLOCK // max(1, features.shape[1]))
     for start in range(0, len(pairs), step):
@@ -65,7 +68,7 @@ def _bounds(metric: Metric, near: Float32, queries: LatentArrays, asked: Float32
     found[np.isneginf(floors)] = -np.inf
     highest = near.max(axis=1).astype(np.float64)
     open_rows = every[reaches(every, highest) & ~np.isneginf(floors)]
-    low, high = near[open_rows].min(axis=1).astype(np.float64), highest[open_rows]
+    low, high = near.min(axis=1)[open_rows].astype(np.float64), highest[open_rows]
     low -= 1e-3 * (1.0 + np.abs(low))  # below every value: what this reaches, all do
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

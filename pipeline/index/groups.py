@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..ordering import positions_in_runs
 from .filters import RowFilter
 from .latents import Float64, LatentArrays, Rows
 from .search import BoundedHits, SearchIndex
@@ -52,39 +53,56 @@ def nearest_groups(
     come back only when no more are allowed. Rows are fetched in growing numbers until no row beyond them can change an
     answer, ties included.
     """
-    answers: list[GroupHits | None] = [None] * (int(owners.max()) + 1 if len(owners) else 0)
+    count = int(owners.max()) + 1 if len(owners) else 0
+    answers: list[GroupHits | None] = [None] * count
     left_out = np.empty(0, np.int64) if exclude is None else np.unique(exclude)
     unwanted = int(groups.sizes[left_out].sum())
     fetch = int(np.ceil((k + 1) * groups.rows_a_group)) + min(unwanted, 4 * k) + 4
     pending = np.arange(len(queries))
     while len(pending):
         hits = index.search_bounded(queries.take(pending), min(fetch, index.rows), allowed=allowed)
-        undecided: list[Rows] = []
-        for owner in np.unique(owners[pending]):
-            mine = np.flatnonzero(owners[pending] == owner)
-            answer = _grouped(hits, mine, k, groups.numbers, left_out)
-            worst = answer.scores[-1] if len(answer.scores) == k else -np.inf
-            if hits.ceilings[mine].max() < worst or np.isneginf(hits.ceilings[mine]).all():
-                answers[int(owner)] = answer
-            else:
-                undecided.append(pending[mine])
-        pending = np.concatenate(undecided) if undecided else np.empty(0, np.int64)
+        mine = owners[pending]
+        found = _grouped(hits, mine, k, groups, left_out)
+        lengths = np.bincount(found.owners, minlength=count)
+        ends = np.cumsum(lengths)
+        worst, ceilings = np.full(count, -np.inf), np.full(count, -np.inf)
+        full = np.flatnonzero((lengths == k) & (lengths > 0))
+        worst[full] = found.scores[ends[full] - 1]
+        np.maximum.at(ceilings, mine, hits.ceilings)
+        decided = (ceilings < worst) | np.isneginf(ceilings)
+        for owner in np.flatnonzero(decided & (np.bincount(mine, minlength=count) > 0)).tolist():
+            own = np.s_[ends[owner] - lengths[owner] : ends[owner]]
+            answers[owner] = GroupHits(groups=found.groups[own], scores=found.scores[own])
+        pending = pending[~decided[mine]]
         fetch *= _WIDER
     return [answer for answer in answers if answer is not None]
 
 
-def _grouped(hits: BoundedHits, mine: Rows, k: int, groups: Rows, left_out: Rows) -> GroupHits:
-    """Return the best k groups among the rows found by the queries `mine` of one owner."""
-    rows, scores = hits.ids[mine].ravel(), hits.scores[mine].ravel()
-    found = rows >= 0
-    numbers, scores = groups[rows[found]], scores[found]
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The best groups of several owners, by owner and rank: owners, groups int64 [n], scores float64 [n]."""
+
+    owners: Rows
+    groups: Rows
+    scores: Float64
+
+
+def _grouped(hits: BoundedHits, owners: Rows, k: int, groups: Grouping, left_out: Rows) -> _Found:
+    """Return the best k groups of each owner among the rows found by its queries. owners: int64 [q], of each query."""
+    there = hits.ids >= 0
+    numbers, scores = groups.numbers[hits.ids[there]], hits.scores[there]
+    whose = np.repeat(owners, np.count_nonzero(there, axis=1))
     if len(left_out):
         kept = ~np.isin(numbers, left_out)
-        numbers, scores = numbers[kept], scores[kept]
-    order = np.lexsort((-scores, numbers))
-    numbers, scores = numbers[order], scores[order]
-    first = np.ones(len(numbers), np.bool_)
-    first[1:] = numbers[1:] != numbers[:-1]  # the best row of each group
-    numbers, scores = numbers[first], scores[first]
-    order = np.lexsort((numbers, -scores))[:k]
-    return GroupHits(groups=numbers[order], scores=scores[order])
+        numbers, scores, whose = numbers[kept], scores[kept], whose[kept]
+    pairs = whose * len(groups.sizes) + numbers
+    order = np.argsort(pairs, kind="stable")
+    starts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    if len(starts):
+        first = order[starts]
+        # The best row of each group; stable, so that of equal scores the lower group stays in front.
+        numbers, whose, scores = numbers[first], whose[first], np.maximum.reduceat(scores[order], starts)
+        order = np.lexsort((-scores, whose))
+        numbers, whose, scores = numbers[order], whose[order], scores[order]
+    inside = positions_in_runs(np.diff(whose, prepend=-1) != 0) < k
+    return _Found(whose[inside], numbers[inside], scores[inside])

@@ -23,7 +23,7 @@ from .codes import FITTED, code_features
 from .config import IndexConfig
 from .faiss_module import faiss_threads
 from .fitted import AS_STORED, Fitted, Origin, fit
-from .kinds import KINDS, candidate_kinds, cells_of, feature_width
+from .kinds import KINDS, cells_of, feature_width, scanned, segment_kinds
 from .latents import Float64, LatentArrays
 from .layout import Layout, night_layout
 from .questions import Questions
@@ -138,7 +138,10 @@ def nightly_index(
     if len(latents) <= most:
         return NightIndex(build_index(latents, config, before=before), items)
     check_latents(latents, config)
-    check_memory(len(latents), _width(latents, config), config)
+    width = _width(latents, config)
+    check_memory(len(latents), width, config)
+    if scanned(len(latents), width, config, before):
+        config = config.model_copy(update={"kind": "flat"})
     held = None if parent is None or not parent.segmented else _parent(store, parent)
     night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, origin)
     with faiss_threads(config.threads):
@@ -198,14 +201,13 @@ def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
 def _kinds(night: _Night) -> Iterator[tuple[str, str, Sequence[Point]]]:
     """Yield (kind, why, what was measured to choose it): the one asked for, or for `auto` the parent's while it stands.
 
-    Else those that do best over a seeded sample of a segment's rows. A graph is none of them: to fill one takes minutes
-    a million rows, of the sample and of each segment.
+    Else those that do best over a seeded sample of a segment's rows.
     """
     config, rows = night.config, len(night.latents)
     if config.kind != "auto":
         yield config.kind, "it was asked for", ()
         return
-    names = [name for name in candidate_kinds(rows, _width(night.latents, config), config) if not KINDS[name].by_unseen]
+    names = segment_kinds(rows, _width(night.latents, config), config)
     parent = night.before.get("kind")
     if parent in names and still_stands(night.before, rows):
         yield parent, "the parent's kind still gives what is asked for; the others were not built", ()

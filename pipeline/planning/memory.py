@@ -65,9 +65,10 @@ def memory_needs(config: NightSettings, sizes: Sizes) -> tuple[Need, ...]:
     width = sizes.code_features or feature_width(sizes.latent_dim, config.index)
     most = most_rows(width, config.index)
     at_once = min(sizes.photos, most)  # segments are built one after the other, or elsewhere
-    index = estimate_bytes(at_once, width, config.index)
-    beside = estimate_features_bytes(at_once, width, config.index)
-    placed = _PLACED * sizes.photos if sizes.photos > most else 0
+    segmented = sizes.photos > most
+    index = estimate_bytes(at_once, width, config.index, segmented=segmented)
+    beside = estimate_features_bytes(at_once, width, config.index, segmented=segmented)
+    placed = _PLACED * sizes.photos if segmented else 0
     latents = 4 * sizes.photos * sizes.latent_dim * len(config.index.needs)
     base = _BASE + min(_SLICES, _SLICE_BYTES * sizes.photos)
     planning, collecting = base + int(_PLAN * rows), _BASE + int(_COLLECT * rows)

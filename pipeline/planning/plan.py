@@ -146,8 +146,7 @@ def make_plan(
     photos = read_photos(config.catalogue, files, limit=limit, seed=config.train.seed)
     memory = _memory(config, store, photos, standing)
     items = read_table(store, parent, "items") if parent else None
-    # What another transform refused, this one may accept.
-    comparable = parent is not None and parent.transform_id == transform
+    comparable = parent is not None and parent.transform_id == transform  # what another refused, this one may accept
     refused = read_table(store, parent, "quarantine") if parent else None
     if refused is not None and standing.encode_all:  # nor may what the model refused stand for another model
         refused = refused.filter(pc.not_equal(refused["stage"], "encode"))
@@ -155,13 +154,14 @@ def make_plan(
     photos, cost = resolve_tokens(photos, config.catalogue, files, known=items, max_bytes=config.images.max_bytes)
     difference = compare(photos, items, refused if comparable else None, told=told)
     check_living(difference.rows, items, config.catalogue.max_unreachable)
-    FailureLimits(photos["uri"], config.catalogue.max_unreachable).check(_newly_failed(difference.rows, refused))
+    del photos, items
+    failed = _newly_failed(difference.rows, refused)
+    FailureLimits(difference.rows["uri"], config.catalogue.max_unreachable).check(failed)
     rows = _drop_missing_pixels(store, difference.rows, encode_all=standing.encode_all, usable=comparable)
     rows = _sharded(config, store, rows, standing)
     if difference.counts["refused"] == rows.num_rows:
         raise nothing_usable(rows)
-    requests = asdict(replace(cost, sizes=None))
-    del requests["sizes"]
+    requests = {name: value for name, value in asdict(replace(cost, sizes=None)).items() if name != "sizes"}
     summary = PlanSummary(
         channel=standing.channel,
         head=standing.head,
@@ -173,7 +173,7 @@ def make_plan(
         counts=_counts(difference, rows, parent),
         catalogue=notes,
         **requests,
-        **_to_fetch(rows, photos["uri"], cost.sizes),
+        **_to_fetch(rows, cost.sizes),
         limit=limit,
         sample=standing.asked.sample,
         renewal=renewal,
@@ -319,12 +319,12 @@ def _fetched(rows: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.is_valid(rows["shard"]), pc.is_null(rows["pixels_part"]))
 
 
-def _to_fetch(rows: pa.Table, uris: pa.ChunkedArray, sizes: pa.ChunkedArray | None) -> dict[str, Any]:
-    """Return `fetch_bytes` and `unsized` of a plan's rows. sizes: of the photos of `uris`, int64 [m], null: unknown."""
-    asked = rows["uri"].filter(_fetched(rows))
+def _to_fetch(rows: pa.Table, sizes: pa.ChunkedArray | None) -> dict[str, Any]:
+    """Return `fetch_bytes` and `unsized` of a plan's rows. sizes: of the rows' photos, int64 [n], null: unknown."""
+    fetched = _fetched(rows)
     if sizes is None:
-        return {"unsized": len(asked)}
-    told = sizes.take(pc.index_in(asked, value_set=uris))
+        return {"unsized": pc.sum(fetched).as_py() or 0}
+    told = sizes.filter(fetched)
     return {"fetch_bytes": pc.sum(told).as_py() or 0, "unsized": told.null_count}
 
 

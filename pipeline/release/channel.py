@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, Conflict, IntegrityError, NotFound
 from ..keys import DIGEST
@@ -37,7 +37,7 @@ class ChannelEntry(BaseModel):
     run: str
     attempt: int
     reason: Reason
-    created: datetime
+    created: AwareDatetime
 
 
 def entry_name(channel: str, number: int) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CodebooksError, ConfigError, Conflict, IntegrityError, NotFound, Unavailable
 from ..keys import DIGEST
@@ -42,8 +42,8 @@ class Pin(BaseModel):
     release_id: str = Field(pattern=RELEASE_ID)
     owner: str = Field(pattern=OWNER)
     reason: str
-    until: datetime | None = None
-    created: datetime
+    until: AwareDatetime | None = None
+    created: AwareDatetime
 
 
 class Lease(BaseModel):
@@ -82,10 +82,14 @@ class Held(NamedTuple):
 def pin(store: Store, release: str, *, owner: str, reason: str, until: datetime | None = None) -> Pin:
     """Keep a release from expiring, until a date or for good; the same owner's same pin again is done.
 
-    Raises NotFound when there is no such release, ConfigError for an end in the past or when the owner has another pin
-    on it, Unavailable while a sweep is deleting it.
+    Raises NotFound when there is no such release, ConfigError for an end in the past or of no time zone, or when the
+    owner has another pin on it, Unavailable while a sweep is deleting it.
     """
     now = datetime.now(UTC)
+    if until is not None and until.tzinfo is None:
+        raise ConfigError(
+            f"the pin would end at {until:%Y-%m-%d %H:%M} of no time zone; give one, as in {now:%Y}-12-31Z"
+        )
     if until is not None and until <= now:
         raise ConfigError(f"the pin would end at {until:%Y-%m-%d %H:%M} UTC, which is past; give a later date")
     name = _pin_name(release, owner)

@@ -107,7 +107,8 @@ def read_runs(entries: Collection[Entry]) -> dict[str, RunSeen]:
             run.ended.add(number)
         run.last[number] = max(entry.modified, run.last.get(number, entry.modified))
     for name, moment in shared.items():
-        for number in list(found[name].began)[-1:]:
+        if found[name].began:
+            number = max(found[name].began)  # a listing has 9 behind 10
             found[name].last[number] = max(moment, found[name].last[number])
     return found
 

@@ -1,4 +1,4 @@
-"""The nearest items of every item, by the release's own index; of the parent's lists those that stand are kept."""
+"""The nearest items of every item, by the release's own index; of an exact one's lists those that stand are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ from ..release.tables import FILE_ROWS, write_table
 from ..schema import NEIGHBOURS, table_schema
 from ..storage import Store
 from .pieces import Pieces, Waiting, waiting
-from .standing import BEYOND, BEYOND_ROLE, Fresh, Lists, Standing, carried_lists, fresh_of, joined_lists, standing
+from .standing import (
+    BEYOND,
+    BEYOND_ROLE,
+    Fresh,
+    Lists,
+    Standing,
+    carried_lists,
+    exact_lists,
+    fresh_of,
+    joined_lists,
+    standing,
+)
 from .tonight import Night
 
 MOVED, ANEW = "neighbours_moved", "neighbours_anew"  # measures
@@ -38,11 +49,11 @@ class NeighbourTables:
 
 
 class NeighbourFiles(NamedTuple):
-    """The files of a range of items. anew: how many lists were made anew; stood, moved: of how many items the list was
-    known, and how many of these lists changed."""
+    """The files of a range of items. beyond: None of an index that is not exact. anew: how many lists were made anew;
+    stood, moved: of how many items the list was known, and how many of these lists changed."""
 
     near: ReleaseFile | Waiting
-    beyond: ReleaseFile | Waiting
+    beyond: ReleaseFile | Waiting | None
     anew: int
     stood: int
     moved: int
@@ -50,14 +61,16 @@ class NeighbourFiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Catalogue:
-    """What lists are made from. ids: of the items; first: the first row of each, and the end; scratch: where files of
-    Ray tasks wait."""
+    """What lists are made from. ids: of the items; first: the first row of each, and the end; beyond: how many entries
+    after the first k are kept; held: the parent's lists; fresh: what they say nothing of, None where they are not kept;
+    scratch: where files of Ray tasks wait."""
 
     index: SearchIndex
     groups: Grouping
     first: Rows
     ids: pa.ChunkedArray
     k: int
+    beyond: int
     held: Standing | None
     fresh: Fresh | None
     scratch: Scratch | None
@@ -66,10 +79,11 @@ class _Catalogue:
 def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
     """Return the tables `neighbours` and `neighbours_beyond`, made now; they wait until they are written.
 
-    Where the parent's lists stand (`standing`), made anew are those of new and changed items and those that lost more
-    than they had beyond; into all others new items are put where they belong. Measures: neighbours_anew, the share of
-    lists that were made anew; neighbours_moved, of the items whose list stood, the share whose first k are not what
-    they were, or not in that order.
+    By an exact index, where the parent's lists stand (`standing`), made anew are those of new and changed items and
+    those that lost more than they had beyond; into all others new items are put where they belong. Any other index is
+    asked for all of them, and nothing is kept beyond: its table is what it answers, every night. Measures:
+    neighbours_anew, the share of lists that were made anew; neighbours_moved, of the items whose list stood, the share
+    whose first k are not what they were, or not in that order.
     """
     anew, stood, moved = 0, 0, 0
     held = standing(store, night, k)
@@ -77,10 +91,12 @@ def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
     near, beyond = Pieces(scratch), Pieces(scratch)
     for files in neighbour_files(night.items, night.index, k, held, scratch):
         near.add(files.near)
-        beyond.add(files.beyond)
+        if files.beyond is not None:
+            beyond.add(files.beyond)
         anew, stood, moved = anew + files.anew, stood + files.stood, moved + files.moved
     measures = {} if held is None else {ANEW: anew / max(1, len(held.owners)), MOVED: moved / max(1, stood)}
-    return NeighbourTables({"neighbours": near.files(), BEYOND_ROLE: beyond.files()}, measures)
+    made = {"neighbours": near} | ({BEYOND_ROLE: beyond} if exact_lists(night.index, k) else {})
+    return NeighbourTables({role: pieces.files() for role, pieces in made.items()}, measures)
 
 
 def neighbour_files(
@@ -91,21 +107,22 @@ def neighbour_files(
     Columns: item_id, rank (from 1), neighbour_id, score. items: sorted by item_id, one row a photo; index: of these
     rows. An item's neighbours and scores are those that the reader's `similar` gives: all its photos ask, and an item's
     score is its best pair of photos. Fewer than k only when there are no more items. The second table goes on where the
-    first one ends, for the next night. held: the parent's lists; those of an index that is not exact may name items
-    that it would miss, since what is new is held against every list exactly. scratch: Ray tasks make the files, side
-    by side, and leave them there.
+    first one ends, for the next night; an index that is not exact has none. held: the parent's lists. scratch: Ray
+    tasks make the files, side by side, and leave them there.
     """
     starts = run_starts(items["item_id"])
     groups = Grouping(np.cumsum(starts) - 1)
     first = np.append(np.flatnonzero(starts), items.num_rows)
-    fresh = None if held is None else fresh_of(held, index, groups)
-    catalogue = _Catalogue(index, groups, first, take_column(items["item_id"], first[:-1]), k, held, fresh, scratch)
+    fresh = fresh_of(held, index, groups) if held is not None and held.kept else None
+    beyond = BEYOND if exact_lists(index, k) else 0
+    ids = take_column(items["item_id"], first[:-1])
+    catalogue = _Catalogue(index, groups, first, ids, k, beyond, held, fresh, scratch)
     yield from mapped_in_turn(
         _files,
         catalogue,
         _ranges(len(first) - 1, k),
         scratch=scratch,
-        task_bytes=TASK_BYTES + _ENTRY_BYTES * (FILE_ROWS // k) * (k + BEYOND),
+        task_bytes=TASK_BYTES + _ENTRY_BYTES * (FILE_ROWS // k) * (k + beyond),
         while_doing="finding the neighbours of items",
     )
 
@@ -131,16 +148,16 @@ def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
     kept = known.take(np.flatnonzero(whole[known.owners - items.start]))
     found = joined_lists([kept, *_anew(catalogue, missing)])
     found = found.take(np.argsort(found.owners, kind="stable"))
-    found = found.take(np.flatnonzero(found.ranks() < k + BEYOND))
+    found = found.take(np.flatnonzero(found.ranks() < k + catalogue.beyond))
     if held is not None:
         stood, moved = _moved(held, found, items, k)
     inside = found.ranks() < k
     near = _table(found.take(np.flatnonzero(inside)), np.int32(1), catalogue.ids)
     beyond = _table(found.take(np.flatnonzero(~inside)), np.int32(k + 1), catalogue.ids)
-    first, second = _file(near), _file(beyond)
+    first, second = _file(near), _file(beyond) if catalogue.beyond else None
     return NeighbourFiles(
         waiting(catalogue.scratch, "neighbours", first),
-        waiting(catalogue.scratch, BEYOND_ROLE, second),
+        None if second is None else waiting(catalogue.scratch, BEYOND_ROLE, second),
         anew=len(missing),
         stood=stood,
         moved=moved,
@@ -176,7 +193,7 @@ def _blocks(rows: Rows) -> Iterator[tuple[int, int]]:
 
 def _anew(catalogue: _Catalogue, items: Rows) -> Iterator[Lists]:
     """Yield the lists of some items, each without the item itself."""
-    first, wanted = catalogue.first, catalogue.k + BEYOND + 1
+    first, wanted = catalogue.first, catalogue.k + catalogue.beyond + 1
     for start, stop in _blocks(first[items + 1] - first[items]):
         block = items[start:stop]
         sizes = first[block + 1] - first[block]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ..errors import NotFound
 from ..index.latents import Rows
-from ..ordering import as_numpy, joined, take_column, take_rows
+from ..ordering import SLICE_ROWS, as_numpy, joined, take_column, take_rows
 from ..release import Manifest, read_manifest
 from ..release.tables import read_files
 from ..schema import changes_schema
@@ -35,13 +35,19 @@ def with_returned(store: Store, night: Night) -> pa.Table:
         returned, new = pa.concat_arrays([returned, new.filter(known)]), new.filter(pc.invert(known))
         if not len(new):
             break
-    if not len(returned):  # as on most nights: the table is in its order
-        return night.changes.cast(changes_schema())
-    mine = night.changes.filter(pc.is_in(joined(night.changes["item_id"]), value_set=returned))
-    again = pa.table([mine["item_id"], mine["uri"], pa.repeat(pa.scalar(RETURNED), mine.num_rows)], changes_schema())
-    both = pa.concat_tables([night.changes.cast(changes_schema()), again])
-    by = [("item_id", "ascending"), ("uri", "ascending"), ("change", "ascending")]
-    return take_rows(both, pc.sort_indices(both, by))
+    return _said_again(night.changes.cast(changes_schema()), returned)
+
+
+def _said_again(changes: pa.Table, returned: pa.Array) -> pa.Table:
+    """Return the table, in order still, with another row behind each of some items, whose rows all say `added`."""
+    if not len(returned):  # as on most nights
+        return changes
+    mine = _places(changes["item_id"], returned) >= 0
+    rows = np.repeat(np.arange(len(changes)), 1 + mine)
+    second = np.diff(rows, prepend=-1) == 0
+    twice = take_rows(changes, rows)
+    told = pc.if_else(pa.array(second), RETURNED, twice["change"])
+    return twice.set_column(twice.column_names.index("change"), changes.schema.field("change"), told)
 
 
 def _new_items(night: Night) -> pa.Array:
@@ -58,11 +64,17 @@ def _new_items(night: Night) -> pa.Array:
 
 def _photos(item_ids: pa.ChunkedArray, wanted: pa.Array) -> Rows:
     """Return how many rows each wanted item has, int64."""
-    counts = np.zeros(len(wanted), np.int64)
-    for chunk in item_ids.chunks if len(wanted) else ():
-        places = as_numpy(pc.index_in(chunk.cast(wanted.type), value_set=wanted), missing=-1)
-        counts += np.bincount(places[places >= 0], minlength=len(wanted))
-    return counts
+    places = _places(item_ids, wanted)
+    return np.bincount(places[places >= 0], minlength=len(wanted)).astype(np.int64)
+
+
+def _places(item_ids: pa.ChunkedArray, wanted: pa.Array) -> np.ndarray:
+    """Return the place of every row's item among the wanted ones, int32 [rows], -1 where it is none of them."""
+    places = np.full(len(item_ids), -1, np.int32)
+    for start in range(0, len(item_ids) if len(wanted) else 0, SLICE_ROWS):
+        part = item_ids.slice(start, SLICE_ROWS).cast(wanted.type)  # no more text than this is held once more
+        places[start : start + len(part)] = as_numpy(pc.index_in(part, value_set=wanted), missing=-1)
+    return places
 
 
 def _gone(store: Store, manifest: Manifest | None) -> Iterator[pa.ChunkedArray]:

@@ -70,9 +70,10 @@ class Standing:
     """A parent's lists. files, beyond: of both tables, in order; stops: int64, the number of the item after each file's
     last; ids: the parent's item_ids, in order.
 
-    numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void; places:
-    float64, where each comes in tonight's order, between two numbers where it is gone. owners: int64 [tonight's items],
-    the parent's number of each, -1 where its list is made anew.
+    numbers: int64 [parent's items], tonight's number of each, -1 where its list and every entry of it is void. owners:
+    int64 [tonight's items], the parent's number of each, -1 where it has no list of it. kept: whether the lists are
+    gone on with, and not only compared with tonight's. places: where they are, float64, where each parent's item comes
+    in tonight's order, between two numbers where it is gone.
     """
 
     store: Store
@@ -83,6 +84,7 @@ class Standing:
     numbers: Rows
     places: Float64
     owners: Rows
+    kept: bool
     _read: OrderedDict[int, Lists] = field(default_factory=OrderedDict)
 
     def lists(self, items: range) -> Lists:
@@ -97,22 +99,25 @@ class Standing:
 
     def _file(self, number: int) -> Lists:
         if number not in self._read:
-            pieces = [self._entries(tables[number]) for tables in (self.files, self.beyond) if tables]
-            both = joined_lists(pieces)
+            both = self._entries([entries[number] for entries in (self.files, self.beyond) if entries], number)
             # Stable: the entries beyond come after those of the table.
             self._read[number] = both.take(np.argsort(both.owners, kind="stable"))
             while len(self._read) > _KEPT_FILES:
                 self._read.popitem(last=False)
         return self._read[number]
 
-    def _entries(self, entry: FileEntry) -> Lists:
+    def _entries(self, files: Sequence[FileEntry], number: int) -> Lists:
         names = ["item_id", "neighbour_id"]
-        data = pa.BufferReader(read_file(self.store, entry))
-        table = pq.read_table(data, columns=[*names, "score"], read_dictionary=names)
-        owners, items = (_numbers_of(table[name], self.ids) for name in names)
+        read = (pa.BufferReader(read_file(self.store, entry)) for entry in files)
+        table = pa.concat_tables(
+            [pq.read_table(data, columns=[*names, "score"], read_dictionary=names) for data in read]
+        )
+        start, stop = int(self.stops[number - 1]) if number else 0, int(self.stops[number])
+        owners = _numbers_of(table["item_id"], self.ids.slice(start, stop - start))
+        items = _numbers_of(table["neighbour_id"], self.ids)
         if min(owners.min(initial=0), items.min(initial=0)) < 0:
-            raise IntegrityError(f"{entry.name} names items that its release has not; roll the channel back")
-        return Lists(owners, items, as_numpy(table["score"]))
+            raise IntegrityError(f"{files[0].name} names items that its release has not; roll the channel back")
+        return Lists(owners + start, items, as_numpy(table["score"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +131,12 @@ class Fresh:
 
 
 def standing(store: Store, night: Night, k: int) -> Standing | None:
-    """Return the parent's lists; None where none of them can be relied on and all are made anew.
+    """Return the parent's lists; None where none of them says anything of tonight's.
 
     That is where there are none of `k` entries, the model, metric or space is another, the metric's weights are fitted
     to each night's catalogue, the index is exact and the parent's was not, or most items are new. An item stands where
-    no photo of it was added, removed or changed; where its latents lie elsewhere than before, they are compared.
+    no photo of it was added, removed or changed; where its latents lie elsewhere than before, they are compared. Lists
+    of an index that is not exact are not kept: what such a one finds, tonight's need not, nor the other way round.
     """
     parent = night.parent
     if parent is None or not _comparable(store, parent, night, k):
@@ -138,19 +144,25 @@ def standing(store: Store, night: Night, k: int) -> Standing | None:
     before = read_table(store, parent, "items", columns=_PLACES)
     ids, old = _item_ids(night.items), _item_ids(before)
     numbers = places_among(pa.chunked_array([old]), pa.chunked_array([ids]))
-    places = _places(old, ids, numbers)
+    kept = exact_lists(night.index, k)
+    places = _places(old, ids, numbers) if kept else np.empty(0)
     numbers[as_numpy(pc.is_in(old, value_set=_void(store, parent, night, before))).astype(np.bool_)] = -1
     owners = np.full(len(ids), -1, np.int64)
     living = np.flatnonzero(numbers >= 0)
     owners[numbers[living]] = living
     if 2 * len(living) < len(ids):
         return None
-    beyond = parent.files.get(BEYOND_ROLE, ())
+    beyond = parent.files.get(BEYOND_ROLE, ()) if kept else ()
     files, length = parent.files["neighbours"], max(1, min(k, len(old) - 1))  # of every list
     stops = np.cumsum([entry.rows or 0 for entry in files]) // length
     if stops[-1] != len(old) or (beyond and len(beyond) != len(files)):
         return None
-    return Standing(store, files, beyond, stops, old, numbers, places, owners)
+    return Standing(store, files, beyond, stops, old, numbers, places, owners, kept)
+
+
+def exact_lists(index: SearchIndex, k: int) -> bool:
+    """Return whether an index misses none of an item's k nearest others."""
+    return index.planner.all_exact(k + 1)
 
 
 def _comparable(store: Store, parent: Manifest, night: Night, k: int) -> bool:
@@ -159,7 +171,7 @@ def _comparable(store: Store, parent: Manifest, night: Night, k: int) -> bool:
     metric = night.index.metric.name
     if parent.model_id != night.model_id or parent.metric != metric or metric == "codes":
         return False
-    if parent.index_kind != "flat" and night.index.planner.all_exact(k + BEYOND + 1):
+    if parent.index_kind != "flat" and exact_lists(night.index, k):
         return False
     space = release_space(store, parent)
     return (space and space.digest) == (night.space and night.space.digest)
@@ -234,12 +246,20 @@ def _places(old: pa.Array, ids: pa.Array, numbers: Rows) -> Float64:
 
 
 def _numbers_of(column: pa.ChunkedArray, ids: pa.Array) -> Rows:
-    """Return the number of every text among item_ids, -1 where it is none."""
-    found = []
-    for chunk in column.chunks:
-        words = as_numpy(pc.index_in(chunk.dictionary.cast(ids.type), value_set=ids), missing=-1).astype(np.int64)
-        found.append(words[as_numpy(chunk.indices)] if len(words) else np.empty(0, np.int64))
-    return np.concatenate([np.empty(0, np.int64), *found])
+    """Return the number of every text among item_ids, int64, -1 where it is none.
+
+    Each row group has a dictionary of its own; all item_ids are gone through once for all of them.
+    """
+    if not len(column):
+        return np.empty(0, np.int64)
+    whole = column.unify_dictionaries()
+    words = whole.chunk(0).dictionary.cast(ids.type)
+    places = places_among(pa.chunked_array([ids]), pa.chunked_array([words]))
+    there = np.flatnonzero(places >= 0)
+    numbers = np.full(len(words), -1, np.int64)
+    numbers[places[there]] = there
+    found: Rows = numbers[np.concatenate([as_numpy(chunk.indices) for chunk in whole.chunks])]
+    return found
 
 
 def fresh_of(held: Standing, index: SearchIndex, groups: Grouping) -> Fresh:
@@ -266,12 +286,31 @@ def carried_lists(
     edges = np.where(whole, np.inf, held.places[old.items[ends]])
     now = held.numbers[old.items]
     left = now >= 0
-    found = [Lists(held.numbers[old.owners[left]], now[left], old.scores[left])]
+    found = Lists(held.numbers[old.owners[left]], now[left], old.scores[left])
     owned = held.numbers[old.owners[ends]]
-    if len(fresh.rows):
-        found += _entered(fresh, index, groups, first, _Known(owned, floors, edges))
-    both = joined_lists(found)
-    return both.take(np.lexsort((both.items, -both.scores, both.owners)))
+    if not len(fresh.rows):
+        return found
+    return merged(found, joined_lists(list(_entered(fresh, index, groups, first, _Known(owned, floors, edges)))))
+
+
+def merged(lists: Lists, others: Lists) -> Lists:
+    """Return entries with others in their places: by owner, then the nearest first, ties by item.
+
+    lists: in that order; others: few beside them, in any. Sorting all would take ten times as long.
+    """
+    others = others.take(np.lexsort((others.items, -others.scores, others.owners)))
+    low, high = (np.searchsorted(lists.owners, others.owners, side=side) for side in ("left", "right"))
+    while (searching := low < high).any():
+        middle = np.minimum((low + high) // 2, len(lists.owners) - 1)
+        scores = lists.scores[middle]
+        tied = (scores == others.scores) & (lists.items[middle] < others.items)
+        before = searching & ((scores > others.scores) | tied)
+        low, high = np.where(before, middle + 1, low), np.where(searching & ~before, middle, high)
+    return Lists(
+        np.insert(lists.owners, low, others.owners),
+        np.insert(lists.items, low, others.items),
+        np.insert(lists.scores, low, others.scores),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +348,7 @@ def _entered(fresh: Fresh, index: SearchIndex, groups: Grouping, first: Rows, kn
 def joined_lists(lists: Sequence[Lists]) -> Lists:
     """Return the entries of several, one after the other."""
     return Lists(
-        np.concatenate([one.owners for one in lists]),
-        np.concatenate([one.items for one in lists]),
-        np.concatenate([one.scores for one in lists]),
+        np.concatenate([np.empty(0, np.int64), *(one.owners for one in lists)]),
+        np.concatenate([np.empty(0, np.int64), *(one.items for one in lists)]),
+        np.concatenate([np.empty(0), *(one.scores for one in lists)]),
     )

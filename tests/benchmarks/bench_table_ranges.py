@@ -5,8 +5,9 @@ For each number of items a process of its own writes latents to a store, builds 
 and whole, here. Before them `changes`, against a parent of the same items of which 1 % have another token, 0.5 % are
 gone and 0.5 % are new, and against none. Both ways must hold the same rows. Peaks are of what a process holds alone
 (anonymous memory) and of all that is resident, mapped files too; the driver's above what it held before the tables.
+--weed: the store is on an S3 server that is no mock, a SeaweedFS process (see faulty_store.py).
 
-    python tests/benchmarks/bench_table_ranges.py --items 50000,200000 --json results/table_ranges.json
+    python tests/benchmarks/bench_table_ranges.py --items 50000,200000 --json results/table_ranges.json [--weed]
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from drawn_releases import DIM, MODEL, write_latents
+from faulty_store import WeedServer, sign_in
 from options import NEEDED, Options
 from record import made_on, write
 from watched import Looking, held
@@ -187,11 +191,27 @@ def _digest(store: Store, names: list[str]) -> str:
     return hashlib.sha256(repr([digests[key].hexdigest() for key in sorted(digests)]).encode()).hexdigest()
 
 
+@contextmanager
+def stores(folder: Path, *, weed: bool) -> Iterator[str]:
+    """Yield where stores are: a folder, or a bucket of a server that runs meanwhile."""
+    if not weed:
+        yield str(folder)
+        return
+    sign_in()
+    server = WeedServer(folder / "server", "tables")
+    os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.port}", XDG_CACHE_HOME=str(folder / "cache"))
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
 def main() -> None:
     """Measure, in processes of their own, and write the result."""
     parser = Options(
         __doc__, items="50000,200000", ways="tasks,here", entries=(50_000, "of a file of neighbours"),
-        file_items=(5000, "of a file of vectors and semantic IDs"), json=NEEDED,
+        file_items=(5000, "of a file of vectors and semantic IDs"),
+        weed=(False, "on a SeaweedFS"), json=NEEDED,
     )  # fmt: skip
     parser.add_argument("--one", nargs=3, metavar=("FOLDER", "ITEMS", "WAY"), help="of one process")
     options = parser.parse_args()
@@ -204,18 +224,21 @@ def main() -> None:
     for count in options.items.split(","):
         pair = {}
         for way in options.ways.split(","):
-            with tempfile.TemporaryDirectory(prefix="table-ranges-") as folder:
+            with (
+                tempfile.TemporaryDirectory(prefix="table-ranges-") as folder,
+                stores(Path(folder), weed=options.weed) as where,
+            ):
                 out = Path(folder) / "found.json"
                 words = ["--json", str(out), "--entries", str(options.entries), "--file-items", str(options.file_items)]
-                store = str(Path(folder) / "store")
-                subprocess.run([sys.executable, __file__, *words, "--one", store, count, way], check=True)
+                subprocess.run([sys.executable, __file__, *words, "--one", f"{where}/store", count, way], check=True)
                 pair[way] = json.loads(out.read_text())
         rows, measures = ([found.pop(name) for found in pair.values()] for name in ("rows", "measures"))
         same = {role: all(one[role] == rows[0][role] for one in rows) for role in rows[0]} if len(rows) > 1 else None
         told.append({"items": int(count), "same_rows": same, "same_measures": measures[0] == measures[-1], **pair})
         print(json.dumps(told[-1], indent=1), flush=True)
     asked = {"entries_a_file": options.entries, "items_a_file": options.file_items, "neighbours": TOP, "dim": DIM}
-    write(options.json, {**made_on(), **asked, "catalogues": told})
+    kind = {"store": "SeaweedFS 4.48"} if options.weed else {}
+    write(options.json, {**made_on(), **kind, **asked, "catalogues": told})
 
 
 if __name__ == "__main__":

@@ -40,14 +40,20 @@ LONGEST_S = 500.0
 Act = Callable[[Shop, str, Process], None]
 
 
-def when(folder: str, least: int, act: Callable[[Shop], None]) -> Act:
-    """Return what does something to the machines once a night's store has so many names that begin so."""
+def when(folder: str, least: int, act: Callable[[Shop], None], *, holding: str = "") -> Act:
+    """Return what does something to the machines once a night's store has so many names that begin so.
+
+    holding: what a worker of the machine to be lost must be, past its own start; any or none by default.
+    """
 
     def acting(shop: Shop, name: str, process: Process) -> None:
         def seen() -> bool:
             if process.wrapper.poll() is not None:
                 raise RuntimeError(f"{name} ended before {folder} had {least} names:\n{process.text()[-3000:]}")
-            return shop.count(name, folder) >= least
+            if shop.count(name, folder) < least:
+                return False
+            held = held_by(shop.network.machines[2]) if holding else {}
+            return not holding or any(holding in worker and "__init__" not in worker for worker in held)
 
         wait_until(f"{name}: {least} names below {folder}", seen, limit_s=150)
         act(shop)
@@ -91,15 +97,15 @@ def late_node(shop: Shop, name: str, process: Process) -> None:
 NIGHTS: dict[str, Act | None] = {
     "alone": None,
     "clean": None,
-    "encode": when("latents/", 4, kill_node),
+    "encode": when("latents/", 1, kill_node, holding="ShardActor"),
     "head": when("latents/", 4, lose_head),
     "cable": when("latents/", 4, pull_cable),
     "late": late_node,
     "index": when("latents/", PHOTOS // 8, kill_node),
     "alone-trained": None,
     "clean-trained": None,
-    "pixels-trained": when("pixels/", 4, kill_node),
-    "train-trained": when(f"runs/{RUN}/checkpoints/", 1, kill_node),
+    "pixels-trained": when("pixels/", 1, kill_node, holding="ShardActor"),
+    "train-trained": when(f"runs/{RUN}/checkpoints/", 1, kill_node, holding="RayTrainWorker"),
     # Its release is not that of the others: fewer workers have other noise and another order of photos.
     "elastic-trained": when(f"runs/{RUN}/checkpoints/", 6, kill_node),
 }

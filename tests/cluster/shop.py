@@ -40,12 +40,12 @@ store: s3://shop/visual
 catalogue: {source: s3://shop/catalogue.csv}
 images: {size: 32, keep: always}
 model: {kind: vae, latent_dim: 8}
-train: {epochs: 12, batch_size: 32, workers: 2, validation: 0, checkpoint_every_s: 2}
+train: {epochs: 40, batch_size: 32, workers: 2, validation: 0, checkpoint_every_s: 2}
 encode: {actors: 3, shard_rows: 8}
 cluster: {min_nodes: 2, wait_s: 240}
 """
 # Each of its workers fills a node, so that of a lost one's two nodes one worker is left, and long enough to be lost in.
-ELASTIC = TRAINED.replace("{epochs: 12,", "{epochs: 120, threads: 2, least_workers: 1,")
+ELASTIC = TRAINED.replace("{epochs: 40,", "{epochs: 120, threads: 2, least_workers: 1,")
 S3_PORT = 8333
 _NEW_NETWORK = 0x40000000
 

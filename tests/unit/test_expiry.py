@@ -35,7 +35,7 @@ from pipeline.release import holds as holds_room
 from pipeline.release import roots as roots_room
 from pipeline.release.expiry import MARKS
 from pipeline.release.holds import SWEEPS
-from pipeline.storage import open_store
+from pipeline.storage import Entry, open_store
 
 DAYS = timedelta(days=1)
 ALL = Policy(keep=2, keep_days=3, max_share=1.0)
@@ -214,6 +214,14 @@ def test_a_live_run_loses_nothing_that_it_may_need(expiring: Any, store: Any, mo
     expire(store, ALL, yes=True)
     with pytest.raises(IntegrityError, match=r"latents/m/lonely\.parquet"):
         expiring.release(store, "next", [lonely])
+
+
+def test_an_earlier_versions_sign_of_life_is_of_the_newest_attempt() -> None:
+    began, beat = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 9, tzinfo=UTC)
+    names = [f"runs/long/attempts/{number}.json" for number in range(1, 11)]  # a store lists 9 last
+    listed = [Entry(name, 1, "t", began) for name in sorted(names)]
+    found = roots_room.read_runs([*listed, Entry("runs/long/heartbeat", 1, "t", beat)])
+    assert found["long"].last_sign() == beat
 
 
 def test_a_grace_shorter_than_twice_the_longest_attempt_is_refused(expiring: Any, store: Any) -> None:

@@ -63,6 +63,7 @@ def test_a_pin_is_written_once_and_taken_away(store: Store) -> None:
     [
         ({"owner": "a/b"}, ConfigError, "'a/b' is no owner"),
         ({"until": datetime(2020, 1, 1, tzinfo=UTC)}, ConfigError, "which is past"),
+        ({"until": datetime(2990, 1, 1)}, ConfigError, "of no time zone"),  # noqa: DTZ001 - that is what is tried
         ({"release": "nope"}, NotFound, "no release 'nope'"),
         ({"release": "../stable"}, ConfigError, "no release's id"),
     ],
@@ -74,10 +75,11 @@ def test_a_pin_that_cannot_be(store: Store, given: dict[str, Any], error: type[E
     assert held(store) == []
 
 
-def test_a_hold_that_nobody_understands_is_an_error(store: Store) -> None:
+@pytest.mark.parametrize("other", [{"only_if": "full moon"}, {"until": "2990-01-01T00:00:00"}])
+def test_a_hold_that_nobody_understands_is_an_error(store: Store, other: dict[str, str]) -> None:
     pin(store, MON, owner="me", reason="")
     (name,) = held(store)
-    store.put(name, json.dumps({**json.loads(store.get(name)), "only_if": "full moon"}).encode())
+    store.put(name, json.dumps({**json.loads(store.get(name)), **other}).encode())
     with pytest.raises(IntegrityError, match=f"{name} cannot be understood, so nothing expires"):
         read_holds(store, list(store.list(PINS)))
 

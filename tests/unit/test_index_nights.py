@@ -63,6 +63,6 @@ def test_memory_is_a_part_of_what_auto_makes_and_of_nothing_else() -> None:
         found: dict[str, Any] = release_config(Config.model_validate({**values, "index": index}))["index"]
         return found
 
-    assert index_of(memory_gib=2.0) == index_of()
+    assert index_of(kind="flat", memory_gib=2.0) == index_of(kind="flat")
     assert "latency_p99_ms" not in index_of()
     assert index_of(kind="auto", memory_gib=2.0) != index_of(kind="auto")

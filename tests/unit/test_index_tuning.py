@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, tuning
+from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, kinds, tuning
 from pipeline.index import build as build_module
 from pipeline.index.faiss_module import faiss_threads
-from pipeline.index.kinds import KINDS, candidate_kinds, cells_of, kinds_here
+from pipeline.index.kinds import KINDS, candidate_kinds, cells_of, kinds_here, scanned
 from pipeline.index.questions import Questions
 from pipeline.index.recall import recall_at_k, recall_low, truth_of
 from pipeline.index.tuning import Point, TooSlow, choose, hopeless, pareto, still_stands, tune
@@ -96,9 +96,8 @@ def test_what_another_beats_in_all_is_not_kept() -> None:
 
 @pytest.mark.slow
 def test_auto_keeps_what_every_kind_measured_and_why() -> None:
-    built = build_index(
-        falling(6_000), IndexConfig(kind="auto", metric="l2", ef_construction=40, queries=200, threads=1)
-    )
+    asked = IndexConfig(kind="auto", metric="l2", ef_construction=40, queries=200, threads=1, latency_p99_ms=1e4)
+    built = build_index(falling(6_000), asked)
     assert built.kind in KINDS
     assert built.recall >= 0.97
     said = built.parameters
@@ -112,6 +111,24 @@ def test_auto_keeps_what_every_kind_measured_and_why() -> None:
         *(kind for kind in kinds_here(IndexConfig()) if kind != "hnsw_sq8"),
     ]
     assert ("features" in built.files()) == KINDS[built.kind].lossy
+
+
+def test_auto_is_flat_byte_for_byte_while_that_is_scanned_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert IndexConfig().kind == "auto"
+    few, flat = falling(200), build_index(falling(200), IndexConfig(kind="flat", queries=20))
+    built = build_index(few, IndexConfig(queries=20))
+    assert (built.kind, built.data, built.recall) == ("flat", flat.data, 1.0)
+    assert built.told() == [("why", "exact, and 2,400 numbers are scanned in milliseconds")]
+    assert {name: value for name, value in built.parameters.items() if name != "chosen"} == flat.parameters
+    assert scanned(131_072, 64, IndexConfig())
+    assert not scanned(131_073, 64, IndexConfig())
+    assert not scanned(10, 64, IndexConfig(kind="hnsw"))
+    assert not scanned(10, 64, IndexConfig(latency_p99_ms=5.0)), "who asks for a latency has it measured"
+    assert not scanned(10_000, 64, IndexConfig(memory_gib=0.002)), "flat does not fit"
+    assert not scanned(10, 64, IndexConfig(), {"kind": "ivf_sq8"}), "the parent's kind is kept while it does"
+    monkeypatch.setattr(kinds, "SCANNED", 2_399)
+    more = build_index(few, IndexConfig(queries=20, ef_construction=40))
+    assert f"{more.kind}.qps" in more.parameters, "all kinds are measured"
 
 
 def test_a_night_begins_at_its_parents_point_and_keeps_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +273,7 @@ def test_auto_builds_what_fits_the_memory_and_says_the_least_that_would() -> Non
 
 def test_what_is_new_is_in_no_key_until_it_is_asked_for() -> None:
     assert IndexConfig().model_dump(mode="json") == {
-        "metric": "cosine", "kind": "flat", "m": 32, "ef_construction": 200, "target_recall": 0.98,
+        "metric": "cosine", "kind": "auto", "m": 32, "ef_construction": 200, "target_recall": 0.98,
         "max_ef_search": 2048, "k": 10, "queries": 1000, "seed": 0, "memory_gib": None, "threads": None, "gpu": "auto",
     }  # fmt: skip
     assert IndexConfig(latency_p99_ms=5.0).model_dump(mode="json")["latency_p99_ms"] == 5.0

@@ -232,8 +232,7 @@ def test_a_plan_says_how_many_bytes_are_fetched_and_would_be_again(
 
 
 def test_bytes_that_nothing_tells_are_counted_and_not_guessed() -> None:
-    rows = pa.table({"uri": ["a", "b", "c", "a"], "shard": pa.array([0, 0, None, 1]),
-                     "pixels_part": pa.array([None, None, None, "kept"])})  # fmt: skip
-    uris, sizes = pa.chunked_array([["c", "b", "a"]]), pa.chunked_array([pa.array([7, None, 100], pa.int64())])
-    assert _to_fetch(rows, uris, sizes) == {"fetch_bytes": 100, "unsized": 1}
-    assert _to_fetch(rows, uris, None) == {"unsized": 2}
+    rows = pa.table({"shard": pa.array([0, 0, None, 1]), "pixels_part": pa.array([None, None, None, "kept"])})
+    sizes = pa.chunked_array([pa.array([100, None, 7], pa.int64()), pa.array([100], pa.int64())])
+    assert _to_fetch(rows, sizes) == {"fetch_bytes": 100, "unsized": 1}
+    assert _to_fetch(rows, None) == {"unsized": 2}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import mapping
-from pipeline.index import IndexConfig, build_index, gather_latents
+from pipeline.index import Grouping, IndexConfig, build_index, gather_latents, nearest_groups, planner
 from pipeline.keys import digest_of
 from pipeline.release import Manifest
 from pipeline.release.manifest import FileEntry
@@ -29,15 +29,20 @@ K, MODEL = 5, "ab" * 32
 
 @dataclass
 class Nights:
-    """Nights of a catalogue on a store in memory. photos: by uri, of which each has its part and row."""
+    """Nights of a catalogue on a store in memory. photos: by uri, of which each has its part and row.
+
+    An index is built once after each `change`.
+    """
 
     maker: Any
     metric: str = "cosine"
     kind: str = "flat"
+    cells: int | None = None  # that are looked into
     store: MemoryStore = field(default_factory=lambda: MemoryStore(f"memory://{uuid4()}"))
     photos: dict[str, Any] = field(default_factory=dict)
     parent: Manifest | None = None
     count: int = 0
+    made: tuple[int, Any] = (0, None)  # the last night's index
 
     def change(self, generator: np.random.Generator, ids: list[int], gone: list[int] = []) -> None:  # noqa: B006
         """Give items new photos, one to three each, on a coarse grid so that scores tie; forget others."""
@@ -64,9 +69,13 @@ class Nights:
             "latents_row": pa.array([one[2] for one in held], pa.int32()),
         }
         items = pa.table(columns)
-        config = IndexConfig(metric=self.metric, kind=self.kind)
+        config = IndexConfig(metric=self.metric, kind=self.kind, queries=50)
         latents = gather_latents(self.store, items, columns=config.needs)
-        built = build_index(latents, config)
+        if self.made[0] != self.count:
+            self.made = self.count, build_index(latents, config)
+        built = self.made[1]
+        if self.cells is not None:
+            built.index.planner.set_effort("nprobe", self.cells)
         changes = pa.table({"item_id": sorted(self.changed)}, schema=pa.schema([CHANGES.field("item_id")]))
         changes = changes.append_column("change", pa.array(["changed"] * len(changes), pa.string()))
         night = Night("run", MODEL, built.index.metric.name, items, latents, built.index, changes, self.parent)
@@ -126,6 +135,45 @@ def churned(nights: Nights, seed: int, count: int = 3) -> list[tuple[list[Any], 
     return found
 
 
+def by_hand(nights: Nights) -> dict[str, dict[str, float]]:
+    """Return every item's score with every other, in float64, by the formula: of the best pair of photos."""
+    photos = [one[0] for one in nights.photos.values()]
+    mean, spread = (np.stack([getattr(one, name) for one in photos]).astype(np.float64) for name in ("mean", "log_var"))
+    m, n, s, t = mean[:, None], mean[None], spread[:, None], spread[None]
+    if nights.metric == "l2":
+        scores = -np.sqrt(((m - n) ** 2).sum(-1))
+    elif nights.metric == "cosine":
+        lengths = np.linalg.norm(mean, axis=1)
+        both = lengths[:, None] * lengths[None]
+        scores = np.divide((m * n).sum(-1), both, out=np.zeros_like(both), where=both > 0)
+    else:
+        scores = -0.5 * (t - s + (np.exp(s) + (m - n) ** 2) / np.exp(t) - 1).sum(-1)
+    best: dict[str, dict[str, float]] = {}
+    for left, row in zip(photos, scores.tolist(), strict=True):
+        of = best.setdefault(left.item_id, {})
+        for right, score in zip(photos, row, strict=True):
+            if right.item_id != left.item_id:
+                of[right.item_id] = max(score, of.get(right.item_id, -np.inf))
+    return best
+
+
+def wrong(nights: Nights, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the items whose list is not what it is by hand: each score that of its pair, and none better left out."""
+    lists: dict[str, list[Any]] = {}
+    for row in rows:
+        lists.setdefault(row["item_id"], []).append(row)
+    scores = by_hand(nights)
+    assert lists.keys() == scores.keys()
+    found = []
+    for item, own in lists.items():
+        said = [row["score"] for row in own]
+        pairs = [scores[item][row["neighbour_id"]] for row in own]
+        best = sorted(scores[item].values(), reverse=True)[:K]
+        if not (np.allclose(said, pairs, atol=1e-9) and len(said) == len(best) and np.allclose(said, best, atol=1e-9)):
+            found.append(item)
+    return found
+
+
 def plain(rows: list[dict[str, Any]]) -> list[Any]:
     return [(row["item_id"], row["rank"], row["neighbour_id"]) for row in rows]
 
@@ -147,6 +195,87 @@ def test_what_stands_and_what_enters_is_the_full_table(
     shares = [measures[ANEW] for _, _, measures in nights[1:]]
     assert max(shares) < 0.7
     assert sum(shares) > 0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "kl"])
+def test_lists_that_were_carried_are_those_by_hand(maker: Any, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+    nights, generator = Nights(maker, metric), np.random.default_rng(12)
+    nights.change(generator, list(range(40)))
+    assert not wrong(nights, nights.publish()[0])
+    nights.change(generator, [3, 40, 41], [5, 6])
+    parent = nights.parent
+    rows, said = nights.publish()
+    assert not wrong(nights, rows)
+    assert 3 / 40 <= said[ANEW] < 0.5
+    nights.parent = parent
+    monkeypatch.setattr(standing, "_entered", lambda *_: [])
+    assert len(wrong(nights, nights.publish()[0])) > 1, "negative control: nothing new enters"
+
+
+def answers(nights: Nights) -> list[tuple[str, int, str]]:
+    """Return what tonight's index answers of every item, as the reader asks it."""
+    night, _ = nights.night()
+    ids = night.items["item_id"].to_pylist()
+    names = sorted(set(ids))
+    numbers = np.array([names.index(one) for one in ids])
+    found = []
+    for number, name in enumerate(names):
+        rows = np.flatnonzero(numbers == number)
+        asked = night.index.latents(rows), np.zeros(len(rows), np.int64), K, Grouping(numbers)
+        (hits,) = nearest_groups(night.index, *asked, exclude=np.array([number]))
+        found += [(name, rank, names[group]) for rank, group in enumerate(hits.groups.tolist(), 1)]
+    return found
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "kl"])
+@pytest.mark.slow
+def test_the_table_of_an_index_that_misses_some_is_what_it_answers_every_night(
+    maker: Any, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    monkeypatch.setattr(planner, "_SCAN_ROWS", 0)  # so that so few rows are not scored one by one
+    nights, generator = Nights(maker, metric, "ivf_sq8", cells=1), np.random.default_rng(13)
+    nights.change(generator, list(range(150)))
+    nights.publish()
+    nights.change(generator, [3, 150, 151], [5, 6])
+    parent = nights.parent
+    rows, said = nights.publish()
+    assert plain(rows) == answers(nights)
+    assert wrong(nights, rows), "it does miss some"
+    assert said[ANEW] == 1.0
+    assert 0.0 < said[MOVED] < 1.0
+    assert nights.parent is not None
+    assert BEYOND_ROLE not in nights.parent.files
+    nights.parent = parent
+    for module in (neighbours, standing):
+        monkeypatch.setattr(module, "exact_lists", lambda *_: True)
+    carried, said = nights.publish()
+    assert said == {}, "an exact index follows another kind: nothing is kept"
+    nights.parent = parent.model_copy(update={"index_kind": "flat"}) if parent else None
+    carried, said = nights.publish()
+    assert said[ANEW] < 0.5
+    assert plain(carried) != answers(nights), "negative control: its lists kept, and what is new put in exactly"
+
+
+def test_texts_are_looked_up_once_a_file_however_many_row_groups_it_has(
+    maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 20 * K)
+    monkeypatch.setattr(neighbours, "_GROUP_ROWS", 7)  # each with a dictionary of its own
+    nights, generator = Nights(maker), np.random.default_rng(14)
+    nights.change(generator, list(range(40)))
+    nights.publish()
+    nights.change(generator, [3], [4])
+    asked, look_up = [], standing.places_among
+
+    def counted(texts: pa.ChunkedArray, values: pa.ChunkedArray) -> Any:
+        asked.append(len(texts))
+        return look_up(texts, values)
+
+    monkeypatch.setattr(standing, "places_among", counted)
+    rows, said = nights.publish()
+    assert plain(rows) == plain(nights.full())
+    assert said[ANEW] < 0.5
+    assert asked == [40, 20, 40, 20, 40], "which items stand; of two files the owners, among their own, and the entries"
 
 
 def test_moved_is_the_share_of_standing_lists_that_are_others(maker: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,6 @@ pytestmark = pytest.mark.slow
 PHOTOS = 40
 TEACHER = "{kind: descriptor, cell: 4, read_out: {dims: 6}}"
 TRAIN = ["images.size=16", "train.epochs=1", "train.batch_size=16", "train.validation=0.2", "encode.actors=1"]
-
-
-@pytest.fixture(autouse=True)
-def _without_onednn() -> Iterator[None]:
-    """oneDNN 3.13 damages the heap, on processors of AVX2 and no more, in the backward pass of a 1 x 1 convolution of
-    stride 2 from 4 channels, as these models have; from 8 and more it does not.
-    """
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    yield
-    torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
 @pytest.fixture
