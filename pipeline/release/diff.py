@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..ordering import ranks
+from ..ordering import ranks, take_column
 from ..schema import RESERVED, SEGMENT_PLACE
 from ..storage import Store
 from .manifest import Manifest
@@ -134,7 +134,7 @@ def diff_text(found: ReleaseDiff, *, shown: int = 10) -> str:
 
 def _differs(old: pa.ChunkedArray, new: pa.ChunkedArray, old_rows: Rows, new_rows: Rows) -> Flags:
     """Return whether the values in rows that face each other differ; null and NaN equal themselves."""
-    left, right = (column.take(pa.array(rows)) for column, rows in ((old, old_rows), (new, new_rows)))
+    left, right = (take_column(column, rows) for column, rows in ((old, old_rows), (new, new_rows)))
     try:
         if left.type != right.type:
             right = right.cast(left.type)

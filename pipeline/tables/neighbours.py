@@ -36,6 +36,7 @@ from .tonight import Night
 MOVED, ANEW = "neighbours_moved", "neighbours_anew"  # measures
 _ASKED = 4096  # photos asked for at a time, about
 _GROUP_ROWS = 1 << 17
+_COMPARED_FILES = 4  # of the parent's table, about, where it is read for a measure alone
 _ENTRY_BYTES = 300  # of a task, for each entry of its lists
 
 
@@ -63,7 +64,8 @@ class NeighbourFiles(NamedTuple):
 class _Catalogue:
     """What lists are made from. ids: of the items; first: the first row of each, and the end; beyond: how many entries
     after the first k are kept; held: the parent's lists; fresh: what they say nothing of, None where they are not kept;
-    scratch: where files of Ray tasks wait."""
+    compared: the first items of the ranges whose lists are compared with the parent's; scratch: where files of Ray
+    tasks wait."""
 
     index: SearchIndex
     groups: Grouping
@@ -73,6 +75,7 @@ class _Catalogue:
     beyond: int
     held: Standing | None
     fresh: Fresh | None
+    compared: frozenset[int]
     scratch: Scratch | None
 
 
@@ -83,7 +86,8 @@ def neighbour_tables(store: Store, night: Night, k: int) -> NeighbourTables:
     those that lost more than they had beyond; into all others new items are put where they belong. Any other index is
     asked for all of them, and nothing is kept beyond: its table is what it answers, every night. Measures:
     neighbours_anew, the share of lists that were made anew; neighbours_moved, of the items whose list stood, the share
-    whose first k are not what they were, or not in that order.
+    whose first k are not what they were, or not in that order (where none is kept, of a few ranges of items, evenly
+    spread).
     """
     anew, stood, moved = 0, 0, 0
     held = standing(store, night, k)
@@ -116,11 +120,14 @@ def neighbour_files(
     fresh = fresh_of(held, index, groups) if held is not None and held.kept else None
     beyond = BEYOND if exact_lists(index, k) else 0
     ids = take_column(items["item_id"], first[:-1])
-    catalogue = _Catalogue(index, groups, first, ids, k, beyond, held, fresh, scratch)
+    ranges = _ranges(len(first) - 1, k)
+    compared = ranges if fresh is not None else ranges[:: -(-len(ranges) // _COMPARED_FILES)]
+    starts_of = frozenset(one.start for one in compared)
+    catalogue = _Catalogue(index, groups, first, ids, k, beyond, held, fresh, starts_of, scratch)
     yield from mapped_in_turn(
         _files,
         catalogue,
-        _ranges(len(first) - 1, k),
+        ranges,
         scratch=scratch,
         task_bytes=TASK_BYTES + _ENTRY_BYTES * (FILE_ROWS // k) * (k + beyond),
         while_doing="finding the neighbours of items",
@@ -149,7 +156,7 @@ def _files(catalogue: _Catalogue, items: range) -> NeighbourFiles:
     found = joined_lists([kept, *_anew(catalogue, missing)])
     found = found.take(np.argsort(found.owners, kind="stable"))
     found = found.take(np.flatnonzero(found.ranks() < k + catalogue.beyond))
-    if held is not None:
+    if held is not None and items.start in catalogue.compared:
         stood, moved = _moved(held, found, items, k)
     inside = found.ranks() < k
     near = _table(found.take(np.flatnonzero(inside)), np.int32(1), catalogue.ids)

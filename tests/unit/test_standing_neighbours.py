@@ -294,6 +294,28 @@ def test_moved_is_the_share_of_standing_lists_that_are_others(maker: Any) -> Non
     assert said[ANEW] == 2 / 30
 
 
+def test_where_no_list_is_kept_moved_is_of_a_few_ranges(maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "FILE_ROWS", 5 * K)
+    monkeypatch.setattr(neighbours, "_COMPARED_FILES", 3)
+    nights, generator = Nights(maker, kind="hnsw"), np.random.default_rng(7)
+    nights.change(generator, list(range(40)))
+    before, _ = nights.publish()
+    nights.change(generator, [3, 12, 33], [])
+    after, said = nights.publish()
+    assert said[ANEW] == 1.0
+    lists = [{}, {}]  # type: list[dict[str, list[str]]]
+    for rows, found in zip((before, after), lists, strict=True):
+        for row in rows:
+            found.setdefault(row["item_id"], []).append(row["neighbour_id"])
+    of_all, of_some = (
+        [lists[0][key] != lists[1][key] for number, key in enumerate(lists[1]) if number // 5 in some and
+         key not in nights.changed]
+        for some in (range(8), (0, 3, 6))
+    )  # fmt: skip
+    assert said[MOVED] == sum(of_some) / len(of_some)
+    assert said[MOVED] != sum(of_all) / len(of_all), "negative control"
+
+
 @pytest.mark.parametrize(
     "other",
     [{"model_id": "other"}, {"metric": "l2"}, {"index_kind": "hnsw"}, {"config": {"tables": {"neighbours": 4}}}],
