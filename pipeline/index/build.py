@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, TooSlow
 from ..release import FileEntry
 from .codes import photos_with_code
 from .config import IndexConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TooSlow
 from .config import IndexConfig
 from .faiss_module import load_faiss
 from .kinds import KINDS
@@ -93,10 +93,6 @@ class Choice:
     why: str
 
 
-class TooSlow(Exception):
-    """A kind that is far slower than another, at an effort that is not even enough."""
-
-
 def tune(
     index: SearchIndex,
     kind: str,
@@ -110,10 +106,9 @@ def tune(
     """Find (and leave set) the least effort of a kind that reaches `target_recall` on the tuning queries.
 
     One parameter after the other; the earlier of two has to leave half of what may be lost to the later. Candidates are
-    walked in so many cells that next to nothing lies in others, in all where that does not do. Some of the queries say
-    about where a walk ends, all of them where. before: the parent's parameters, at which the walk begins where it knows
-    one; within: in how many of the same cells another kind's candidates were walked, 0: unknown.
-    Raises TooSlow where an effort that is not enough makes it far slower than one of the points that are good.
+    walked in so many cells that next to nothing lies in others, in all where that does not do. before: the parent's
+    parameters, at which the walk begins where it knows one; within: in how many of the same cells another kind's
+    candidates were walked, 0: unknown. Raises TooSlow for one that is far slower, not yet good, than one of `good`.
     """
     names, reached = KINDS[kind].tuned, True
     effort: Effort = {}
@@ -150,10 +145,9 @@ def tune(
             return False
 
         least, most, begin = _least(name, config), _most(index, name, config), int(before.get(name, 0))
-        if config.kind == "hnsw":
-            effort[name], reached = _walk(reaches, least, most, begin)
-        else:
-            effort[name], reached = _settled(reaches, least, most, begin or _walk(likely, least, most, 0)[0])
+        if config.kind != "hnsw":
+            begin = begin or _walk(likely, least, most, 0)[0]
+        effort[name], reached = (_walk if config.kind == "hnsw" else _settled)(reaches, least, most, begin)
         if in_cells and not (last or reached):  # perhaps what was lost lies in other cells
             _set(index, "nprobe", _most(index, "nprobe", config), config)
             effort[name], _ = _walk(reaches, least, most, most)

@@ -10,14 +10,14 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TooSlow
 from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, kinds, tuning
 from pipeline.index import build as build_module
 from pipeline.index.faiss_module import faiss_threads
 from pipeline.index.kinds import KINDS, candidate_kinds, cells_of, kinds_here, scanned
 from pipeline.index.questions import Questions
 from pipeline.index.recall import recall_at_k, recall_low, truth_of
-from pipeline.index.tuning import Point, TooSlow, choose, hopeless, pareto, still_stands, tune
+from pipeline.index.tuning import Point, choose, hopeless, pareto, still_stands, tune
 
 KINDS_CELLS = cells_of(6_000)
 
