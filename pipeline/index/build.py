@@ -28,7 +28,6 @@ from .segments import Segment
 from .tuning import (
     Choice,
     Point,
-    TooSlow,
     Tuned,
     at_least,
     choose,
