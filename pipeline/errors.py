@@ -157,3 +157,7 @@ class PhotoRefused(CodebooksError):
 
     def __reduce__(self) -> tuple[type[PhotoRefused], tuple[str, str, str]]:
         return (type(self), (self.stage, self.reason, self.detail))
+
+
+class TooSlow(CodebooksError):
+    """A kind of index is far slower than another one, at an effort that is not even enough."""

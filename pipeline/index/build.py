@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, TooSlow
 from ..release import FileEntry
 from .codes import photos_with_code
 from .config import IndexConfig
@@ -25,11 +25,25 @@ from .questions import Questions
 from .recall import Truth, recalls
 from .search import SearchIndex, open_index
 from .segments import Segment
-from .tuning import Choice, Point, Tuned, choose, hopeless, measured, meets, pareto, refuse, still_stands, tune
+from .tuning import (
+    Choice,
+    Point,
+    Tuned,
+    at_least,
+    choose,
+    hopeless,
+    measured,
+    meets,
+    pareto,
+    refuse,
+    still_stands,
+    tune,
+)
 
 # Rows added at a time. An HNSW file depends on it, so it is part of what makes two builds equal to the bit.
 ADD_BLOCK = 1 << 14
 _GIB = 1 << 30
+RECALL_LOW = "recall_low"  # of a kind that may lose rows, in its parameters
 
 Parameters = dict[str, int | float | str]
 
@@ -38,8 +52,8 @@ Parameters = dict[str, int | float | str]
 class BuiltIndex:
     """A finished index: `data` is the FAISS file, `index` what a reader would open from it.
 
-    kind: its row of the table. recall: recall@k, a share, over sampled queries that took no part in tuning. parameters:
-    what was built and found, for the manifest. features: the file of exact features of a kind that stores codes.
+    kind: its row of the table. recall: the mean recall@k, a share, over sampled queries that took no part in tuning.
+    parameters: what was built and found, for the manifest. features: the file of exact features of a kind of codes.
     points: what each kind that was built gave. segments: of which it is made, then without data of its own.
     """
 
@@ -52,6 +66,11 @@ class BuiltIndex:
     points: tuple[Point, ...] = ()
     segments: tuple[Segment, ...] = ()
 
+    @property
+    def recall_low(self) -> float:
+        """The recall@k to count on: the lower end of its one-sided 95 % interval; 1 where nothing is lost."""
+        return float(self.parameters.get(RECALL_LOW, 1.0))
+
     def told(self) -> list[tuple[str, str]]:
         """Return for people why this kind was chosen, and what each kind that was built gave: (what, text)."""
         why = [("why", str(self.parameters["chosen"]))] if "chosen" in self.parameters else []
@@ -60,6 +79,8 @@ class BuiltIndex:
             why.append(("segments", f"{len(self.segments)}, {carried} of them carried over; {rows:,} rows written"))
         if "refitted" in self.parameters:
             why.append(("trained parts", f"fitted once more: {self.parameters['refitted']}"))
+        if RECALL_LOW in self.parameters and not self.points:
+            why.append(("recall", f"{self.recall:.4f} in the mean, at least {self.recall_low:.4f}"))
         return [*why, *((point.kind, point.line()) for point in self.points)]
 
     def files(self) -> dict[str, tuple[bytes, str, int | None]]:
@@ -117,7 +138,8 @@ def build_index(
 class _Work:
     """What an index is built from: latents [n], their features [n, f], what asks it, the parent's parameters.
 
-    cells: centroids that a kind was trained to, by their width and number, for others that have the same.
+    cells: centroids that a kind was trained to, by their width and number, for others that have the same; within: how
+    many of so many cells (the number of all) candidates were walked in.
     """
 
     latents: LatentArrays
@@ -127,6 +149,7 @@ class _Work:
     questions: Questions
     before: Mapping[str, Any]
     cells: dict[tuple[int, int], Float32] = field(default_factory=dict)
+    within: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +175,12 @@ def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Poin
     if good and hopeless(whole, name, measuring, config, good):
         return None
     if kind.tuned:
-        tuned = tune(whole.without_rows(tuning.left_out), name, tuning, config, before)
+        apart, cells = whole.without_rows(tuning.left_out), whole.planner.cells
+        try:
+            tuned = tune(apart, name, tuning, config, before, good=good, within=work.within.get(cells, 0))
+        except TooSlow:
+            return None
+        work.within[cells] = tuned.within
         for effort, value in tuned.effort.items():
             whole.planner.set_effort(effort, value, k=config.k)
     del whole
@@ -177,7 +205,11 @@ def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
 def _as_asked(work: _Work, name: str) -> BuiltIndex:
     made = cast("_Made", _made(work, name, {}))  # no other is faster
     recall = float(made.found.sum() / len(made.found)) if len(made.found) else 1.0
-    return BuiltIndex(made.opened, made.data, name, recall, _built_with(work, name) | made.tuned.effort)
+    parameters = _built_with(work, name) | made.tuned.effort
+    if KINDS[name].tuned:
+        low = at_least(made.opened, name, made.found, work.questions.of(name)[1], work.config)
+        parameters |= {RECALL_LOW: round(low, 5)}
+    return BuiltIndex(made.opened, made.data, name, recall, parameters)
 
 
 def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
@@ -215,7 +247,9 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     kind = choice.point.kind
     tuned_rows = before.get("tuned_rows") if len(points) + len(slow) < len(names) else None
     parameters = _built_with(work, kind) | made.tuned.effort
-    why = choice.why + (f"; far slower at their least effort: {', '.join(slow)}" if slow else "")
+    if KINDS[kind].tuned:
+        parameters |= {RECALL_LOW: round(choice.point.recall_low, 5)}
+    why = choice.why + (f"; far slower at too little effort: {', '.join(slow)}" if slow else "")
     parameters |= {"chosen": why, "tuned_rows": tuned_rows or len(work.features)}
     for point in pareto(points):
         parameters |= point.parameters()

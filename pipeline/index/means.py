@@ -7,7 +7,7 @@ import numpy as np
 from .latents import Float32, Float64, LatentArrays
 from .metric import Metric, float32_error
 
-_BLOCK = 1 << 16  # rows converted to float64 at a time
+_BLOCK = 1 << 12  # rows converted to float64 at a time: few enough to stay in the processor's cache
 
 
 def _unit(latents: LatentArrays) -> Float32:

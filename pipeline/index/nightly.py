@@ -18,7 +18,7 @@ from ..release.tables import read_table
 from ..schema import with_segments
 from ..storage import Store
 from ..storage.cache import FileCache
-from .build import BuiltIndex, Parameters, build_index, check_latents, check_memory, recalls_found
+from .build import RECALL_LOW, BuiltIndex, Parameters, build_index, check_latents, check_memory, recalls_found
 from .codes import FITTED, code_features
 from .config import IndexConfig
 from .faiss_module import faiss_threads
@@ -39,7 +39,7 @@ from .segments import (
     places_in,
     segments_of,
 )
-from .tuning import Point, Tuned, measured, meets, pareto, refuse, still_stands, tune
+from .tuning import Point, Tuned, at_least, measured, meets, pareto, refuse, still_stands, tune
 
 _BLOCK = 1 << 18  # rows whose features the truth holds at a time
 _CHECKED = 32  # queries that show that an exact kind is exact: that rows are in no other's place, say
@@ -249,6 +249,8 @@ def _union(night: _Night, kind: str, before: Mapping[str, Any], number: int | No
     seconds = time.perf_counter() - start
     parameters = facts | _told(night, fitted, layout, len(segments), len(measuring.rows))
     parameters |= night.questions(fitted).told(kind)
+    if KINDS[kind].tuned:
+        parameters |= {RECALL_LOW: round(at_least(opened, kind, found, measuring, config), 5)}
     return _Union(fitted, layout, segments, places, tuned, opened, found, seconds, parameters)
 
 

@@ -68,24 +68,30 @@ class Questions:
     def _truth(self, place: int, *, unseen: bool) -> Truth:
         """Return the truth of the tuning (0) or measuring (1) sample."""
         if (place, unseen) not in self._truths:
-            samples, left_out = self._left_out if unseen else (self._rows, None)
             k, block = self._config.k, self._block
-            if left_out is None:
-                made = truth_of(self._latents, self._metric, samples[place], k, block=block)
+            if not unseen:
+                made = truth_of(self._latents, self._metric, self._rows[place], k, block=block)
             else:
-                made = truth_without(self._latents, self._metric, samples[place], left_out, k, block=block)
+                samples, gone, both = self._left_out
+                cut = len(samples[0])
+                own = np.s_[:cut] if place == 0 else np.s_[cut:]
+                near = both[0][own], both[1][own]
+                made = truth_without(self._latents, self._metric, samples[place], gone, k, block=block, near=near)
             self._truths[place, unseen] = made
         return self._truths[place, unseen]
 
     @cached_property
-    def _left_out(self) -> tuple[tuple[Rows, Rows], Rows]:
-        """Both samples, thinned to what may be left out, and what is: their rows and the copies of these."""
+    def _left_out(self) -> tuple[tuple[Rows, Rows], Rows, tuple[Rows, Float64]]:
+        """Both samples, thinned to what may be left out, and what is: their rows and the copies of these.
+
+        More of their nearest rows than the copies are kept: of what is not left out the k nearest are mostly there too.
+        """
         most = max(1, len(self._latents) // (_LEFT_OUT * 2 * (1 + self.copies)))
         first, second = (rows[:: max(1, -(-len(rows) // most))] for rows in self._rows)
         gone = np.concatenate([first, second])
-        if self.copies:
-            gone = np.concatenate([gone, self._nearest(gone, self.copies)[0].ravel()])
-        return (first, second), np.unique(gone)
+        near = self._nearest(gone, self.copies + 2 * self._config.k)
+        gone = np.concatenate([gone, near[0][:, : self.copies].ravel()])
+        return (first, second), np.unique(gone), near
 
     def _nearest(self, rows: Rows, k: int) -> tuple[Rows, Float64]:
         block = self._block or max(1, len(self._latents))

@@ -52,14 +52,36 @@ def truth_of(latents: LatentArrays, metric: Metric, rows: Rows, k: int, *, block
 
 
 def truth_without(
-    latents: LatentArrays, metric: Metric, rows: Rows, left_out: Rows, k: int, *, block: int | None = None
+    latents: LatentArrays,
+    metric: Metric,
+    rows: Rows,
+    left_out: Rows,
+    k: int,
+    *,
+    block: int | None = None,
+    near: tuple[Rows, Float64] | None = None,
 ) -> Truth:
-    """Return the exact k-th scores of these rows' neighbours among all that are not left out; block: as above."""
+    """Return the exact k-th scores of these rows' neighbours among all that are not left out; block: as above.
+
+    near: what is known, the nearest of all rows [q, w] and their scores. Only rows of which fewer than k of these stay
+    are looked for once more.
+    """
     kept = np.ones(len(latents), np.bool_)
     kept[left_out] = False
     queries = latents.take(rows)
-    _, scores = nearest_in_blocks(metric, latents, queries, k, kept=kept, block=block or max(1, len(latents)))
-    return Truth(np.full(len(rows), -1), queries, *_kth(scores), left_out, RowFilter(kept))
+    neighbours = min(k, int(kept.sum()))
+    kth, unknown = np.empty(len(rows)), np.arange(len(rows))
+    if near is not None and neighbours:
+        stays = np.cumsum(kept[near[0]], axis=1)
+        enough = stays[:, -1] >= neighbours
+        kth[enough] = near[1][enough, (stays[enough] >= neighbours).argmax(axis=1)]
+        unknown = np.flatnonzero(~enough)
+    if len(unknown) and neighbours:
+        asked, size = queries.take(unknown), block or max(1, len(latents))
+        kth[unknown] = nearest_in_blocks(metric, latents, asked, k, kept=kept, block=size)[1][:, -1]
+    if not neighbours:
+        kth = np.empty(0)
+    return Truth(np.full(len(rows), -1), queries, kth, neighbours, left_out, RowFilter(kept))
 
 
 def _kth(scores: Float64) -> tuple[Float64, int]:

@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TooSlow
 from .config import IndexConfig
 from .faiss_module import load_faiss
 from .kinds import KINDS
-from .latents import Float64
+from .latents import Float64, LatentArrays
 from .recall import Truth, recall_at_k, recall_at_least, recalls
 from .search import SearchIndex
 
 _TIMED = 200  # queries timed one by one
 _WORTH = 1.5  # how much faster another kind must be to be taken instead of an exact one, or of the parent's
 _TUNED_FOR = 1.5  # by how much a catalogue may grow or shrink before its parent's kind is looked at anew
-_FEW = 100  # queries that say how many cells candidates are walked in,
-_ROOM = 2  # and how many times as many are then looked through
-_TRIED = 20  # queries that a kind is timed by at its least effort, before it is tuned
-_LONG_S = 0.05  # a processor's time for these beside which what a call costs by itself is nothing
+_FEW = 100  # queries that say how many cells candidates are walked in, and about where a walk ends,
+_FIRST = 8  # cells looked through first,
+_ROOM = 2  # and how many times as many as are needed
+_STEP = 8  # a walk from about its end takes steps of such a part of it
+_TRIED = 20  # queries that a kind is timed by at first, four times as many until they take
+_LONG_S = 0.05  # a processor's time beside which what a call costs by itself is nothing
 _HOPELESS = 4  # how many times faster than that a batch of many could make it
 
 Effort = dict[str, int]
@@ -31,10 +33,12 @@ Effort = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """effort: what was found, by name; reached: whether the recall asked for was."""
+    """effort: what was found, by name; reached: whether the recall asked for was; within: how many cells candidates
+    were walked in, 0 where there are none."""
 
     effort: Effort
     reached: bool
+    within: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +93,33 @@ class Choice:
     why: str
 
 
-def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, before: Mapping[str, Any]) -> Tuned:
+def tune(
+    index: SearchIndex,
+    kind: str,
+    truth: Truth,
+    config: IndexConfig,
+    before: Mapping[str, Any],
+    *,
+    good: Sequence[Point] = (),
+    within: int = 0,
+) -> Tuned:
     """Find (and leave set) the least effort of a kind that reaches `target_recall` on the tuning queries.
 
     One parameter after the other; the earlier of two has to leave half of what may be lost to the later. Candidates are
     walked in so many cells that next to nothing lies in others, in all where that does not do. before: the parent's
-    parameters, at which the walk begins where it knows one.
+    parameters, at which the walk begins where it knows one; within: in how many of the same cells another kind's
+    candidates were walked, 0: unknown. Raises TooSlow for one that is far slower, not yet good, than one of `good`.
     """
-    names, effort, reached = KINDS[kind].tuned, {}, True
+    names, reached = KINDS[kind].tuned, True
+    effort: Effort = {}
     if KINDS[kind].by_unseen and not index.planner.walks(config.k):
         return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
-    in_cells = "nprobe" in names[1:]
+    in_cells, few = "nprobe" in names[1:], truth.thinned(_FEW)
     if in_cells:
-        _set(index, "nprobe", _wide(index, truth, config, int(before.get("nprobe", 1))), config)
+        within = _wide(index, truth, config, int(before.get("nprobe", within // _ROOM or _FIRST)))
+        _set(index, "nprobe", within, config)
     for place, name in enumerate(names):
         last = place == len(names) - 1
         target = config.target_recall if last else (1.0 + config.target_recall) / 2.0
@@ -116,31 +132,56 @@ def tune(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, befor
             with index.planner.as_set():
                 return recall_at_least(index, recalls(index, truth), truth) >= target
 
-        least, most = _least(name, config), _most(index, name, config)
-        effort[name], reached = _walk(reaches, least, most, int(before.get(name, 0)))
+        def likely(value: int, name: str = name, target: float = target, place: int = place) -> bool:
+            _set(index, name, value, config)
+            with index.planner.as_set():
+                if recall_at_k(index, few) >= target:
+                    return True
+            later = {each: _least(each, config) for each in names[place + 1 :]}
+            if good and too_slow(index, truth, config, {**effort, name: value, **later}, good):
+                raise TooSlow
+            if later and in_cells:
+                _set(index, "nprobe", within, config)
+            return False
+
+        least, most, begin = _least(name, config), _most(index, name, config), int(before.get(name, 0))
+        if config.kind != "hnsw":
+            begin = begin or _walk(likely, least, most, 0)[0]
+        effort[name], reached = (_walk if config.kind == "hnsw" else _settled)(reaches, least, most, begin)
         if in_cells and not (last or reached):  # perhaps what was lost lies in other cells
             _set(index, "nprobe", _most(index, "nprobe", config), config)
             effort[name], _ = _walk(reaches, least, most, most)
         _set(index, name, effort[name], config)
-    return Tuned(effort, reached)
+    return Tuned(effort, reached, within)
 
 
-def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, best: Sequence[Point]) -> bool:
+def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, good: Sequence[Point]) -> bool:
     """Return whether a kind is far slower at its least effort than one of these points, so that tuning it is no use."""
-    fastest = max((point.qps for point in best), default=0.0)
-    queries = truth.queries.take(np.s_[:_TRIED])
-    if fastest == 0.0 or len(queries) == 0:
-        return False
-    for name in KINDS[kind].tuned:
-        _set(index, name, _least(name, config), config)
-    spent = []
-    with index.planner.as_set():
-        for _ in range(2):  # the first one pages in
-            start = time.process_time()  # by the clock others on the machine would decide
-            index.search(queries, config.k)
-            spent.append(time.process_time() - start)
-    most = _HOPELESS * load_faiss().omp_get_max_threads() * len(queries) / max(min(spent), 1e-9)
-    return min(spent) >= _LONG_S and most < fastest
+    return too_slow(index, truth, config, {name: _least(name, config) for name in KINDS[kind].tuned}, good)
+
+
+def too_slow(index: SearchIndex, truth: Truth, config: IndexConfig, effort: Effort, good: Sequence[Point]) -> bool:
+    """Set an effort, and return whether it makes a kind far slower than one of these points."""
+    fastest = max((point.qps for point in good), default=0.0)
+    for name, value in effort.items():
+        _set(index, name, value, config)
+    count, spent = min(_TRIED, len(truth.rows)), 0.0
+    while fastest > 0.0 and count:
+        queries = truth.queries.take(np.s_[:count])
+        with index.planner.as_set():
+            # The first one pages in. By the clock others on the machine would decide.
+            spent = min(_cpu_s(index, queries, config.k) for _ in range(2))
+        if spent >= _LONG_S or count == len(truth.rows):
+            break
+        count = min(4 * count, len(truth.rows))
+    most = _HOPELESS * load_faiss().omp_get_max_threads() * count / max(spent, 1e-9)
+    return spent >= _LONG_S and most < fastest
+
+
+def _cpu_s(index: SearchIndex, queries: LatentArrays, k: int) -> float:
+    start = time.process_time()
+    index.search(queries, k)
+    return time.process_time() - start
 
 
 def timed(index: SearchIndex, truth: Truth, k: int) -> tuple[float, float, float]:
@@ -160,6 +201,14 @@ def timed(index: SearchIndex, truth: Truth, k: int) -> tuple[float, float, float
     return qps, float(np.median(alone)), float(np.percentile(alone, 99))
 
 
+def at_least(index: SearchIndex, kind: str, found: Float64, truth: Truth, config: IndexConfig) -> float:
+    """Return the lower end of the one-sided 95 % interval of recalls [q] that the effort which is set gives."""
+    if not KINDS[kind].tuned or (KINDS[kind].by_unseen and not index.planner.walks(config.k)):
+        return 1.0
+    with index.planner.as_set():
+        return recall_at_least(index, found, truth)
+
+
 def measured(
     index: SearchIndex,
     kind: str,
@@ -175,9 +224,7 @@ def measured(
 
     size: of its file, in bytes; build_s: of filling and tuning it.
     """
-    scanned = KINDS[kind].by_unseen and not index.planner.walks(config.k)
-    with index.planner.as_set():
-        least = 1.0 if scanned else recall_at_least(index, found, truth)
+    least = at_least(index, kind, found, truth, config)
     qps, p50, p99 = timed(index, truth, config.k)
     return Point(
         kind=kind,
@@ -292,4 +339,27 @@ def _walk(reaches: Callable[[int], bool], least: int, most: int, begin: int) -> 
         low, high = (low, middle) if reaches(middle) else (middle, high)
     if high - low == 1 and low == least and reaches(low):
         return low, True
+    return high, True
+
+
+def _settled(reaches: Callable[[int], bool], least: int, most: int, begin: int) -> tuple[int, bool]:
+    """Return what `_walk` does, in few steps from about its end."""
+    high = min(max(least, begin), most)
+    low, step = high, max(1, high // _STEP)
+    if reaches(high):
+        while low > least:
+            low, step = max(least, high - step), 2 * step
+            if not reaches(low):
+                break
+            high = low
+    else:
+        while high < most:
+            low, high, step = high, min(most, high + step), 2 * step
+            if reaches(high):
+                break
+        else:
+            return high, False
+    while high - low > max(1, high // 32):
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
     return high, True

@@ -68,7 +68,7 @@ def build_ours(folder: Path, items: LatentArrays, memory_mb: float, target: floa
     told = {
         **spent, "key": built.kind, "why": built.parameters["chosen"],
         "parameters": {name: built.parameters[name] for name in KINDS[built.kind].tuned},
-        "reported_recall": round(built.recall, 4), "bytes": len(built.data),
+        "reported_recall": round(built.recall_low, 4), "mean_recall": round(built.recall, 4), "bytes": len(built.data),
         "features_bytes": 0 if built.features is None else len(built.features),
         **resident(folder, dict(built.parameters), lossy),
     }  # fmt: skip

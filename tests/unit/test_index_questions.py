@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
 
-from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index
+from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, exact, nearest_exact
 from pipeline.index.graph import graph_without
 from pipeline.index.kinds import KINDS
 from pipeline.index.questions import Questions, copies_among
-from pipeline.index.recall import recall_at_k, truth_of, truth_without
+from pipeline.index.recall import nearest_in_blocks, recall_at_k, recall_low, recalls, truth_of, truth_without
 from pipeline.index.segmented import SegmentedIndex
 
 
@@ -160,3 +162,72 @@ def test_what_a_catalogue_without_copies_is_asked_by_stays_for_codes() -> None:
     assert [kind for kind in KINDS if questions.of(kind)[1].kept is not None] == [
         kind for kind in KINDS if KINDS[kind].by_unseen
     ]
+
+
+def test_what_is_left_out_is_known_from_the_nearest_of_all_rows() -> None:
+    items, rows = LatentArrays(mean=cloud(600, 4, 0)), np.arange(0, 600, 6)
+    metric, few = METRICS["l2"], np.arange(0, 600, 3)
+    near = nearest_in_blocks(metric, items, items.take(rows), 14, exclude=rows, block=200)
+    many = np.unique(np.concatenate([rows, near[0][:, :8].ravel()]))  # of some fewer than ten are left of the fourteen
+    for gone in (few, many):
+        wanted = truth_without(items, metric, rows, gone, 10)
+        given = truth_without(items, metric, rows, gone, 10, near=near)
+        np.testing.assert_array_equal(given.kth, wanted.kth)
+        assert given.neighbours == wanted.neighbours == 10
+    assert (np.isin(near[0], many, invert=True).sum(axis=1) < 10).any()
+    assert (near[1][:, 9] > wanted.kth).any(), "negative control: the tenth of all rows"
+
+
+def test_a_product_in_single_precision_never_decides_what_is_nearest() -> None:
+    """Rows so near each other and so far out that its rounding is larger than all that sets them apart."""
+    items, rows = LatentArrays(mean=np.float32(30.0) + 1e-3 * cloud(2000, 16, 0)), np.arange(0, 2000, 100)
+    wide = items.mean.astype(np.float64)
+    far = np.square(wide[rows, None] - wide).sum(axis=2)
+    far[np.arange(len(rows)), rows] = np.inf
+    wanted = np.argsort(far, axis=1)[:, :10]
+    found, _ = nearest_exact(METRICS["l2"], items, items.take(rows), 10, exclude=rows)
+    assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, wanted, strict=True)]) > 0.99
+    blind = replace(METRICS["l2"], rounding=lambda values, queries, features: np.full(len(values), -np.inf))
+    lost, _ = nearest_exact(blind, items, items.take(rows), 10, exclude=rows)
+    assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(lost, wanted, strict=True)]) < 0.9, (
+        "negative control"
+    )
+
+
+def test_the_nearest_are_kept_whatever_the_order_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that come nearer and nearer, and copies, where the first kept have to give way or stay."""
+    monkeypatch.setattr(exact, "_ROWS", 64)
+    line = np.repeat(np.linspace(9.0, 1.0, 300, dtype=np.float32), 2)
+    for order in (np.arange(600), np.arange(600)[::-1], np.random.default_rng(0).permutation(600)):
+        items = LatentArrays(mean=np.stack([line[order], np.zeros(600, np.float32)], axis=1))
+        asked = LatentArrays(mean=np.zeros((3, 2), np.float32))
+        ids, scores = nearest_exact(METRICS["l2"], items, asked, 20)
+        wanted = np.lexsort((np.arange(600), items.mean[:, 0]))[:20]
+        assert (ids == wanted).all()
+        np.testing.assert_array_equal(scores[0], -items.mean[wanted, 0].astype(np.float64))
+
+
+def test_what_is_reported_is_what_photos_find_or_less() -> None:
+    """By few rows of the index; negative control: their mean promises more than is found about every second time."""
+    items, new = (LatentArrays(mean=cloud(count, 10, seed)) for seed, count in ((0, 6000), (1, 1000)))
+    index = build_index(items, IndexConfig(metric="l2", kind="ivf_sq8", target_recall=0.9, queries=50, threads=1)).index
+    index.planner.set_effort("nprobe", 20)
+    with index.planner.as_set():
+        truth, _ = nearest_exact(METRICS["l2"], items, new, 10)
+        answers = index.search(new, 10).ids
+        wanted = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(answers, truth, strict=True)])
+        own = truth_of(items, METRICS["l2"], np.arange(0, 6000, 3), 10)
+        found = recalls(index, own)
+    few = [found[draw::20] for draw in range(20)]  # 100 rows each
+    assert 0.9 < wanted < 0.98
+    assert sum(recall_low(some, 10) > wanted for some in few) <= 3
+    assert sum(some.mean() > wanted for some in few) >= 6
+
+
+def test_the_manifest_holds_the_lower_end_of_every_kind_that_may_lose_rows() -> None:
+    items = LatentArrays(mean=cloud(6000, 8, 0))
+    for kind in ("hnsw", "ivf_sq8"):
+        config = IndexConfig.model_validate({"metric": "l2", "kind": kind, "m": 8, "queries": 60, "threads": 1})
+        built = build_index(items, config.model_copy(update={"target_recall": 0.9, "ef_construction": 40}))
+        assert built.parameters["recall_low"] == built.recall_low < built.recall
+    assert "recall_low" not in build_index(items, IndexConfig(metric="l2")).parameters

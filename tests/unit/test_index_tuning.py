@@ -10,14 +10,14 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TooSlow
 from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, estimate_bytes, kinds, tuning
 from pipeline.index import build as build_module
 from pipeline.index.faiss_module import faiss_threads
 from pipeline.index.kinds import KINDS, candidate_kinds, cells_of, kinds_here, scanned
 from pipeline.index.questions import Questions
 from pipeline.index.recall import recall_at_k, recall_low, truth_of
-from pipeline.index.tuning import Point, choose, hopeless, pareto, still_stands
+from pipeline.index.tuning import Point, choose, hopeless, pareto, still_stands, tune
 
 KINDS_CELLS = cells_of(6_000)
 
@@ -191,6 +191,44 @@ def test_a_kind_that_is_far_slower_at_its_least_effort_is_not_tuned(monkeypatch:
         assert hopeless(index, "flat", truth, config, [point("x", 10.0), point("ivf_sq8", 2_000.0)])
         assert not hopeless(index, "flat", truth, config, [point("ivf_sq8", 500.0)])
         assert not hopeless(index, "flat", truth, config, [])
+
+
+def test_a_kind_whose_walk_is_far_slower_before_it_finds_enough_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, items = IndexConfig(kind="auto", metric="l2", queries=100, threads=1), falling(5_000)
+    built = build_index(items, IndexConfig(kind="ivf_pq", metric="l2", threads=1, queries=50, target_recall=0.5))
+    truth = Questions(items, METRICS["l2"], config).of("ivf_pq")[0]
+    seen = list[dict[str, int]]()
+
+    def slow(*asked: Any) -> bool:
+        seen.append(asked[3])
+        return asked[3]["candidates"] >= 20
+
+    monkeypatch.setattr(tuning, "too_slow", slow)
+    with faiss_threads(1):
+        with pytest.raises(TooSlow):
+            tune(built.index, "ivf_pq", truth, config, {}, good=[point("ivf_sq8", 1e9)])
+        assert seen == [{"candidates": 10, "nprobe": 1}, {"candidates": 20, "nprobe": 1}]
+        assert tune(built.index, "ivf_pq", truth, config, {}).reached, "nothing is faster: it is tuned"
+    assert len(seen) == 2
+
+
+def test_a_walk_from_about_its_end_ends_where_a_whole_one_does() -> None:
+    for end in (1, 2, 7, 10, 31):
+        for begin in (1, 6, 10, 64):
+            asked = list[int]()
+
+            def reaches(value: int, end: int = end, asked: list[int] = asked) -> bool:
+                asked.append(value)
+                return value >= end
+
+            assert tuning._settled(reaches, 1, 64, begin) == tuning._walk(reaches, 1, 64, 0) == (end, True)
+            del asked[:]
+            tuning._settled(reaches, 1, 64, end)
+            assert len(asked) <= 4
+    assert tuning._settled(lambda value: False, 1, 64, 9) == (64, False)
+    high, reached = tuning._settled(lambda value: value >= 1_000, 10, 2_048, 700)
+    assert reached
+    assert 1_000 <= high <= 1_031
 
 
 def test_kinds_with_the_same_cells_train_them_once() -> None:
