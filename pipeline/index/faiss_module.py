@@ -56,10 +56,14 @@ def load_faiss() -> Any:
                 "FAISS is not installed; install one of the extras: `pip install 'visual-codebooks[cpu]'`, or "
                 "`pip install 'visual-codebooks[gpu]'` on a machine with CUDA"
             ) from error
-        raise ConfigError(
-            f"{wheels[0]} is installed but cannot be imported ({error}); reinstall it with "
-            f"`pip install --force-reinstall --no-deps {wheels[0]}`"
-        ) from error
+        remedy = f"reinstall it with `pip install --force-reinstall --no-deps {wheels[0]}`"
+        if "undefined symbol" in str(error):
+            extra = "gpu" if "gpu" in wheels[0] else "cpu"
+            remedy = (
+                "the libraries beside it are of other versions than it was built with; "
+                f"`pip install 'visual-codebooks[{extra}]'` takes those that go together"
+            )
+        raise ConfigError(f"{wheels[0]} is installed but cannot be imported ({error}); {remedy}") from error
 
 
 @contextmanager

@@ -235,5 +235,14 @@ def test_no_wheel_names_the_extras(wheels: list[Wheel], monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"not installed.*visual-codebooks\[cpu\].*visual-codebooks\[gpu\]"):
         faiss_module.load_faiss()
     wheels.append(Wheel("faiss-cpu"))
-    with pytest.raises(ConfigError, match="faiss-cpu is installed but cannot be imported"):
+    with pytest.raises(ConfigError, match=r"faiss-cpu is installed but cannot be imported.*--no-deps faiss-cpu"):
         faiss_module.load_faiss()
+
+    def torn(_: str) -> None:
+        raise ImportError("libfaiss.so: undefined symbol: _ZTIN3rmm9bad_allocE")
+
+    monkeypatch.setattr(faiss_module.importlib, "import_module", torn)
+    wheels[:] = [Wheel("faiss-gpu-cuvs")]
+    with pytest.raises(ConfigError, match=r"of other versions.*visual-codebooks\[gpu\].* takes those") as told:
+        faiss_module.load_faiss()
+    assert "--no-deps" not in str(told.value), "reinstalling it alone would change nothing"
