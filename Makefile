@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo-store
 DATA   ?= ../shared/data
+SET    ?= .cache/gaussians
 IMAGES  ?= cpu reader
 BUILDER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -81,8 +82,10 @@ bench-serve: $(VENV)/.dev  ## hot swap: 200 requests a second at `codebooks serv
 bench-measures: $(VENV)/.dev  ## what the nightly measures cost at 60,000 and 1 million items (DATA=folder), some minutes
 	$(BIN)/python tests/benchmarks/bench_measures.py --data $(DATA) --json tests/benchmarks/results/measures.json
 
-bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents (DATA=folder), about three minutes
+bench-index: $(VENV)/.dev  ## every kind of index over 60,000 real latents, and the open set of Gaussians (DATA=folder SET=folder)
 	$(BIN)/python tests/benchmarks/bench_index.py --data $(DATA) --json tests/benchmarks/results/index.json
+	$(BIN)/python tests/benchmarks/bench_divergence.py --data $(DATA) --set $(SET) --only set,kinds \
+	  --json tests/benchmarks/results/divergence.json
 
 bench-segments: $(VENV)/.dev  ## an index of segments of 1,000,000 rows (DATA=folder): nights, a builder, readers, ten minutes
 	$(BIN)/python tests/benchmarks/bench_segments.py --data $(DATA)/fashion-mnist --json tests/benchmarks/results/segments.json
