@@ -67,7 +67,7 @@ def test_up_to_a_segments_rows_all_is_as_before_and_the_bytes_are_those_of_one_b
     _, latents, _ = held.items()
     assert manifest.format == 1
     assert held.store.get(manifest.file("index").name) == build_index(latents, held.config).data
-    assert set(manifest.index_parameters) == {"k", "queries", "add_block"}
+    assert set(manifest.index_parameters) == {"k", "queries", "add_block", "chosen"}
     assert "segment_rows" not in IndexConfig().model_dump()
     assert not list(held.store.list("indexes/"))
     # Above the limit and back again.
@@ -148,7 +148,10 @@ def test_trained_parts_are_fitted_once_and_again_only_when_recall_is_lost(
     assert held.publish().index_parameters["fit"] == 2
 
 
-def test_auto_chooses_over_a_sample_and_keeps_the_parents_kind(segmented: Any, maker: Any, tmp_path: Path) -> None:
+def test_auto_chooses_over_a_sample_and_keeps_the_parents_kind(
+    segmented: Any, maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.index.kinds.SCANNED", 0)  # so few rows are scanned else
     held = segmented.nights(maker, tmp_path, kind="auto", target_recall=0.8)
     held.change(segmented.photos_of(maker, 60, seed=1))
     first = held.publish()
