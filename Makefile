@@ -19,8 +19,8 @@ help:  ## this list
 demo: $(VENV)/.run  ## the whole way on a rendered catalogue, in ./demo-store (about four minutes with two cores)
 	$(BIN)/codebooks demo store=$(DEMO)
 
-test: $(VENV)/.dev  ## all tests, in three processes: real Ray, real FAISS, a real S3 server process
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+test: $(VENV)/.dev  ## all tests, in two processes: real Ray, real FAISS, a real S3 server process
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-quick: $(VENV)/.dev  ## the tests that need neither Ray, nor an S3 server, nor more than about a second each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray and not s3" --no-loadscope-reorder

@@ -243,6 +243,7 @@ def test_more_hardware_is_nothing_to_do(
     command: Callable[..., dict[str, Any]], store: Store, trained: list[str]
 ) -> None:
     tiny = ["model.kind=vae", "model.latent_dim=4", "model.channels=[4, 8]", "train.epochs=1", "train.batch_size=6"]
+    tiny.append("index.kind=flat")  # `auto` chooses by what the memory holds
     command("refresh", "--run", "night-1", *tiny)
     more = ["train.workers=2", "train.threads=2", "train.compile=true", "train.window_parts=9", "train.accumulate=3"]
     wider = ["index.threads=2", "index.memory_gib=1"]
