@@ -66,6 +66,15 @@ def load_faiss() -> Any:
         raise ConfigError(f"{wheels[0]} is installed but cannot be imported ({error}); {remedy}") from error
 
 
+def linking_threads() -> int | None:
+    """Return how many threads may link a graph so that the same rows give the same bytes; None: as many as there are.
+
+    One with FAISS before 1.15.1, where the links that several threads make differ from build to build.
+    """
+    version = tuple(int(part) for part in str(load_faiss().__version__).split(".")[:3])
+    return 1 if version < (1, 15, 1) else None
+
+
 @contextmanager
 def faiss_threads(threads: int | None) -> Iterator[None]:
     """Run FAISS with this many OpenMP threads (None: as it is), then put the process's setting back.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .config import IndexConfig
-from .faiss_module import load_faiss
+from .faiss_module import faiss_threads, linking_threads, load_faiss
 from .gpu import Centroids, graph_of, inverted_file, num_gpus
 from .gpu import train as train_index
 from .kinds import KINDS
@@ -51,6 +51,8 @@ def filling(kind: str, index: Any, metric: Metric, config: IndexConfig) -> Filli
         return _Pairs(index, metric)
     if KINDS[kind].on_gpu:
         return _Graph(index, config)
+    if KINDS[kind].by_unseen:
+        return _Linked(index)
     if inverted_file(index) is not None and config.gpu == "auto" and num_gpus() > 0:
         return _InCells(index)
     return _Plain(index)
@@ -67,6 +69,14 @@ class _Plain(Filling):
 
     def finished(self) -> Any:
         return self._index
+
+
+class _Linked(_Plain):
+    """Rows of a graph that the CPU links, so that they are linked alike every time."""
+
+    def add(self, rows: Float32) -> None:
+        with faiss_threads(linking_threads()):
+            super().add(rows)
 
 
 class _Pairs(_Plain):
@@ -136,9 +146,10 @@ class _Graph(Filling):
         enough = len(rows) >= max(_LEAST_GRAPH, _LINKS * 4 * self._config.m)
         drawn = graph_of(rows, self._config.m, self._config.ef_construction) if enough else None
         if drawn is None:
+            linked = _Linked(self._index)
             for start in range(0, len(rows), _BLOCK):
-                self._index.add(rows[start : start + _BLOCK])
-            return self._index
+                linked.add(rows[start : start + _BLOCK])
+            return linked.finished()
         faiss = load_faiss()
         similar = self._index.hnsw.is_similarity
         self._index.hnsw = drawn.hnsw

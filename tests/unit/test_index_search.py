@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.index import (
+    METRICS,
     Grouping,
     IndexConfig,
     LatentArrays,
@@ -20,6 +22,7 @@ from pipeline.index import (
     nearest_groups,
     open_index,
 )
+from pipeline.index.filling import filling
 from pipeline.index.filters import RowFilter
 from pipeline.index.fusion import reciprocal_ranks
 from pipeline.index.groups import GroupHits
@@ -225,6 +228,22 @@ def test_two_wheels_are_refused_with_the_way_out(wheels: list[Wheel]) -> None:
         ConfigError, match=r"faiss-cpu, faiss-gpu-cuvs.*pip uninstall -y faiss-cpu faiss-gpu-cuvs.*\[cpu\]"
     ):
         faiss_module.load_faiss()
+
+
+@pytest.mark.parametrize(
+    ("version", "threads"), [("1.11.0.post1", 1), ("1.15.0", 1), ("1.15.1", None), ("1.16", None), ("2.0.0", None)]
+)
+def test_graphs_are_linked_by_one_thread_where_more_would_not_repeat(
+    version: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss, "__version__", version)
+    assert faiss_module.linking_threads() == threads
+    used: list[int] = []
+    graph = SimpleNamespace(add=lambda _: used.append(faiss.omp_get_max_threads()))
+    with faiss_module.faiss_threads(2):
+        filling("hnsw", graph, METRICS["l2"], IndexConfig()).add(np.zeros((1, 2), np.float32))
+        assert faiss.omp_get_max_threads() == 2
+    assert used == [threads or 2]
 
 
 def test_no_wheel_names_the_extras(wheels: list[Wheel], monkeypatch: pytest.MonkeyPatch) -> None:
