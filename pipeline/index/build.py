@@ -119,8 +119,8 @@ def build_index(
         check_installed(config.kind)
     metric = fitted_metric(config.metric, config.mask, latents)
     features = metric.item_features(latents)
-    check_memory(features.shape[0], features.shape[1], config)
     rows, dim = features.shape
+    check_memory(rows, dim, config)
     exact = among is None and scanned(rows, dim, config, before)
     if exact:
         config = config.model_copy(update={"kind": "flat"})

@@ -66,13 +66,17 @@ def load_faiss() -> Any:
         raise ConfigError(f"{wheels[0]} is installed but cannot be imported ({error}); {remedy}") from error
 
 
+def faiss_version() -> tuple[int, ...]:
+    """Return the installed FAISS's version, its first three numbers."""
+    return tuple(int(part) for part in str(load_faiss().__version__).split(".")[:3])
+
+
 def linking_threads() -> int | None:
     """Return how many threads may link a graph so that the same rows give the same bytes; None: as many as there are.
 
     One with FAISS before 1.15.1, where the links that several threads make differ from build to build.
     """
-    version = tuple(int(part) for part in str(load_faiss().__version__).split(".")[:3])
-    return 1 if version < (1, 15, 1) else None
+    return 1 if faiss_version() < (1, 15, 1) else None
 
 
 @contextmanager

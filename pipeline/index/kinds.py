@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, InputError
 from .config import IndexConfig
-from .faiss_module import load_faiss
+from .faiss_module import faiss_version, load_faiss
 from .gpu import draws_graphs, num_gpus
 from .latents import Float32, LatentArrays
 from .metric import Apart
@@ -241,16 +241,15 @@ def estimate_bytes(rows: int, dim: int, config: IndexConfig, *, segmented: bool 
 
 def estimate_features_bytes(rows: int, dim: int, config: IndexConfig, *, segmented: bool = False) -> int:
     """Return the size of the file of exact features beside an index of codes; 0 where none may be written."""
-    return (
-        4 * rows * dim if any(KINDS[name].lossy for name in _built_kinds(rows, dim, config, segmented=segmented)) else 0
-    )
+    names = _built_kinds(rows, dim, config, segmented=segmented)
+    return 4 * rows * dim if any(KINDS[name].lossy for name in names) else 0
 
 
 def _built_kinds(rows: int, dim: int, config: IndexConfig, *, segmented: bool) -> tuple[str, ...]:
     """Return the kinds that a night may build, at least one."""
-    if not segmented:
-        return ("flat",) if scanned(rows, dim, config) else candidate_kinds(rows, dim, config)
-    return segment_kinds(rows, dim, config) or (config.kind,)
+    if scanned(rows, dim, config):
+        return ("flat",)
+    return segment_kinds(rows, dim, config) if segmented else candidate_kinds(rows, dim, config)
 
 
 def scanned(rows: int, dim: int, config: IndexConfig, before: Mapping[str, Any] | None = None) -> bool:
@@ -298,11 +297,6 @@ def kinds_for(config: IndexConfig) -> tuple[str, ...]:
     """Return the kinds that can hold what a config's metric compares."""
     gaussians = _apart_of(config) is not None
     return tuple(name for name, kind in KINDS.items() if gaussians or not kind.of_gaussians)
-
-
-def faiss_version() -> tuple[int, ...]:
-    """Return the installed FAISS's version, its first two numbers."""
-    return tuple(int(part) for part in str(load_faiss().__version__).split(".")[:2])
 
 
 def check_readable(kind: str, release: str) -> None:
