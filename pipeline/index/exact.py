@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from .latents import Float32, Float64, LatentArrays, Rows
 from .metric import Metric
+from .products import TOGETHER, Values, in_blocks, largest_products
 
-Values = NDArray[np.floating[Any]]
-
-_QUERIES = 256  # queries and
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of pairs
-_ROWS = 1 << 15  # rows multiplied at a time: 64 MiB of float64 values
-_PARTED = 16  # queries whose largest values are picked at a time
-_MERGED = 4  # rows a query, in parts of those kept, that are merged into them one by one, not picked anew
 _SPARE = 16  # rows kept beyond k, so that rounding of the matrix product cannot push a true neighbour out,
 _WIDER = 8  # and how many more where the metric's own bound says that these are too few
 
@@ -40,8 +32,8 @@ def nearest_exact(
     if k == 0:
         return ids, scores
     item_features, query_features = metric.item_features(items), metric.query_features(queries)
-    for start in range(0, len(queries), _QUERIES):
-        block = np.s_[start : start + _QUERIES]
+    for start in range(0, len(queries), TOGETHER):
+        block = np.s_[start : start + TOGETHER]
         left_out = None if exclude is None else exclude[block]
         found = _nearest_of(metric, items, item_features, queries.take(block), query_features[block], k, left_out)
         ids[block], scores[block] = found
@@ -75,14 +67,55 @@ def _nearest_of(
         order = np.lexsort((found, -exact), axis=-1)[:, :k]
         ids[pending] = np.take_along_axis(found, order, axis=1)
         scores[pending] = np.take_along_axis(exact, order, axis=1)
-        if found.shape[1] >= len(items) or (wide and not metric.cancels):
+        if found.shape[1] >= len(items):
             break
         last = values.min(axis=1).astype(np.float64)
         if metric.geometry == "l2":
             last = np.sum(np.square(own, dtype=np.float64), axis=1) - last
-        behind = metric.ceiling(last, asked, own)
-        pending, count, wide = pending[behind > scores[pending, -1]], _WIDER * count if wide else count, True
+        kth = scores[pending, -1]
+        tied = exact.min(axis=1) >= kth  # perhaps with rows behind them, too: which are lower?
+        again = metric.ceiling(last, asked, own) > kth
+        if wide:
+            again &= metric.cancels
+            slack = metric.rounding(last, asked, own)
+            for at in np.flatnonzero(tied & ~again).tolist():
+                one = asked.take(np.s_[at : at + 1]), own[at : at + 1], None if left_out is None else left_out[at]
+                ids[pending[at]] = _first_tied(
+                    metric, items, item_features, one, found[at], values[at].min() - slack[at], k
+                )
+        else:
+            again |= tied
+        pending, count, wide = pending[again], _WIDER * count if wide else count, True
     return ids, scores
+
+
+def _first_tied(
+    metric: Metric,
+    items: LatentArrays,
+    item_features: Float32,
+    query: tuple[LatentArrays, Float32, np.int64 | None],
+    found: Rows,
+    least: float,
+    k: int,
+) -> Rows:
+    """Return the k nearest of the rows `found` and of all rows as near as the k-th of these, ties to the lower.
+
+    query: its latents, its features [1, f] and the row that it does not find; least: no product of such a row is less.
+    """
+    latents, features, left_out = query
+    best = metric.pair_scores(latents, items.take(found))
+    kth = np.partition(best, -k)[-k]
+    rows, start = list[int](), 0
+    for block in in_blocks(item_features):
+        _, values = largest_products(iter([block]), features.astype(np.float64), len(block), l2=metric.geometry == "l2")
+        near = start + np.flatnonzero(values[0] >= least)
+        rows += near[metric.pair_scores(latents, items.take(near)) >= kth].tolist()
+        start += len(block)
+        if len(rows) > k:
+            break
+    every = np.setdiff1d(np.union1d(found, rows), [] if left_out is None else [left_out])
+    scores = metric.pair_scores(latents, items.take(every))
+    return every[np.lexsort((every, -scores))[:k]]
 
 
 def _pairs(metric: Metric, queries: LatentArrays, items: LatentArrays, found: Rows) -> Float64:
@@ -98,55 +131,6 @@ def _pairs(metric: Metric, queries: LatentArrays, items: LatentArrays, found: Ro
 def _likely(
     metric: Metric, items: Float32, queries: Float32, count: int, exclude: Rows | None, *, wide: bool
 ) -> tuple[Rows, Values]:
-    """Return the `count` rows (or all) nearest by a matrix product, and what it gave, in no order; wide: in float64.
-
-    Of squared distances it is |q|^2 less them.
-    """
-    kind: type[np.floating[Any]] = np.float64 if wide else np.float32
-    asked = queries.astype(kind)
-    best = np.empty((len(queries), 0), kind)
-    rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(items), _ROWS):
-        block = items[start : start + _ROWS].astype(kind, copy=False)
-        near: Values = asked @ block.T
-        if metric.geometry == "l2":
-            near *= 2.0
-            near -= np.sum(np.square(block, dtype=np.float64), axis=1).astype(kind)
-        if exclude is not None:
-            inside = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
-            near[inside, exclude[inside] - start] = -np.inf
-        best, rows = _with_more(best, rows, near, start, count)
-        del near, block  # else they would be there beside the next ones
-    return rows, best
-
-
-def _with_more(best: Values, rows: Rows, near: Values, start: int, count: int) -> tuple[Values, Rows]:
-    """Return the `count` best of what there is and of the rows from `start` on, whose values are `near` [q, n]."""
-    if best.shape[1] == count:
-        # Most blocks have few rows that are nearer than the last one kept: these alone are looked at.
-        owner, place = np.divmod(np.flatnonzero(near > best.min(axis=1)[:, None]), near.shape[1])
-        if len(owner) <= _MERGED * best.size:
-            owners = np.concatenate([np.repeat(np.arange(len(best)), count), owner])
-            values = np.concatenate([best.ravel(), near[owner, place]])
-            numbers = np.concatenate([rows.ravel(), place + start])
-            order = np.lexsort((-values, owners))
-            first = np.searchsorted(owners[order], np.arange(len(best)))
-            kept = order[first[:, None] + np.arange(count)]
-            return values[kept], numbers[kept]
-    picked = _largest(near, count)
-    best = np.concatenate([best, np.take_along_axis(near, picked, axis=1)], axis=1)
-    rows = np.concatenate([rows, picked + start], axis=1)
-    kept = _largest(best, count)
-    return np.take_along_axis(best, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
-
-
-def _largest(values: Values, count: int) -> Rows:
-    """Return the positions of the `count` largest values of every row (all, where there are no more)."""
-    width = values.shape[1]
-    if count >= width:
-        return np.broadcast_to(np.arange(width), values.shape)
-    found = np.empty((len(values), count), np.int64)
-    for start in range(0, len(values), _PARTED):  # each row alone, so that numbers of all values are never held
-        block = values[start : start + _PARTED]
-        found[start : start + _PARTED] = np.argpartition(block, width - count, axis=1)[:, width - count :]
-    return found
+    """Return the `count` rows (or all) nearest by a matrix product, and what it gave, in no order; wide: in float64."""
+    asked: Values = queries.astype(np.float64 if wide else np.float32)
+    return largest_products(in_blocks(items), asked, count, l2=metric.geometry == "l2", exclude=exclude)

@@ -20,10 +20,13 @@ from .faiss_module import load_faiss, of_numpy
 from .filters import FEW, RowFilter
 from .graph import graph_without
 from .latents import Float32, Rows
+from .products import TOGETHER, in_blocks, largest_products
 
 _GRAPH_SHARE = 1 / 5  # a graph search with fewer allowed rows, or asked for more, loses rows: scan instead
 _SCAN_ROWS = 4096  # so few rows are scored exactly in less time than an index takes
-_BLOCK = 1 << 16  # rows of a features file scored at a time
+MULTIPLIED = 8
+"""So many queries are scored together by a matrix product; FAISS scores fewer one by one. Processor ms a query of a
+million rows, exact KL of 32 latents: FAISS 20 for any number; products 27 for two, 5.5 for eight, 3.0 for 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Planner:
         self._graph = hasattr(self._inner, "hnsw")
         self._cells = hasattr(self._inner, "nlist")
         self._flat = self._storage is index
+        self._l2 = index.metric_type == faiss.METRIC_L2
         self._spare = spare or Spare(0, 1)
         self._helps = True
 
@@ -203,30 +207,44 @@ class Planner:
         return Found(values, rows, exact=self._storage is not None)
 
     def _scanned(self, features: Float32, count: int, allowed: RowFilter | None) -> Found:
+        if len(features) >= MULTIPLIED:
+            found = _multiplied(self.features, features, count, allowed, l2=self._l2)
+            if not np.isnan(found.values).any():
+                return found
         if self._storage is not None:
             selector = None if allowed is None else load_faiss().SearchParameters(sel=allowed.selector())
             return Found(*_searched(self._storage, features, count, selector), exact=True)
         return _nearest(self.features, features, count, allowed, int(self._index.metric_type))
 
 
+def _multiplied(items: Float32, queries: Float32, count: int, allowed: RowFilter | None, *, l2: bool) -> Found:
+    """Return the nearest allowed rows by products; which of two that rounding parts is among them is chance."""
+    rows = None if allowed is None else allowed.rows()
+    near, best = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
+    for start in range(0, len(queries), TOGETHER):
+        block = np.s_[start : start + TOGETHER]
+        places, values = largest_products(in_blocks(items, rows), queries[block], count, l2=l2)
+        order = np.argsort(-values, axis=1, kind="stable")
+        near[block], best[block] = np.take_along_axis(places, order, axis=1), np.take_along_axis(values, order, axis=1)
+    if l2:
+        best = np.sum(np.square(queries, dtype=np.float64), axis=1)[:, None].astype(np.float32) - best
+    return Found(best, near if rows is None else rows[near], exact=True)
+
+
 def _nearest(items: Float32, queries: Float32, count: int, allowed: RowFilter | None, metric: int) -> Found:
-    """Return the nearest allowed rows of a file of features, block by block."""
+    """Return the nearest allowed rows of a file of features, block by block, ties to the lower row."""
     faiss = load_faiss()
     knn = getattr(faiss, "knn_numpy", faiss.knn)  # as for `search` below
     rows = None if allowed is None else allowed.rows()
-    total = len(items) if rows is None else len(rows)
     sign = -1.0 if metric == faiss.METRIC_INNER_PRODUCT else 1.0
-    best = np.empty((len(queries), 0), np.float32)
-    near = np.empty((len(queries), 0), np.int64)
-    for start in range(0, total, _BLOCK):
-        block = np.s_[start : min(start + _BLOCK, total)]
-        held = np.ascontiguousarray(items[block] if rows is None else items[rows[block]])
-        values, places = knn(queries, held, min(count, len(held)), metric=metric)
-        best = np.concatenate([best, values], axis=1)
-        near = np.concatenate([near, places + start if rows is None else rows[block][places]], axis=1)
+    best, near, start = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), 0
+    for block in in_blocks(items, rows):
+        values, places = knn(queries, np.ascontiguousarray(block), min(count, len(block)), metric=metric)
+        best, near = np.concatenate([best, values], axis=1), np.concatenate([near, places + start], axis=1)
         order = np.argsort(sign * best, axis=1, kind="stable")[:, :count]
         best, near = np.take_along_axis(best, order, axis=1), np.take_along_axis(near, order, axis=1)
-    return Found(best, near, exact=True)
+        start += len(block)
+    return Found(best, near if rows is None else rows[near], exact=True)
 
 
 def _searched(index: Any, features: Float32, count: int, parameters: Any) -> tuple[Float32, Rows]:

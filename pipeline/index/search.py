@@ -25,7 +25,8 @@ from .planner import Found, Planner, Spare
 
 _PAIR_BLOCK = 1 << 22  # float64 values of a temporary array of candidates
 _SPARE = 16  # rows looked at beyond k where float32 may have put a nearer one behind, and
-_WIDER = 4  # how much further when these were not enough
+_WIDER = 4  # how much further when these were not enough; where terms do not cancel, not further than
+_COPIES = 4096  # rows: what is then still as near as the last one kept are copies of it
 
 
 class Hits(NamedTuple):
@@ -157,24 +158,30 @@ class SearchIndex:
         if count <= 0 or len(queries) == 0:
             return BoundedHits(ids, scores, ceilings)
         most = self.rows if allowed is None else len(allowed)
-        fetch = min(most, count + _SPARE) if self.metric.cancels else count
-        pending = np.arange(len(queries))
-        while len(pending):
-            asked = queries.take(pending)
-            found = self.planner.find(features[pending], fetch, allowed)
+        past = self.metric.cancels or self.planner.all_exact(count, allowed)
+        fetch = min(most, count + _SPARE) if past else count
+        waiting = [np.arange(len(queries))]
+        while waiting:
+            asking = waiting.pop()
+            asked = queries.take(asking)
+            found = self.planner.find(features[asking], fetch, allowed)
             near = self._best(asked, found, count)
-            ids[pending, :count], scores[pending, :count] = near
+            ids[asking, :count], scores[asking, :count] = near
             worst = near.scores[:, -1]
             beyond = worst
             if found.exact and found.rows.shape[1] < most:
-                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), asked, features[pending])
+                beyond = self.metric.ceiling(found.values[:, -1].astype(np.float64), asked, features[asking])
             if count < most:
                 # Candidates that were scored and are not returned score no higher than the last that is.
-                ceilings[pending] = beyond if found.rows.shape[1] == count else np.maximum(beyond, worst)
-            if not (self.metric.cancels and fetch < most and self.planner.all_exact(fetch, allowed)):
-                break
-            pending = pending[beyond > worst]
-            fetch = min(most, _WIDER * fetch)
+                ceilings[asking] = beyond if found.rows.shape[1] == count else np.maximum(beyond, worst)
+            unsure = asking[beyond >= worst]  # =: a row that is as near, and lower
+            if not len(unsure) or fetch == most or not self.planner.all_exact(fetch, allowed):
+                continue
+            if self.metric.cancels or fetch < _COPIES:
+                waiting.append(unsure)
+                fetch = min(most, _WIDER * fetch)
+            elif len(asking) > 1:  # copies of one photo: for a query alone FAISS mostly keeps the first of them
+                waiting.extend(np.split(unsure, len(unsure)))
         return BoundedHits(ids, scores, ceilings)
 
     def _best(self, queries: LatentArrays, found: Found, count: int) -> Hits:

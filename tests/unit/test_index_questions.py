@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, exact, nearest_exact
+from pipeline.index import METRICS, IndexConfig, LatentArrays, SearchIndex, build_index, nearest_exact, products
 from pipeline.index.graph import graph_without
 from pipeline.index.kinds import KINDS
 from pipeline.index.questions import Questions, copies_among
@@ -196,7 +196,7 @@ def test_a_product_in_single_precision_never_decides_what_is_nearest() -> None:
 
 def test_the_nearest_are_kept_whatever_the_order_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that come nearer and nearer, and copies, where the first kept have to give way or stay."""
-    monkeypatch.setattr(exact, "_ROWS", 64)
+    monkeypatch.setattr(products, "BLOCK", 64)
     line = np.repeat(np.linspace(9.0, 1.0, 300, dtype=np.float32), 2)
     for order in (np.arange(600), np.arange(600)[::-1], np.random.default_rng(0).permutation(600)):
         items = LatentArrays(mean=np.stack([line[order], np.zeros(600, np.float32)], axis=1))
