@@ -18,7 +18,7 @@ from .metric import Metric
 from .recall import Truth, nearest_in_blocks, truth_of, truth_without
 
 # Work of the brute-force truth, in products: a catalogue of millions gets fewer queries rather than a slow night.
-_TRUTH_PRODUCTS = 64_000_000_000
+_TRUTH_PRODUCTS = 256_000_000_000
 _LEFT_OUT = 10  # at most one of so many rows is left out
 _LOOKED_AT = 64  # nearest rows, of
 _LOOKING = 100  # rows, by which copies are counted

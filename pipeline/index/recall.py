@@ -13,6 +13,7 @@ from .latents import Float64, LatentArrays, Rows
 from .metric import Metric
 from .search import SearchIndex
 
+_UNSEEN_LOSS = 0.2  # of a query that was not drawn; less of it, and the end of the interval is too high too often
 _ONE_SIDED_95 = 1.6448536269514722  # the normal quantile of 0.95
 
 
@@ -156,12 +157,14 @@ def recall_low(found: Float64, k: int) -> float:
 
     Wilson's, over as many independent draws as the queries are worth: a query's k neighbours are found or lost
     together, so they count as k only as far as the recalls vary less than whole queries lost would (the design effect
-    of Kish). With no query lost in part, all q * k count. 1 without queries.
+    of Kish). Few queries mostly hold none of those that lose much, so that their recalls vary less than all do: one more
+    that lost a fifth is counted in. With no query lost in part, all q * k count. 1 without queries.
     """
     if len(found) == 0:
         return 1.0
     mean, queries = float(found.mean()), len(found)
-    variance = float(found.var(ddof=1)) if queries > 1 else 0.0
+    lost = queries > 1 and found.min() < found.max()
+    variance = float(np.append(found, 1.0 - _UNSEEN_LOSS).var(ddof=1)) if lost else 0.0
     worth = queries * min(float(k), max(1.0, mean * (1.0 - mean) / variance)) if variance > 0 else queries * float(k)
     square = _ONE_SIDED_95**2 / worth
     spread = np.sqrt(square * (mean * (1.0 - mean) + square / 4.0))
