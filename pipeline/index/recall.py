@@ -157,8 +157,8 @@ def recall_low(found: Float64, k: int) -> float:
 
     Wilson's, over as many independent draws as the queries are worth: a query's k neighbours are found or lost
     together, so they count as k only as far as the recalls vary less than whole queries lost would (the design effect
-    of Kish). Few queries mostly hold none of those that lose much, so that their recalls vary less than all do: one more
-    that lost a fifth is counted in. With no query lost in part, all q * k count. 1 without queries.
+    of Kish). Few queries mostly hold none of those that lose much, and so vary less than all would: one more that lost
+    a fifth is counted in. With no query lost in part, all q * k count. 1 without queries.
     """
     if len(found) == 0:
         return 1.0
