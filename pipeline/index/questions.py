@@ -20,8 +20,8 @@ from .recall import Truth, nearest_in_blocks, truth_of, truth_without
 # Work of the brute-force truth, in products: a catalogue of millions gets fewer queries rather than a slow night.
 _TRUTH_PRODUCTS = 256_000_000_000
 _LEFT_OUT = 10  # at most one of so many rows is left out
-_LOOKED_AT = 64  # nearest rows, of
-_LOOKING = 100  # rows, by which copies are counted
+_LOOKED_AT = (64, 512)  # nearest rows, at least and at most, of
+_LOOKING = 100  # rows, by which copies are counted; more of them where there is room for so many rows without copies
 _GROWTH = 2.5
 """By how much squared distance grows at most where rows twice as many are as near, unless the nearer are copies: in a
 space of d dimensions by 2^(2/d), so by 2 in a plane, by 1.2 in one of eight."""
@@ -61,9 +61,11 @@ class Questions:
     def copies(self) -> int:
         """How many of its nearest rows are copies of a row, more or less, for the most part; 0 for most catalogues."""
         rows = self._rows[1][:: max(1, len(self._rows[1]) // _LOOKING)][:_LOOKING]
-        if len(self._latents) < _LEFT_OUT * _LOOKED_AT:
+        least, most = _LOOKED_AT
+        if len(self._latents) < _LEFT_OUT * least:
             return 0
-        return copies_among(_apart(self._metric, self._nearest(rows, _LOOKED_AT)[1]))
+        looked_at = max(least, min(most, len(self._latents) // (2 * _LEFT_OUT * _LOOKING)))
+        return copies_among(_apart(self._metric, self._nearest(rows, looked_at)[1]))
 
     def _truth(self, place: int, *, unseen: bool) -> Truth:
         """Return the truth of the tuning (0) or measuring (1) sample."""

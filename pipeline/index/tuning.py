@@ -112,7 +112,9 @@ def tune(
     """
     names, reached = KINDS[kind].tuned, True
     effort: Effort = {}
-    if KINDS[kind].by_unseen and not index.planner.walks(config.k):
+    with index.planner.as_set(helps=True):
+        walks = index.planner.walks(config.k)
+    if KINDS[kind].by_unseen and not walks:
         return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
@@ -128,7 +130,8 @@ def tune(
             _set(index, name, value, config)
             # A graph that was asked for by name is tuned to the mean, as ever: its bytes must not change.
             if config.kind == "hnsw":
-                return recall_at_k(index, truth) >= target
+                with index.planner.as_set(helps=True):
+                    return recall_at_k(index, truth) >= target
             with index.planner.as_set():
                 return recall_at_least(index, recalls(index, truth), truth) >= target
 

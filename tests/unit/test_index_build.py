@@ -46,12 +46,12 @@ def test_flat_has_recall_one_and_its_bytes_open_with_plain_faiss(metric: str) ->
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.slow
 def test_hnsw_is_tuned_to_the_target_and_recall_is_honest(metric: str) -> None:
-    data = latents(4_000)
+    data = latents(5_000)
     config = IndexConfig(metric=metric, kind="hnsw", m=4, ef_construction=12, target_recall=0.9, queries=600)
     built = build_index(data, config)
     assert built.parameters["ef_search"] > 11, "this graph is poor enough to need tuning"
     assert built.recall == pytest.approx(0.9, abs=0.03), "held-out queries, least ef_search that reaches the target"
-    rows = np.random.default_rng(5).permutation(4_000)[:300]
+    rows = np.random.default_rng(5).permutation(5_000)[:300]
     assert brute_recall(built, data.mean, rows, 10, metric) == pytest.approx(built.recall, abs=0.03)
     reopened = faiss.deserialize_index(np.frombuffer(built.data, np.uint8))
     assert reopened.hnsw.efSearch == built.parameters["ef_search"], "the file carries the tuned value"
@@ -59,13 +59,26 @@ def test_hnsw_is_tuned_to_the_target_and_recall_is_honest(metric: str) -> None:
 
 def test_tuning_gives_up_at_its_limit_and_reports_what_it_reached() -> None:
     config = IndexConfig(kind="hnsw", m=2, ef_construction=8, target_recall=1.0, max_ef_search=16, queries=200)
-    built = build_index(latents(3_000), config)
+    built = build_index(latents(5_000), config)
     assert built.parameters["ef_search"] == 16
     assert built.recall < 0.9
 
 
+def test_a_graph_of_few_rows_is_written_and_tuned_but_not_walked() -> None:
+    """They are scored one by one in as little time. Negative control: what the graph finds by itself."""
+    data, asked = latents(3_000), latents(100, seed=7)
+    config = IndexConfig(kind="hnsw", m=2, ef_construction=8, target_recall=1.0, max_ef_search=16, queries=200)
+    built = build_index(data, config)
+    assert (built.parameters["ef_search"], built.recall, built.recall_low) == (16, 1.0, 1.0)
+    truth = built.index.exactly().search(asked, 10).ids
+    np.testing.assert_array_equal(built.index.search(asked, 10).ids, truth)
+    with built.index.planner.as_set():
+        walked = built.index.search(asked, 10).ids
+    assert np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(walked, truth, strict=True)]) < 0.9
+
+
 def test_negative_control_recall_that_counts_the_query_itself() -> None:
-    data = latents(3_000)
+    data = latents(5_000)
     config = IndexConfig(kind="hnsw", m=2, ef_construction=8, target_recall=0.1, max_ef_search=1, queries=200, k=1)
     built = build_index(data, config)
     asked = data.take(np.arange(200))

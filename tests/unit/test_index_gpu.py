@@ -224,7 +224,7 @@ def drawn(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_a_graph_of_gpus_is_an_hnsw_that_every_reader_opens(drawn: Any, metric: str) -> None:
-    latents = LatentArrays(mean=features(2_000))
+    latents = LatentArrays(mean=features(5_000))
     given: list[Any] = []
 
     def graph(*asked: Any) -> Any:

@@ -133,6 +133,14 @@ def test_copies_are_seen_where_most_rows_have_them(each: int, jitter: float, cop
     assert copies_among(plane) == 0
 
 
+def test_large_families_are_seen_where_there_are_many_rows() -> None:
+    items, config = in_families(4000, 80, 6, 0.003), IndexConfig(metric="l2", kind="ivf_sq8")
+    assert abs(Questions(items, METRICS["l2"], config).copies - 80) <= 40
+    rows = np.arange(0, 320_000, 3200)
+    near = nearest_in_blocks(METRICS["l2"], items, items.take(rows), 64, exclude=rows, block=320_000)[1]
+    assert copies_among(near * near) == 0, "negative control: all of 64 nearest rows are of the family"
+
+
 @pytest.mark.slow
 def test_codes_are_tuned_and_measured_without_the_copies_of_what_asks() -> None:
     """The old way, by rows whose near copies answer them, says more than photos find that have none."""
