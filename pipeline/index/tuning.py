@@ -112,9 +112,7 @@ def tune(
     """
     names, reached = KINDS[kind].tuned, True
     effort: Effort = {}
-    with index.planner.as_set(helps=True):
-        walks = index.planner.walks(config.k)
-    if KINDS[kind].by_unseen and not walks:
+    if KINDS[kind].by_unseen and not _walked(index, config.k):
         return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
@@ -128,12 +126,10 @@ def tune(
 
         def reaches(value: int, name: str = name, target: float = target) -> bool:
             _set(index, name, value, config)
-            # A graph that was asked for by name is tuned to the mean, as ever: its bytes must not change.
-            if config.kind == "hnsw":
-                with index.planner.as_set(helps=True):
-                    return recall_at_k(index, truth) >= target
-            with index.planner.as_set():
-                return recall_at_least(index, recalls(index, truth), truth) >= target
+            by_name = config.kind == "hnsw"  # tuned to the mean, as ever: its bytes must not change
+            with index.planner.as_set(helps=by_name):
+                found = recall_at_k(index, truth) if by_name else recall_at_least(index, recalls(index, truth), truth)
+            return found >= target
 
         def likely(value: int, name: str = name, target: float = target, place: int = place) -> bool:
             _set(index, name, value, config)
@@ -156,6 +152,12 @@ def tune(
             effort[name], _ = _walk(reaches, least, most, most)
         _set(index, name, effort[name], config)
     return Tuned(effort, reached, within)
+
+
+def _walked(index: SearchIndex, count: int) -> bool:
+    """Return whether a graph is walked by whoever reads its file, however few rows it has."""
+    with index.planner.as_set(helps=True):
+        return index.planner.walks(count)
 
 
 def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, good: Sequence[Point]) -> bool:

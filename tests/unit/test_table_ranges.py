@@ -346,7 +346,7 @@ def test_lists_that_stand_are_carried_over_on_s3_as_on_a_disk(
 
 def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel, tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
-    latents = LatentArrays(generator.normal(size=(3000, 8)).astype(np.float32))
+    latents = LatentArrays(generator.normal(size=(5000, 8)).astype(np.float32))
     queries = latents.take(np.s_[:50])
     index = build_index(latents, IndexConfig(metric="l2", kind="hnsw", m=4, ef_construction=8, queries=50)).index
     scratch = Scratch(open_store(str(tmp_path)), "runs/run/scratch/here/")
