@@ -96,6 +96,12 @@ def segmented() -> Any:
     return importlib.import_module("segmented")
 
 
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of few rows is searched as one of many, which are not scored one by one."""
+    monkeypatch.setattr(importlib.import_module("pipeline.index.planner"), "_SCAN_ROWS", 0)
+
+
 @pytest.fixture(scope="session")
 def read_page() -> Any:
     """Call with a page's bytes: its elements and text; see tests/html_page.py."""

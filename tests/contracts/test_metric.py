@@ -176,6 +176,7 @@ def test_flat_search_is_exact(name: str, queries: LatentArrays, items: LatentArr
     assert (np.diff(scores, axis=1) <= 0).all(), "larger is nearer, nearest first"
 
 
+@pytest.mark.usefixtures("walked")
 def test_graph_search_finds_most_and_scores_all_of_it_right(
     name: str, queries: LatentArrays, items: LatentArrays, truth: np.ndarray
 ) -> None:

@@ -27,6 +27,8 @@ from pipeline.index.filters import RowFilter
 from pipeline.index.fusion import reciprocal_ranks
 from pipeline.index.groups import GroupHits
 
+pytestmark = pytest.mark.usefixtures("walked")
+
 
 def latents(count: int, dim: int = 8, *, seed: int = 0) -> LatentArrays:
     return LatentArrays(mean=np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32))

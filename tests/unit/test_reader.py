@@ -31,6 +31,7 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
+@pytest.mark.usefixtures("walked")
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_similar_is_brute_force_over_pairs_of_photos(maker: Any, store: Store, metric: str, kind: str) -> None:
@@ -63,6 +64,7 @@ WHERES: list[tuple[dict[str, Any], Callable[[Any], bool]]] = [
 ]
 
 
+@pytest.mark.usefixtures("walked")
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 @pytest.mark.parametrize(("where", "keep"), WHERES, ids=[str(where) for where, _ in WHERES])
 def test_where_filters_and_still_fills_k(maker: Any, store: Store, kind: str, where: dict[str, Any], keep: Any) -> None:
