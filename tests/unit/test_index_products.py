@@ -104,3 +104,23 @@ def test_few_queries_are_faisss_and_many_are_not(monkeypatch: pytest.MonkeyPatch
     for count in (1, planner.MULTIPLIED - 1, planner.MULTIPLIED, 500):
         index.search(items.take(np.arange(count)), K)
     assert asked == [1, planner.MULTIPLIED - 1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ties_go_to_the_lower_row_whatever_is_copied(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catalogues of few different photos, of few numbers: the truth and an exact index both, by definition."""
+    monkeypatch.setattr(products, "BLOCK", 37)
+    generator, known = np.random.default_rng(5), METRICS[metric]
+    for _ in range(12):
+        count, dim, k = (int(generator.integers(*ends)) for ends in ((1, 300), (1, 6), (1, 30)))
+        different = max(1, count // int(generator.integers(1, 40)))
+        ones = generator.normal(size=(2, different, dim)).round(1)[:, generator.integers(different, size=count)]
+        items = LatentArrays(mean=ones[0].astype(np.float32), log_var=ones[1].astype(np.float32))
+        rows = generator.integers(count, size=12)
+        queries, own = items.take(rows), flat(metric, items)
+        for scores, found in (
+            (known.exact(queries, items), nearest_exact(known, items, queries, k)[0]),
+            (known.exact(queries, own.latents(np.arange(count))), own.search(queries, min(k, count)).ids),
+        ):
+            truth = np.stack([np.lexsort((np.arange(count), -each))[:k] for each in scores])
+            np.testing.assert_array_equal(found, truth)
