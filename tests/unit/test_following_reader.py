@@ -195,6 +195,7 @@ def test_the_recall_of_drawn_questions_is_counted(maker: Any, store: Store, monk
         open_release(store.url, check_one_in=0)
 
 
+@pytest.mark.usefixtures("walked")
 def test_exact_answers_are_those_of_the_definition(maker: Any, store: Store) -> None:
     made = maker.make_release(store, maker.some_photos(40), index=IndexConfig(kind="hnsw", metric="l2"))
     opened = open_release(store.url).opened

@@ -294,6 +294,7 @@ def test_moved_is_the_share_of_standing_lists_that_are_others(maker: Any) -> Non
     assert said[ANEW] == 2 / 30
 
 
+@pytest.mark.usefixtures("walked")
 def test_where_no_list_is_kept_moved_is_of_a_few_ranges(maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "FILE_ROWS", 5 * K)
     monkeypatch.setattr(neighbours, "_COMPARED_FILES", 3)
