@@ -81,7 +81,11 @@ def truth_of(items: NDArray[np.float32], queries: NDArray[np.float32], rows: NDA
     found = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        best = np.concatenate([best, asked @ unit(items[block]).T], axis=1)
+        scores = asked @ unit(items[block]).T
+        if best.shape[1] == there:  # most rows are none of any query's nearest
+            near = (scores >= best[:, -1:]).any(axis=0)
+            scores, block = scores[:, near], block[near]
+        best = np.concatenate([best, scores], axis=1)
         found = np.concatenate([found, np.broadcast_to(block, (len(asked), len(block)))], axis=1)
         order = np.lexsort((found, -best), axis=-1)[:, :there]
         best, found = np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1)

@@ -126,7 +126,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
+        np.save(folder / "base.npy", base_of(options.data)[0])
         found: dict[str, Any] = {step: ended(child(options, folder, step)) for step in ("publish", "cold")}
         readers = [child(options, folder, f"read-{number}") for number in (0, 1)]
         found["two_readers"] = [ended(reader) for reader in readers]

@@ -39,7 +39,7 @@ EACH, TASTES = 10, 100
 
 def prepare(folder: Path, options: Given) -> None:
     """Write the release and the events."""
-    np.save(folder / "base.npy", base_of(None).astype(np.float32))
+    np.save(folder / "base.npy", base_of(None)[0])
     store, ids = open_store(str(folder / "store")), named(np.arange(options.items))
     latents = drawn(folder, options.items, 0)
     part = write_latents(store, ids, latents, "only")

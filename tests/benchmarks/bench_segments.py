@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from bench_index import truth_of
 from drawn_releases import (
     MODEL,
     PART_ROWS,
@@ -44,7 +45,7 @@ from steps import begun, ended
 from timing import alone_ms, quantiles
 from watched import Watched, shared_mib
 
-from pipeline.index import IndexConfig, LatentArrays, gather_latents, nightly_index
+from pipeline.index import IndexConfig, LatentArrays, SearchIndex, gather_latents, nightly_index
 from pipeline.index.fitted import fit
 from pipeline.index.segments import SegmentTask, build_segment, in_order_of_parts
 from pipeline.parts import PartFile
@@ -106,6 +107,7 @@ def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) 
         "carried": parameters.get("segments_carried", 0), "rows_written": parameters.get("rows_written", len(latents)),
         "bytes_per_item": round(sum(segment.size for segment in made.built.segments) / items.num_rows, 1),
         "effort": {name: parameters[name] for name in ("candidates", "nprobe", "ef_search") if name in parameters},
+        "recall_low": made.built.recall_low, "found_by_others": found_by_others(made.built.index, latents, folder),
     }  # fmt: skip
     if night == "second":
         queries = LatentArrays(drawn(folder, 100, 4242))
@@ -118,6 +120,15 @@ def build(folder: Path, night: str, config: IndexConfig, *, full: bool = False) 
         own = [part for part in parts if part.name in known]
         publish(store, made, own, night, None if night == "first" else release_of("first"))
     return watched.found
+
+
+def found_by_others(index: SearchIndex, latents: LatentArrays, folder: Path) -> dict[str, float]:
+    """Return the recall of photos that are in no index, as they are, with its standard error."""
+    others = np.load(folder / "others.npy")
+    truth = truth_of(latents.mean, others, np.arange(len(latents)))
+    ids = index.search(LatentArrays(others), K).ids
+    shared = [len(np.intersect1d(*pair)) / K for pair in zip(ids, truth, strict=True)]
+    return {"recall": round(float(np.mean(shared)), 4), "se": round(float(np.std(shared) / len(shared) ** 0.5), 4)}
 
 
 def one_builder(folder: Path, config: IndexConfig) -> dict[str, Any]:
@@ -181,7 +192,9 @@ def same_answers(folder: Path) -> dict[str, Any]:
 
 def run(options: Given, folder: Path) -> dict[str, Any]:
     if not (folder / "base.npy").exists():
-        np.save(folder / "base.npy", base_of(options.data).astype(np.float32))
+        base, others = base_of(options.data, QUERIES)
+        np.save(folder / "others.npy", others)
+        np.save(folder / "base.npy", base)
     found: dict[str, Any] = {}
     for step in ("prepare", "builder", "first", "second", "second-full"):
         done = folder / f"done-{step}.json"

@@ -21,13 +21,14 @@ DIM, MODEL = 64, "ab" * 32
 PART_ROWS = 1 << 17
 
 
-def base_of(data: str | None) -> np.ndarray:
-    """Return the latents that all others are drawn from."""
+def base_of(data: str | None, others: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return the latents that all others are drawn from, and so many of photos that are not among them."""
     if data is None:
-        return np.random.default_rng(0).standard_normal((60_000, DIM), np.float32) * np.geomspace(1, 0.05, DIM)
+        made = np.random.default_rng(0).standard_normal((60_000 + others, DIM), np.float32) * np.geomspace(1, 0.05, DIM)
+        return made[:60_000].astype(np.float32), made[60_000:].astype(np.float32)
     from bench_index import components
 
-    return components(Path(data), 1, DIM)[0]
+    return components(Path(data), others, DIM)
 
 
 def drawn(folder: Path, rows: int, seed: int) -> np.ndarray:

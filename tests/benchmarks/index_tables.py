@@ -97,21 +97,28 @@ def million_table(found: Results, smaller: Results) -> str:
     heads = ["kind", "effort", "bytes a photo", "`features` beside", "reported", "new photos",
              "of the 60,000 true ones", "CPU ms a query", "p50 ms", "p99 ms", "build, CPU s",
              "peak memory of the build, MB (before)"]  # fmt: skip
-    before = {row["kind"]: row["filters"]["all"] for row in smaller["kinds"]}
-    return table(heads, [
-        [f"`{row['kind']}`", effort_of(row), f"{row['bytes_per_item']:.0f}", f"{row['features_bytes_per_item']:.0f}",
-         f"{row['reported_recall']:.3f}", f"{own['recall']:.3f}", f"{before[row['kind']]['recall']:.3f}",
-         f"{own['cpu_ms_in_batch']:.2f}", f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}", f"{row['build_cpu_s']:.0f}",
-         f"{row['peak_build_mb']:,} ({row['before_build_mb']:,})"]
-        for row in found["kinds"] for own in [row["filters"]["all"]]
-    ])  # fmt: skip
+    before = {row["kind"]: row["filters"]["all"] for row in smaller["kinds"] if "refused" not in row}
+    rows = []
+    for row in found["kinds"]:
+        if "refused" in row:
+            rows.append([f"`{row['kind']}`", "refused", *["–"] * 10])
+            continue
+        own, true = row["filters"]["all"], before.get(row["kind"])
+        rows.append([
+            f"`{row['kind']}`", effort_of(row), f"{row['bytes_per_item']:.0f}", f"{row['features_bytes_per_item']:.0f}",
+            f"{row['reported_recall']:.3f}", f"{own['recall']:.3f}", f"{true['recall']:.3f}" if true else "–",
+            f"{own['cpu_ms_in_batch']:.2f}", f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}",
+            f"{row['build_cpu_s']:.0f}", f"{row['peak_build_mb']:,} ({row['before_build_mb']:,})",
+        ])  # fmt: skip
+    return table(heads, rows)
 
 
 def filters_table(found: Results) -> str:
     """Return recall, short answers and p99 of every kind by the share of rows that a filter leaves."""
-    shares = list(found["kinds"][0]["filters"])
+    measured = [row for row in found["kinds"] if "refused" not in row]
+    shares = list(measured[0]["filters"])
     rows = []
-    for row in found["kinds"]:
+    for row in measured:
         own = row["filters"]
         cells = [f"{own[share]['recall']:.3f}, {own[share]['p99_ms']:.1f}" for share in shares]
         counts = [str(sum(own[share][name] for share in shares)) for name in ("short", "excluded")]
