@@ -212,15 +212,20 @@ def test_codes_are_chosen_in_full_precision_under_autocast(quantizer: str) -> No
 
 @pytest.mark.slow
 def test_one_code_draws_as_many_pictures_as_there_are_codes_and_a_grid_draws_better() -> None:
-    """Row D4 of the notes. Measured: 8 and 46 different pictures of 48 photos; MSE 0.025 and 0.016."""
+    """Row D4 of the notes. Measured: 8 and 46 different pictures of 48 photos; MSE 0.023 and 0.016.
+
+    Adam begins anew every 50 steps: without, on three of four seeds (of one, by the processor) the decoder of the grid
+    stays at one picture for all photos, so few are these.
+    """
     images = photos(48, size=32)
     errors, distinct = {}, {}
     for codes in ("single", "grid"):
         options = {"num_codes": 8, "code_dim": 8, "decay": 0.9, "normalise": True}
         model = make(config_of("ema", codes, options=options, channels=[8, 16, 16]), size=32)
-        train(model, images, range(110), rate=3e-3)
+        for _ in range(3):
+            train(model, images, range(50), rate=1e-3)
         model.scalars()
-        train(model, images, range(10), rate=3e-3)
+        train(model, images, range(10), rate=1e-3)
         perplexity = model.scalars()["codebook/perplexity"]
         model.eval()
         with torch.no_grad():
