@@ -22,14 +22,13 @@ from .latents import Float32, Float64, LatentArrays
 from .metric import Metric
 from .metrics import WITH_CODE, fitted_metric
 from .questions import Questions
-from .recall import Truth, recalls
+from .recall import Truth, mean_of, recalls
 from .search import SearchIndex, open_index
 from .segments import Segment
 from .tuning import (
     Choice,
     Point,
     Tuned,
-    at_least,
     choose,
     hopeless,
     measured,
@@ -126,9 +125,9 @@ def build_index(
         config = config.model_copy(update={"kind": "flat"})
     with faiss_threads(config.threads):
         work = _Work(latents, features, metric, config, Questions(latents, metric, config), before or {})
-        if config.kind not in ("flat", "hnsw"):
+        if config.kind != "flat":
             return _chosen(work, among or candidate_kinds(rows, dim, config))
-        built = _as_asked(work, config.kind)
+        built = _exact(work)
     if exact:
         built.parameters["chosen"] = f"exact, and {features.size:,} numbers are scanned in milliseconds"
     return built
@@ -202,14 +201,9 @@ def recalls_found(opened: SearchIndex, measuring: Truth, name: str) -> Float64:
         return recalls(apart, measuring)
 
 
-def _as_asked(work: _Work, name: str) -> BuiltIndex:
-    made = cast("_Made", _made(work, name, {}))  # no other is faster
-    recall = float(made.found.sum() / len(made.found)) if len(made.found) else 1.0
-    parameters = _built_with(work, name) | made.tuned.effort
-    if KINDS[name].tuned:
-        low = at_least(made.opened, name, made.found, work.questions.of(name)[1], work.config)
-        parameters |= {RECALL_LOW: round(low, 5)}
-    return BuiltIndex(made.opened, made.data, name, recall, parameters)
+def _exact(work: _Work) -> BuiltIndex:
+    made = cast("_Made", _made(work, "flat", {}))  # no other is faster
+    return BuiltIndex(made.opened, made.data, "flat", mean_of(made.found), _built_with(work, "flat"))
 
 
 def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
@@ -249,7 +243,8 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
     parameters = _built_with(work, kind) | made.tuned.effort
     if KINDS[kind].tuned:
         parameters |= {RECALL_LOW: round(choice.point.recall_low, 5)}
-    why = choice.why + (f"; far slower at too little effort: {', '.join(slow)}" if slow else "")
+    why = choice.why if config.kind == "auto" else "it was asked for"
+    why += f"; far slower at too little effort: {', '.join(slow)}" if slow else ""
     parameters |= {"chosen": why, "tuned_rows": tuned_rows or len(work.features)}
     for point in pareto(points):
         parameters |= point.parameters()

@@ -27,6 +27,7 @@ from .kinds import KINDS, cells_of, feature_width, scanned, segment_kinds
 from .latents import Float64, LatentArrays
 from .layout import Layout, night_layout
 from .questions import Questions
+from .recall import mean_of
 from .segmented import SegmentedIndex
 from .segments import (
     TASK_BYTES,
@@ -145,7 +146,7 @@ def nightly_index(
     held = None if parent is None or not parent.segmented else _parent(store, parent)
     night = _Night(store, cache or FileCache(), model_id, items, latents, config, most, before, held, origin)
     with faiss_threads(config.threads):
-        built, places = _exact_or_graph(night) if config.kind in ("flat", "hnsw") else _chosen(night)
+        built, places = _exact(night) if config.kind == "flat" else _chosen(night)
     names = pa.array([segment.index.name for segment in built.segments], pa.string())
     column = pa.DictionaryArray.from_arrays(pa.array(places[0], pa.int32()), names)
     return NightIndex(built, with_segments(items, column, pa.array(places[1], pa.int32())))
@@ -165,11 +166,10 @@ def _parent(store: Store, manifest: Manifest) -> _Parent:
     return _Parent(str(manifest.index_parameters.get(_SPACE)), segments, items.select(names[:2]), places)
 
 
-def _exact_or_graph(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
-    """Return the index of a kind that was asked for by name and is published whatever its recall."""
-    made = _union(night, night.config.kind, {})
-    recall = float(made.found.mean()) if len(made.found) else 1.0
-    return BuiltIndex(made.opened, b"", made.fitted.kind, recall, made.parameters, None, (), made.segments), made.places
+def _exact(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
+    made = _union(night, "flat", {})
+    recall = mean_of(made.found)
+    return BuiltIndex(made.opened, b"", "flat", recall, made.parameters, None, (), made.segments), made.places
 
 
 def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:

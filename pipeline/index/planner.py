@@ -89,7 +89,7 @@ class Planner:
         self._flat = self._storage is index
         self._l2 = index.metric_type == faiss.METRIC_L2
         self._spare = spare or Spare(0, 1)
-        self._helps = self._free = True  # to look on where too little was found; to scan in place of a walk
+        self._helps = True  # to scan in place of a walk, to look on where too little was found
 
     @property
     def stored(self) -> bool:
@@ -131,17 +131,17 @@ class Planner:
         return Planner(graph_without(self._index, rows, self.features), beside, self._spare)
 
     @contextmanager
-    def as_set(self, *, helps: bool = False) -> Iterator[None]:
-        """Search with the effort that is set, whatever it finds: rows that it lacks stay -1, but where `helps`.
+    def as_set(self) -> Iterator[None]:
+        """Search with the effort that is set, whatever it finds: rows that it lacks stay -1.
 
         For tuning: an effort that finds next to nothing would else seem to find all, by what is looked through instead
         of it or after it. A graph is walked however few rows it has: others may read its file.
         """
-        self._helps, self._free = helps, False
+        self._helps = False
         try:
             yield
         finally:
-            self._helps = self._free = True
+            self._helps = True
 
     def set_effort(self, name: str, value: int, *, k: int = 1) -> None:
         """Set what trades recall for time: `ef_search`, `nprobe`, or `candidates`, of a search for k rows."""
@@ -186,7 +186,7 @@ class Planner:
             return True
         few = share * rows <= _SCAN_ROWS
         if self._graph:
-            return share < _GRAPH_SHARE or (few and self._free)
+            return share < _GRAPH_SHARE or (few and self._helps)
         return share < FEW or few
 
     def _most_growth(self) -> float:

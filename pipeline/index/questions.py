@@ -43,9 +43,7 @@ class Questions:
     def of(self, name: str) -> tuple[Truth, Truth]:
         """Return what a kind is tuned and measured by: its rows as they are, or as if the index did not hold them."""
         unseen = self._by_unseen(name)
-        # A graph that was asked for by name is tuned by its own rows, as ever: its bytes must not change.
-        as_ever = self._config.kind == name == "hnsw"
-        return self._truth(0, unseen=unseen and not as_ever), self._truth(1, unseen=unseen)
+        return self._truth(0, unseen=unseen), self._truth(1, unseen=unseen)
 
     def _by_unseen(self, name: str) -> bool:
         return bool(KINDS[name].tuned and (KINDS[name].by_unseen or self.copies))

@@ -142,7 +142,11 @@ def recalls(index: SearchIndex, truth: Truth) -> Float64:
 
 def recall_at_k(index: SearchIndex, truth: Truth) -> float:
     """Return the mean of `recalls`; 1 where there are no queries."""
-    found = recalls(index, truth)
+    return mean_of(recalls(index, truth))
+
+
+def mean_of(found: Float64) -> float:
+    """Return the mean of recalls [q]; 1 where there are none."""
     return float(found.sum() / len(found)) if len(found) else 1.0
 
 

@@ -173,11 +173,11 @@ class _Planners(Planner):
         return any(planner.walks(count) for planner in self._planners)
 
     @contextmanager
-    def as_set(self, *, helps: bool = False) -> Iterator[None]:
+    def as_set(self) -> Iterator[None]:
         """Search every segment with the effort that is set, whatever it finds."""
         with ExitStack() as stack:
             for planner in self._planners:
-                stack.enter_context(planner.as_set(helps=helps))
+                stack.enter_context(planner.as_set())
             yield
 
     def set_effort(self, name: str, value: int, *, k: int = 1) -> None:

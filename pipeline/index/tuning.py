@@ -14,7 +14,7 @@ from .config import IndexConfig
 from .faiss_module import load_faiss
 from .kinds import KINDS
 from .latents import Float64, LatentArrays
-from .recall import Truth, recall_at_k, recall_at_least, recalls
+from .recall import Truth, mean_of, recall_at_k, recall_at_least, recalls
 from .search import SearchIndex
 
 _TIMED = 200  # queries timed one by one
@@ -108,12 +108,11 @@ def tune(
     One parameter after the other; the earlier of two has to leave half of what may be lost to the later. Candidates are
     walked in so many cells that next to nothing lies in others, in all where that does not do. before: the parent's
     parameters, at which the walk begins where it knows one; within: in how many of the same cells another kind's
-    candidates were walked, 0: unknown. Raises TooSlow for one that is far slower, not yet good, than one of `good`.
+    candidates were walked, 0: unknown. Few rows, which are scored one by one whatever is set, are tuned for other
+    readers of the file, by the mean. Raises TooSlow for one that is far slower, not yet good, than one of `good`.
     """
-    names, reached = KINDS[kind].tuned, True
+    names, reached, few_rows = KINDS[kind].tuned, True, not index.planner.walks(config.k)
     effort: Effort = {}
-    if KINDS[kind].by_unseen and not _walked(index, config.k):
-        return Tuned({name: _least(name, config) for name in names}, reached=True)
     for name in names:
         _set(index, name, _most(index, name, config), config)
     in_cells, few = "nprobe" in names[1:], truth.thinned(_FEW)
@@ -126,10 +125,10 @@ def tune(
 
         def reaches(value: int, name: str = name, target: float = target) -> bool:
             _set(index, name, value, config)
-            by_name = config.kind == "hnsw"  # tuned to the mean, as ever: its bytes must not change
-            with index.planner.as_set(helps=by_name):
-                found = recall_at_k(index, truth) if by_name else recall_at_least(index, recalls(index, truth), truth)
-            return found >= target
+            with index.planner.as_set():
+                found = recalls(index, truth)
+                least = mean_of(found) if few_rows else recall_at_least(index, found, truth)
+            return least >= target
 
         def likely(value: int, name: str = name, target: float = target, place: int = place) -> bool:
             _set(index, name, value, config)
@@ -144,20 +143,12 @@ def tune(
             return False
 
         least, most, begin = _least(name, config), _most(index, name, config), int(before.get(name, 0))
-        if config.kind != "hnsw":
-            begin = begin or _walk(likely, least, most, 0)[0]
-        effort[name], reached = (_walk if config.kind == "hnsw" else _settled)(reaches, least, most, begin)
+        effort[name], reached = _settled(reaches, least, most, begin or _walk(likely, least, most, 0)[0])
         if in_cells and not (last or reached):  # perhaps what was lost lies in other cells
             _set(index, "nprobe", _most(index, "nprobe", config), config)
             effort[name], _ = _walk(reaches, least, most, most)
         _set(index, name, effort[name], config)
-    return Tuned(effort, reached, within)
-
-
-def _walked(index: SearchIndex, count: int) -> bool:
-    """Return whether a graph is walked by whoever reads its file, however few rows it has."""
-    with index.planner.as_set(helps=True):
-        return index.planner.walks(count)
+    return Tuned(effort, reached or few_rows, within)
 
 
 def hopeless(index: SearchIndex, kind: str, truth: Truth, config: IndexConfig, good: Sequence[Point]) -> bool:
@@ -233,7 +224,7 @@ def measured(
     qps, p50, p99 = timed(index, truth, config.k)
     return Point(
         kind=kind,
-        recall=float(found.sum() / len(found)) if len(found) else 1.0,
+        recall=mean_of(found),
         recall_low=least,
         qps=qps,
         p50_ms=p50,

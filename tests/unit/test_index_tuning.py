@@ -297,16 +297,13 @@ def test_what_is_new_is_in_no_key_until_it_is_asked_for() -> None:
 
 @pytest.mark.slow
 def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
-    """Its own rows are found more easily: a walk starts beside them. What `auto` reports is for new photos."""
+    """Its own rows are found more easily: a walk starts beside them. What is tuned to and reported is of new photos."""
     items, new = (
         LatentArrays(mean=np.random.default_rng(seed).normal(size=(count, 24)).astype(np.float32))
         for seed, count in ((0, 6_000), (5, 400))
     )
     asked: dict[str, Any] = {"metric": "l2", "m": 16, "ef_construction": 40, "queries": 500, "threads": 1}
-    named = build_index(items, IndexConfig(kind="hnsw", target_recall=0.9, **asked))
-    only = {"kind": "hnsw", "tuned_rows": 6_000}
-    auto = build_index(items, IndexConfig(kind="auto", target_recall=0.9, **asked), before=only)
-    assert auto.kind == "hnsw"
+    built = build_index(items, IndexConfig(kind="hnsw", target_recall=0.9, **asked))
     wide = items.mean.astype(np.float64)
     apart = [np.linalg.norm(wide - query, axis=1) for query in new.mean]
     truth = [set(np.argsort(far)[:10].tolist()) for far in apart]
@@ -315,13 +312,12 @@ def test_a_graph_is_measured_by_queries_that_it_does_not_hold() -> None:
         answers = index.search(new, 10).ids.tolist()
         return float(np.mean([len(near & set(ids)) / 10 for near, ids in zip(truth, answers, strict=True)]))
 
-    assert found(auto.index) >= 0.88
-    assert found(auto.index) == pytest.approx(auto.recall, abs=0.03)
-    assert found(named.index) == pytest.approx(named.recall, abs=0.03)
-    assert named.parameters["recall_by"] == "rows as if they were not in the index"
+    assert found(built.index) >= built.recall_low >= 0.88
+    assert found(built.index) == pytest.approx(built.recall, abs=0.03)
+    assert built.parameters["recall_by"] == "rows as if they were not in the index"
     rows = np.random.default_rng(3).permutation(6_000)[:500]
-    own = recall_at_k(named.index, truth_of(items, METRICS["l2"], rows, 10))
-    assert found(named.index) < own - 0.08, "negative control: by its own rows"
+    own = recall_at_k(built.index, truth_of(items, METRICS["l2"], rows, 10))
+    assert found(built.index) < own - 0.03, "negative control: by its own rows"
 
 
 @pytest.mark.slow

@@ -348,7 +348,8 @@ def test_a_travelled_index_searches_with_the_effort_that_was_set(travel: Travel,
     generator = np.random.default_rng(3)
     latents = LatentArrays(generator.normal(size=(5000, 8)).astype(np.float32))
     queries = latents.take(np.s_[:50])
-    index = build_index(latents, IndexConfig(metric="l2", kind="hnsw", m=4, ef_construction=8, queries=50)).index
+    config = IndexConfig(metric="l2", kind="hnsw", m=4, ef_construction=8, queries=50, target_recall=0.9)
+    index = build_index(latents, config).index
     scratch = Scratch(open_store(str(tmp_path)), "runs/run/scratch/here/")
     travel()
     answers = []
