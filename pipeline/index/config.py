@@ -23,12 +23,12 @@ class IndexConfig(BaseModel):
     ef_construction: links a node and candidates looked at while a graph is built.
     target_recall: recall@k that is tuned to, as a share, by the lower end of its 95 % interval; a kind that does not
     reach it is refused. max_ef_search: where tuning gives up, of ef_search and of the candidates of codes. k, queries,
-    seed: neighbours, sampled queries and their seed for tuning and for measuring recall. memory_gib: refuse to build an index estimated
-    above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built, for all but
-    `flat`; None: no limit. segment_rows: above so many photos the index is made of
-    several files of up to so many, of which a night writes those that change (fewer, where a photo's features are so
-    many that a file would pass 4 GiB). threads: OpenMP threads while building; None: all. gpu: `auto` trains cells, and
-    tells those of rows, on all GPUs that the installed FAISS sees.
+    seed: neighbours, sampled queries and their seed for tuning and for measuring recall. memory_gib: refuse to build an
+    index estimated above this; None: no limit. latency_p99_ms: what one query alone may take where the index is built,
+    for all but `flat`; None: no limit. segment_rows: above so many photos the index is made of several files of up to
+    so many, of which a night writes those that change (fewer, where a photo's features are so many that a file would
+    pass 4 GiB). threads: OpenMP threads while building; None: all. gpu: `auto` trains cells, and tells those of rows,
+    on all GPUs that the installed FAISS sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
