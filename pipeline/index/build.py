@@ -182,6 +182,7 @@ def _made(work: _Work, name: str, before: Mapping[str, Any], good: Sequence[Poin
         work.within[cells] = tuned.within
         for effort, value in tuned.effort.items():
             whole.planner.set_effort(effort, value, k=config.k)
+        del apart  # a graph of its own
     del whole
     data = load_faiss().serialize_index(index).tobytes()
     del index  # there are two more of it
