@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from table_cells import table
+
+from pipeline.index.kinds import KINDS
 
 Results = Mapping[str, Any]
 
@@ -111,6 +113,72 @@ def million_table(found: Results, smaller: Results) -> str:
             f"{row['build_cpu_s']:.0f}", f"{row['peak_build_mb']:,} ({row['before_build_mb']:,})",
         ])  # fmt: skip
     return table(heads, rows)
+
+
+def kinds_table(found: Results) -> str:
+    """Return every kind of index over 60,000 real latents, with what a photo costs and what its file asks for."""
+    heads = ["kind", "bytes a photo", "`features` beside", "filters", "FAISS from", "mapped", "effort", "reported",
+             "new photos", "half", "queries/s", "p50 ms", "p99 ms", "build, CPU s"]  # fmt: skip
+    rows = []
+    for row in found["kinds"]:
+        kind, own = KINDS[row["kind"]], row["filters"]
+        yes = ["yes" if each else "no" for each in (row["features_bytes_per_item"], kind.filters, kind.mmap)]
+        rows.append([
+            f"`{row['kind']}`", f"{row['bytes_per_item']:.0f}", yes[0], yes[1], ".".join(map(str, kind.lowest_faiss)),
+            yes[2], effort_of(row), f"{row['reported_recall']:.3f}", f"{own['all']['recall']:.3f}",
+            f"{own['50 %']['recall']:.3f}", f"{own['all']['qps']:,.0f}", f"{own['all']['p50_ms']:.2f}",
+            f"{own['all']['p99_ms']:.1f}", f"{row['build_cpu_s']:.0f}",
+        ])  # fmt: skip
+    return table(heads, rows)
+
+
+def segments_table(found: Results) -> str:
+    """Return a first night, a night of 1 % churn and a full build beside it, by kind and size."""
+    heads = ["kind", "night", "rows written", "index, processor s (clock)", "gather before it", "peak memory, MiB",
+             "of it no file's", "bytes a photo", "effort", "reported", "photos in no index find"]  # fmt: skip
+    nights = {"first": "first of {}", "second": "1 % churn", "second-full": "full build of the same"}
+    rows = []
+    for own in found.values():
+        for key, title in nights.items():
+            night, index, gather = own[key], own[key]["index"], own[key]["gather"]
+            others = night["found_by_others"]
+            rows.append([
+                f"`{own['kind']}`", title.format(f"{own['rows']:,}"), f"{night['rows_written']:,}",
+                f"{index['cpu_s']:.0f} ({index['s']:.0f})", f"{gather['cpu_s']:.0f} ({gather['s']:.0f})",
+                f"{index['peak_mib']:,}", f"{index['peak_anon_mib']:,}", f"{night['bytes_per_item']:.0f}",
+                effort_of(night), f"{night['recall_low']:.3f}", f"{others['recall']:.3f} ± {others['se']:.3f}",
+            ])  # fmt: skip
+    return table(heads, rows)
+
+
+def segment_readers_table(found: Results) -> str:
+    """Return one builder of the largest segment, and two readers that map all of them, a column a kind and size."""
+    columns = list(found.values())
+
+    def both(cell: Callable[[Results], str]) -> list[str]:
+        return [", ".join(cell(reader) for reader in own["readers"]) for own in columns]
+
+    def memory(name: str) -> list[str]:
+        return both(lambda reader: f"{reader['memory_mib'][name]:,}")
+
+    builders = [own["builder"] for own in columns]
+    rows = [
+        ["one builder: its segment and features, MiB", *(f"{own['mib'] + own['features_mib']}" for own in builders)],
+        ["held at most, beside these", *(
+            f"{own['segment']['peak_mib'] - own['mib'] - own['features_mib']}" for own in builders
+        )],
+        ["a reader opens the release, s (processor s)", *both(
+            lambda reader: f"{reader['open']['s']:.1f} ({reader['open']['cpu_s']:.1f})"
+        )],
+        ["resident after searching all, MiB", *memory("Rss")],
+        ["of it files that both map", *memory("Shared_Clean")],
+        ["its part by `Pss`", *memory("Pss")],
+        ["of it no file's", *memory("Pss_Anon")],
+        ["a query alone, median, ms", *both(lambda reader: f"{reader['p50_ms']:.0f}")],
+        ["p99, ms", *both(lambda reader: f"{reader['p99_ms']:.0f}")],
+        ["queries/s, 200 at once", *both(lambda reader: f"{reader['qps']:.0f}")],
+    ]  # fmt: skip
+    return table(["", *(f"`{own['kind']}`, {own['rows']:,}" for own in columns)], rows)
 
 
 def filters_table(found: Results) -> str:

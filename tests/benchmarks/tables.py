@@ -19,8 +19,11 @@ from index_tables import (
     engines_table,
     filters_table,
     gaussians_table,
+    kinds_table,
     metrics_table,
     million_table,
+    segment_readers_table,
+    segments_table,
     spaces_table,
     speed_table,
     turmoil_table,
@@ -42,7 +45,7 @@ from options import Options
 from record import RESULTS, ROOT, Run, read
 from table_cells import newest_rows, shown, table
 
-PAGES = ("README.md", "tests/benchmarks/README.md")
+PAGES = ("README.md", "tests/benchmarks/README.md", "pipeline/index/README.md")
 CATALOGUES = ("fashion_mnist", "clothing")
 
 # What a newcomer chooses among: the row of the quality table and what it is for.
@@ -214,6 +217,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "spaces": lambda: spaces_table(results_of("spaces")),
     "million": lambda: million_table(read_plain("million"), read_plain("index")),
     "filters of a million": lambda: filters_table(read_plain("million")),
+    "kinds of an index": lambda: kinds_table(read_plain("index")),
+    "segments": lambda: segments_table(read_plain("segments")),
+    "readers of segments": lambda: segment_readers_table(read_plain("segments")),
     "engines": lambda: engines_table(results_of("tables")),
     "claims": lambda: claim_tables(runs_of("claims")).rstrip(),
 }
