@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..index.latents import Float64, Rows
 from ..ordering import positions_in_runs
@@ -33,6 +34,18 @@ def joined(parts: list[Answered]) -> Answered:
         what=np.concatenate([np.empty(0, np.int64), *(part.what for part in parts)]),
         scores=np.concatenate([np.empty(0), *(part.scores for part in parts)]),
     )
+
+
+def near_best(who: Rows, scores: Float64, top: int) -> NDArray[np.bool_]:
+    """Return which rows, in order of who, score as much as the asker's `top`-th: to order all takes longest."""
+    ends = np.append(np.flatnonzero(who[1:] != who[:-1]) + 1, len(who)).tolist()
+    kept, start = np.ones(len(who), np.bool_), 0
+    for end in ends:
+        if end - start > top:
+            own = scores[start:end]
+            kept[start:end] = own >= np.partition(own, end - start - top)[end - start - top]
+        start = end
+    return kept
 
 
 def best(who: Rows, what: Rows, scores: Float64, top: int) -> Answered:

@@ -7,7 +7,7 @@ import numpy as np
 from ..index.fusion import RRF_K, reciprocal_ranks
 from ..index.latents import Rows
 from ..index.opened import OpenedRelease
-from .answered import Answered, best, joined
+from .answered import Answered, best, joined, near_best
 from .baskets import Baskets, ranges_of
 from .config import RecommendConfig
 from .lists import NeighbourLists
@@ -56,7 +56,9 @@ def _fused(
     votes = np.broadcast_to(shares[:, None], near.shape)[used] / (RRF_K + ranks[used])
     named, places = np.unique(keys[used], return_inverse=True)
     sums = np.bincount(places, weights=votes, minlength=len(named)).astype(np.float64)
-    return best(named // max(1, baskets.num_items), named % max(1, baskets.num_items), sums, config.top), short
+    who, what = np.divmod(named, max(1, baskets.num_items))
+    kept = near_best(who, sums, config.top)
+    return best(who[kept], what[kept], sums[kept], config.top), short
 
 
 def _asked_apart(release: OpenedRelease, baskets: Baskets, customer: int, config: RecommendConfig) -> Answered:

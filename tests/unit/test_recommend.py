@@ -380,6 +380,12 @@ def test_ties_go_to_the_lower_number_and_ranges_are_whole_customers() -> None:
     answered = fusing.best(np.array([1, 0, 1, 1]), np.array([5, 2, 3, 4]), np.array([1.0, 1.0, 1.0, 2.0]), 2)
     assert (answered.who.tolist(), answered.what.tolist()) == ([0, 1, 1], [2, 4, 3])
     assert answered.places.tolist() == [1, 1, 2]
+    generator = np.random.default_rng(0)
+    who, scores = np.sort(generator.integers(0, 9, 200)), generator.integers(0, 5, 200).astype(np.float64)
+    kept = fusing.near_best(who, scores, 4)
+    some, every = (fusing.best(who[rows], rows, scores[rows], 4) for rows in (np.flatnonzero(kept), np.arange(200)))
+    assert (some.who.tolist(), some.what.tolist()) == (every.who.tolist(), every.what.tolist())
+    assert kept.sum() < 150
     assert baskets.ranges_of(np.array([0, 2, 2, 9, 10]), 3) == [(0, 2), (2, 3), (3, 4)]
     hits = lists._without(GroupHits(np.array([4, 7]), np.array([1.0, 0.5])), 9, 1)
     assert hits.groups.tolist() == [4], "an item that more others tie with than were asked for is not among them"
