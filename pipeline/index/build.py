@@ -240,13 +240,15 @@ def _chosen(work: _Work, names: Sequence[str]) -> BuiltIndex:
         raise refuse(points, config)
     made, choice = kept
     kind = choice.point.kind
-    tuned_rows = before.get("tuned_rows") if len(points) + len(slow) < len(names) else None
     parameters = _built_with(work, kind) | made.tuned.effort
     if KINDS[kind].tuned:
         parameters |= {RECALL_LOW: round(choice.point.recall_low, 5)}
-    why = choice.why if config.kind == "auto" else "it was asked for"
-    why += f"; far slower at too little effort: {', '.join(slow)}" if slow else ""
-    parameters |= {"chosen": why, "tuned_rows": tuned_rows or len(work.features)}
+    if config.kind == "auto":
+        why = choice.why + (f"; far slower at too little effort: {', '.join(slow)}" if slow else "")
+        looked_at_all = len(points) + len(slow) == len(names)
+        parameters |= {"chosen": why, "tuned_rows": len(work.features) if looked_at_all else before["tuned_rows"]}
+    else:  # of one that was named no later night of `auto` thinks that it was chosen among all
+        parameters["chosen"] = "it was asked for"
     for point in pareto(points):
         parameters |= point.parameters()
     parameters |= choice.point.parameters()

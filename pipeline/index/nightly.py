@@ -188,8 +188,9 @@ def _chosen(night: _Night) -> tuple[BuiltIndex, tuple[np.ndarray, np.ndarray]]:
             continue
         rows = len(night.latents)
         stands = still_stands(night.before, rows) and not looked_at
-        tuned_rows = night.before["tuned_rows"] if stands else rows
-        parameters: Parameters = {**made.parameters, "chosen": why, "tuned_rows": tuned_rows}
+        parameters: Parameters = {**made.parameters, "chosen": why}
+        if config.kind == "auto":
+            parameters["tuned_rows"] = night.before["tuned_rows"] if stands else rows
         for other in (*pareto(said), point):
             parameters |= other.parameters()
         shown = (*(other for other in said if other.kind != kind), point)

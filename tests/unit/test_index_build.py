@@ -50,6 +50,8 @@ def test_hnsw_is_tuned_to_the_target_and_recall_is_honest(metric: str) -> None:
     config = IndexConfig(metric=metric, kind="hnsw", m=4, ef_construction=12, target_recall=0.9, queries=600)
     built = build_index(data, config)
     assert built.parameters["ef_search"] > 11, "this graph is poor enough to need tuning"
+    assert built.parameters["chosen"] == "it was asked for"
+    assert "tuned_rows" not in built.parameters, "a later night of auto looks at all kinds"
     assert built.recall == pytest.approx(0.9, abs=0.03), "held-out queries, least ef_search that reaches the target"
     rows = np.random.default_rng(5).permutation(5_000)[:300]
     assert brute_recall(built, data.mean, rows, 10, metric) == pytest.approx(built.recall, abs=0.03)
