@@ -174,8 +174,10 @@ def segment_readers_table(found: Results) -> str:
         ["of it files that both map", *memory("Shared_Clean")],
         ["its part by `Pss`", *memory("Pss")],
         ["of it no file's", *memory("Pss_Anon")],
-        ["a query alone, median, ms", *both(lambda reader: f"{reader['p50_ms']:.0f}")],
-        ["p99, ms", *both(lambda reader: f"{reader['p99_ms']:.0f}")],
+        ["a query alone, median (p99), ms", *both(lambda reader: f"{reader['p50_ms']:.1f} ({reader['p99_ms']:.0f})")],
+        ["asked for the first time", *both(
+            lambda reader: "{p50_ms:.1f} ({p99_ms:.0f})".format(**reader["paging_in"])
+        )],
         ["queries/s, 200 at once", *both(lambda reader: f"{reader['qps']:.0f}")],
     ]  # fmt: skip
     return table(["", *(f"`{own['kind']}`, {own['rows']:,}" for own in columns)], rows)
