@@ -15,6 +15,7 @@ Values = NDArray[np.floating[Any]]
 BLOCK = 1 << 15  # rows multiplied at a time
 TOGETHER = 256  # queries multiplied at a time: a block's values of them are 32 MiB of float32
 _PARTED = 16  # queries whose largest values are picked at a time
+_FEWEST = 1 << 10  # rows of which the first are picked: to pick them of a block takes as long as to scan it
 _MERGED = 4  # rows a query, in parts of those kept, that are merged into them one by one, not picked anew
 
 
@@ -46,7 +47,12 @@ def largest_products(
         if exclude is not None:
             inside = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
             near[inside, exclude[inside] - start] = -np.inf
-        best, places = _with_more(best, places, near, start, count)
+        done = 0
+        while done < len(block):  # of as many rows as were looked at so far about `count` are nearer than the last kept
+            more = near[:, done : done + max(_FEWEST, start + done)]
+            best, places = _with_more(best, places, more, start + done, count)
+            done += more.shape[1]
+            del more
         start += len(block)
         del near, block, held  # else they would be there beside the next ones
     return places, best

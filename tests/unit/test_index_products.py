@@ -55,6 +55,7 @@ def alone(index: SearchIndex, queries: LatentArrays, allowed: np.ndarray | None)
 def test_together_as_alone_and_as_the_truth(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies at the edge of an answer come in the order of their rows, under any filter, in any block."""
     monkeypatch.setattr(products, "BLOCK", 500)
+    monkeypatch.setattr(products, "_FEWEST", 30)
     for module in (planner, exact):
         monkeypatch.setattr(module, "TOGETHER", 64)
     items = with_copies(3000, 12)
@@ -110,6 +111,7 @@ def test_few_queries_are_faisss_and_many_are_not(monkeypatch: pytest.MonkeyPatch
 def test_ties_go_to_the_lower_row_whatever_is_copied(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catalogues of few different photos, of few numbers: the truth and an exact index both, by definition."""
     monkeypatch.setattr(products, "BLOCK", 37)
+    monkeypatch.setattr(products, "_FEWEST", 5)
     generator, known = np.random.default_rng(5), METRICS[metric]
     for _ in range(12):
         count, dim, k = (int(generator.integers(*ends)) for ends in ((1, 300), (1, 6), (1, 30)))
