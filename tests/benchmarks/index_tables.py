@@ -67,7 +67,8 @@ def gaussians_table(found: Results) -> str:
             rows[-1] += ["refused", *["–"] * 6]
             continue
         rows[-1] += [f"{row['bytes_per_item']:.0f}", effort_of(row), f"{row['reported_recall']:.3f}",
-                     f"{row['recall_at_10']:.3f}", f"{row['batch_cpu_ms']:.2f}", f"{row['alone_cpu_ms']:.2f}",
+                     f"{row['recall_at_10']:.3f} ± {row['recall_se']:.3f}", f"{row['batch_cpu_ms']:.2f}",
+                     f"{row['alone_cpu_ms']:.2f}",
                      f"{row['build_cpu_s']:.0f}"]  # fmt: skip
     own = found["set"]
     return table(heads, rows, f"{own['items']:,} items of {own['dims']} numbers, {own['queries']:,} queries.")
