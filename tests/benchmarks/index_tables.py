@@ -122,6 +122,9 @@ def kinds_table(found: Results) -> str:
              "new photos", "half", "queries/s", "p50 ms", "p99 ms", "build, CPU s"]  # fmt: skip
     rows = []
     for row in found["kinds"]:
+        if "refused" in row:
+            rows.append([f"`{row['kind']}`", "refused", *["–"] * 12])
+            continue
         kind, own = KINDS[row["kind"]], row["filters"]
         yes = ["yes" if each else "no" for each in (row["features_bytes_per_item"], kind.filters, kind.mmap)]
         rows.append([
